@@ -1,0 +1,39 @@
+"""ivlkit: fine-tune the InternVL 1.5 family on your own data, from a notebook.
+
+The public names are loaded when first used: `import ivlkit` takes milliseconds and imports no torch.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "machine": "hardware",
+    "load": "models.load",
+    "load_processor": "models.processor",
+    "export": "models.export",
+    "choose_grid": "data.tiling",
+    "split_into_tiles": "data.tiling",
+    "count_tiles": "data.tiling",
+    "read_records": "data.records",
+    "encode": "data.encode",
+    "open_data": "data.mixture",
+    "recipe": "training.recipes",
+    "train": "training.runs",
+    "attach": "training.runs",
+    "runs": "training.runs",
+    "evaluate": "evaluation.evaluate",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ivlkit' has no attribute {name!r}; its public names: {', '.join(_HOMES)}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))

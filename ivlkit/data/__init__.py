@@ -1,0 +1,1 @@
+"""A JSONL row → tensors: records, media, tiling, conversation, encode, mixture, collate."""

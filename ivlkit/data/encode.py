@@ -1,0 +1,156 @@
+"""Record → Example: the exact tokens, the exact labels, the tiles as uint8.
+
+The whole rendered text is tokenised once. A token is supervised iff it *starts* inside an answer's span (closing token
+included). Overlap would be wrong: a Phi-3 role token swallows the whitespace after it, and with it the start of the
+answer's span.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DataError
+from .conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from .media import degrade_jpeg, image_size, open_image
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be collated.
+
+    input_ids int64 [L]; labels int64 [L], IGNORE_INDEX where not supervised, not shifted; tiles uint8 [T, S, S, 3].
+    `notes` say what was changed to make it fit ("12 → 6 tiles …").
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    tiles: np.ndarray
+    where: str
+    num_tiles: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self):
+        return len(self.input_ids)
+
+    @property
+    def num_supervised(self):
+        """Tokens the loss is taken on."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+    def __repr__(self):
+        return (
+            f"Example({self.where}: {len(self)} tokens, {self.num_supervised} supervised, {len(self.tiles)} tiles"
+            f"{''.join('; ' + note for note in self.notes)})"
+        )
+
+
+def encode(record, processor, *, max_length=None, draw=(0, 0)):
+    """Encode a record for training.
+
+    A row longer than `max_length` first gets fewer tiles (its `notes` say so); if it still does not fit it is refused.
+    Nothing is ever cut.
+
+    Args:
+        record: a `Record`.
+        processor: template, tokenizer and tile settings of a model (`ivlkit.load_processor`).
+        max_length: tokens at most; None for no limit. The guide's `max_seq_length`, image tokens included.
+        draw: (seed, epoch); with the row's own place it keys every random draw, whichever worker makes it.
+    Returns: `Example`.
+    Raises: DataError with file and line if the row is too long, has no supervised token, or types image tokens.
+    """
+    sizes = [image_size(image, record.where) for image in record.images]
+    budget, num_tiles, notes = fit_tiles(record, processor, sizes=sizes, max_length=max_length)
+    rendered = _render(record, processor, num_tiles)
+    input_ids, labels = _supervise(rendered, processor.tokenizer)
+    _check(record, processor, input_ids=input_ids, labels=labels, num_tiles=num_tiles)
+    if rendered.stripped:
+        notes = (*notes, f"outer whitespace of {rendered.stripped} answers stripped")
+    tiles = [
+        tile for image in record.images for tile in processor.tile(open_image(image, record.where), max_tiles=budget)
+    ]
+    if record.augment_jpeg:
+        rng = random.Random(f"{draw}:{record.where}")
+        tiles = [degrade_jpeg(tile, rng.randint(75, 100)) for tile in tiles]
+    return Example(
+        input_ids, labels, stack_tiles(tiles, processor.tile_px), record.where, tuple(num_tiles), tuple(notes)
+    )
+
+
+def fit_tiles(record, processor, *, sizes, max_length=None):
+    """Budget a picture, tiles of each, and notes, such that the row has at most `max_length` tokens.
+
+    Image tokens are whole tokens of their own, so the length is (tokens without pictures) + num_image_token · tiles.
+
+    Args: sizes: (width_px, height_px) of each picture.
+    Returns: (12, [13], ()) for a 640 × 480 picture that fits at the budget of 12.
+    Raises: DataError if the row does not fit even with one tile a picture.
+    """
+    wanted = record.max_tiles or processor.max_tiles
+    full = processor.count_tiles(sizes, max_tiles=wanted)
+    if max_length is None:
+        return processor.share(wanted, len(sizes)), full, ()
+    text = _render(record, processor, [0] * len(sizes)).text
+    text_tokens = len(processor.tokenizer(text)["input_ids"])
+    for max_tiles in range(wanted, 0, -1):
+        num_tiles = processor.count_tiles(sizes, max_tiles=max_tiles)
+        length = text_tokens + processor.num_image_token * sum(num_tiles)
+        if length <= max_length:
+            notes = (f"{sum(full)} → {sum(num_tiles)} tiles to fit {max_length} tokens",) if num_tiles != full else ()
+            return processor.share(max_tiles, len(sizes)), num_tiles, notes
+    raise DataError(
+        f"{record.where}: {length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles); "
+        f"expected at most {max_length}; raise max_seq_length or shorten the row"
+    )
+
+
+def stack_tiles(tiles, tile_px):
+    """PIL tiles → uint8 [T, tile_px, tile_px, 3]; [0, …] for none."""
+    if not tiles:
+        return np.zeros((0, tile_px, tile_px, 3), np.uint8)
+    return np.stack([np.asarray(tile) for tile in tiles])
+
+
+def _render(record, processor, num_tiles):
+    try:
+        return render(
+            record.turns,
+            processor.template,
+            num_tiles=num_tiles,
+            num_image_token=processor.num_image_token,
+            system_message=processor.system_message,
+        )
+    except DataError as error:
+        raise DataError(f"{record.where}: {error}") from error
+
+
+def _supervise(rendered, tokenizer):
+    """Tokenise once; label the tokens that start inside an answer."""
+    encoded = tokenizer(rendered.text, return_offsets_mapping=True)
+    input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+    starts = np.asarray(encoded["offset_mapping"], dtype=np.int64)[:, 0]
+    ends = np.asarray(encoded["offset_mapping"], dtype=np.int64)[:, 1]
+    inside = np.zeros(len(input_ids), dtype=bool)
+    for first, last in rendered.answers:
+        inside |= (starts >= first) & (starts < last) & (ends > starts)
+    return input_ids, np.where(inside, input_ids, IGNORE_INDEX)
+
+
+def _check(record, processor, *, input_ids, labels, num_tiles):
+    """The invariants of a row: one context token a feature, closed pictures, something to learn."""
+    expected = {
+        IMAGE_CONTEXT: processor.num_image_token * sum(num_tiles),
+        IMAGE_START: len(num_tiles),
+        IMAGE_END: len(num_tiles),
+    }
+    for token, count in expected.items():
+        found = int((input_ids == processor.token_id(token)).sum())
+        if found != count:
+            raise DataError(
+                f"{record.where}: {found} {token} tokens but its pictures make {count}; "
+                f"does the text itself contain {token}? Remove it"
+            )
+    if (labels == IGNORE_INDEX).all():
+        raise DataError(f"{record.where}: no supervised token; expected an assistant turn; add the answer")

@@ -1,0 +1,272 @@
+"""What this machine has: the first cell of a notebook, and the block to paste into a bug report."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+GIB = 1024**3
+NOT_INSTALLED = "not installed"
+PACKAGES = (
+    "ivlkit", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "huggingface_hub",
+    "numpy", "pillow", "bitsandbytes", "deepspeed", "jupyterlab", "ipywidgets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA card that torch can use."""
+
+    name: str
+    memory_gib: float
+    free_gib: float  # now, all programs on the card counted
+    capability: tuple[int, int]  # (8, 0) for an A100, (9, 0) for an H100
+    bf16: bool  # in hardware; emulated bf16 counts as false
+
+    def __str__(self) -> str:
+        major, minor = self.capability
+        bf16 = "bf16" if self.bf16 else "no bf16"
+        return f"{self.name}, {self.memory_gib:.1f} GiB ({self.free_gib:.1f} free), capability {major}.{minor}, {bf16}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `machine()` found. Print it, show it in a notebook, or take `to_dict()`; None means unknown."""
+
+    python: str
+    platform: str
+    cpu_count: int  # cores this process may use
+    ram_gib: float | None  # a container's own limit where it is the smaller one
+    ram_free_gib: float | None
+    disk_free_gib: float | None  # where the working folder lies: runs are written there
+    gpus: tuple[Gpu, ...]
+    driver_without_torch: str | None  # an NVIDIA card that torch can't see, why, and what mends it
+    attention: str  # "varlen" (packed samples, one kernel) or "sdpa"
+    versions: dict[str, str]  # by package; "not installed" where it is missing
+
+    def to_dict(self) -> dict:
+        """The same as plain values, ready for `json.dumps`."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        cell = '<td style="text-align:left">'
+        rows = (f"<tr>{cell}{escape(name)}</td>{cell}{escape(value)}</td></tr>" for name, value in self._rows())
+        return f"<table>{''.join(rows)}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        gpus = [("gpu", str(gpu)) for gpu in self.gpus] or [("gpu", "none that torch can use")]
+        warning = [("WARNING", self.driver_without_torch)] if self.driver_without_torch else []
+        return [
+            ("python", self.python),
+            ("platform", self.platform),
+            ("cpu", f"{self.cpu_count} cores"),
+            ("ram", f"{_gib(self.ram_gib)}, {_gib(self.ram_free_gib)} free"),
+            ("disk", f"{_gib(self.disk_free_gib)} free"),
+            *gpus,
+            *warning,
+            ("attention", self.attention),
+            *self.versions.items(),
+        ]
+
+
+def machine() -> Machine:
+    """Look at this machine: Python, memory, disk, graphics cards, and the versions that matter.
+
+    Never raises on an odd machine: what can't be found is None, an empty tuple or "not installed".
+    Imports torch, which takes a second or two the first time.
+    """
+    import platform
+
+    ram_gib, ram_free_gib = _ram_gib()
+    torch, cuda_problem = _import_torch()
+    gpus = _torch_gpus(torch)
+    return Machine(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu_count=_cpu_count(),
+        ram_gib=ram_gib,
+        ram_free_gib=ram_free_gib,
+        disk_free_gib=_disk_free_gib(),
+        gpus=gpus,
+        driver_without_torch=None if gpus else _driver_without_torch(torch, cuda_problem),
+        attention=_attention(gpus),
+        versions={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _gib(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f} GiB"
+
+
+def _cpu_count() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: a job scheduler may have lent us a few cores of many
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _disk_free_gib() -> float | None:
+    import shutil
+
+    try:
+        return shutil.disk_usage(os.getcwd()).free / GIB
+    except OSError:
+        return None
+
+
+def _ram_gib() -> tuple[float | None, float | None]:
+    """(total, free) in GiB; (None, None) where psutil can't tell."""
+    try:
+        import psutil
+
+        memory = psutil.virtual_memory()
+    except Exception:  # not installed, or a platform it does not know
+        return None, None
+    limit, free = _cgroup_memory()
+    return min(memory.total, limit) / GIB, min(memory.available, free) / GIB
+
+
+def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
+    """(limit, free) of a container's memory in bytes; infinite where there is no limit."""
+    try:
+        limit = int((root / "memory.max").read_text())  # "max" where there is none
+        used = int((root / "memory.current").read_text())
+        counters = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        cached = int(counters["inactive_file"])  # counted as used, given back when asked for
+    except (OSError, ValueError, KeyError):
+        return float("inf"), float("inf")
+    return limit, max(limit - used + cached, 0)
+
+
+def _import_torch():
+    """(the module or None, why CUDA can't be used or ""), in the words of torch, which says it when asked."""
+    import warnings
+
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            import torch
+
+            torch.cuda.is_available()
+    except Exception as error:  # a broken torch must not hide the rest of the report
+        return None, f"{type(error).__name__}: {error}"
+    about_cuda = [str(warning.message) for warning in said if "CUDA" in str(warning.message)]
+    return torch, _first_line(about_cuda[0]) if about_cuda else ""
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _torch_gpus(torch) -> tuple[Gpu, ...]:
+    try:
+        return tuple(_gpu(torch, index) for index in range(torch.cuda.device_count()))
+    except Exception:  # no torch, a card in exclusive use, a driver that is half there
+        return ()
+
+
+def _gpu(torch, index: int) -> Gpu:
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    capability = (properties.major, properties.minor)
+    return Gpu(
+        name=properties.name,
+        memory_gib=total / GIB,
+        free_gib=free / GIB,
+        capability=capability,
+        bf16=capability >= (8, 0),
+    )
+
+
+def _attention(gpus: tuple[Gpu, ...]) -> str:
+    """The kernel for packed samples where torch has it and every card is Ampere or newer, else "sdpa"."""
+    if not gpus or min(gpu.capability for gpu in gpus) < (8, 0):
+        return "sdpa"
+    try:
+        import torch.nn.attention.varlen  # noqa: F401
+    except Exception:
+        return "sdpa"
+    return "varlen"
+
+
+def _driver_without_torch(torch, cuda_problem: str) -> str | None:
+    """One sentence with its fix when there is an NVIDIA card that torch can't use; None without a card."""
+    card = _nvidia_card()
+    if card is None:
+        return None
+    name, has_driver = card
+    seen = f"{name} is here, but torch can't see it"
+    if not has_driver:
+        return f"{seen}: it has no working driver. Install the NVIDIA driver; `nvidia-smi` then lists the card"
+    if torch is None:
+        return f"{seen}: torch does not import ({cuda_problem}). Run `pip install torch`"
+    if torch.version.cuda is None:
+        release = torch.__version__.split("+")[0]
+        fix = f"pip uninstall -y torch && pip install torch=={release}"
+        return f"{seen}: torch {torch.__version__} is a build without CUDA. Run `{fix}` for one with it"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not cuda_problem:
+        return f"{seen}: CUDA_VISIBLE_DEVICES is {hidden!r}. Run `unset CUDA_VISIBLE_DEVICES` and start again"
+    return (
+        f"{seen}: {cuda_problem or 'CUDA does not start'}. torch {torch.__version__} is built for CUDA "
+        f"{torch.version.cuda}: update the NVIDIA driver until `nvidia-smi` shows that CUDA version or a "
+        "newer one; a container has to be started with its GPUs (`--gpus all`)"
+    )
+
+
+def _nvidia_card() -> tuple[str, bool] | None:
+    """(name of the first NVIDIA card, whether its driver answers), asked of the system and not of torch."""
+    name = _nvidia_smi_name() or _proc_driver_name()
+    if name:
+        return name, True
+    return ("An NVIDIA card", False) if sys.platform == "linux" and _has_nvidia_on_pci() else None
+
+
+def _nvidia_smi_name() -> str | None:
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    name = _first_line(done.stdout)
+    return name if done.returncode == 0 and name and not name.startswith("No devices") else None
+
+
+def _proc_driver_name(root: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:
+    """The card's name as the loaded kernel driver tells it, for systems without nvidia-smi."""
+    try:
+        for information in sorted(root.glob("*/information")):
+            for line in information.read_text(errors="replace").splitlines():
+                if line.startswith("Model:"):
+                    return line.removeprefix("Model:").strip()
+    except OSError:
+        pass
+    return None
+
+
+def _has_nvidia_on_pci(root: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """A display controller (class 0x03…) by NVIDIA (vendor 0x10de) is there, with a driver or without."""
+    try:
+        return any(
+            (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith("0x03")
+            for device in root.iterdir()
+        )
+    except OSError:
+        return False
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return NOT_INSTALLED

@@ -1,0 +1,73 @@
+"""transformers' InternVL with what the released models need beside it: a thin subclass.
+
+Added: `ps_version` v1, the frozen vision tower in eval mode under no_grad, tiles encoded in chunks, features that were
+computed before (a chat's earlier pictures), and a head of the caller's (training's loss).
+"""
+
+import torch
+from transformers import InternVLForConditionalGeneration
+from transformers.models.internvl.modeling_internvl import InternVLCausalLMOutputWithPast
+
+TILES_A_CHUNK = 64  # bounds the tower's memory when it is frozen
+
+
+class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
+    """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
+
+    def train(self, mode=True):
+        """Train mode for the parts that train: a frozen tower stays in eval mode, so nothing in it is dropped."""
+        super().train(mode)
+        if self.vision_is_frozen:
+            self.model.vision_tower.eval()
+        return self
+
+    @property
+    def vision_is_frozen(self):
+        """Whether no parameter of the vision tower trains."""
+        return not any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
+
+    def encode_tiles(self, pixel_values):
+        """Pixel values [T, 3, S, S] → features [T, 256, H] in the language model's space."""
+        pixel_values = pixel_values.to(self.model.vision_tower.embeddings.cls_token.dtype)
+        if not self.vision_is_frozen:
+            return self._project(self._see(pixel_values))
+        with torch.no_grad():
+            patches = torch.cat([self._see(chunk) for chunk in pixel_values.split(TILES_A_CHUNK)])
+        return self._project(patches)
+
+    def _see(self, pixel_values):
+        """Vision tower without CLS: [T, 3, S, S] → [T, P, C], P = (S / 14)²."""
+        layer = self.config.vision_feature_layer
+        outputs = self.model.vision_tower(pixel_values=pixel_values, output_hidden_states=layer != -1)
+        hidden = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
+        return hidden[:, 1:]
+
+    def _project(self, patches):
+        """Pixel shuffle and projector: [T, P, C] → [T, P/4, 4C] → [T, P/4, H]."""
+        count, num_patches, _ = patches.shape
+        side = int(num_patches**0.5)
+        grid = patches.reshape(count, side, side, -1)
+        shuffled = self.model.pixel_shuffle(grid, scale_factor=self.config.downsample_ratio)
+        if self.config.ps_version == "v1":  # the first release left rows and columns swapped
+            shuffled = shuffled.transpose(1, 2)
+        return self.model.multi_modal_projector(shuffled.reshape(count, -1, shuffled.shape[-1]))
+
+    def embed(self, input_ids, features):
+        """Token embeddings [B, L, H] with the features [T, 256, H] in the places of the context tokens, in order.
+
+        Raises: ValueError if their numbers differ.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        places = input_ids == self.config.image_token_id
+        if int(places.sum()) != features.shape[0] * features.shape[1]:
+            raise ValueError(f"{int(places.sum())} context tokens but features for {features.shape[0]} tiles")
+        return embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds.dtype))
+
+    def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, head=None, **kwargs):
+        """As transformers' own. With `head`, a function of (hidden states [B, L, H], lm_head) gives `loss`, no logits."""
+        if pixel_values is not None and len(pixel_values):
+            input_ids, inputs_embeds = None, self.embed(input_ids, self.encode_tiles(pixel_values))
+        if head is None:
+            return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        outputs = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        return InternVLCausalLMOutputWithPast(loss=head(outputs.last_hidden_state, self.lm_head))

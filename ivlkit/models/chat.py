@@ -1,0 +1,298 @@
+"""Questions with pictures → replies. Earlier pictures are remembered as features, never encoded twice.
+
+Decoding follows the released defaults: greedy, at most 1,024 new tokens, stopped by the template's closing token.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from queue import Queue
+from threading import Thread
+
+import torch
+from tqdm.auto import tqdm
+
+from ..data.collate import normalise_tiles
+from ..data.conversation import render
+from ..data.encode import stack_tiles
+from ..data.media import open_image
+from ..data.records import IMAGE_PLACEHOLDER, Turn
+from ..errors import DataError
+
+MAX_NEW_TOKENS = 1024
+WINDOW = 256  # questions whose pictures are open at once
+KEPT_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")  # special tokens that are part of an answer
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and what is needed to ask on: `vlm.chat("And now?", history=reply)`."""
+
+    text: str
+    turns: tuple[Turn, ...]  # the conversation so far, this answer included
+    num_tiles: tuple[int, ...] = ()  # of every picture so far
+    features: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [ΣT, 256, H]
+
+    def __str__(self):
+        return self.text
+
+    def _repr_html_(self):
+        from ..show.answers import reply_html
+
+        return reply_html(self)
+
+
+def chat(vlm, question, images=None, *, history=None, stream=False, max_tiles=None, system_message=None, **generation):
+    """Ask one question.
+
+    Args:
+        question: text; `<image>` says where a picture goes, without it the pictures come first, a line each.
+        images: none, one or several: path, PIL image or uint8 array [H, W, 3].
+        history: the `Reply` to go on from, with its pictures.
+        stream: True gives an iterator of text pieces instead; its `.reply` holds the `Reply` when it is exhausted.
+        max_tiles: tile budget, default the model's.
+        system_message: default the model's own.
+        generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
+    Returns: `Reply`.
+    """
+    prompt = _prompt(vlm, question, _as_list(images), history=history, max_tiles=max_tiles, system=system_message)
+    prompt = _encode(vlm, prompt)
+    if stream:
+        return Stream(vlm, prompt, generation)
+    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+
+
+def chat_batch(
+    vlm, questions, images=None, *, batch_size=16, max_tiles=None, system_message=None, progress=False, **generation
+):
+    """Ask many questions, each with its own pictures; replies come in the order of the questions.
+
+    Batches are of similar length, padded on the left; Phi-3's short and long contexts never share one, because its
+    rope factors are chosen for a whole batch.
+
+    Args: images: a list with none, one or a list of pictures for each question.
+    Returns: list of `Reply`, without features.
+    """
+    images = [None] * len(questions) if images is None else images
+    if len(images) != len(questions):
+        raise DataError(f"{len(questions)} questions but pictures for {len(images)}; expected one entry each")
+    replies = []
+    with tqdm(total=len(questions), desc="replies", disable=not progress) as bar:
+        for start in range(0, len(questions), WINDOW):
+            window = [
+                _prompt(vlm, question, _as_list(pictures), max_tiles=max_tiles, system=system_message)
+                for question, pictures in zip(
+                    questions[start : start + WINDOW], images[start : start + WINDOW], strict=True
+                )
+            ]
+            replies += _reply_all(vlm, window, batch_size, generation, bar)
+    return replies
+
+
+def _reply_all(vlm, prompts, batch_size, generation, bar):
+    """Replies in the order of the prompts; batches of similar length, never across Phi-3's boundary."""
+    replies = [None] * len(prompts)
+    for batch in _batches([len(prompt.input_ids) for prompt in prompts], batch_size, _short_context(vlm)):
+        chosen = [_encode(vlm, prompts[number]) for number in batch]
+        for number, prompt, ids in zip(batch, chosen, _generate(vlm, chosen, generation), strict=True):
+            replies[number] = replace(_finish(vlm, prompt, ids), features=None)  # a batch keeps no features
+        bar.update(len(batch))
+    return replies
+
+
+def _batches(lengths, batch_size, short_context):
+    """Row numbers in batches of similar length; no batch holds both ≤ and > short_context tokens."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    short = [number for number in order if lengths[number] <= short_context]
+    long = [number for number in order if lengths[number] > short_context]
+    return [part[start : start + batch_size] for part in (short, long) for start in range(0, len(part), batch_size)]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Everything `generate` needs for one conversation that ends with the user's turn."""
+
+    turns: tuple[Turn, ...]
+    num_tiles: tuple[int, ...]
+    input_ids: list[int]
+    features: torch.Tensor | None  # of the pictures already encoded
+    tiles: torch.Tensor | None  # uint8, not encoded yet
+
+
+class Stream(Iterator):
+    """Text pieces as they come; `.reply` at the end. An error while generating is raised by the iteration."""
+
+    def __init__(self, vlm, prompt, generation):
+        self.reply = None
+        self._pieces = Queue()
+        Thread(target=self._run, args=(vlm, prompt, generation), daemon=True).start()
+
+    def _run(self, vlm, prompt, generation):
+        streamer = _QueueStreamer(vlm, self._pieces)
+        try:
+            ids = _generate(vlm, [prompt], generation, streamer=streamer)[0]
+            self.reply = _finish(vlm, prompt, ids)
+            streamer.finish(self.reply.text)
+            self._pieces.put(None)
+        except BaseException as error:  # handed to the reader's thread
+            self._pieces.put(error)
+
+    def __next__(self):
+        piece = self._pieces.get()
+        if piece is None:
+            raise StopIteration
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
+
+
+class _QueueStreamer:
+    """Token ids from `generate` → pieces of decoded text. The last two words wait: decoding may still change them."""
+
+    def __init__(self, vlm, pieces):
+        self.vlm, self.pieces, self.ids, self.written = vlm, pieces, [], 0
+
+    def put(self, value):
+        self.ids += value.flatten().tolist()
+        words = _decode(self.vlm, self.ids).rsplit(maxsplit=2)
+        if len(words) == 3 and len(words[0]) > self.written:
+            self.pieces.put(words[0][self.written :])
+            self.written = len(words[0])
+
+    def end(self):
+        """Called by `generate` after every segment; the text goes on."""
+
+    def finish(self, text):
+        if text[self.written :]:
+            self.pieces.put(text[self.written :])
+
+
+def _as_list(images):
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _prompt(vlm, question, images, *, history=None, max_tiles=None, system=None):
+    """Render and tokenise; pictures become uint8 tiles, not features yet."""
+    processor = vlm.processor
+    turns = history.turns if history else ((Turn("system", system),) if system is not None else ())
+    turns = (*turns, Turn("user", _with_placeholders(question, len(images))))
+    budget = processor.share(max_tiles or processor.max_tiles, len(images))
+    cut = [processor.tile(open_image(image, "chat"), max_tiles=budget) for image in images]
+    num_tiles = (*(history.num_tiles if history else ()), *map(len, cut))
+    text = render(
+        turns,
+        processor.template,
+        num_tiles=num_tiles,
+        num_image_token=processor.num_image_token,
+        system_message=processor.system_message,
+    ).text
+    tiles = torch.from_numpy(stack_tiles([tile for tiles in cut for tile in tiles], processor.tile_px))
+    return Prompt(turns, num_tiles, processor.tokenizer(text)["input_ids"], history and history.features, tiles)
+
+
+def _with_placeholders(question, num_images):
+    """Pictures without a placeholder come first: one on its own line, several numbered as the models' card does."""
+    found = question.count(IMAGE_PLACEHOLDER)
+    if not num_images or found == num_images:
+        return question
+    if found:
+        raise DataError(
+            f'{num_images} pictures but {found} "{IMAGE_PLACEHOLDER}" in the question; expected one for each'
+        )
+    if num_images == 1:
+        return f"{IMAGE_PLACEHOLDER}\n{question}"
+    numbered = (f"Image-{number}: {IMAGE_PLACEHOLDER}\n" for number in range(1, num_images + 1))
+    return "".join(numbered) + question
+
+
+@torch.inference_mode()
+def _encode(vlm, prompt):
+    """Turn the new tiles into features and put them behind the remembered ones."""
+    if not len(prompt.tiles):
+        return prompt
+    pixel_values = normalise_tiles(prompt.tiles.to(vlm.model.device), dtype=vlm.model.dtype)
+    features = vlm.model.encode_tiles(pixel_values)
+    if prompt.features is not None:
+        features = torch.cat([prompt.features, features])
+    return replace(prompt, features=features, tiles=prompt.tiles[:0])
+
+
+def _finish(vlm, prompt, ids):
+    text = _decode(vlm, ids)
+    return Reply(text, (*prompt.turns, Turn("assistant", text)), prompt.num_tiles, prompt.features)
+
+
+def _decode(vlm, ids):
+    """Ids up to the closing token → text without special tokens, except those that mark boxes."""
+    tokenizer = vlm.tokenizer
+    end = tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
+    ids = ids[: ids.index(end)] if end in ids else ids
+    dropped = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(KEPT_TOKENS)))
+    return tokenizer.decode([number for number in ids if number not in dropped]).strip()
+
+
+def _short_context(vlm):
+    """Tokens up to which Phi-3's short rope factors hold; no limit for other models."""
+    text = vlm.model.config.text_config
+    is_long = text.rope_parameters.get("rope_type") == "longrope"
+    return text.original_max_position_embeddings if is_long else float("inf")
+
+
+@torch.inference_mode()
+def _generate(vlm, prompts, generation, *, streamer=None):
+    """New ids of each prompt. A reply that crosses Phi-3's boundary is recomputed once with the long factors.
+
+    The reference mixes cached keys of both factors there; this is what it gives without a cache.
+    """
+    generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | generation
+    limit, boundary = generation.pop("max_new_tokens"), _short_context(vlm)
+    end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
+    embeds = [_embed(vlm, prompt) for prompt in prompts]
+    new_ids = [[] for _ in prompts]
+    pending = list(range(len(prompts)))
+    while pending:
+        is_short = [len(embeds[number]) <= boundary for number in pending]
+        group = [number for number, short in zip(pending, is_short, strict=True) if short == is_short[0]]
+        longest = max(len(embeds[number]) for number in group)
+        step = limit - max(len(new_ids[number]) for number in group)
+        if longest <= boundary:
+            step = int(min(step, boundary - longest + 1))
+        outputs = _generate_group(vlm, [embeds[number] for number in group], step, end, generation, streamer)
+        for number, ids in zip(group, outputs, strict=True):
+            new_ids[number] += ids
+            embeds[number] = _append(vlm, embeds[number], ids)
+        pending = [number for number in pending if end not in new_ids[number] and len(new_ids[number]) < limit]
+    return new_ids
+
+
+def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer):
+    """One call of transformers' `generate` on embeddings padded on the left; ids up to the closing token."""
+    longest = max(map(len, embeds))
+    padded = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])
+    lengths = torch.tensor([len(rows) for rows in embeds], device=padded.device)
+    mask = (torch.arange(longest, device=padded.device) >= longest - lengths[:, None]).long()
+    outputs = vlm.model.generate(
+        inputs_embeds=padded,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end,
+        pad_token_id=vlm.tokenizer.pad_token_id,
+        streamer=streamer,
+        **generation,
+    )
+    rows = outputs.tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
+
+
+def _embed(vlm, prompt):
+    """Embeddings [L, H] of a prompt, features in place."""
+    input_ids = torch.tensor([prompt.input_ids], device=vlm.model.device)
+    if prompt.features is None:
+        return vlm.model.get_input_embeddings()(input_ids)[0]
+    return vlm.model.embed(input_ids, prompt.features)[0]
+
+
+def _append(vlm, embeds, ids):
+    new = vlm.model.get_input_embeddings()(torch.tensor(ids, device=embeds.device, dtype=torch.long))
+    return torch.cat([embeds, new])

@@ -1,0 +1,220 @@
+"""Weights + processor → a model that answers."""
+
+import gc
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from ..errors import CheckpointError
+from . import chat
+from .architecture import ReleasedInternVLForConditionalGeneration
+from .checkpoint import from_released, merge_released_lora, register_with_transformers, to_released
+from .configuration import native_config, read_released_config
+from .families import Family, find_model
+from .processor import Processor, load_processor
+
+ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
+register_with_transformers(ReleasedInternVLForConditionalGeneration.__name__)
+
+
+@dataclass
+class VLM:
+    """A loaded model: transformers' own `model`, its `processor`, and ways to ask it."""
+
+    model: torch.nn.Module
+    processor: Processor
+    config: dict  # config.json as released
+    folder: Path  # where the weights came from
+    adapter: object = None  # PEFT's wrapper around `model` when a run's adapter is loaded
+
+    @property
+    def tokenizer(self):
+        """The fast tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def family(self) -> Family:
+        """The family's entry: what is released, LoRA targets, the guide's hardware."""
+        return self.processor.family
+
+    def chat(self, question, images=None, **options):
+        """Ask about no, one or several pictures; see `ivlkit.models.chat.chat`."""
+        return chat.chat(self, question, images, **options)
+
+    def chat_batch(self, questions, images=None, **options):
+        """Ask many questions at once; see `ivlkit.models.chat.chat_batch`."""
+        return chat.chat_batch(self, questions, images, **options)
+
+    def merge_adapter(self):
+        """Fold a loaded adapter into the weights; nothing happens without one."""
+        if self.adapter is not None:
+            self.model, self.adapter = self.adapter.merge_and_unload(), None
+
+    def release(self):
+        """Give the memory back; the object can't answer afterwards."""
+        self.model = self.adapter = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def __repr__(self):
+        if self.model is None:
+            return f"VLM({self.folder}: released)"
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        where = f"{self.model.dtype} on {self.model.device}".replace("torch.", "")
+        return f"VLM({self.family.key} from {self.folder}: {parameters / 1e6:,.1f} M parameters, {where})"
+
+    def _repr_html_(self):
+        from ..show.model import vlm_html
+
+        return vlm_html(self)
+
+
+def load(name, *, device=None, dtype=None):
+    """Load a model with its processor, ready to answer.
+
+    Args:
+        name: a key ("nano", "2b", "4b", "26b"), a folder in the released layout, or what a run left.
+        device: default: the GPU if torch sees one, else the CPU.
+        dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
+    Returns: `VLM`.
+    Raises: CheckpointError with file, what was found, what was expected. No code of the folder is ever run.
+    """
+    folder = _final_folder(find_model(name))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or default_dtype(device)
+    if not (folder / ORIGIN_FILE).exists():
+        return _load_released(folder, device=device, dtype=dtype)
+    base = find_model(json.loads((folder / ORIGIN_FILE).read_text())["base"])
+    if (folder / "adapter_config.json").exists():
+        return _load_adapter(_load_released(base, device=device, dtype=dtype), folder)
+    return _load_native(base, folder, device=device, dtype=dtype)
+
+
+def default_dtype(device):
+    """float32 on the CPU, bfloat16 where the GPU computes with it, else float16."""
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _final_folder(folder):
+    return folder / "final" if (folder / "run.yaml").exists() else folder
+
+
+def _load_released(folder, *, device, dtype):
+    config, processor = read_released_config(folder), load_processor(folder)
+    files = read_weight_files(folder)
+    if config.get("use_llm_lora") or config.get("use_backbone_lora"):
+        return _load_released_lora(folder, config, processor, device=device, dtype=dtype)
+    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    _check_shapes(read_shapes(files), _shapes(to_released(_meta_state(native), config)), folder)
+    model = _from_pretrained(folder, native, dtype=dtype, device=device)
+    return VLM(model, processor, config, folder)
+
+
+def _load_released_lora(folder, config, processor, *, device, dtype):
+    merged = merge_released_lora(_read_tensors(folder), dtype=dtype)
+    config = config | {"use_llm_lora": 0, "use_backbone_lora": 0}
+    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    _check_shapes(_shapes(merged), _shapes(to_released(_meta_state(native), config)), folder)
+    state = {key: tensor.contiguous() for key, tensor in from_released(merged, config).items()}
+    model = _from_pretrained(None, native, dtype=dtype, device=device, state_dict=state)
+    return VLM(model, processor, config, folder)
+
+
+def _read_tensors(folder):
+    files = read_weight_files(folder)
+    read_shapes(files)  # names a truncated file
+    return {key: tensor for file in files for key, tensor in load_file(file).items()}
+
+
+def _load_native(base, folder, *, device, dtype):
+    """What a full run left: transformers' keys beside the base's configuration and tokenizer."""
+    config, processor = read_released_config(base), load_processor(base)
+    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    tensors = _read_tensors(folder)
+    _check_shapes(_shapes(tensors), _shapes(_meta_state(native)), folder)
+    model = _from_pretrained(None, native, dtype=dtype, device=device, state_dict=tensors)
+    return VLM(model, processor, config, folder)
+
+
+def _load_adapter(vlm, folder):
+    from peft import PeftModel
+
+    wrapped = PeftModel.from_pretrained(vlm.model, folder)
+    wrapped.eval()
+    return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
+
+
+def _from_pretrained(folder, native, *, dtype, device, **options):
+    model, info = ReleasedInternVLForConditionalGeneration.from_pretrained(
+        folder, config=native, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info.get(kind):
+            raise CheckpointError(
+                f"{folder or 'weights'}: {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:3]}; expected none"
+            )
+    return model.to(device).eval()
+
+
+def _meta_state(native):
+    with torch.device("meta"):
+        return ReleasedInternVLForConditionalGeneration(native).state_dict()
+
+
+def _shapes(tensors):
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def _check_shapes(found, expected, folder):
+    """Every key and shape of the architecture, no other: known before a byte of weights is read."""
+    for key in sorted(expected.keys() - found.keys()):
+        raise CheckpointError(f"{folder}: tensor {key} is missing; expected shape {expected[key]}; download it again")
+    for key in sorted(found.keys() - expected.keys()):
+        raise CheckpointError(f"{folder}: unexpected tensor {key}; its config.json describes a model without it")
+    for key, shape in found.items():
+        if shape != expected[key]:
+            raise CheckpointError(f"{folder}: tensor {key} has shape {shape}; expected {expected[key]} by config.json")
+
+
+def read_weight_files(folder):
+    """The safetensors files of a folder, from its index if it has one.
+
+    Raises: CheckpointError if one is missing, or if there are only pickles.
+    """
+    folder = Path(folder)
+    names = ["model.safetensors"]
+    with suppress(FileNotFoundError):
+        index = (folder / "model.safetensors.index.json").read_text()
+        names = sorted(set(json.loads(index)["weight_map"].values()))
+    missing = [folder / name for name in names if not (folder / name).exists()]
+    if missing and list(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder}: its weights are pickles (*.bin), which can run code when opened; expected safetensors; convert "
+            "them once: tensors = torch.load(file, weights_only=True), then safetensors.torch.save_file(tensors, …)"
+        )
+    if missing:
+        raise CheckpointError(f"{missing[0]}: missing; expected the weights there; download the folder again")
+    return [folder / name for name in names]
+
+
+def read_shapes(files):
+    """{key: shape} over safetensors files, from their headers.
+
+    Raises: CheckpointError for a file that is truncated or no safetensors file.
+    """
+    shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
+    return shapes

@@ -1,0 +1,103 @@
+"""What a model needs besides weights: tokenizer, template, system prompt, tile settings. A few MB."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.conversation import TEMPLATES, ConversationTemplate
+from ..data.tiling import MAX_TILES, count_tiles, split_into_tiles
+from ..errors import CheckpointError
+from .configuration import num_image_token, read_released_config, tile_px
+from .families import Family, find_model, match_family
+from .tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Turns pictures and text into what one model reads. All of it comes from the checkpoint."""
+
+    folder: Path
+    family: Family
+    tokenizer: object  # a fast tokenizer
+    template: ConversationTemplate
+    system_message: str
+    tile_px: int  # 448; nano 112
+    num_image_token: int  # context tokens a tile: 256; nano 16
+    max_tiles: int
+    min_tiles: int
+    use_thumbnail: bool
+    dynamic: bool  # False: every picture is one stretched tile
+
+    def count_tiles(self, sizes, *, max_tiles=None):
+        """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""
+        budget = self.share(max_tiles or self.max_tiles, len(sizes))
+        return [self._count(width_px, height_px, budget) for width_px, height_px in sizes]
+
+    def share(self, max_tiles, num_images):
+        """The budget of one picture among several: max(1, max_tiles // num_images)."""
+        return max(1, max_tiles // max(1, num_images))
+
+    def _count(self, width_px, height_px, budget):
+        if not self.dynamic:
+            return 1
+        return count_tiles(width_px, height_px, use_thumbnail=self.use_thumbnail, **self._limits(budget))
+
+    def tile(self, image, *, max_tiles):
+        """One RGB picture → its tiles (PIL) at a budget that is its own."""
+        if not self.dynamic:
+            return [image.resize((self.tile_px, self.tile_px), Image.Resampling.BICUBIC)]
+        return split_into_tiles(image, use_thumbnail=self.use_thumbnail, **self._limits(max_tiles))
+
+    def _limits(self, budget):
+        return {"max_tiles": budget, "min_tiles": min(self.min_tiles, budget), "tile_px": self.tile_px}
+
+    def token_id(self, token):
+        """Id of a special token; CheckpointError if the tokenizer lacks it."""
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise CheckpointError(f"{self.folder}: the tokenizer lacks {token}; expected the released special tokens")
+        return found
+
+    def with_tiles(self, max_tiles):
+        """The same processor with another tile budget."""
+        return replace(self, max_tiles=max_tiles)
+
+
+def load_processor(name):
+    """Everything but the weights: `load_processor("2b")`, a key or a folder in the released layout.
+
+    Raises: CheckpointError if the folder's template contradicts its tokenizer or is not known.
+    """
+    folder = find_model(name)
+    config = read_released_config(folder)
+    if config["template"] not in TEMPLATES:
+        raise CheckpointError(f"{folder}: template {config['template']!r}; expected one of {', '.join(TEMPLATES)}")
+    template = TEMPLATES[config["template"]]
+    processor = Processor(
+        folder=folder,
+        family=match_family(config),
+        tokenizer=load_tokenizer(folder),
+        template=template,
+        system_message=config.get("system_message", template.system_message),
+        tile_px=tile_px(config),
+        num_image_token=num_image_token(config),
+        max_tiles=config.get("max_dynamic_patch", MAX_TILES),
+        min_tiles=config.get("min_dynamic_patch", 1),
+        use_thumbnail=config.get("use_thumbnail", True),
+        dynamic=config.get("dynamic_image_size", True),
+    )
+    _check_template(processor)
+    return processor
+
+
+def _check_template(processor):
+    """The template's role and closing tokens must be single special tokens of this tokenizer."""
+    template, tokenizer = processor.template, processor.tokenizer
+    for text in (template.system_prefix, template.user_prefix, template.assistant_prefix, template.end):
+        token = text[: text.index(">") + 1]
+        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+            raise CheckpointError(
+                f"{processor.folder}: template {template.name!r} needs the token {token}, which its tokenizer lacks; "
+                "the template contradicts the checkpoint; correct `template` in config.json"
+            )

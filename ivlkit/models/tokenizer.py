@@ -1,0 +1,164 @@
+"""The tokenizer of a released folder, as a fast one, with the same ids.
+
+Released folders carry a sentencepiece model (BPE) and JSON files with the added tokens. Here its pieces become a
+`tokenizers` BPE: every way a piece splits into two pieces is a merge, ordered by the piece's score. Flags and ids are
+read from the folder. Fast tokenizers give character offsets, which labels need.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from ..errors import CheckpointError
+
+SPACE = "▁"  # sentencepiece writes a space like this
+_NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6  # piece types of sentencepiece
+_KINDS = ("InternLM2Tokenizer", "LlamaTokenizer")
+
+
+def load_tokenizer(folder):
+    """Folder with `tokenizer.model` → fast tokenizer with the released ids.
+
+    Raises: CheckpointError if files are missing or the tokenizer is of a kind whose rules we don't know.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "tokenizer_config.json")
+    kind = config.get("tokenizer_class", "").removesuffix("Fast")
+    if kind not in _KINDS:
+        raise CheckpointError(f"{folder}: tokenizer_class {kind!r}; expected one of {', '.join(_KINDS)}")
+    if kind == "LlamaTokenizer" and config.get("legacy", True) is not False:
+        raise CheckpointError(f"{folder}: a legacy Llama tokenizer; expected `legacy: false`, as released")
+    proto = _read_model(folder / "tokenizer.model")
+    backend = _build(proto, config, dummy_prefix=proto.normalizer_spec.add_dummy_prefix)
+    return _wrap(backend, config)
+
+
+def _wrap(backend, config):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=_content(config["bos_token"]),
+        eos_token=_content(config["eos_token"]),
+        pad_token=_content(config["pad_token"]),
+        unk_token=_content(config["unk_token"]),
+        additional_special_tokens=config.get("additional_special_tokens", []),
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def _build(proto, config, *, dummy_prefix):
+    pieces = [piece.piece for piece in proto.pieces]
+    added = {int(number): token for number, token in config["added_tokens_decoder"].items()}
+    for number, token in added.items():  # chat tokens override unused pieces of the sentencepiece model
+        if number < len(pieces):
+            pieces[number] = token["content"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    backend = Tokenizer(
+        BPE(
+            vocabulary,
+            _merges(proto, vocabulary),
+            unk_token=_content(config["unk_token"]),
+            fuse_unk=True,
+            byte_fallback=proto.trainer_spec.byte_fallback,
+        )
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    if dummy_prefix:
+        # A space before the very first character only. Two steps, because Metaspace alone adds none to a text that
+        # begins with a space: the first prepends " " (no other space is left), the second writes it as "▁".
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
+                pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
+            ]
+        )
+    cleaned = config["tokenizer_class"].startswith("InternLM2")
+    backend.decoder = _decoder(strips_prefix=dummy_prefix, cleaned=cleaned)
+    user_defined = [
+        AddedToken(piece.piece, normalized=False, special=False)
+        for number, piece in enumerate(proto.pieces)
+        if piece.type == _USER_DEFINED and number not in added
+    ]
+    backend.add_tokens(user_defined)
+    backend.add_special_tokens([_added_token(added[number]) for number in sorted(added)])
+    _check_ids(backend, added)
+    bos = _content(config["bos_token"])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, backend.token_to_id(bos))]
+    )
+    return backend
+
+
+def _merges(proto, vocabulary):
+    """All (left, right) with left + right a piece, best score first; equal scores keep the order of ids."""
+    merges = []
+    for piece in proto.pieces:
+        if piece.type != _NORMAL or len(piece.piece) < 2:
+            continue
+        for cut in range(1, len(piece.piece)):
+            left, right = piece.piece[:cut], piece.piece[cut:]
+            if left in vocabulary and right in vocabulary:
+                merges.append((-piece.score, vocabulary[piece.piece], left, right))
+    merges.sort(key=lambda merge: merge[:2])
+    return [(left, right) for _, _, left, right in merges]
+
+
+# The released InternLM2 tokenizer joins these when it decodes, always ("chat ?" becomes "chat?"): replies equal its own.
+_CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
+_CLEANED |= {" 've": "'ve", " 're": "'re"}
+
+
+def _decoder(*, strips_prefix, cleaned):
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if strips_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    if cleaned:
+        steps += [decoders.Replace(found, written) for found, written in _CLEANED.items()]
+    return decoders.Sequence(steps)
+
+
+def _added_token(token):
+    flags = {key: token[key] for key in ("lstrip", "rstrip", "normalized", "single_word", "special")}
+    return AddedToken(token["content"], **flags)
+
+
+def _check_ids(backend, added):
+    for number, token in added.items():
+        found = backend.token_to_id(token["content"])
+        if found != number:
+            raise CheckpointError(
+                f"token {token['content']} got id {found}; expected {number} as in the folder's files"
+            )
+
+
+def _content(token):
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; expected the tokenizer files of a released folder") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+
+
+@lru_cache(maxsize=4)
+def _read_model(path):
+    from google.protobuf.message import DecodeError
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    proto = import_protobuf().ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; expected the sentencepiece model of the tokenizer") from error
+    except DecodeError as error:
+        raise CheckpointError(f"{path}: not a sentencepiece model ({error}); copy the file again") from error
+    return proto

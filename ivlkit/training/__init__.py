@@ -1,0 +1,1 @@
+"""Model + data → checkpoint: recipes, tuning, schedule, loss, trainer, runs."""

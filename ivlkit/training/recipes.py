@@ -1,0 +1,169 @@
+"""Named training recipes: the six released scripts and nano's. `recipe("2b-lora", learning_rate=1e-4)`."""
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+
+import yaml
+
+from ..errors import RecipeError
+
+TUNINGS = ("frozen", "lora", "full")
+WEIGHTINGS = ("token", "sample", "square")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run beside the data. The guide's names stand behind the fields where they differ."""
+
+    name: str
+    model: str  # family key or folder
+    vision: str = "frozen"  # frozen | lora | full (freeze_backbone, use_backbone_lora)
+    projector: str = "full"  # frozen | full (freeze_mlp)
+    language: str = "full"  # frozen | lora | full (freeze_llm, use_llm_lora)
+    lora_rank: int = 16  # r
+    lora_alpha: int = 32  # α; the scale is α / r, always 2 in the released scripts
+    lora_dropout: float = 0.05
+    learning_rate: float = 4e-5
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.03  # share of all steps
+    scheduler: str = "cosine"  # lr_scheduler_type
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    epochs: float = 1  # passes over the data; a fraction ends within a pass
+    total_batch: int = 128  # samples an optimiser step (BATCH_SIZE)
+    per_device_batch: int = 4  # samples a micro-batch (PER_DEVICE_BATCH_SIZE)
+    gpus: int = 1  # processes, one a GPU (GPUS)
+    max_seq_length: int = 4096  # tokens a row, image tokens included
+    max_tiles: int | None = None  # max_dynamic_patch; None: the checkpoint's
+    drop_path: float = 0.0  # drop_path_rate; acts only in a vision tower that trains
+    weighting: str = "token"  # a token, a sample or its square root weighs the same (loss_reduction)
+    gradient_checkpointing: bool = True
+    zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs; on one it is not used
+    save_steps: int = 200  # optimiser steps between checkpoints
+    save_total_limit: int = 1  # checkpoints kept
+    workers: int = 4  # processes that prepare rows
+    seed: int = 42
+    hardware: str = ""  # what the guide names
+
+    def __post_init__(self):
+        for name, allowed in (("vision", TUNINGS), ("projector", ("frozen", "full")), ("language", TUNINGS)):
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.weighting not in WEIGHTINGS:
+            raise RecipeError(f"{self.name}: weighting={self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
+        if "lora" in self.parts and "full" in (self.vision, self.language):
+            raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
+        if set(self.parts) == {"frozen"}:
+            raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
+        if self.vision != "frozen" and self.drop_path:
+            raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
+        for name in (
+            "total_batch",
+            "per_device_batch",
+            "gpus",
+            "epochs",
+            "max_seq_length",
+            "lora_rank",
+            "learning_rate",
+        ):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{self.name}: {name}={getattr(self, name)}; expected more than 0")
+
+    @property
+    def parts(self):
+        """(vision, projector, language) tuning."""
+        return self.vision, self.projector, self.language
+
+    @property
+    def accumulation(self):
+        """Micro-batches an optimiser step and GPU: 128 samples = 8 GPUs · 2 · accumulation 8.
+
+        Raises: RecipeError where it does not divide.
+        """
+        at_once = self.gpus * self.per_device_batch
+        if self.total_batch % at_once:
+            raise RecipeError(
+                f"{self.name}: total_batch {self.total_batch} is not a multiple of gpus {self.gpus} x per_device_batch "
+                f"{self.per_device_batch} = {at_once}; change one of the three"
+            )
+        return self.total_batch // at_once
+
+    def to_yaml(self):
+        """YAML text; `Recipe.from_yaml` gives the same object back."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text):
+        """The recipe that `to_yaml` wrote."""
+        return cls(**yaml.safe_load(text))
+
+    def _repr_html_(self):
+        from ..show.html import table_html
+
+        return table_html([(field.name, getattr(self, field.name)) for field in fields(self)], title=self.name)
+
+
+def _released(model, batch, gpus, per_device, learning_rate, weight_decay, zero_stage, **parts):
+    return {
+        "model": model,
+        "total_batch": batch,
+        "gpus": gpus,
+        "per_device_batch": per_device,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "zero_stage": zero_stage,
+        **parts,
+    }
+
+
+_LORA = {"projector": "frozen", "language": "lora"}
+_NANO = {
+    "model": "nano",
+    "vision": "lora",
+    "projector": "frozen",
+    "language": "lora",
+    "lora_rank": 16,
+    "lora_alpha": 32,
+    "total_batch": 16,
+    "per_device_batch": 16,
+    "max_seq_length": 1024,
+    "gradient_checkpointing": False,
+    "workers": 0,
+    "save_steps": 100,
+    "hardware": "a laptop, minutes",
+}
+_SCRIPTS = {
+    # model, total batch, GPUs, per device, learning rate, weight decay, ZeRO stage: the guide's 2nd-fine-tune scripts
+    "2b-full": _released("2b", 128, 8, 4, 4e-5, 0.01, 1, drop_path=0.1, hardware="8 GPUs, 30 GB each"),
+    "2b-lora": _released("2b", 16, 2, 4, 4e-5, 0.01, 1, **_LORA, hardware="2 GPUs, 27 GB each"),
+    "4b-full": _released("4b", 128, 8, 4, 4e-5, 0.05, 1, drop_path=0.1, hardware="8 GPUs, 40 GB each"),
+    "4b-lora": _released("4b", 16, 2, 4, 4e-5, 0.05, 1, **_LORA, hardware="2 GPUs, 19 GB each"),
+    "26b-full": _released("26b", 128, 8, 2, 2e-5, 0.05, 3, drop_path=0.4, hardware="8 GPUs of 80 GB, 77 GB each"),
+    "26b-lora": _released(
+        "26b", 16, 2, 2, 2e-5, 0.05, 3, **_LORA, hardware="2 GPUs of 80 GB, 79 GB each; 8 at 60 GB each"
+    ),
+    "nano-lora": _NANO | {"learning_rate": 2e-3, "epochs": 3},
+    "nano-full": _NANO
+    | {"vision": "full", "projector": "full", "language": "full", "learning_rate": 5e-4, "epochs": 3},
+    "nano-projector": _NANO | {"vision": "frozen", "projector": "full", "language": "frozen", "learning_rate": 2e-3},
+}
+RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}
+
+
+def recipe(name, **changes):
+    """A named recipe with changes: `recipe("2b-lora", gpus=1, learning_rate=1e-4)`.
+
+    Raises: RecipeError for an unknown name or field, with the nearest known one.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}")
+    known = {field.name for field in fields(Recipe)}
+    for key in changes:
+        if key not in known:
+            raise RecipeError(f"recipe {name}: unknown field {key!r}; see the fields of Recipe{_nearest(key, known)}")
+    return replace(RECIPES[name], **changes)
+
+
+def _nearest(word, known):
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""

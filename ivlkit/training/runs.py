@@ -1,0 +1,332 @@
+"""Runs: training in a child process of its own, described by one `run.yaml`, followed from a notebook or a shell.
+
+A run's folder holds run.yaml (recipe, data, versions), log.jsonl (a line a step), output.txt (what the child printed),
+checkpoint-N/ while it trains and `final/` when it is done. The same recipe and data always get the same folder, so
+running a cell again attaches to the run instead of training twice.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import yaml
+from tqdm.auto import tqdm
+
+from ..data.mixture import Data, open_data
+from ..errors import RecipeError, TrainingError
+from ..models.families import FAMILIES, find_model
+from ..models.load import ORIGIN_FILE, default_dtype, load
+from .recipes import Recipe
+from .recipes import recipe as named_recipe
+from .schedule import MicroBatches, check_rows, plan_run
+from .tuning import prepare, summary_text
+
+LOG_FILE = "log.jsonl"
+RUNS_FOLDER = Path("runs")
+_children = {}  # folder → Popen of runs this process started
+
+
+class Run:
+    """A run on disk. It may be running, finished, stopped or failed; whoever started it may be gone."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        if not (self.folder / "run.yaml").exists():
+            raise TrainingError(f"{self.folder}: no run.yaml; expected the folder of a run")
+
+    @property
+    def spec(self):
+        """The contents of run.yaml."""
+        return yaml.safe_load((self.folder / "run.yaml").read_text())
+
+    @property
+    def recipe(self):
+        """The `Recipe`."""
+        return Recipe(**self.spec["recipe"])
+
+    @property
+    def state(self):
+        """ "running", "finished", "failed" or "stopped"."""
+        if self._process() is not None:
+            return "running"
+        if (self.folder / "final").exists():
+            return "finished"
+        return "failed" if (self.folder / "error.txt").exists() else "stopped"
+
+    @property
+    def history(self):
+        """The log so far: a dict a step with step, loss, learning_rate, grad_norm, epoch, seconds."""
+        try:
+            lines = (self.folder / LOG_FILE).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def error(self):
+        """Why it failed, or None."""
+        path = self.folder / "error.txt"
+        return path.read_text() if self.state == "failed" and path.exists() else None
+
+    def wait(self):
+        """Follow the run to its end with a progress bar; interrupting this does not touch the run.
+
+        Raises: TrainingError with the reason if it failed.
+        """
+        with tqdm(desc=self.folder.name, unit="step") as bar:
+            while True:
+                running = self.state == "running"
+                history = self.history
+                if history:
+                    bar.total = history[-1]["steps"]
+                    bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)
+                    bar.update(history[-1]["step"] - bar.n)
+                if not running:
+                    break
+                time.sleep(0.3)
+        if self.state == "failed":
+            raise TrainingError(f"{self.folder}: {self.error}")
+        return self
+
+    def stop(self, *, timeout_seconds=600):
+        """Save a checkpoint and end; training the same recipe on the same data goes on from it."""
+        process = self._process()
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout_seconds)
+            except psutil.TimeoutExpired as error:
+                raise TrainingError(
+                    f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
+                ) from error
+        return self
+
+    def load(self, **options):
+        """The trained model, ready to answer: `ivlkit.load` on this run."""
+        if self.state != "finished":
+            raise TrainingError(
+                f"{self.folder}: {self.state}, not finished; expected a finished run; wait for it first"
+            )
+        return load(self.folder, **options)
+
+    def _process(self):
+        """The living child, or None."""
+        child = _children.get(self.folder.resolve())
+        if child is not None and child.poll() is not None:
+            return None
+        try:
+            process = psutil.Process(int((self.folder / "pid").read_text()))
+            is_ours = any("run.yaml" in part and self.folder.name in part for part in process.cmdline())
+            return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
+        except (FileNotFoundError, ValueError, psutil.Error):
+            return None
+
+    def __repr__(self):
+        history = self.history
+        at = (
+            f", step {history[-1]['step']} of {history[-1]['steps']}, loss {history[-1]['loss']:.4f}" if history else ""
+        )
+        return f"Run({self.folder}: {self.state}{at})"
+
+    def _repr_html_(self):
+        from ..show.run import run_html
+
+        return run_html(self)
+
+
+def train(recipe, data, *, folder=None):
+    """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
+
+    If this recipe was already trained on this data, the finished or running run is attached to; a stopped or failed one
+    goes on from its last checkpoint.
+
+    Args:
+        recipe: a `Recipe` or its name.
+        data: what `open_data` gives, or a path.
+        folder: default `runs/<recipe>-<hash of recipe and data>`.
+    Raises: RecipeError, DataError before anything starts.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    data = data if isinstance(data, Data) else open_data(data)
+    recipe.accumulation  # an error now, not in the child  # noqa: B018
+    find_model(recipe.model)
+    _check_gpus(recipe)
+    run = write_run(recipe, data, folder)
+    if run.state not in ("running", "finished"):
+        _start(run)
+    return run
+
+
+def write_run(recipe, data, folder=None):
+    """Create the run's folder with run.yaml, or find the one of the same recipe and data."""
+    spec = {
+        "recipe": asdict(recipe),
+        "data": {
+            "path": str(data.path.resolve()),
+            "root": str(data.sources[0].root.resolve()) if data.path.suffix != ".json" else None,
+            "seed": data.seed,
+            "rows": len(data),
+            "fingerprint": data.fingerprint,
+        },
+    }
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    folder = Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}"
+    path = folder / "run.yaml"
+    if path.exists():
+        existing = yaml.safe_load(path.read_text())
+        if {key: existing[key] for key in spec} != spec:
+            raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
+        return Run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    packages = ("torch", "transformers", "peft", "ivlkit")
+    versions = {name: _version(name) for name in packages}
+    path.write_text(yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
+    return Run(folder)
+
+
+def attach(folder=None):
+    """The run in `folder`, or the latest under `runs/`."""
+    if folder is not None:
+        return Run(folder)
+    found = runs()
+    if not found:
+        raise TrainingError(f"no run under {RUNS_FOLDER.resolve()}; expected one; start it with ivlkit.train")
+    return found[-1]
+
+
+def runs(folder=None):
+    """All runs under `runs/`, oldest first."""
+    paths = sorted(Path(folder or RUNS_FOLDER).glob("*/run.yaml"), key=lambda path: path.stat().st_mtime)
+    return [Run(path.parent) for path in paths]
+
+
+def execute(folder):
+    """Train the run of this folder in this process: what the child does. Resumes from its last checkpoint."""
+    folder = Path(folder)
+    (folder / "error.txt").unlink(missing_ok=True)
+    try:
+        _execute(Run(folder))
+    except Exception as error:
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _execute(run):
+    import torch
+
+    from .trainer import KitTrainer, LogToFile, StopOnSignal, training_arguments
+
+    recipe, stop = run.recipe, StopOnSignal()
+    signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
+    data = _open_again(run.spec["data"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
+    vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
+    for where, note in check_rows(data, vlm.processor, recipe, progress=partial_bar("checking rows")):
+        print(f"{where}: {note}")
+    model = prepare(vlm, recipe)
+    print(summary_text(model, recipe), flush=True)
+    rank = int(os.environ.get("RANK", 0))
+    batches, steps = plan_run(len(data), recipe, rank=rank)
+    trainer = KitTrainer(
+        model=model,
+        args=training_arguments(
+            recipe, run.folder, steps=steps, device_type=device.type, bf16=default_dtype(device) == torch.bfloat16
+        ),
+        train_dataset=MicroBatches(data, vlm.processor, recipe, batches),
+        callbacks=[LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop],
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
+    if trainer.state.global_step < steps:
+        print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")
+    elif trainer.is_world_process_zero():
+        _write_final(run, trainer.accelerator.unwrap_model(trainer.model), vlm.processor)
+
+
+def partial_bar(description):
+    """A progress bar for an iterable, with this description."""
+    return lambda iterable: tqdm(iterable, desc=description)
+
+
+def _write_final(run, model, processor):
+    """Write aside, then rename: `final/` is complete whenever it exists."""
+    from .trainer import save_trained
+
+    aside = run.folder / "final.part"
+    aside.mkdir(exist_ok=True)
+    recipe = run.recipe
+    if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = recipe.model
+    save_trained(model, aside)
+    base = recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve())
+    origin = {
+        "base": base,
+        "template": processor.template.name,
+        "system_message": processor.system_message,
+        "max_tiles": recipe.max_tiles or processor.max_tiles,
+        "recipe": recipe.name,
+    }
+    (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
+    aside.rename(run.folder / "final")
+
+
+def _open_again(spec):
+    path = Path(spec["path"])
+    data = open_data(path, root=spec["root"] if path.suffix != ".json" else None, seed=spec["seed"])
+    if data.fingerprint != spec["fingerprint"]:
+        raise TrainingError(f"{path}: changed since this run was described; expected the same rows; start a new run")
+    return data
+
+
+def _last_checkpoint(folder):
+    found = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    return str(found[-1].parent) if found else None
+
+
+def _start(run):
+    command = [sys.executable, "-m", "ivlkit", "train", str((run.folder / "run.yaml").resolve())]
+    if run.recipe.gpus > 1:
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={run.recipe.gpus}",
+        ]
+        command = launcher + command[1:]
+    (run.folder / "error.txt").unlink(missing_ok=True)
+    with open(run.folder / "output.txt", "ab") as output:
+        child = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
+        )
+    _children[run.folder.resolve()] = child
+    (run.folder / "pid").write_text(str(child.pid))
+
+
+def _check_gpus(recipe):
+    import torch
+
+    found = torch.cuda.device_count()
+    if recipe.gpus > max(1, found):
+        raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but torch sees {found} here; set gpus={max(1, found)}")
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,214 @@
+"""transformers' Trainer with our plan, our loss and checkpoints that load or fail.
+
+One plan serves the whole run, so the Trainer sees a single epoch of it; resuming skips to the micro-batch it stopped at.
+"""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..data.collate import normalise_tiles
+from ..errors import CheckpointError, TrainingError
+from .loss import total_weight, weighted_cross_entropy
+
+
+class KitTrainer(Trainer):
+    """Trains what `tuning.prepare` returned on `MicroBatches`."""
+
+    def get_train_dataloader(self):
+        """The plan in order; sharding over ranks happened when it was made."""
+        return DataLoader(
+            self.train_dataset,
+            batch_size=1,
+            collate_fn=_only,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """W of the optimiser step, over its micro-batches and all ranks."""
+        weight = sum(total_weight(batch["labels"], batch["weights"]) for batch in batch_samples).to(device)
+        if self.args.world_size > 1:
+            weight = self.accelerator.gather(weight.reshape(1)).sum()
+        return weight
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
+        labels, weights, where = inputs["labels"], inputs["weights"], inputs["where"]
+        pixel_values = normalise_tiles(inputs["tiles"]) if len(inputs["tiles"]) else None
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            pixel_values=pixel_values,
+            use_cache=False,
+            head=partial(weighted_cross_entropy, labels=labels, weights=weights),
+        )
+        loss = outputs.loss / num_items_in_batch * self.args.world_size
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"loss {loss.item()} at step {self.state.global_step}, rows {', '.join(where)}; expected a finite loss; "
+                "lower learning_rate or look at these rows; the last checkpoint is kept"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Adapter alone, or the whole model under transformers' own keys. No pickled arguments."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_trained(self.accelerator.unwrap_model(self.model), folder, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_trained(model or self.model, Path(resume_from_checkpoint))
+
+
+def save_trained(model, folder, *, state_dict=None):
+    """Write what a run trained: PEFT's adapter files, or `model.safetensors` with transformers' keys."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, state_dict=state_dict)
+        return
+    tensors = state_dict or model.state_dict()
+    tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_trained(model, folder):
+    """Load what `save_trained` wrote into a model of the same kind.
+
+    Raises: CheckpointError for any missing or unexpected tensor.
+    """
+    adapter = hasattr(model, "peft_config")
+    path = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: can't be read ({error}); expected a checkpoint of this run") from error
+    if adapter:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        _check_keys(tensors.keys(), get_peft_model_state_dict(model).keys(), path)
+        set_peft_model_state_dict(model, tensors)
+    else:
+        _check_keys(tensors.keys(), model.state_dict().keys(), path)
+        model.load_state_dict(tensors)
+
+
+def _check_keys(found, expected, path):
+    for what, keys in (("missing", expected - found), ("unexpected", found - expected)):
+        if keys:
+            raise CheckpointError(
+                f"{path}: {len(keys)} tensors are {what}, first {min(keys)}; is it of another recipe?"
+            )
+
+
+def training_arguments(recipe, folder, *, steps, device_type, bf16):
+    """The Trainer's arguments for a recipe. Mixed precision only where weights are float32 masters on a GPU."""
+    on_gpu = device_type == "cuda"
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.per_device_batch,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        warmup_steps=round(recipe.warmup_ratio * steps),
+        lr_scheduler_type=recipe.scheduler,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=on_gpu and bf16,
+        fp16=on_gpu and not bf16,
+        use_cpu=not on_gpu,
+        **(_checkpointing() if recipe.gradient_checkpointing else {}),
+        dataloader_num_workers=recipe.workers,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_steps,
+        save_total_limit=recipe.save_total_limit,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        deepspeed=_zero_config(recipe.zero_stage) if recipe.gpus > 1 and recipe.zero_stage else None,
+    )
+
+
+def _checkpointing():
+    """Recompute activations in backward; transformers 5.23 renamed the argument."""
+    renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _zero_config(stage):
+    """DeepSpeed's configuration with the values of the released `zero_stage*_config.json`."""
+    zero = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
+    if stage == 3:
+        zero |= {
+            "sub_group_size": 1e9,
+            "reduce_bucket_size": 1e9,
+            "stage3_prefetch_bucket_size": 1e9,
+            "stage3_param_persistence_threshold": 1e7,
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    else:
+        bucket = 1e9 if stage == 1 else 1e8
+        zero |= {"allgather_bucket_size": bucket, "reduce_scatter": True, "reduce_bucket_size": bucket}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+class LogToFile(TrainerCallback):
+    """Appends each step's numbers to the run's log: step, loss, learning_rate, grad_norm, epoch, seconds."""
+
+    def __init__(self, path, *, epochs):
+        self.path, self.epochs, self.started = path, epochs, time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        """One line a step; the Trainer's closing summary is left out."""
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        line = {
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "epoch": round(state.epoch * self.epochs, 4),
+            "loss": logs["loss"],
+            "learning_rate": logs.get("learning_rate"),
+            "grad_norm": logs.get("grad_norm"),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends after the current step, with a checkpoint, once `requested` is set."""
+
+    requested = False
+
+    def on_step_end(self, args, state, control, **_):
+        """Ask the Trainer to save and stop."""
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+
+def _only(batches):
+    return batches[0]

@@ -1,0 +1,103 @@
+"""Which parts train, and how: frozen, LoRA or full. Checked before a step is paid for."""
+
+from dataclasses import dataclass
+
+from ..errors import RecipeError
+
+PARTS = {
+    "vision": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+    "language": "model.language_model.",
+    "head": "lm_head.",
+}
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """One row of the table that is shown before training."""
+
+    part: str
+    tuning: str
+    parameters: int
+    trainable: int
+
+
+def prepare(vlm, recipe):
+    """Freeze, unfreeze and wrap the parts of a loaded model as the recipe says.
+
+    Args: vlm: a `VLM` without adapter.
+    Returns: the module to train: the model itself, or PEFT's wrapper around it.
+    Raises: RecipeError if a LoRA pattern matches nothing or nothing trains.
+    """
+    if vlm.adapter is not None:
+        raise RecipeError("the model already carries an adapter; merge it first (vlm.merge_adapter())")
+    model = vlm.model
+    for part, tuning in _tunings(recipe).items():
+        for name, parameter in model.named_parameters():
+            if name.startswith(PARTS[part]):
+                parameter.requires_grad_(tuning == "full")
+    if "lora" in recipe.parts:
+        model = _add_lora(vlm, recipe)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(f"{recipe.name}: nothing trains; set vision, projector or language to lora or full")
+    return model
+
+
+def summarise(model, recipe):
+    """Parameters and trainable parameters of each part: `[PartSummary, …]`."""
+    tunings = _tunings(recipe)
+    return [PartSummary(part, tunings[part], *_count(model, prefix)) for part, prefix in PARTS.items()]
+
+
+def summary_text(model, recipe):
+    """The table as text, with what the recipe names but does not apply."""
+    rows = summarise(model, recipe)
+    lines = [f"{'part':<10} {'tuning':<7} {'parameters':>14} {'trainable':>14}"]
+    lines += [f"{row.part:<10} {row.tuning:<7} {row.parameters:>14,} {row.trainable:>14,}" for row in rows]
+    if recipe.drop_path:
+        lines.append(f"drop_path {recipe.drop_path}: not applied, the vision tower is frozen")
+    return "\n".join(lines)
+
+
+def _tunings(recipe):
+    """The head trains with a full language model, as in the released scripts; LoRA leaves it alone."""
+    head = "full" if recipe.language == "full" else "frozen"
+    return {"vision": recipe.vision, "projector": recipe.projector, "language": recipe.language, "head": head}
+
+
+def _count(model, prefix):
+    total = trainable = 0
+    for name, parameter in model.named_parameters():
+        if prefix in f".{name}" and name.removeprefix("base_model.model.").startswith(prefix):
+            total += parameter.numel()
+            trainable += parameter.numel() * parameter.requires_grad
+    return total, trainable
+
+
+def lora_pattern(family, recipe):
+    """Regular expression of the full names of the modules that get an adapter."""
+    targets = {"vision": family.vision_lora_targets, "language": family.language_lora_targets}
+    tunings = _tunings(recipe)
+    patterns = [
+        f"{PARTS[part].replace('.', '[.]')}.*[.]({'|'.join(names)})"
+        for part, names in targets.items()
+        if tunings[part] == "lora"
+    ]
+    return "|".join(f"({pattern})" for pattern in patterns)
+
+
+def _add_lora(vlm, recipe):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=lora_pattern(vlm.family, recipe),
+        modules_to_save=["multi_modal_projector"] if recipe.projector == "full" else None,
+        bias="none",
+    )
+    try:
+        return get_peft_model(vlm.model, config)
+    except ValueError as error:
+        raise RecipeError(f"{recipe.name}: no module matches {config.target_modules} ({error})") from error

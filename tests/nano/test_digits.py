@@ -1,0 +1,103 @@
+"""The handwritten digits: their splits, and the strips drawn from them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ivlkit.nano.digits import ANSWERS, digit_ids, digit_images, write_digit_strips
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 4000), ("validation", 500), ("test", 500)])
+def test_a_split_has_equally_many_digits_of_each_class(split, count):
+    images, labels = digit_images(split)
+    assert images.shape == (count, 28, 28)
+    assert images.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [count // 10] * 10
+
+
+def test_no_picture_of_a_digit_is_in_two_splits_or_twice_in_one():
+    splits = ("train", "validation", "test")
+    everything = [image.tobytes() for split in splits for image in digit_images(split)[0]]
+    assert len(set(everything)) == 5000
+
+
+def test_ink_is_white_on_black_and_zeros_have_a_hole():
+    images, labels = digit_images("train")
+    assert images[:, 0, :].max() < 255 * 0.1  # MNIST leaves the border empty
+    zeros, ones = images[labels == 0].mean(0), images[labels == 1].mean(0)
+    assert zeros[13, 13] < 40 < 150 < ones[13, 13]
+
+
+def test_the_first_digits_of_a_split_are_the_ones_documented():
+    assert digit_ids("train")[[0, 399, 400]].tolist() == [0, 399, 500]
+    assert digit_ids("validation")[[0, 49, 50]].tolist() == [400, 449, 900]
+    assert digit_ids("test")[[0, 49, 50]].tolist() == [450, 499, 950]
+
+
+def test_a_strip_is_one_tile_high_and_one_tile_wide_per_digit(tmp_path):
+    for row in read_rows(write_digit_strips(tmp_path, rows=12)):
+        assert (row["width"], row["height"]) == (112 * len(row["digit_ids"]), 112)
+        with Image.open(tmp_path / row["image"]) as strip:
+            assert (strip.mode, strip.size) == ("RGB", (row["width"], row["height"]))
+            assert np.asarray(strip)[0, 0].min() >= 226  # light paper
+
+
+def test_answers_follow_from_the_digits_shown(tmp_path):
+    rows = read_rows(write_digit_strips(tmp_path, "validation", rows=60))
+    assert {row["task"] for row in rows} == {"read", "count", "first", "last"}
+    for row in rows:
+        number = "".join(str(i // 500) for i in row["digit_ids"])
+        human, gpt = row["conversations"]
+        assert human["value"].startswith("<image>\n")
+        assert gpt == {"from": "gpt", "value": ANSWERS[row["task"]](number)}
+    assert [ANSWERS[task]("407") for task in ("read", "count", "first", "last")] == ["407", "3", "4", "7"]
+
+
+def test_strips_of_a_split_show_only_its_digits(tmp_path):
+    rows = read_rows(write_digit_strips(tmp_path, "test", rows=20))
+    assert {i for row in rows for i in row["digit_ids"]} <= set(digit_ids("test").tolist())
+
+
+def test_every_digit_comes_once_before_any_comes_again(tmp_path):
+    rows = read_rows(write_digit_strips(tmp_path, "test", rows=500, digits=(1, 1), tasks=("read",)))
+    assert len({row["digit_ids"][0] for row in rows}) == 500
+
+
+def test_the_same_arguments_write_the_same_bytes_and_another_seed_does_not(tmp_path):
+    first, again, other = tmp_path / "first", tmp_path / "again", tmp_path / "other"
+    write_digit_strips(first, rows=5)
+    write_digit_strips(again, rows=5)
+    assert read_bytes(first) == read_bytes(again)
+    write_digit_strips(first, rows=5)
+    assert read_bytes(first) == read_bytes(again)
+    write_digit_strips(other, rows=5, seed=1)
+    assert read_bytes(first) != read_bytes(other)
+
+
+def test_fewer_rows_are_the_beginning_of_more_rows(tmp_path):
+    few = read_rows(write_digit_strips(tmp_path / "few", rows=3))
+    assert read_rows(write_digit_strips(tmp_path / "more", rows=6))[:3] == few
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "split 'dev', expected one of train, validation, test"),
+        ({"tasks": ("sum",)}, "task 'sum', expected one of read, count, first, last"),
+        ({"tasks": ()}, "no tasks, expected some of read, count"),
+        ({"digits": (0, 3)}, r"digits=\(0, 3\), expected"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_by_name(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        write_digit_strips(tmp_path, **arguments)
