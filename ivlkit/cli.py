@@ -3,64 +3,301 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict, fields
+from pathlib import Path
 
-from .errors import IvlkitError
+from .errors import IvlkitError, RecipeError
 
 
 def main(arguments=None):
     """Run one command; returns the exit code: 0, or 2 with one clear line for a user's mistake."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        options.run(options)
     except IvlkitError as error:
         print(f"ivlkit: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="ivlkit", description="Fine-tune the InternVL 1.5 family on your own data.")
+    parser = argparse.ArgumentParser(
+        prog="ivlkit",
+        description="Fine-tune the InternVL 1.5 family on your own data.",
+        epilog="Start with: ivlkit demo",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_nano, _train):
+    for add in (_machine, _families, _chat, _train, _runs, _evaluate, _export, _demo, _nano):
         add(commands)
     return parser
 
 
-def _command(commands, name, run, help_text, example):
+def _command(commands, name, run, about, examples):
     parser = commands.add_parser(
         name,
-        help=help_text,
-        description=help_text,
-        epilog=f"example: {example}",
+        help=about,
+        description=about,
+        epilog="examples:\n  " + "\n  ".join(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     return parser
 
 
+def _print(value, as_json):
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str) if as_json else value)
+
+
+def _machine(commands):
+    parser = _command(
+        commands,
+        "machine",
+        _run_machine,
+        "What this machine has; the block for a bug report.",
+        ["ivlkit machine --json"],
+    )
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_machine(options):
+    from .hardware import machine
+
+    found = machine()
+    _print(found.to_dict() if options.json else found, options.json)
+
+
+def _families(commands):
+    parser = _command(
+        commands, "families", _run_families, "The models this kit knows.", ["ivlkit families", "ivlkit families --json"]
+    )
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_families(options):
+    from .models.families import FAMILIES
+
+    if options.json:
+        return _print([asdict(family) for family in FAMILIES.values()], True)
+    print(f"{'key':<6}{'name':<32}{'B params':>9}{'GB':>7}  vision tower + language model")
+    for family in FAMILIES.values():
+        numbers = f"{family.parameters:>9g}{family.weights_gb:>7g}"
+        print(f"{family.key:<6}{family.name:<32}{numbers}  {family.vision} + {family.language}")
+
+
+def _chat(commands):
+    parser = _command(
+        commands,
+        "chat",
+        _run_chat,
+        "Ask a model about pictures; without a question, talk to it.",
+        [
+            'ivlkit chat nano --image strip.png "What number is written here?"',
+            "ivlkit chat 2b --image a.jpg --image b.jpg",
+        ],
+    )
+    parser.add_argument("model", help="a key (nano, 2b, 4b, 26b), a model folder or a run")
+    parser.add_argument("question", nargs="?")
+    parser.add_argument("--image", action="append", default=[], help="may be given several times")
+    parser.add_argument("--max-tiles", type=int, help="tile budget of a picture (max_dynamic_patch)")
+    parser.add_argument("--max-new-tokens", type=int, default=1024)
+    parser.add_argument("--device")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_chat(options):
+    from .models.load import load
+
+    vlm = load(options.model, device=options.device)
+    generation = {"max_tiles": options.max_tiles, "max_new_tokens": options.max_new_tokens}
+    if options.question and options.json:
+        reply = vlm.chat(options.question, options.image, **generation)
+        return _print({"reply": reply.text, "tiles": list(reply.num_tiles)}, True)
+    reply, images = None, options.image
+    questions = [options.question] if options.question else iter(lambda: input("> "), "")
+    try:
+        for question in questions:
+            stream = vlm.chat(question, images, history=reply, stream=True, **generation)
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print()
+            reply, images = stream.reply, []
+    except EOFError:
+        pass
+
+
+def _train(commands):
+    parser = _command(
+        commands,
+        "train",
+        _run_train,
+        "Train a recipe on data, or the run that a run.yaml describes.",
+        [
+            "ivlkit train nano-lora --data data_templates/meta.json --epochs 1",
+            "ivlkit train 26b-full --gpus 8 --per-device-batch-size 2 --data meta.json   "
+            "# the guide's GPUS=8 PER_DEVICE_BATCH_SIZE=2 sh …full.sh",
+            "ivlkit train 26b-full --gpus 8 --per-device-batch-size 2 --dry-run",
+            "ivlkit train runs/nano-lora-1a2b3c4d/run.yaml",
+        ],
+    )
+    parser.add_argument("what", help="a recipe's name or a run.yaml")
+    parser.add_argument("--data", "--meta-path", "--meta_path", help="meta .json or .jsonl")
+    parser.add_argument("--root", help="folder of the pictures of a .jsonl")
+    parser.add_argument("--to", help="folder of the run; default runs/<recipe>-<hash>")
+    parser.add_argument("--gpus", type=int)
+    parser.add_argument("--per-device-batch-size", type=int, dest="per_device_batch")
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="any other field of the recipe")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+
+
+def _run_train(options):
+    from .training import runs
+
+    if options.what.endswith(".yaml"):
+        return runs.execute(Path(options.what).parent)
+    chosen = _recipe_from(options)
+    if options.dry_run:
+        print(chosen.to_yaml(), end="")
+        print(f"# accumulation: {chosen.accumulation} micro-batches a step and GPU; the guide names: {chosen.hardware}")
+        return None
+    if not options.data:
+        raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
+    run = runs.train(chosen, runs.open_data(options.data, root=options.root), folder=options.to)
+    print(run.folder)
+    try:
+        run.wait()
+    except KeyboardInterrupt:
+        print("stopping after this step, with a checkpoint …", file=sys.stderr)
+        run.stop()
+    print(run)
+
+
+def _recipe_from(options):
+    from .training.recipes import Recipe, recipe
+
+    named = {name: getattr(options, name) for name in ("gpus", "per_device_batch", "epochs", "learning_rate")}
+    changes = {name: value for name, value in named.items() if value is not None}
+    kinds = {field.name: field.type for field in fields(Recipe)}
+    for pair in options.set:
+        name, found, text = pair.partition("=")
+        if not found:
+            raise RecipeError(f"--set {pair!r}; expected FIELD=VALUE, e.g. --set lora_rank=8")
+        changes[name] = text if kinds.get(name) is str else _number(name, text)
+    return recipe(options.what, **changes)
+
+
+def _number(name, text):
+    try:
+        return json.loads(text.lower())
+    except ValueError as error:
+        raise RecipeError(f"--set {name}={text!r}; expected a number or true or false") from error
+
+
+def _runs(commands):
+    parser = _command(commands, "runs", _run_runs, "The runs under runs/.", ["ivlkit runs", "ivlkit runs --json"])
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_runs(options):
+    from .training.runs import runs
+
+    found = runs()
+    if options.json:
+        rows = [{"folder": str(run.folder), "state": run.state, "steps": len(run.history)} for run in found]
+        return _print(rows, True)
+    print("\n".join(map(repr, found)) or "no runs yet")
+
+
+def _evaluate(commands):
+    parser = _command(
+        commands,
+        "evaluate",
+        _run_evaluate,
+        "Score greedy replies to every row of a data set.",
+        ["ivlkit evaluate nano test.jsonl --html report.html", "ivlkit evaluate runs/demo/run test.jsonl --json"],
+    )
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--root", help="folder of the pictures of a .jsonl")
+    parser.add_argument("--metric", default="exact_match")
+    parser.add_argument("--html", help="write a page with examples")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_evaluate(options):
+    from .data.mixture import open_data
+    from .evaluation.evaluate import evaluate
+    from .models.load import load
+
+    data = open_data(options.data, root=options.root)
+    report = evaluate(
+        load(options.model),
+        data,
+        metric=options.metric,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+    )
+    if options.html:
+        report.save_html(options.html)
+    _print(report.to_dict() if options.json else report, options.json)
+
+
+def _export(commands):
+    parser = _command(
+        commands,
+        "export",
+        _run_export,
+        "Write a run's model as a folder in the released layout; reloads it and compares.",
+        ["ivlkit export runs/demo/run --to merged/"],
+    )
+    parser.add_argument("source", help="a run or a model folder")
+    parser.add_argument("--to", required=True, help="a new folder")
+
+
+def _run_export(options):
+    from .models.export import export
+
+    print(export(options.source, options.to))
+
+
+def _demo(commands):
+    parser = _command(
+        commands,
+        "demo",
+        _run_demo,
+        "Fine-tune nano on handwriting: before, after, a report, an export.",
+        ["ivlkit demo"],
+    )
+    parser.add_argument("--to", default="runs/demo")
+
+
+def _run_demo(options):
+    from .demo import run_demo
+
+    run_demo(options.to)
+
+
 def _nano(commands):
-    parser = _command(commands, "nano", _run_nano, "Train the embedded model anew.", "ivlkit nano train --to runs/nano")
+    parser = _command(
+        commands,
+        "nano",
+        _run_nano,
+        "Make the embedded model anew, from random weights.",
+        ["ivlkit nano train --to runs/nano"],
+    )
     parser.add_argument("action", choices=["train"])
     parser.add_argument("--to", default="runs/nano")
-    parser.add_argument("--rows", type=int)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--rows", type=int, help="rows of the curriculum")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw and prepare rows")
 
 
 def _run_nano(options):
     from .nano.train import ROWS, train_nano
 
-    changes = {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in options.set)}
-    print(train_nano(options.to, rows=options.rows or ROWS, workers=options.workers, **changes))
-
-
-def _train(commands):
-    parser = _command(commands, "train", _run_train, "Train.", "ivlkit train runs/x/run.yaml")
-    parser.add_argument("what")
-
-
-def _run_train(options):
-    from pathlib import Path
-
-    from .training.runs import execute
-
-    execute(Path(options.what).parent)
+    print(train_nano(options.to, rows=options.rows or ROWS, workers=options.workers))

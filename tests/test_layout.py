@@ -14,7 +14,8 @@ PACKAGE = Path(ivlkit.__file__).parent
 STREET = ("data", "models", "training", "evaluation", "show")
 ALLOWED = {room: set(STREET[: place + 1]) for place, room in enumerate(STREET)} | {
     "nano": {"data", "models", "training", "nano"},
-    "cli": {*STREET, "nano", "cli"},
+    "demo": {*STREET, "nano"},
+    "cli": {*STREET, "nano", "demo", "cli"},
     "__main__": {"cli"},
 }
 NOT_ROOMS = {"__init__"}  # the lazy table of public names; what it loads is measured below

@@ -9,7 +9,7 @@ from queue import Queue
 from threading import Thread
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.collate import normalise_tiles
 from ..data.conversation import render
@@ -54,35 +54,52 @@ def chat(vlm, question, images=None, *, history=None, stream=False, max_tiles=No
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
-    prompt = _prompt(vlm, question, _as_list(images), history=history, max_tiles=max_tiles, system=system_message)
+    pictures = _as_list(images)
+    turns = history.turns if history else _opening(system_message)
+    prompt = _prompt(vlm, (*turns, _ask(question, len(pictures))), pictures, history=history, max_tiles=max_tiles)
     prompt = _encode(vlm, prompt)
     if stream:
         return Stream(vlm, prompt, generation)
     return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
 
 
-def chat_batch(
-    vlm, questions, images=None, *, batch_size=16, max_tiles=None, system_message=None, progress=False, **generation
-):
+def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
     """Ask many questions, each with its own pictures; replies come in the order of the questions.
 
-    Batches are of similar length, padded on the left; Phi-3's short and long contexts never share one, because its
-    rope factors are chosen for a whole batch.
-
-    Args: images: a list with none, one or a list of pictures for each question.
+    Args:
+        images: a list with none, one or a list of pictures for each question.
+        options: as in `reply_batch`.
     Returns: list of `Reply`, without features.
     """
     images = [None] * len(questions) if images is None else images
     if len(images) != len(questions):
         raise DataError(f"{len(questions)} questions but pictures for {len(images)}; expected one entry each")
+    conversations = []
+    for question, pictures in zip(questions, images, strict=True):
+        pictures = _as_list(pictures)
+        conversations.append((_opening(system_message) + (_ask(question, len(pictures)),), pictures))
+    return reply_batch(vlm, conversations, **options)
+
+
+def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=False, **generation):
+    """Reply to many conversations that end with a question.
+
+    Batches are of similar length, padded on the left; Phi-3's short and long contexts never share one, because its
+    rope factors are chosen for a whole batch.
+
+    Args:
+        conversations: (turns, pictures) each; `<image>` in user turns says where the pictures go.
+        max_tiles: budget of each conversation, or one number for all; default the model's.
+    Returns: list of `Reply`, without features.
+    """
     replies = []
-    with tqdm(total=len(questions), desc="replies", disable=not progress) as bar:
-        for start in range(0, len(questions), WINDOW):
+    budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
+    with tqdm(total=len(conversations), desc="replies", disable=not progress) as bar:
+        for start in range(0, len(conversations), WINDOW):
+            part = slice(start, start + WINDOW)
             window = [
-                _prompt(vlm, question, _as_list(pictures), max_tiles=max_tiles, system=system_message)
-                for question, pictures in zip(
-                    questions[start : start + WINDOW], images[start : start + WINDOW], strict=True
-                )
+                _prompt(vlm, turns, pictures, max_tiles=budget)
+                for (turns, pictures), budget in zip(conversations[part], budgets[part], strict=True)
             ]
             replies += _reply_all(vlm, window, batch_size, generation, bar)
     return replies
@@ -172,11 +189,17 @@ def _as_list(images):
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def _prompt(vlm, question, images, *, history=None, max_tiles=None, system=None):
+def _opening(system_message):
+    return () if system_message is None else (Turn("system", system_message),)
+
+
+def _ask(question, num_images):
+    return Turn("user", _with_placeholders(question, num_images))
+
+
+def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
     """Render and tokenise; pictures become uint8 tiles, not features yet."""
     processor = vlm.processor
-    turns = history.turns if history else ((Turn("system", system),) if system is not None else ())
-    turns = (*turns, Turn("user", _with_placeholders(question, len(images))))
     budget = processor.share(max_tiles or processor.max_tiles, len(images))
     cut = [processor.tile(open_image(image, "chat"), max_tiles=budget) for image in images]
     num_tiles = (*(history.num_tiles if history else ()), *map(len, cut))
@@ -245,7 +268,7 @@ def _generate(vlm, prompts, generation, *, streamer=None):
 
     The reference mixes cached keys of both factors there; this is what it gives without a cache.
     """
-    generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | generation
+    generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
     limit, boundary = generation.pop("max_new_tokens"), _short_context(vlm)
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
     embeds = [_embed(vlm, prompt) for prompt in prompts]
@@ -264,6 +287,13 @@ def _generate(vlm, prompts, generation, *, streamer=None):
             embeds[number] = _append(vlm, embeds[number], ids)
         pending = [number for number in pending if end not in new_ids[number] and len(new_ids[number]) < limit]
     return new_ids
+
+
+def _as_options(generation):
+    """A caller's `generation_config` (object or dict) as plain options, other options on top; nothing is changed."""
+    given = generation.get("generation_config") or {}
+    given = dict(given) if isinstance(given, dict) else given.to_diff_dict()
+    return given | {key: value for key, value in generation.items() if key != "generation_config"}
 
 
 def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer):

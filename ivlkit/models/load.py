@@ -2,7 +2,7 @@
 
 import gc
 import json
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .configuration import native_config, read_released_config
 from .families import Family, find_model
 from .processor import Processor, load_processor
 
+SMALL_BYTES = 1_000_000_000
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
 register_with_transformers(ReleasedInternVLForConditionalGeneration.__name__)
 
@@ -104,7 +105,11 @@ def default_dtype(device):
 
 
 def _final_folder(folder):
-    return folder / "final" if (folder / "run.yaml").exists() else folder
+    if not (folder / "run.yaml").exists():
+        return folder
+    if not (folder / "final").exists():
+        raise CheckpointError(f"{folder}: a run without `final/`; expected a finished run; train again to go on with it")
+    return folder / "final"
 
 
 def _load_released(folder, *, device, dtype):
@@ -153,15 +158,32 @@ def _load_adapter(vlm, folder):
 
 
 def _from_pretrained(folder, native, *, dtype, device, **options):
-    model, info = ReleasedInternVLForConditionalGeneration.from_pretrained(
-        folder, config=native, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
-    )
+    with _quiet_if_small(folder):
+        model, info = ReleasedInternVLForConditionalGeneration.from_pretrained(
+            folder, config=native, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+        )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
             raise CheckpointError(
                 f"{folder or 'weights'}: {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:3]}; expected none"
             )
     return model.to(device).eval()
+
+
+@contextmanager
+def _quiet_if_small(folder):
+    """transformers' progress bar only for weights that take seconds to read."""
+    from transformers.utils import logging
+
+    small = folder is None or sum(file.stat().st_size for file in read_weight_files(folder)) < SMALL_BYTES
+    hidden = small and logging.is_progress_bar_enabled()
+    if hidden:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            logging.enable_progress_bar()
 
 
 def _meta_state(native):

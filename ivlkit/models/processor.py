@@ -49,6 +49,10 @@ class Processor:
             return [image.resize((self.tile_px, self.tile_px), Image.Resampling.BICUBIC)]
         return split_into_tiles(image, use_thumbnail=self.use_thumbnail, **self._limits(max_tiles))
 
+    def grid(self, width_px, height_px, *, max_tiles):
+        """(cols, rows) a picture of this size is cut into."""
+        return choose_grid(width_px, height_px, **self._limits(max_tiles)) if self.dynamic else (1, 1)
+
     def _limits(self, budget):
         return {"max_tiles": budget, "min_tiles": min(self.min_tiles, budget), "tile_px": self.tile_px}
 

@@ -129,6 +129,7 @@ def _write_row(folder, name, row, task, ids, rng):
         "height": strip.height,
         "conversations": [{"from": role, "value": text} for role, text in turns],
         "task": task,
+        "num_digits": len(ids),
         "digit_ids": [int(i) for i in ids],
     }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import yaml
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.mixture import Data, open_data
 from ..errors import RecipeError, TrainingError
@@ -156,9 +156,7 @@ def train(recipe, data, *, folder=None):
     """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
-    recipe.accumulation  # an error now, not in the child  # noqa: B018
-    find_model(recipe.model)
-    _check_gpus(recipe)
+    _check(recipe)
     run = write_run(recipe, data, folder)
     if run.state not in ("running", "finished"):
         _start(run)
@@ -221,6 +219,7 @@ def execute(folder):
 
 def _execute(run):
     import torch
+    from transformers import set_seed
 
     from .trainer import KitTrainer, LogToFile, StopOnSignal, training_arguments
 
@@ -232,6 +231,7 @@ def _execute(run):
     vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
     for where, note in check_rows(data, vlm.processor, recipe, progress=partial_bar("checking rows")):
         print(f"{where}: {note}")
+    set_seed(recipe.seed)  # the adapters' first values
     model = prepare(vlm, recipe)
     print(summary_text(model, recipe), flush=True)
     rank = int(os.environ.get("RANK", 0))
@@ -317,9 +317,12 @@ def _start(run):
     (run.folder / "pid").write_text(str(child.pid))
 
 
-def _check_gpus(recipe):
+def _check(recipe):
+    """What would fail in the child fails here: batch arithmetic, the model's folder, the number of GPUs."""
     import torch
 
+    assert recipe.accumulation >= 1
+    find_model(recipe.model)
     found = torch.cuda.device_count()
     if recipe.gpus > max(1, found):
         raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but torch sees {found} here; set gpus={max(1, found)}")

@@ -73,7 +73,8 @@ class KitTrainer(Trainer):
 def save_trained(model, folder, *, state_dict=None):
     """Write what a run trained: PEFT's adapter files, or `model.safetensors` with transformers' keys."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, state_dict=state_dict)
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)  # "auto" would ask the hub
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
         return
     tensors = state_dict or model.state_dict()
     tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
@@ -94,7 +95,7 @@ def load_trained(model, folder):
     if adapter:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-        _check_keys(tensors.keys(), get_peft_model_state_dict(model).keys(), path)
+        _check_keys(tensors.keys(), get_peft_model_state_dict(model, save_embedding_layers=False).keys(), path)
         set_peft_model_state_dict(model, tensors)
     else:
         _check_keys(tensors.keys(), model.state_dict().keys(), path)

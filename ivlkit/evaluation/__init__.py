@@ -1,0 +1,1 @@
+"""Checkpoint + data → numbers and examples."""

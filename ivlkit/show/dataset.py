@@ -1,0 +1,34 @@
+"""Rows of a data set as pictures with their questions and answers."""
+
+from ..data.media import open_image
+from ..errors import DataError
+from .html import cards_html, fragment, picture_html, text_html
+
+
+def record_html(record):
+    """One row: its pictures and its turns."""
+    return fragment(cards_html([(_card(record), "")]))
+
+
+def gallery_html(data, *, rows=8):
+    """The first rows of a data set and its size."""
+    cards = [(_card(data[number]), "") for number in range(min(rows, len(data)))]
+    return fragment(f"<b>{text_html(data)}</b>{cards_html(cards)}")
+
+
+def _card(record):
+    turns = "".join(
+        f'<div><span class="dim">{turn.role}</span> {text_html(turn.text, 400)}</div>' for turn in record.turns
+    )
+    return f'{pictures_html(record.images, record.where)}{turns}<div class="dim">{text_html(record.where)}</div>'
+
+
+def pictures_html(images, where, *, max_px=320):
+    """Pictures of a row; one that can't be opened is named in its place."""
+    shown = []
+    for image in images:
+        try:
+            shown.append(picture_html(open_image(image, where), alt=f"picture of {where}", max_px=max_px))
+        except DataError as error:
+            shown.append(f"<div>{text_html(error)}</div>")
+    return "".join(shown)

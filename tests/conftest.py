@@ -1,0 +1,111 @@
+"""What several rooms' tests share: a tiny model, drawn pictures, the outputs of the reference implementation."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+REFERENCE = "IVLKIT_REFERENCE"  # names the folder; else it is looked for beside the repository
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Folder of outputs of the reference implementation; a test that needs it is skipped only where there is none."""
+    named = os.environ.get(REFERENCE)
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "upstream"
+    if not folder.is_dir():
+        if named:
+            pytest.fail(f"${REFERENCE} is {named}, which is no folder")
+        pytest.skip(f"no outputs of the reference implementation here; put their folder into ${REFERENCE}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _tiny_config():
+    from ivlkit.nano.build import CONFIG
+
+    config = copy.deepcopy(CONFIG)
+    config["llm_config"] |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+    }
+    config["vision_config"] |= {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
+    return config
+
+
+@pytest.fixture
+def tiny_config(_tiny_config):
+    """A config.json of the released kind: 112 px tiles of 16 tokens, two layers everywhere. Yours to change."""
+    return copy.deepcopy(_tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, _tiny_config):
+    """Folder of a random model of that configuration in the released layout, with nano's tokenizer. Don't write to it."""
+    from ivlkit.nano.build import build
+
+    return build(tmp_path_factory.mktemp("tiny") / "model", config=_tiny_config)
+
+
+@pytest.fixture(scope="session")
+def processor(tiny):
+    """Its processor."""
+    from ivlkit.models.processor import load_processor
+
+    return load_processor(tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tiny):
+    """The model, loaded once. Don't change it."""
+    from ivlkit.models.load import load
+
+    return load(tiny)
+
+
+@pytest.fixture
+def draw_picture():
+    """`draw_picture(width_px, height_px, seed=0)` → an RGB picture of a few shapes."""
+
+    def draw(width_px=224, height_px=112, *, seed=0):
+        image = Image.new("RGB", (width_px, height_px), (40 + 29 * seed % 200, 90, 160))
+        pen = ImageDraw.Draw(image)
+        pen.ellipse((width_px // 8, height_px // 8, width_px // 2, height_px // 2), fill=(230, 60 + 17 * seed % 150, 30))
+        pen.line((0, height_px - 1, width_px - 1, seed % height_px), fill=(255, 255, 255), width=3)
+        return image
+
+    return draw
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """`write_rows([row, …], "train.jsonl")` → the path of a JSONL in the test's own folder."""
+
+    def write(rows, name="train.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def turns():
+    """`turns("Q", "A", …)` → the `conversations` of a row, human first."""
+
+    def make(*values):
+        return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+
+    return make

@@ -1,0 +1,77 @@
+"""Every notebook runs top to bottom in a copy, and its results are what it says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+SECONDS = {"07_finetune_lora.ipynb": 600}
+
+
+def expect_first_look(results):
+    assert results["printed_right"]
+    assert results["tiles_640x480"] == 13
+    assert results["trained_tokens"] == results["truth_tokens"]
+    assert results["handwriting_exact_match"] < 0.6
+
+
+def expect_finetune_lora(results):
+    assert results["state"] == "finished"
+    assert results["after_single_digits"] >= 0.9
+    assert results["after"] >= results["before"] + 0.25
+    assert results["same_reply_after_export"]
+
+
+EXPECTED = {"00_first_look.ipynb": expect_first_look, "07_finetune_lora.ipynb": expect_finetune_lora}
+
+
+def read(name):
+    return nbformat.read(FOLDER / name, as_version=4)
+
+
+def test_there_are_notebooks_and_each_has_its_expectations():
+    assert NOTEBOOKS and set(NOTEBOOKS) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_gives_its_results(name, tmp_path):
+    work = shutil.copytree(FOLDER, tmp_path / "notebooks")
+    notebook = read(name)
+    notebook.cells.append(nbformat.v4.new_code_cell("import json; print(json.dumps(results))"))
+    client = nbclient.NotebookClient(
+        notebook, timeout=SECONDS.get(name, 240), kernel_name="python3", resources={"metadata": {"path": str(work)}}
+    )
+    client.execute()
+    EXPECTED[name](json.loads(notebook.cells[-1].outputs[-1].text))
+
+
+class TestShape:
+    @pytest.mark.parametrize("name", NOTEBOOKS)
+    def test_it_is_small_and_carries_no_machine_metadata(self, name):
+        notebook = read(name)
+        assert (FOLDER / name).stat().st_size < 500_000
+        assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+        assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+
+    @pytest.mark.parametrize("name", NOTEBOOKS)
+    def test_it_was_run_once_from_top_to_bottom_without_an_error(self, name):
+        cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+
+    @pytest.mark.parametrize("name", NOTEBOOKS)
+    def test_it_has_the_parts_a_reader_expects(self, name):
+        notebook = read(name)
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        for part in ("**You will**", "**What you should see**", "## Recap", "## Exercises", "## Next"):
+            assert part in prose
+        tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+        assert tags.count("parameters") == 1 and "solution" in tags
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        assert code[-1].startswith("results = ")
+        assert sum(source.count("def ") for source in code) <= 2

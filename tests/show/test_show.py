@@ -1,0 +1,95 @@
+import re
+
+import pytest
+from PIL import Image
+
+from ivlkit.data.mixture import open_data
+from ivlkit.data.records import Record, Turn
+from ivlkit.evaluation.evaluate import Report, Row
+from ivlkit.show.answers import report_page
+from ivlkit.show.dataset import record_html
+from ivlkit.show.html import picture_html, table_html, text_html
+from ivlkit.show.run import loss_figure
+from ivlkit.show.tiles import tiles_figure
+
+HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
+
+
+def visible(html):
+    """HTML without its own style block."""
+    return re.sub(r"<style>.*?</style>", "", html, flags=re.S)
+
+
+class TestText:
+    def test_markup_bidirectional_and_control_marks_show_as_text(self):
+        html = text_html(HOSTILE)
+        assert "<script" not in html and "</div>" not in html
+        assert "&lt;script&gt;" in html and "&amp;amp;" in html
+        assert "[U+202E]evil[U+2066]" in html and "[U+0000]" in html
+
+    def test_a_line_of_a_megabyte_is_cut_with_its_length(self):
+        html = text_html("x" * 1_000_000)
+        assert len(html) < 2000 and "(1,000,000 characters)" in html
+
+    def test_a_joiner_inside_a_word_stays(self):
+        assert "می\u200cخواهم" in text_html("می\u200cخواهم")
+
+    def test_a_table_escapes_every_cell(self):
+        assert "<script" not in visible(table_html([(HOSTILE, HOSTILE)], header=(HOSTILE,), title=HOSTILE))
+
+
+class TestPictures:
+    def test_a_picture_is_embedded_with_its_alternative_text(self):
+        html = picture_html(Image.new("RGB", (900, 300), "red"), alt='a "red" strip')
+        assert html.startswith('<img src="data:image/png;base64,') and 'alt="a &quot;red&quot; strip"' in html
+
+    def test_a_picture_that_is_gone_is_named_in_its_place(self, tmp_path):
+        record = Record(id=0, turns=(Turn("user", "What?"),), images=(tmp_path / "gone.png",), where="train.jsonl:7")
+        assert "train.jsonl:7: picture" in record_html(record) and "does not exist" in record_html(record)
+
+
+class TestPages:
+    def page(self, **options):
+        image = Image.new("RGB", (64, 64), "white")
+        rows = [
+            Row(f"test.jsonl:{n}", HOSTILE, "yes", HOSTILE, float(n % 2), images=(image,), extra={"task": f"t{n % 3}"})
+            for n in range(60)
+        ]
+        report = Report("exact_match", tuple(rows), {"model": HOSTILE})
+        return report_page(report, before=report if options.get("before") else None)
+
+    def test_a_report_is_one_file_without_links_to_elsewhere(self):
+        page = self.page()
+        assert page.startswith("<!doctype html>")
+        assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "http" not in page
+        assert len(page) < 10_000_000
+
+    def test_a_report_shows_wrong_rows_and_right_ones(self):
+        page = self.page()
+        assert page.count('class="card bad"') == 24 and page.count('class="card good"') == 24
+
+    def test_before_and_after_stand_in_one_table(self):
+        assert "<td>" in self.page(before=True) and ">before<" in self.page(before=True)
+
+    def test_text_of_the_data_cannot_leave_its_place(self):
+        assert "<script" not in self.page(before=True)
+
+
+class TestFigures:
+    def test_tiles_figure_tells_grid_tiles_and_tokens(self, tiny_vlm):
+        figure = tiles_figure(Image.new("RGB", (336, 112), "white"), tiny_vlm.processor)
+        assert figure.get_suptitle() == "336 × 112 px → 3 × 1 grid, 4 tiles, 64 tokens"
+        titles = [axis.get_title() for axis in figure.axes]
+        assert titles[1:5] == ["1", "2", "3", "thumbnail"]
+
+    def test_loss_figure_starts_its_mean_at_the_first_value(self):
+        history = [{"step": step, "loss": 4.0} for step in range(1, 4)]
+        lines = loss_figure({"run": history}).axes[0].lines
+        assert list(lines[1].get_ydata()) == pytest.approx([4.0, 4.0, 4.0])
+
+
+def test_a_gallery_shows_the_first_rows_and_the_size(tmp_path):
+    line = '{"conversations": [{"from": "human", "value": "<b>Hi</b>"}, {"from": "gpt", "value": "Hello"}]}\n'
+    (tmp_path / "train.jsonl").write_text(line * 20)
+    html = open_data(tmp_path / "train.jsonl")._repr_html_()
+    assert "20 rows" in html and html.count('class="card ') == 8 and "&lt;b&gt;Hi" in html

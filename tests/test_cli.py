@@ -1,0 +1,80 @@
+"""The command line: each command does what its help says, a mistake is one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ivlkit.cli import main
+
+COMMANDS = ["machine", "families", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"  ivlkit {command}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "2b-lorra"], "did you mean '2b-lora'?"),
+        (["train", "26b-full", "--gpus", "7", "--dry-run"], "128 is not a multiple of gpus 7 x per_device_batch 2 = 14"),
+        (["train", "nano-lora"], "no data; expected --data"),
+        (["train", "nano-lora", "--data", "nowhere.json"], "nowhere.json: does not exist"),
+        (["train", "nano-lora", "--set", "lora_rank"], "expected FIELD=VALUE"),
+        (["train", "nano-lora", "--set", "lora_rank=many", "--dry-run"], "expected a number"),
+        (["train", "nano-lora", "--set", "lora_rnk=8", "--dry-run"], "did you mean 'lora_rank'?"),
+        (["chat", "nowhere", "Hi"], "nowhere: no such folder"),
+        (["chat", "2b", "Hi"], "hf download OpenGVLab/Mini-InternVL-Chat-2B-V1-5"),
+        (["evaluate", "nano", "nowhere.jsonl"], "nowhere.jsonl: does not exist"),
+        (["export", "nowhere", "--to", "x"], "nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    line = printed.err.strip()
+    assert line.startswith("ivlkit: ") and said in line and "\n" not in line
+
+
+def test_the_guides_command_line_gives_accumulation_8(capsys):
+    assert main(["train", "26b-full", "--gpus", "8", "--per-device-batch-size", "2", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "accumulation: 8 micro-batches" in printed and "total_batch: 128" in printed and "zero_stage: 3" in printed
+
+
+def test_families_are_readable_by_a_program(capsys):
+    assert main(["families", "--json"]) == 0
+    found = {family["key"]: family for family in json.loads(capsys.readouterr().out)}
+    assert list(found) == ["26b", "2b", "4b", "nano"]
+    assert found["4b"]["hub_id"] == "OpenGVLab/Mini-InternVL-Chat-4B-V1-5"
+
+
+def test_chat_answers_and_tells_its_tiles_as_json(tiny_vlm, capsys, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (224, 112), "white").save(tmp_path / "a.png")
+    arguments = ["chat", str(tiny_vlm.folder), "What?", "--image", str(tmp_path / "a.png"), "--max-new-tokens", "4"]
+    assert main([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["tiles"] == [3] and isinstance(answer["reply"], str)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == answer["reply"]
+
+
+def test_talking_without_a_question_ends_at_an_empty_line(tiny_vlm, capsys, monkeypatch):
+    lines = iter(["Hi", "And now?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert main(["chat", str(tiny_vlm.folder), "--max-new-tokens", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_the_module_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "ivlkit", "families"], capture_output=True, text=True)
+    assert done.returncode == 0 and "InternVL-Chat-V1-5" in done.stdout
