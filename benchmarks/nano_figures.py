@@ -105,7 +105,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         if options.what == "pretraining":
             report, tasks = pretraining(options.model, folder)
-            print(report, *(json.dumps({"task": task, "exact": s, "rows": n}) for task, (s, n) in tasks.items()), sep="\n")
+            print(
+                report, *(json.dumps({"task": task, "exact": s, "rows": n}) for task, (s, n) in tasks.items()), sep="\n"
+            )
             return
         paths = write_handwriting(folder)
         with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:

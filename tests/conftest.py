@@ -52,7 +52,7 @@ def tiny_config(_tiny_config):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, _tiny_config):
-    """Folder of a random model of that configuration in the released layout, with nano's tokenizer. Don't write to it."""
+    """Folder of a random model of that configuration in the released layout, with nano's tokenizer. Don't write."""
     from ivlkit.nano.build import build
 
     return build(tmp_path_factory.mktemp("tiny") / "model", config=_tiny_config)
@@ -81,7 +81,9 @@ def draw_picture():
     def draw(width_px=224, height_px=112, *, seed=0):
         image = Image.new("RGB", (width_px, height_px), (40 + 29 * seed % 200, 90, 160))
         pen = ImageDraw.Draw(image)
-        pen.ellipse((width_px // 8, height_px // 8, width_px // 2, height_px // 2), fill=(230, 60 + 17 * seed % 150, 30))
+        pen.ellipse(
+            (width_px // 8, height_px // 8, width_px // 2, height_px // 2), fill=(230, 60 + 17 * seed % 150, 30)
+        )
         pen.line((0, height_px - 1, width_px - 1, seed % height_px), fill=(255, 255, 255), width=3)
         return image
 

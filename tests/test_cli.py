@@ -23,7 +23,10 @@ def test_every_command_has_help_with_an_example(command, capsys):
     ("arguments", "said"),
     [
         (["train", "2b-lorra"], "did you mean '2b-lora'?"),
-        (["train", "26b-full", "--gpus", "7", "--dry-run"], "128 is not a multiple of gpus 7 x per_device_batch 2 = 14"),
+        (
+            ["train", "26b-full", "--gpus", "7", "--dry-run"],
+            "128 is not a multiple of gpus 7 x per_device_batch 2 = 14",
+        ),
         (["train", "nano-lora"], "no data; expected --data"),
         (["train", "nano-lora", "--data", "nowhere.json"], "nowhere.json: does not exist"),
         (["train", "nano-lora", "--set", "lora_rank"], "expected FIELD=VALUE"),

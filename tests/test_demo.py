@@ -33,7 +33,8 @@ def test_the_demo_leaves_a_report_and_a_model_that_answers(tmp_path):
 def test_the_summary_tells_before_and_after_by_number_of_digits():
     def report(*scores):
         rows = [
-            Row(f"test.jsonl:{n}", "", "", "", score, extra={"num_digits": 1 + n // 2}) for n, score in enumerate(scores)
+            Row(f"test.jsonl:{n}", "", "", "", score, extra={"num_digits": 1 + n // 2})
+            for n, score in enumerate(scores)
         ]
         return Report("exact_match", tuple(rows), {})
 

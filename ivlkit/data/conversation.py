@@ -63,8 +63,9 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
     """Write turns as the model reads them (without `<s>`, which the tokenizer adds).
 
     Each `<image>` of a user turn becomes `<img>` + `<IMG_CONTEXT>` · num_image_token · tiles + `</img>`, in order; with
-    no pictures it stays text. Outer whitespace of answers is removed; of questions, where the template says so. A system turn replaces
-    `system_message`. If the last turn is the user's, the text ends with the opened assistant turn: a prompt.
+    no pictures it stays text. Outer whitespace of answers is removed; of questions, where the template says so. A
+    system turn replaces `system_message`. If the last turn is the user's, the text ends with the opened assistant turn:
+    a prompt.
 
     Args:
         turns: `Turn`s, user and assistant alternating.

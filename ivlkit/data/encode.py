@@ -65,7 +65,9 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
     budget, num_tiles, notes = fit_tiles(record, processor, sizes=sizes, max_length=max_length)
     rendered = _render(record, processor, num_tiles)
     input_ids, labels = _supervise(rendered, processor.tokenizer)
-    _check(record, processor, input_ids=input_ids, labels=labels, num_tiles=num_tiles)
+    check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
+    if (labels == IGNORE_INDEX).all():
+        raise DataError(f"{record.where}: no supervised token; expected an assistant turn; add the answer")
     if rendered.stripped:
         notes = (*notes, f"outer whitespace of {rendered.stripped} answers stripped")
     tiles = [
@@ -138,19 +140,17 @@ def _supervise(rendered, tokenizer):
     return input_ids, np.where(inside, input_ids, IGNORE_INDEX)
 
 
-def _check(record, processor, *, input_ids, labels, num_tiles):
-    """The invariants of a row: one context token a feature, closed pictures, something to learn."""
+def check_image_tokens(input_ids, processor, *, num_tiles, where):
+    """Raise DataError unless there is one context token a feature, and every picture is opened and closed once."""
     expected = {
         IMAGE_CONTEXT: processor.num_image_token * sum(num_tiles),
         IMAGE_START: len(num_tiles),
         IMAGE_END: len(num_tiles),
     }
     for token, count in expected.items():
-        found = int((input_ids == processor.token_id(token)).sum())
+        found = int((np.asarray(input_ids) == processor.token_id(token)).sum())
         if found != count:
             raise DataError(
-                f"{record.where}: {found} {token} tokens but its pictures make {count}; "
+                f"{where}: {found} {token} tokens but its pictures make {count}; "
                 f"does the text itself contain {token}? Remove it"
             )
-    if (labels == IGNORE_INDEX).all():
-        raise DataError(f"{record.where}: no supervised token; expected an assistant turn; add the answer")

@@ -23,6 +23,7 @@ def open_image(source, where="picture"):
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     if isinstance(source, np.ndarray):
+        _check_array(source, where)
         return Image.fromarray(source).convert("RGB")
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"{where}: picture of type {type(source).__name__}; expected a path, a PIL image or an array")
@@ -38,6 +39,13 @@ def image_size(source, where="picture"):
         return source.shape[1], source.shape[0]
     with _opened(source, where) as image:
         return image.size
+
+
+def _check_array(pixels, where):
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2:
+        raise DataError(
+            f"{where}: an array of {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W, 3]; convert it first"
+        )
 
 
 def degrade_jpeg(image, quality):

@@ -140,12 +140,23 @@ def open_data(path, *, root=None, seed=0):
 
 def _read_meta(path):
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({error}); expected a meta file") from error
     if not isinstance(entries, dict) or not entries:
         raise DataError(f"{path}: expected an object of data sets, {{name: {{root, annotation, …}}}}")
     return [_read_source(name, entry, path) for name, entry in entries.items()]
+
+
+def _unique(pairs):
+    """JSON keeps the last of two equal keys: the first data set would be lost without a word."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{name!r} twice; expected every name once; rename or remove one")
+    return dict(pairs)
 
 
 def _read_source(name, entry, meta_path):
@@ -179,7 +190,7 @@ def _typed(entry, key, kinds, default, where):
 
 
 def _positive(value, key, where):
-    if value is not None and not value > 0:
+    if value is not None and not 0 < value < float("inf"):
         raise DataError(f"{where}: `{key}` is {value!r}; expected more than 0")
     return value
 

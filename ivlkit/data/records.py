@@ -129,6 +129,10 @@ def _read_turn(turn, where):
     role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
     if role is None:
         raise DataError(f"{where}: unknown role {turn.get('from')!r}; expected 'human' or 'gpt' (or a first 'system')")
+    if any("\ud800" <= character <= "\udfff" for character in turn["value"]):
+        raise DataError(
+            f"{where}: half a surrogate pair in {_short(turn['value'])}; expected characters; mend the text"
+        )
     return Turn(role, turn["value"])
 
 

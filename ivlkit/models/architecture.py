@@ -64,7 +64,7 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         return embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds.dtype))
 
     def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, head=None, **kwargs):
-        """As transformers' own. With `head`, a function of (hidden states [B, L, H], lm_head) gives `loss`, no logits."""
+        """As transformers' own; `head`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits."""
         if pixel_values is not None and len(pixel_values):
             input_ids, inputs_embeds = None, self.embed(input_ids, self.encode_tiles(pixel_values))
         if head is None:

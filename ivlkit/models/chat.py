@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data.collate import normalise_tiles
 from ..data.conversation import render
-from ..data.encode import stack_tiles
+from ..data.encode import check_image_tokens, stack_tiles
 from ..data.media import open_image
 from ..data.records import IMAGE_PLACEHOLDER, Turn
 from ..errors import DataError
@@ -155,11 +155,10 @@ class Stream(Iterator):
 
     def __next__(self):
         piece = self._pieces.get()
-        if piece is None:
-            raise StopIteration
-        if isinstance(piece, BaseException):
-            raise piece
-        return piece
+        if isinstance(piece, str):
+            return piece
+        self._pieces.put(None)  # asked again, it ends again instead of waiting
+        raise piece or StopIteration
 
 
 class _QueueStreamer:
@@ -199,6 +198,8 @@ def _ask(question, num_images):
 
 def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
     """Render and tokenise; pictures become uint8 tiles, not features yet."""
+    if history and history.num_tiles and history.features is None:
+        raise DataError("chat: this reply keeps no pictures, as all of a batch; expected a reply of `chat` as history")
     processor = vlm.processor
     budget = processor.share(max_tiles or processor.max_tiles, len(images))
     cut = [processor.tile(open_image(image, "chat"), max_tiles=budget) for image in images]
@@ -211,7 +212,9 @@ def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
         system_message=processor.system_message,
     ).text
     tiles = torch.from_numpy(stack_tiles([tile for tiles in cut for tile in tiles], processor.tile_px))
-    return Prompt(turns, num_tiles, processor.tokenizer(text)["input_ids"], history and history.features, tiles)
+    input_ids = processor.tokenizer(text)["input_ids"]
+    check_image_tokens(input_ids, processor, num_tiles=num_tiles, where="chat")
+    return Prompt(turns, num_tiles, input_ids, history and history.features, tiles)
 
 
 def _with_placeholders(question, num_images):
@@ -293,7 +296,8 @@ def _as_options(generation):
     """A caller's `generation_config` (object or dict) as plain options, other options on top; nothing is changed."""
     given = generation.get("generation_config") or {}
     given = dict(given) if isinstance(given, dict) else given.to_diff_dict()
-    return given | {key: value for key, value in generation.items() if key != "generation_config"}
+    options = given | {key: value for key, value in generation.items() if key != "generation_config"}
+    return {key: value for key, value in options.items() if key not in ("eos_token_id", "pad_token_id")}  # the template's
 
 
 def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer):

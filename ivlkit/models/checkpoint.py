@@ -205,11 +205,17 @@ def merge_released_lora(tensors, *, dtype):
         if ".base_layer." in key:
             stem = key.partition(".base_layer.")[0]
             if key.endswith(".weight"):
-                down, up = (plain[f"{stem}.lora_{side}.default.weight"].float() for side in "AB")
+                down, up = (_adapter_half(plain, f"{stem}.lora_{side}.default.weight") for side in "AB")
                 tensor = (tensor.float() + scale * up @ down).to(dtype)
             key = key.replace(".base_layer.", ".")
         merged[key] = tensor
     return merged
+
+
+def _adapter_half(tensors, key):
+    if key not in tensors:
+        raise CheckpointError(f"tensor {key} is missing; expected both halves of every adapter; download it again")
+    return tensors[key].float()
 
 
 def register_with_transformers(class_name):

@@ -9,6 +9,13 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 PHI3_SHORT_CONTEXT = 4096  # tokens up to which Phi-3's short rope factors hold
+_VISION_FIELDS = (  # that decide what the model computes: no default of ours or of transformers may stand in
+    "hidden_size num_hidden_layers num_attention_heads intermediate_size image_size norm_type qkv_bias qk_normalization"
+).split()
+_LANGUAGE_FIELDS = (
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size hidden_act "
+    "max_position_embeddings rms_norm_eps"
+).split()
 
 
 def read_released_config(folder):
@@ -25,6 +32,8 @@ def read_released_config(folder):
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: a {type(config).__name__}; expected an object; copy the file again")
     if config.get("model_type") != "internvl_chat":
         raise CheckpointError(
             f"{path}: model_type {config.get('model_type')!r}; expected 'internvl_chat', the released InternVL 1.5 kind"
@@ -77,14 +86,21 @@ def _require(holds, field, found, expected):
         )
 
 
+def _require_fields(part, names, where):
+    for name in names:
+        if part.get(name) is None:
+            raise CheckpointError(f"config.json: no `{name}` in {where}; expected the released fields; copy it again")
+
+
 def _vision_config(config):
     from transformers import InternVLVisionConfig
 
     vision = config["vision_config"]
+    _require_fields(vision, _VISION_FIELDS, "vision_config")
     norm, eps, size = vision["norm_type"], vision.get("layer_norm_eps", 1e-6), vision["image_size"]
     _require(norm in ("layer_norm", "rms_norm"), "vision_config.norm_type", norm, "layer_norm or rms_norm")
     _require(size == tile_px(config), "force_image_size", tile_px(config), f"vision_config.image_size ({size})")
-    if vision.get("qk_normalization"):
+    if vision["qk_normalization"]:
         _require(eps == 1e-6, "vision_config.layer_norm_eps", eps, "1e-06 beside qk_normalization")
     return InternVLVisionConfig(
         hidden_size=vision["hidden_size"],
@@ -92,8 +108,8 @@ def _vision_config(config):
         num_attention_heads=vision["num_attention_heads"],
         intermediate_size=vision["intermediate_size"],
         hidden_act=vision.get("hidden_act", "gelu"),
-        attention_bias=vision.get("qkv_bias", True),
-        use_qk_norm=vision.get("qk_normalization", False),
+        attention_bias=vision["qkv_bias"],
+        use_qk_norm=vision["qk_normalization"],
         norm_type=norm,
         layer_norm_eps=eps,
         image_size=size,
@@ -113,11 +129,9 @@ def _text_config(language):
 
 
 def _common(language):
-    fields = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size hidden_act "
-        "max_position_embeddings rms_norm_eps initializer_range bos_token_id eos_token_id pad_token_id"
-    )
-    return {key: language[key] for key in fields.split() if key in language} | {"tie_word_embeddings": False}
+    _require_fields(language, _LANGUAGE_FIELDS, "llm_config")
+    names = (*_LANGUAGE_FIELDS, "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: language[name] for name in names if name in language} | {"tie_word_embeddings": False}
 
 
 def _internlm2_config(language):

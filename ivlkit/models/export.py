@@ -29,7 +29,7 @@ def save_released(vlm, folder):
     folder.mkdir(parents=True, exist_ok=True)
     dtype = getattr(torch, vlm.config.get("torch_dtype") or "bfloat16")
     native = {key: tensor.detach().to("cpu", dtype) for key, tensor in vlm.model.state_dict().items()}
-    _write_shards(to_released(native, vlm.config), folder)
+    write_shards(to_released(native, vlm.config), folder)
     changes = {"use_llm_lora": 0, "use_backbone_lora": 0, "system_message": vlm.processor.system_message}
     (folder / "config.json").write_text(json.dumps(vlm.config | changes, indent=2, ensure_ascii=False) + "\n")
     for path in sorted(vlm.processor.folder.iterdir()):
@@ -70,7 +70,8 @@ def _prove(vlm, with_adapter, reloaded):
     merged = _probe(vlm)
     _compare(with_adapter, merged, "merging the adapter")
     dtype = getattr(torch, vlm.config.get("torch_dtype") or "bfloat16")
-    vlm.model.to(dtype).to(torch.float32)
+    for parameter in vlm.model.parameters():  # not the buffers: rotary frequencies are never rounded
+        parameter.data = parameter.data.to(dtype).to(torch.float32)
     _compare(_probe(vlm), _probe(reloaded), "reloading the export")
 
 
@@ -96,7 +97,7 @@ def _probe(vlm):
     return outputs.logits
 
 
-def _write_shards(tensors, folder):
+def write_shards(tensors, folder):
     """One `model.safetensors`, or numbered shards and their index when it would be larger than SHARD_BYTES."""
     shards, sizes = [{}], [0]
     for key, tensor in tensors.items():

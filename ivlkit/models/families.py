@@ -150,5 +150,6 @@ def match_family(config):
         if family.hub_id and (family.language_class, family.vision_norm) == (language, norm):
             return family
     raise CheckpointError(
-        f"a model of {language} with a {norm} vision tower; expected one of the InternVL 1.5 family: {', '.join(FAMILIES)}"
+        f"a model of {language} with a {norm} vision tower; expected one of the InternVL 1.5 family: "
+        f"{', '.join(FAMILIES)}"
     )

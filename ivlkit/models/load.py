@@ -108,7 +108,9 @@ def _final_folder(folder):
     if not (folder / "run.yaml").exists():
         return folder
     if not (folder / "final").exists():
-        raise CheckpointError(f"{folder}: a run without `final/`; expected a finished run; train again to go on with it")
+        raise CheckpointError(
+            f"{folder}: a run without `final/`; expected a finished run; train again to go on with it"
+        )
     return folder / "final"
 
 
@@ -215,7 +217,7 @@ def read_weight_files(folder):
     names = ["model.safetensors"]
     with suppress(FileNotFoundError):
         index = (folder / "model.safetensors.index.json").read_text()
-        names = sorted(set(json.loads(index)["weight_map"].values()))
+        names = _shard_names(index, folder)
     missing = [folder / name for name in names if not (folder / name).exists()]
     if missing and list(folder.glob("*.bin")):
         raise CheckpointError(
@@ -225,6 +227,15 @@ def read_weight_files(folder):
     if missing:
         raise CheckpointError(f"{missing[0]}: missing; expected the weights there; download the folder again")
     return [folder / name for name in names]
+
+
+def _shard_names(index, folder):
+    try:
+        return sorted(set(json.loads(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}/model.safetensors.index.json: broken ({error}); expected a `weight_map`; copy the file again"
+        ) from error
 
 
 def read_shapes(files):

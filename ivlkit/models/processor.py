@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.conversation import TEMPLATES, ConversationTemplate
-from ..data.tiling import MAX_TILES, count_tiles, split_into_tiles
+from ..data.tiling import MAX_TILES, choose_grid, count_tiles, split_into_tiles
 from ..errors import CheckpointError
 from .configuration import num_image_token, read_released_config, tile_px
 from .families import Family, find_model, match_family

@@ -31,6 +31,9 @@ def load_tokenizer(folder):
         raise CheckpointError(f"{folder}: tokenizer_class {kind!r}; expected one of {', '.join(_KINDS)}")
     if kind == "LlamaTokenizer" and config.get("legacy", True) is not False:
         raise CheckpointError(f"{folder}: a legacy Llama tokenizer; expected `legacy: false`, as released")
+    for name in ("added_tokens_decoder", "bos_token", "eos_token", "pad_token", "unk_token"):
+        if not config.get(name):
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: no `{name}`; expected it, as released")
     proto = _read_model(folder / "tokenizer.model")
     backend = _build(proto, config, dummy_prefix=proto.normalizer_spec.add_dummy_prefix)
     return _wrap(backend, config)
@@ -108,7 +111,7 @@ def _merges(proto, vocabulary):
     return [(left, right) for _, _, left, right in merges]
 
 
-# The released InternLM2 tokenizer joins these when it decodes, always ("chat ?" becomes "chat?"): replies equal its own.
+# The released InternLM2 tokenizer always joins these when it decodes ("chat ?" becomes "chat?"): so replies are equal.
 _CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " 's": "'s"}
 _CLEANED |= {" 've": "'ve", " 're": "'re"}
 

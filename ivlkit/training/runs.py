@@ -213,8 +213,14 @@ def execute(folder):
     try:
         _execute(Run(folder))
     except Exception as error:
-        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
+        (folder / "error.txt").write_text(_reason(error))
         raise
+
+
+def _reason(error):
+    """The error in a line; of one that a worker process raised, its own last line."""
+    text = f"{type(error).__name__}: {error}"
+    return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 
 
 def _execute(run):

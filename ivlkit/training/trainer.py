@@ -1,6 +1,7 @@
 """transformers' Trainer with our plan, our loss and checkpoints that load or fail.
 
-One plan serves the whole run, so the Trainer sees a single epoch of it; resuming skips to the micro-batch it stopped at.
+One plan serves the whole run, so the Trainer sees a single epoch of it; resuming skips to the micro-batch where it
+stopped.
 """
 
 import json
@@ -53,8 +54,8 @@ class KitTrainer(Trainer):
         loss = outputs.loss / num_items_in_batch * self.args.world_size
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"loss {loss.item()} at step {self.state.global_step}, rows {', '.join(where)}; expected a finite loss; "
-                "lower learning_rate or look at these rows; the last checkpoint is kept"
+                f"loss {loss.item()} at step {self.state.global_step}, rows {', '.join(where)}; expected a finite "
+                "loss; lower learning_rate or look at these rows; the last checkpoint is kept"
             )
         return (loss, outputs) if return_outputs else loss
 

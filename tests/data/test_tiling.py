@@ -85,7 +85,9 @@ def test_a_picture_without_area_is_refused(size):
         choose_grid(*size)
 
 
-@pytest.mark.parametrize("limits", [{"max_tiles": 0}, {"max_tiles": 2, "min_tiles": 3}, {"max_tiles": 6, "min_tiles": 0}])
+@pytest.mark.parametrize(
+    "limits", [{"max_tiles": 0}, {"max_tiles": 2, "min_tiles": 3}, {"max_tiles": 6, "min_tiles": 0}]
+)
 def test_an_empty_budget_is_refused(limits):
     with pytest.raises(ValueError, match="expected 1 <= min_tiles <= max_tiles"):
         choose_grid(10, 10, **limits)

@@ -71,7 +71,9 @@ class TestEvaluate:
         assert found.rows[1].extra == {"task": "greet"}
 
     def test_replies_equal_those_of_chat(self, tiny_vlm):
-        records = [record(number, text, "x") for number, text in enumerate(["Hi", "What is your name?", "one two three"])]
+        records = [
+            record(number, text, "x") for number, text in enumerate(["Hi", "What is your name?", "one two three"])
+        ]
         found = evaluate(tiny_vlm, records, progress=False, max_new_tokens=6)
         asked = [tiny_vlm.chat(one.question, max_new_tokens=6).text for one in records]
         assert [row.reply for row in found.rows] == asked

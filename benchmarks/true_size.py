@@ -1,0 +1,177 @@
+"""The released architectures at their true size with random weights: load, answer, LoRA steps, export, on one GPU.
+
+No released weights are needed, so replies mean nothing; layouts, shapes, memory and speed do.
+
+    python benchmarks/true_size.py 2b --tokenizer FOLDER --work /tmp/true_size
+
+FOLDER holds the tokenizer files of the family (tokenizer.model, tokenizer_config.json, …).
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
+from ivlkit.models.checkpoint import to_released
+from ivlkit.models.configuration import native_config
+from ivlkit.models.export import export, write_shards
+from ivlkit.models.load import load
+from ivlkit.nano.build import CONFIG
+from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import open_data, train
+
+VIT_300M = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "image_size": 448,
+}
+VIT_6B = {
+    "hidden_size": 3200,
+    "num_hidden_layers": 45,
+    "num_attention_heads": 25,
+    "intermediate_size": 12800,
+    "image_size": 448,
+    "norm_type": "rms_norm",
+    "qk_normalization": True,
+    "qkv_bias": False,
+}
+INTERNLM2 = {"max_position_embeddings": 32768, "rope_theta": 1000000, "vocab_size": 92553}
+INTERNLM2_2B = INTERNLM2 | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+    "rope_scaling": {"type": "dynamic", "factor": 2.0},
+}
+INTERNLM2_20B = INTERNLM2 | {
+    "hidden_size": 6144,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 48,
+    "num_key_value_heads": 8,
+    "intermediate_size": 16384,
+    "rope_scaling": {"type": "dynamic", "factor": 3.0},
+}
+PHI3_MINI = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "intermediate_size": 8192,
+    "vocab_size": 32020,
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48},
+    "sliding_window": 262144,
+    "eos_token_id": 32000,
+    "pad_token_id": 32000,
+}
+PARTS = {
+    "2b": ("internlm2-chat", VIT_300M, INTERNLM2_2B),
+    "4b": ("phi3-chat", VIT_300M, PHI3_MINI),
+    "26b": ("internlm2-chat", VIT_6B, INTERNLM2_20B),
+}
+
+
+def main():
+    """Run the steps for one size and print a JSON line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("key", choices=PARTS)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--per-device-batch", type=int, default=4)
+    parser.add_argument("--export", action="store_true", help="needs 4 bytes a parameter of host memory, twice")
+    options = parser.parse_args()
+    work = Path(options.work) / options.key
+    shutil.rmtree(work, ignore_errors=True)
+    timed("write", write_random, work / "model", options.key, Path(options.tokenizer))
+    vlm = timed("load", load, work / "model")
+    show("loaded", model=repr(vlm), gib=torch.cuda.max_memory_allocated() / 2**30)
+    picture = draw_picture(640, 480)
+    timed("first reply", vlm.chat, "What is shown?", picture, max_new_tokens=32)
+    reply = timed("second reply", vlm.chat, "What is shown?", picture, max_new_tokens=32)
+    show("reply", tiles=reply.num_tiles)
+    vlm.release()
+    del vlm
+    run = timed("lora", fine_tune, work, options)
+    history = run.history
+    seconds = (history[-1]["seconds"] - history[0]["seconds"]) / (len(history) - 1)
+    show("steps", losses=[round(line["loss"], 3) for line in history], seconds_a_step=round(seconds, 2))
+    if options.export:
+        timed("export", export, run, work / "exported")
+
+
+def write_random(folder, key, tokenizer):
+    """A folder in the released layout with random bf16 weights."""
+    template, vision, language = PARTS[key]
+    config = copy.deepcopy(CONFIG) | {"force_image_size": 448, "template": template}
+    config["vision_config"] |= vision
+    config["llm_config"] |= language
+    del config["system_message"]
+    shutil.copytree(tokenizer, folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    with torch.device("meta"):
+        state = ReleasedInternVLForConditionalGeneration(native_config(config, image_token_id=5)).state_dict()
+    torch.manual_seed(0)
+    tensors = {}
+    for name, shape in ((name, tensor.shape) for name, tensor in to_released(state, config).items()):
+        tensors[name] = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device="cuda").mul_(0.02).cpu()
+        tensors[name] = tensors[name].to(torch.bfloat16)
+    write_shards(tensors, folder)
+
+
+def fine_tune(work, options):
+    """A few LoRA steps on drawn pictures of the guide's usual sizes, batch and recipe as released."""
+    images = work / "data" / "images"
+    images.mkdir(parents=True)
+    rows = []
+    for number in range(options.steps * 16):
+        width_px, height_px = ((640, 480), (1920, 1080), (448, 448), (800, 600))[number % 4]
+        draw_picture(width_px, height_px, number).save(images / f"{number}.png")
+        turns = [("human", "<image>\nWhat number is this?"), ("gpt", f"It is number {number}.")]
+        turns = [{"from": role, "value": text} for role, text in turns]
+        rows.append({"id": number, "image": f"images/{number}.png", "conversations": turns})
+    path = work / "data" / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = recipe(
+        f"{options.key}-lora", model=str(work / "model"), gpus=1, per_device_batch=options.per_device_batch, workers=8
+    )
+    return train(chosen, open_data(path), folder=work / "run").wait()
+
+
+def draw_picture(width_px, height_px, number=0):
+    """A few shapes and a number."""
+    image = Image.new("RGB", (width_px, height_px), "#f4f1ea")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((40, 40, 40 + height_px // 2, 40 + height_px // 2), fill=(number * 37 % 255, 120, 60))
+    draw.text((width_px // 2, height_px // 2), str(number), fill="black", font_size=60)
+    return image
+
+
+def timed(name, function, *arguments, **options):
+    """Call it and print how long it took."""
+    started = time.perf_counter()
+    result = function(*arguments, **options)
+    show(name, seconds=round(time.perf_counter() - started, 2))
+    return result
+
+
+def show(name, **values):
+    """One JSON line."""
+    print(json.dumps({"step": name} | values, default=str), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Padding on the right, an explicit attention mask, and pixel values by hand."""
+
+import numpy as np
+import torch
+
+from ivlkit.data.collate import collate, normalise_tiles
+from ivlkit.data.encode import Example
+
+
+def example(ids, labels, tiles=0):
+    pixels = np.full((tiles, 2, 2, 3), len(ids), np.uint8)
+    return Example(np.array(ids), np.array(labels), pixels, "train.jsonl:1")
+
+
+def test_rows_are_padded_on_the_right_to_the_longest():
+    batch = collate([example([5, 2, 7], [-100, 2, 7]), example([9], [9])], pad_token_id=2)
+    assert batch["input_ids"].tolist() == [[5, 2, 7], [9, 2, 2]]
+    assert batch["labels"].tolist() == [[-100, 2, 7], [9, -100, -100]]
+
+
+def test_the_mask_is_the_length_and_not_the_padding_id():
+    """InternLM2 pads with its end token: a real 2 must be attended to."""
+    batch = collate([example([5, 2, 0], [5, 2, 0]), example([9], [9])], pad_token_id=2)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_batches_have_these_types_and_shapes():
+    batch = collate(
+        [example([1, 2], [1, 2], tiles=3), example([1], [1]), example([1, 2, 3], [1, 2, 3], tiles=1)], pad_token_id=0
+    )
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()} == {
+        "input_ids": (torch.int64, (3, 3)),
+        "labels": (torch.int64, (3, 3)),
+        "attention_mask": (torch.int64, (3, 3)),
+        "tiles": (torch.uint8, (4, 2, 2, 3)),
+    }
+
+
+def test_tiles_keep_the_order_of_the_rows():
+    batch = collate([example([1, 2], [1, 2], tiles=1), example([1, 2, 3], [1, 2, 3], tiles=2)], pad_token_id=0)
+    assert batch["tiles"][:, 0, 0, 0].tolist() == [2, 3, 3]
+
+
+def test_a_batch_of_text_has_no_tiles():
+    assert collate([example([1], [1])], pad_token_id=0)["tiles"].shape == (0, 2, 2, 3)
+
+
+def test_pixel_values_by_hand():
+    tiles = torch.tensor([[[[0, 0, 0], [255, 255, 255]]]], dtype=torch.uint8)  # [1, 1, 2, 3]: black, white
+    pixels = normalise_tiles(tiles)
+    assert pixels.shape == (1, 3, 1, 2)
+    # (0 − mean) / std and (1 − mean) / std for red, green, blue
+    expected = [[[-2.117904, 2.248908]], [[-2.035714, 2.428571]], [[-1.804444, 2.64]]]
+    torch.testing.assert_close(pixels[0], torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_pixel_values_are_rounded_last_and_tiles_are_not_changed():
+    tiles = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = tiles.clone()
+    assert torch.equal(normalise_tiles(tiles, dtype=torch.bfloat16), normalise_tiles(tiles).bfloat16())
+    assert torch.equal(tiles, before)
+    assert normalise_tiles(tiles[:0]).shape == (0, 3, 4, 4)

@@ -1,0 +1,310 @@
+"""Replies: the reference's own, the same one by one and in batches, earlier pictures remembered."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import GenerationConfig
+
+from ivlkit.data.records import Turn
+from ivlkit.errors import DataError
+from ivlkit.models.chat import _batches, reply_batch
+from ivlkit.models.load import load
+
+NEW = {"max_new_tokens": 8}
+
+
+@pytest.fixture
+def tiles_seen(tiny_vlm, monkeypatch):
+    """A list that gets the number of tiles of every call of the vision tower."""
+    seen, encode_tiles = [], tiny_vlm.model.encode_tiles
+    monkeypatch.setattr(tiny_vlm.model, "encode_tiles", lambda pixels: seen.append(len(pixels)) or encode_tiles(pixels))
+    return seen
+
+
+@pytest.fixture
+def say(tiny_vlm, monkeypatch):
+    """`say("text")`: the model's next reply has the ids of this text."""
+
+    def make(text):
+        ids = tiny_vlm.tokenizer(text)["input_ids"][1:]
+        monkeypatch.setattr(tiny_vlm.model, "generate", lambda **_: torch.tensor([ids]))
+
+    return make
+
+
+# the reference -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["26b", "2b", "4b"])
+def released(request, reference):
+    """(model, its replies, a picture whose only tiles are the reference's two)."""
+    folder = reference / "checkpoints" / f"internvl-{request.param}"
+    vlm = load(folder)
+    vlm.processor = replace(vlm.processor, use_thumbnail=False)
+    tiles = load_file(folder / "reference.safetensors")["tiles_uint8"].permute(0, 2, 3, 1).numpy()
+    picture = Image.fromarray(np.concatenate(list(tiles), axis=1))  # 896 × 448: a grid of 2 × 1, nothing resized
+    return vlm, json.loads((folder / "reference_chat.json").read_text()), picture
+
+
+def test_replies_are_those_of_the_reference(released):
+    vlm, expected, picture = released
+    options = {"max_new_tokens": expected["max_new_tokens"]}
+    assert vlm.processor.system_message == expected["system_message"]
+    first = vlm.chat(expected["question"], picture, **options)
+    assert (first.num_tiles, first.text) == ((2,), expected["response"])
+    assert vlm.chat(expected["second_question"], history=first, **options).text == expected["second_response"]
+    assert vlm.chat(expected["text_question"], **options).text == expected["text_response"]
+
+
+def test_streamed_and_batched_replies_of_released_models_are_the_same(released):
+    vlm, expected, picture = released
+    options = {"max_new_tokens": expected["max_new_tokens"]}
+    stream = vlm.chat(expected["question"], picture, stream=True, **options)
+    assert "".join(stream) == stream.reply.text == expected["response"]
+    replies = vlm.chat_batch([expected["text_question"], expected["question"]], [None, picture], **options)
+    assert [reply.text for reply in replies] == [expected["text_response"], expected["response"]]
+
+
+@pytest.fixture(scope="module")
+def phi3(reference):
+    return load(reference / "checkpoints" / "internvl-4b")
+
+
+def greedy_without_cache(vlm, question, count):
+    """Every token from a whole forward pass: what the rope factors of that length give."""
+    text = vlm.processor.template
+    prompt = (
+        f"{text.system_prefix}{vlm.processor.system_message}{text.end}{text.user_prefix}{question}{text.end}"
+        f"{text.assistant_prefix}"
+    )
+    ids = vlm.tokenizer(prompt)["input_ids"]
+    length = len(ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            ids.append(vlm.model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1].argmax().item())
+    return length, vlm.tokenizer.decode(ids[length:]).strip()
+
+
+def test_a_reply_of_phi3_that_crosses_4096_tokens_is_what_no_cache_gives(phi3):
+    question = "hello " * 4074
+    length, expected = greedy_without_cache(phi3, question, 4)
+    assert length == 4095
+    assert phi3.chat(question, max_new_tokens=4).text == expected
+
+
+def test_phi3_batches_of_short_and_long_contexts_are_as_one_by_one(phi3):
+    questions = ["hello " * count for count in (4110, 10, 4075, 4074)]
+    alone = [phi3.chat(question, max_new_tokens=3).text for question in questions]
+    assert [reply.text for reply in phi3.chat_batch(questions, max_new_tokens=3)] == alone
+
+
+def test_no_batch_mixes_short_and_long_contexts():
+    assert _batches([5000, 4096, 10, 4097, 4095], 16, 4096) == [[2, 4, 1], [3, 0]]
+    assert _batches([5000, 4096, 10, 4097, 4095], 2, 4096) == [[2, 4], [1], [3, 0]]
+    assert _batches([3, 1, 2], 16, float("inf")) == [[1, 2, 0]]
+    assert _batches([], 16, 4096) == []
+
+
+# one question --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_without_placeholder_come_first(tiny_vlm, draw_picture):
+    picture = draw_picture()
+    assert tiny_vlm.chat("Q", picture, **NEW).turns[0] == Turn("user", "<image>\nQ")
+    assert tiny_vlm.chat("Q", [picture] * 2, **NEW).turns[0].text == "Image-1: <image>\nImage-2: <image>\nQ"
+    assert tiny_vlm.chat("a <image> b", picture, **NEW).turns[0].text == "a <image> b"
+
+
+def test_a_reply_remembers_the_conversation(tiny_vlm, draw_picture):
+    reply = tiny_vlm.chat("Q", draw_picture(), system_message="Be brief.", **NEW)
+    assert [turn.role for turn in reply.turns] == ["system", "user", "assistant"]
+    assert reply.turns[-1].text == reply.text == str(reply)
+    assert reply.num_tiles == (3,)
+    assert reply.features.shape == (3, 16, 32)
+
+
+def test_pictures_come_as_path_array_or_image(tiny_vlm, draw_picture, tmp_path):
+    picture = draw_picture()
+    picture.save(tmp_path / "a.png")
+    replies = [tiny_vlm.chat("Q", image, **NEW).text for image in (picture, np.asarray(picture), tmp_path / "a.png")]
+    assert replies[0] == replies[1] == replies[2]
+
+
+def test_the_budget_of_tiles_can_be_changed(tiny_vlm, draw_picture):
+    assert tiny_vlm.chat("Q", draw_picture(640, 480), **NEW).num_tiles == (13,)
+    assert tiny_vlm.chat("Q", draw_picture(640, 480), max_tiles=1, **NEW).num_tiles == (1,)
+    assert tiny_vlm.chat("Q", [draw_picture(640, 480)] * 2, **NEW).num_tiles == (7, 7)
+
+
+def test_a_greedy_reply_is_the_same_every_time(tiny_vlm, draw_picture):
+    assert tiny_vlm.chat("Q", draw_picture(), **NEW) == tiny_vlm.chat("Q", draw_picture(), **NEW)
+
+
+def test_a_reply_has_at_most_the_tokens_asked_for(tiny_vlm):
+    ids = tiny_vlm.tokenizer(tiny_vlm.chat("Hello", max_new_tokens=3).text)["input_ids"]
+    assert len(ids) <= 4
+
+
+@pytest.mark.parametrize(
+    ("question", "pictures", "message"),
+    [
+        ("<image> <image>", 1, '1 pictures but 2 "<image>" in the question; expected one for each'),
+        ("<image>", 2, '2 pictures but 1 "<image>" in the question'),
+    ],
+)
+def test_placeholders_that_do_not_match_are_refused(tiny_vlm, draw_picture, question, pictures, message):
+    with pytest.raises(DataError, match=message):
+        tiny_vlm.chat(question, [draw_picture()] * pictures, **NEW)
+
+
+def test_a_missing_picture_is_refused(tiny_vlm, tmp_path):
+    with pytest.raises(DataError, match="chat: picture .*gone.png does not exist"):
+        tiny_vlm.chat("Q", tmp_path / "gone.png", **NEW)
+
+
+@pytest.mark.parametrize("token", ["<IMG_CONTEXT>", "<img>", "</img>"])
+def test_typed_image_tokens_are_refused(tiny_vlm, token):
+    with pytest.raises(DataError, match=f"{token}"):
+        tiny_vlm.chat(f"What is {token}?", **NEW)
+
+
+# what is kept of a reply ---------------------------------------------------------------------------------------------
+
+
+def test_marks_of_boxes_stay_in_the_text(tiny_vlm, say):
+    say("<ref>cat</ref><box>[[1, 2, 3, 4]]</box><|im_end|>")
+    assert tiny_vlm.chat("Q").text == "<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"
+
+
+def test_a_reply_ends_at_the_closing_token_and_has_no_special_tokens(tiny_vlm, say):
+    say(" a</s> b <|im_end|> never said")
+    assert tiny_vlm.chat("Q").text == "a b"
+
+
+# history -------------------------------------------------------------------------------------------------------------
+
+
+def test_earlier_pictures_are_not_encoded_again(tiny_vlm, draw_picture, tiles_seen):
+    first = tiny_vlm.chat("Q", draw_picture(), **NEW)
+    second = tiny_vlm.chat("And now?", history=first, **NEW)
+    assert tiles_seen == [3]
+    third = tiny_vlm.chat("And here?", draw_picture(112, 112, seed=2), history=second, **NEW)
+    assert tiles_seen == [3, 1]
+    assert third.num_tiles == (3, 1)
+    assert torch.equal(third.features[:3], first.features)
+
+
+def test_going_on_is_the_same_as_asking_with_everything_at_once(tiny_vlm, draw_picture):
+    pictures = [draw_picture(), draw_picture(112, 224, seed=5)]
+    first = tiny_vlm.chat("Q", pictures[0], **NEW)
+    second = tiny_vlm.chat("And here?", pictures[1], history=first, **NEW)
+    turns = (*first.turns, Turn("user", "<image>\nAnd here?"))
+    (again,) = reply_batch(tiny_vlm, [(turns, pictures)], **NEW)
+    assert (again.text, again.num_tiles, again.turns) == (second.text, second.num_tiles, second.turns)
+
+
+def test_history_is_not_changed(tiny_vlm, draw_picture):
+    first = tiny_vlm.chat("Q", draw_picture(), **NEW)
+    before = (first.turns, first.num_tiles, first.features.clone())
+    tiny_vlm.chat("R", draw_picture(), history=first, **NEW)
+    assert (first.turns, first.num_tiles) == before[:2]
+    assert torch.equal(first.features, before[2])
+
+
+def test_a_batched_reply_with_pictures_can_not_be_gone_on_from(tiny_vlm, draw_picture):
+    """It keeps no features: the pictures would silently be missing."""
+    (reply,) = tiny_vlm.chat_batch(["Q"], [draw_picture()], **NEW)
+    for images in (None, draw_picture()):
+        with pytest.raises(DataError, match="keeps no pictures"):
+            tiny_vlm.chat("And now?", images, history=reply, **NEW)
+    (text_only,) = tiny_vlm.chat_batch(["Q"], **NEW)
+    assert len(tiny_vlm.chat("And now?", history=text_only, **NEW).turns) == 4
+
+
+# streaming -----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_a_stream_join_to_the_reply(tiny_vlm, draw_picture):
+    whole = tiny_vlm.chat("Q", draw_picture(), max_new_tokens=60)
+    stream = tiny_vlm.chat("Q", draw_picture(), stream=True, max_new_tokens=60)
+    pieces = list(stream)
+    assert len(pieces) > 1
+    assert "".join(pieces) == stream.reply.text == whole.text
+    assert stream.reply == whole
+    assert torch.equal(stream.reply.features, whole.features)
+
+
+def test_an_exhausted_stream_stays_exhausted(tiny_vlm):
+    stream = tiny_vlm.chat("Q", stream=True, **NEW)
+    list(stream)
+    assert list(stream) == []
+
+
+def test_an_error_while_streaming_is_raised_where_the_pieces_are_read(tiny_vlm):
+    stream = tiny_vlm.chat("Q", stream=True, no_such_option=1)
+    with pytest.raises(ValueError, match="no_such_option"):
+        list(stream)
+
+
+# batches -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(draw_picture):
+    questions = ["Hi", "What is it?", "Tell me a long story about both of these pictures, please", "Who are you?", "Q"]
+    wide, tall = draw_picture(300, 100), draw_picture(90, 400, seed=4)
+    return questions, [None, wide, [wide, tall], [], tall]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_a_batch_gives_the_replies_of_one_by_one(tiny_vlm, asked, batch_size):
+    questions, images = asked
+    alone = [tiny_vlm.chat(question, pictures, **NEW) for question, pictures in zip(questions, images, strict=True)]
+    batch = tiny_vlm.chat_batch(questions, images, batch_size=batch_size, **NEW)
+    assert [reply.text for reply in batch] == [reply.text for reply in alone]
+    assert [reply.num_tiles for reply in batch] == [reply.num_tiles for reply in alone]
+    assert [reply.features for reply in batch] == [None] * 5
+
+
+def test_windows_of_a_large_batch_keep_the_order(tiny_vlm, monkeypatch):
+    monkeypatch.setattr("ivlkit.models.chat.WINDOW", 2)
+    questions = [f"Question {number}" for number in range(5)]
+    assert [reply.turns[0].text for reply in tiny_vlm.chat_batch(questions, max_new_tokens=1)] == questions
+
+
+def test_an_empty_batch_has_no_replies(tiny_vlm):
+    assert tiny_vlm.chat_batch([]) == []
+
+
+def test_a_batch_with_too_few_pictures_is_refused(tiny_vlm):
+    with pytest.raises(DataError, match="2 questions but pictures for 1; expected one entry each"):
+        tiny_vlm.chat_batch(["Q", "R"], [None])
+
+
+# options -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_callers_options_are_not_changed(tiny_vlm):
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": 5}
+    config = GenerationConfig(max_new_tokens=4, pad_token_id=7)
+    before = dict(options), config.to_dict()
+    model_before = tiny_vlm.model.generation_config.to_dict()
+    by_dict = tiny_vlm.chat("Q", generation_config=options)
+    by_object = tiny_vlm.chat("Q", generation_config=config)
+    assert (options, config.to_dict()) == before
+    assert tiny_vlm.model.generation_config.to_dict() == model_before
+    assert by_dict.text == by_object.text == tiny_vlm.chat("Q", max_new_tokens=4).text
+
+
+def test_sampling_is_passed_on_and_seeded(tiny_vlm):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return tiny_vlm.chat("Q", do_sample=True, temperature=2.0, max_new_tokens=12).text
+
+    assert sample(0) == sample(0)
+    assert len({sample(seed) for seed in range(4)}) > 1

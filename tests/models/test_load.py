@@ -1,0 +1,302 @@
+"""A folder → a model with the reference's numbers, or one sentence about what is wrong with the folder."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ivlkit.data.collate import normalise_tiles
+from ivlkit.errors import CheckpointError
+from ivlkit.models.export import save_released
+from ivlkit.models.load import load, read_weight_files
+
+MODELS = ("26b", "2b", "4b")
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A copy of the tiny model to spoil."""
+    return shutil.copytree(tiny, tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def released(reference):
+    """`released("2b")` → (the loaded model, the reference's outputs); each is loaded once."""
+    loaded = {}
+
+    def get(key):
+        if key not in loaded:
+            path = reference / "checkpoints" / f"internvl-{key}"
+            loaded[key] = load(path), load_file(path / "reference.safetensors")
+        return loaded[key]
+
+    return get
+
+
+def edit(folder, change):
+    """Apply `change` to the dict of tensors of the folder's file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@torch.inference_mode()
+def logits(vlm, seed=0):
+    """Logits of one prompt with a picture of one tile."""
+    generator = torch.Generator().manual_seed(seed)
+    tiles = torch.randint(0, 256, (1, 112, 112, 3), dtype=torch.uint8, generator=generator)
+    input_ids = torch.randint(3, 1000, (1, 24), generator=generator)
+    input_ids[0, 4:20] = vlm.processor.token_id("<IMG_CONTEXT>")
+    return vlm.model(input_ids=input_ids, pixel_values=normalise_tiles(tiles)).logits
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_logits_loss_and_features_are_those_of_the_reference(released, key):
+    vlm, expected = released(key)
+    pixel_values = normalise_tiles(expected["tiles_uint8"].permute(0, 2, 3, 1))
+    with torch.inference_mode():
+        features = vlm.model.encode_tiles(pixel_values)
+        outputs = vlm.model(
+            input_ids=expected["input_ids"], pixel_values=pixel_values, labels=expected["labels"]
+        )
+    assert vlm.family.key == key
+    torch.testing.assert_close(features[:, :4], expected["image_features_first4"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.logits[0, -4:], expected["logits_last4"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.loss.reshape(1), expected["loss"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [600, 4000, 4200])
+def test_phi3_long_context_is_that_of_the_reference(released, reference, length):
+    vlm, _ = released("4b")
+    expected = load_file(reference / "checkpoints" / "internvl-4b" / "long_context.safetensors")
+    with torch.inference_mode():
+        found = vlm.model(input_ids=expected[f"input_ids_{length}"].long(), logits_to_keep=4).logits[0]
+    torch.testing.assert_close(found, expected[f"logits_last4_{length}"], atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def released_lora(reference, tmp_path):
+    """The released-style LoRA checkpoint with the tokenizer files of its base beside it."""
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    for name in ("internvl-2b", "internvl-2b-lora"):
+        for path in (reference / "checkpoints" / name).iterdir():
+            if path.name != "model.safetensors" or name.endswith("lora"):
+                shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def test_a_released_lora_checkpoint_is_merged_when_it_is_loaded(released_lora):
+    vlm = load(released_lora)
+    expected = load_file(released_lora / "reference.safetensors")
+    with torch.inference_mode():
+        found = vlm.model(input_ids=expected["input_ids"], logits_to_keep=4).logits[0]
+    torch.testing.assert_close(found, expected["logits_last4"], atol=1e-4, rtol=0)
+
+
+def test_a_merged_lora_checkpoint_is_saved_as_a_plain_one(released_lora, tmp_path):
+    save_released(load(released_lora, dtype=torch.bfloat16), tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["use_llm_lora"] == 0
+    assert not any("lora" in key or "base_layer" in key for key in load_file(tmp_path / "merged" / "model.safetensors"))
+    load(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_saved_again_a_released_model_is_the_same_to_the_bit(released, reference, tmp_path, key):
+    source = reference / "checkpoints" / f"internvl-{key}"
+    vlm, _ = released(key)
+    save_released(vlm, tmp_path / "again")
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name], tensor), name
+    config = json.loads((source / "config.json").read_text())
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved.pop("system_message") == vlm.processor.system_message  # the one field that is added
+    assert saved == config
+    for path in source.glob("*token*"):
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_tiny_model_saved_again_is_the_same_to_the_bit(tiny, tmp_path):
+    save_released(load(tiny), tmp_path / "again")
+    before, after = load_file(tiny / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert {key: str(tensor.dtype) for key, tensor in before.items()} == {
+        key: str(tensor.dtype) for key, tensor in after.items()
+    }
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads((tiny / "config.json").read_text())
+
+
+def test_the_default_on_the_cpu_is_float32_and_eval(tiny_vlm):
+    assert {parameter.dtype for parameter in tiny_vlm.model.parameters()} == {torch.float32}
+    assert not tiny_vlm.model.training
+
+
+def test_shards_load_as_one_file_does(folder, tiny_vlm):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for name, keys in halves.items():
+        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    weight_map = {key: name for name, keys in halves.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+    assert [path.name for path in read_weight_files(folder)] == sorted(halves)
+    torch.testing.assert_close(logits(load(folder)), logits(tiny_vlm))
+
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: missing; expected the weights there"):
+        load(folder)
+
+
+def test_a_missing_tensor_is_named(folder):
+    edit(folder, lambda tensors: tensors.pop("mlp1.1.bias"))
+    with pytest.raises(CheckpointError, match=r"tensor mlp1\.1\.bias is missing; expected shape \(32,\)"):
+        load(folder)
+
+
+def test_an_unexpected_tensor_is_named(folder):
+    edit(folder, lambda tensors: tensors.update(surprise=torch.zeros(1)))
+    with pytest.raises(CheckpointError, match="unexpected tensor surprise; its config.json describes a model without it"):
+        load(folder)
+
+
+def test_a_wrong_shape_is_named(folder):
+    edit(folder, lambda tensors: tensors.update({"mlp1.1.bias": torch.zeros(31)}))
+    with pytest.raises(CheckpointError, match=r"tensor mlp1\.1\.bias has shape \(31,\); expected \(32,\) by config.json"):
+        load(folder)
+
+
+def test_more_layers_in_the_config_than_in_the_file_are_named(folder, tiny_config):
+    tiny_config["llm_config"]["num_hidden_layers"] = 3
+    (folder / "config.json").write_text(json.dumps(tiny_config))
+    with pytest.raises(CheckpointError, match=r"tensor language_model\.model\.layers\.2\..* is missing"):
+        load(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_named(folder, share):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=f"{path}: not a whole safetensors file .*; download it again"):
+        load(folder)
+
+
+def test_a_git_lfs_pointer_in_place_of_weights_is_named(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load(folder)
+
+
+class Bomb:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_pickled_weights_are_never_opened(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(CheckpointError, match="its weights are pickles .*expected safetensors; convert them once"):
+        load(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_without_weights_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors: missing; expected the weights there"):
+        load(folder)
+
+
+def test_a_broken_index_is_named(folder):
+    (folder / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: broken"):
+        load(folder)
+
+
+def test_a_folder_without_config_is_no_model(tmp_path):
+    with pytest.raises(CheckpointError, match="no config.json; expected a model folder in the released layout"):
+        load(tmp_path)
+
+
+def test_a_model_of_another_kind_is_refused(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "internvl"}))
+    with pytest.raises(CheckpointError, match="model_type 'internvl'; expected 'internvl_chat'"):
+        load(folder)
+
+
+def test_a_template_that_contradicts_the_tokenizer_is_refused(folder, tiny_config):
+    (folder / "config.json").write_text(json.dumps(tiny_config | {"template": "phi3-chat"}))
+    with pytest.raises(CheckpointError, match="the template contradicts the checkpoint; correct `template`"):
+        load(folder)
+
+
+def test_code_of_a_folder_is_never_run_but_kept_to_the_byte(folder, tiny_config, tmp_path):
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass InternVLChatModel: pass\n# é\r\n"
+    for name in ("modeling_internvl_chat.py", "configuration_internvl_chat.py", "conversation.py"):
+        (folder / name).write_bytes(code.encode("latin-1"))
+    auto_map = {
+        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+        "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+        "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+    }
+    (folder / "config.json").write_text(json.dumps(tiny_config | {"auto_map": auto_map}))
+    save_released(load(folder), tmp_path / "again")
+    assert not (tmp_path / "ran").exists()
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == auto_map
+    for name in ("modeling_internvl_chat.py", "configuration_internvl_chat.py", "conversation.py"):
+        assert (tmp_path / "again" / name).read_bytes() == code.encode("latin-1")
+
+
+def test_a_released_style_lora_of_the_tiny_model_is_merged(folder, tiny_config, tiny_vlm):
+    """The hermetic twin: r = 2, α = 4; the adapters' halves are known, and so is the sum."""
+    generator = torch.Generator().manual_seed(0)
+    wanted = {}
+
+    def wrap(tensors):
+        for key in [key for key in tensors if key.startswith("language_model.")]:
+            tensor = tensors.pop(key)
+            wrapped = key.replace("language_model.", "language_model.base_model.model.", 1)
+            if not key.endswith(("wqkv.weight", "w2.weight")):
+                tensors[wrapped] = tensor
+                continue
+            down = torch.randn(2, tensor.shape[1], generator=generator) / 4
+            up = torch.randn(tensor.shape[0], 2, generator=generator) / 4
+            stem = wrapped.removesuffix(".weight")
+            tensors[f"{stem}.base_layer.weight"] = tensor
+            tensors[f"{stem}.lora_A.default.weight"], tensors[f"{stem}.lora_B.default.weight"] = down, up
+            wanted[key] = tensor.float() + 2 * up @ down
+
+    edit(folder, wrap)
+    assert len(wanted) == 4
+    (folder / "config.json").write_text(json.dumps(tiny_config | {"use_llm_lora": 2}))
+    merged = load(folder)
+    assert not torch.allclose(logits(merged), logits(tiny_vlm), atol=1e-2)
+
+    plain = tensors_of(merged)
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(plain[key], tensor)
+
+
+def tensors_of(vlm):
+    from ivlkit.models.checkpoint import to_released
+
+    return to_released(vlm.model.state_dict(), vlm.config)
+
+
+def test_released_memory_can_not_be_asked(tiny):
+    vlm = load(tiny)
+    assert "M parameters, float32 on cpu" in repr(vlm)
+    vlm.release()
+    assert repr(vlm).endswith("released)")

@@ -1,0 +1,144 @@
+"""Everything but the weights comes from the folder."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from ivlkit.errors import CheckpointError
+from ivlkit.models.families import FAMILIES, find_model, match_family
+from ivlkit.models.processor import load_processor
+
+
+@pytest.fixture
+def changed(tiny, tmp_path):
+    """`changed(template="phi3-chat")` → a copy of the tiny folder without weights and with these fields."""
+
+    def change(**fields):
+        shutil.copytree(tiny, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+        path = tmp_path / "model" / "config.json"
+        config = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({key: value for key, value in config.items() if value != "left out"}))
+        return load_processor(tmp_path / "model")
+
+    return change
+
+
+def test_settings_come_from_the_folder(changed):
+    processor = changed(max_dynamic_patch=6, use_thumbnail=False)
+    assert (processor.tile_px, processor.num_image_token) == (112, 16)
+    assert (processor.max_tiles, processor.min_tiles, processor.use_thumbnail) == (6, 1, False)
+    assert processor.count_tiles([(640, 480)]) == [6]
+    assert processor.system_message == "You are nano, a small assistant that reads pictures."
+
+
+def test_the_released_settings(reference):
+    for key, template, system in (
+        ("26b", "internlm2-chat", "You are an AI assistant whose name is InternLM (书生·浦语)."),
+        ("2b", "internlm2-chat", "You are an AI assistant whose name is InternLM (书生·浦语)."),
+        ("4b", "phi3-chat", "You are an AI assistant whose name is Phi-3."),
+    ):
+        processor = load_processor(reference / "checkpoints" / f"internvl-{key}")
+        assert (processor.family.key, processor.template.name, processor.system_message) == (key, template, system)
+        assert (processor.tile_px, processor.num_image_token, processor.max_tiles) == (448, 256, 12)
+
+
+def test_a_system_message_of_the_checkpoint_wins(changed):
+    assert changed(system_message="Be brief.").system_message == "Be brief."
+
+
+def test_without_one_it_is_the_templates(changed):
+    assert changed(system_message="left out").system_message.startswith("You are an AI assistant whose name is InternLM")
+
+
+def test_several_pictures_share_the_budget(processor):
+    assert processor.count_tiles([(640, 480)]) == [13]
+    assert processor.count_tiles([(640, 480), (640, 480)]) == [7, 7]
+    assert processor.count_tiles([(640, 480)] * 20) == [1] * 20
+    assert (processor.share(12, 5), processor.share(12, 20), processor.share(12, 0)) == (2, 1, 12)
+
+
+def test_without_dynamic_tiling_a_picture_is_one_tile(changed):
+    processor = changed(dynamic_image_size=False)
+    assert processor.count_tiles([(640, 480), (10, 900)]) == [1, 1]
+    (tile,) = processor.tile(Image.new("RGB", (640, 480)), max_tiles=12)
+    assert tile.size == (112, 112)
+
+
+def test_count_and_tile_agree_below_min_tiles(changed):
+    processor = changed(min_dynamic_patch=4)
+    assert processor.count_tiles([(112, 112)]) == [5]
+    assert len(processor.tile(Image.new("RGB", (112, 112)), max_tiles=2)) == processor.count_tiles([(112, 112)], max_tiles=2)[0]
+
+
+def test_a_template_that_contradicts_the_tokenizer_is_refused(changed):
+    with pytest.raises(CheckpointError, match=r"template 'phi3-chat' needs the token <\|system\|>, which its tokenizer"):
+        changed(template="phi3-chat")
+
+
+def test_an_internlm2_template_on_phi3_is_refused(reference, tmp_path):
+    shutil.copytree(reference / "checkpoints" / "internvl-4b", tmp_path / "4b", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "4b").chmod(0o755)
+    path = tmp_path / "4b" / "config.json"
+    path.chmod(0o644)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"template": "internlm2-chat"}))
+    with pytest.raises(CheckpointError, match=r"template 'internlm2-chat' needs the token <\|im_start\|>"):
+        load_processor(tmp_path / "4b")
+
+
+def test_a_template_that_is_not_known_is_refused(changed):
+    with pytest.raises(CheckpointError, match="template 'Hermes-2'; expected one of internlm2-chat, phi3-chat"):
+        changed(template="Hermes-2")
+
+
+def test_a_special_token_that_is_not_there_is_refused(processor):
+    with pytest.raises(CheckpointError, match="the tokenizer lacks <video>; expected the released special tokens"):
+        processor.token_id("<video>")
+
+
+def test_a_folder_that_is_not_there_is_refused():
+    with pytest.raises(CheckpointError, match="nowhere: no such folder; expected one, or a name: 26b, 2b, 4b, nano"):
+        load_processor("nowhere")
+
+
+def test_a_released_model_that_is_not_here_is_refused_with_the_command_that_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IVLKIT_MODELS", raising=False)
+    with pytest.raises(CheckpointError) as caught:
+        find_model("2b")
+    command = "hf download OpenGVLab/Mini-InternVL-Chat-2B-V1-5 --local-dir pretrained/Mini-InternVL-Chat-2B-V1-5"
+    assert str(caught.value).endswith(command)
+
+
+def test_released_models_are_found_under_pretrained_or_where_the_variable_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared = tmp_path / "shared" / "InternVL-Chat-V1-5"
+    shared.mkdir(parents=True)
+    (shared / "config.json").write_text("{}")
+    monkeypatch.setenv("IVLKIT_MODELS", str(tmp_path / "shared"))
+    assert find_model("26b") == shared
+    own = tmp_path / "pretrained" / "InternVL-Chat-V1-5"
+    own.mkdir(parents=True)
+    (own / "config.json").write_text("{}")
+    assert find_model("26b").resolve() == own
+
+
+def test_a_family_of_another_kind_is_refused(tiny_config):
+    tiny_config["force_image_size"] = 448
+    tiny_config["llm_config"]["architectures"] = ["Qwen2ForCausalLM"]
+    with pytest.raises(CheckpointError, match="a model of Qwen2ForCausalLM with a layer_norm vision tower; expected one"):
+        match_family(tiny_config)
+
+
+def test_families_hold_what_was_released():
+    assert {key: family.hub_id for key, family in FAMILIES.items()} == {
+        "26b": "OpenGVLab/InternVL-Chat-V1-5",
+        "2b": "OpenGVLab/Mini-InternVL-Chat-2B-V1-5",
+        "4b": "OpenGVLab/Mini-InternVL-Chat-4B-V1-5",
+        "nano": None,
+    }
+    assert len(FAMILIES["26b"].weight_files) == 11
+    assert FAMILIES["26b"].weight_files[0] == "model-00001-of-00011.safetensors"
+    assert FAMILIES["4b"].language_lora_targets == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    assert FAMILIES["2b"].name == "Mini-InternVL-Chat-2B-V1-5"
