@@ -1,5 +1,6 @@
 """A model → a folder in the released layout, which loads here and where the original does; it proves itself."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -53,16 +54,27 @@ def export(source, to, *, layout="released"):
     to = Path(to)
     if to.exists():
         raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name")
-    folder = source.folder if isinstance(source, VLM) else getattr(source, "folder", source)
-    vlm = load(folder, device="cpu", dtype=torch.float32)
+    vlm = _own_copy(source)
     with_adapter = _probe(vlm)
     vlm.merge_adapter()
     aside = to.with_name(to.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
-    save_released(vlm, aside)
-    _prove(vlm, with_adapter, load(aside, device="cpu", dtype=torch.float32))
-    aside.rename(to)
+    try:
+        save_released(vlm, aside)
+        _prove(vlm, with_adapter, load(aside, device="cpu", dtype=torch.float32))
+        aside.rename(to)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return to
+
+
+def _own_copy(source):
+    """A `VLM` in float32 on the CPU that may be merged and rounded; a loaded one as it is now, not as its folder is."""
+    if not isinstance(source, VLM):
+        return load(getattr(source, "folder", source), device="cpu", dtype=torch.float32)
+    copied = copy.deepcopy(source)
+    (copied.adapter or copied.model).to("cpu", torch.float32)
+    return copied
 
 
 def _prove(vlm, with_adapter, reloaded):

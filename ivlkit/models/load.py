@@ -152,9 +152,17 @@ def _load_native(base, folder, *, device, dtype):
 
 
 def _load_adapter(vlm, folder):
-    from peft import PeftModel
+    """PEFT's own loader passes over missing tensors, opens pickles and asks the hub for a file that is not there."""
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-    wrapped = PeftModel.from_pretrained(vlm.model, folder)
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing; expected the adapter there; copy the folder again")
+    found = read_shapes([path])
+    wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
+    expected = _shapes(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    _check_shapes(found, expected, folder, by="adapter_config.json")
+    set_peft_model_state_dict(wrapped, load_file(path))
     wrapped.eval()
     return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
 
@@ -197,15 +205,15 @@ def _shapes(tensors):
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
-def _check_shapes(found, expected, folder):
+def _check_shapes(found, expected, folder, *, by="config.json"):
     """Every key and shape of the architecture, no other: known before a byte of weights is read."""
     for key in sorted(expected.keys() - found.keys()):
         raise CheckpointError(f"{folder}: tensor {key} is missing; expected shape {expected[key]}; download it again")
     for key in sorted(found.keys() - expected.keys()):
-        raise CheckpointError(f"{folder}: unexpected tensor {key}; its config.json describes a model without it")
+        raise CheckpointError(f"{folder}: unexpected tensor {key}; its {by} describes a model without it")
     for key, shape in found.items():
         if shape != expected[key]:
-            raise CheckpointError(f"{folder}: tensor {key} has shape {shape}; expected {expected[key]} by config.json")
+            raise CheckpointError(f"{folder}: tensor {key} has shape {shape}; expected {expected[key]} by {by}")
 
 
 def read_weight_files(folder):
