@@ -11,7 +11,7 @@ from .errors import IvlkitError, RecipeError
 
 def main(arguments=None):
     """Run one command; returns the exit code: 0, or 2 with one clear line for a user's mistake."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.run(options)
     except IvlkitError as error:
@@ -21,6 +21,17 @@ def main(arguments=None):
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(arguments):
+    """argparse gives an optional question up once an option stands before it; here it may come last."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
+        options.question, rest = rest[0], []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _parser():

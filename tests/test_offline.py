@@ -1,4 +1,4 @@
-"""Nothing asks the network: loading, answering, training steps, saving and exporting run with every connection refused."""
+"""Nothing asks the network: loading, answering, saving and exporting run with every connection refused."""
 
 import socket
 
