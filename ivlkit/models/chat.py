@@ -297,7 +297,8 @@ def _as_options(generation):
     given = generation.get("generation_config") or {}
     given = dict(given) if isinstance(given, dict) else given.to_diff_dict()
     options = given | {key: value for key, value in generation.items() if key != "generation_config"}
-    return {key: value for key, value in options.items() if key not in ("eos_token_id", "pad_token_id")}  # the template's
+    fixed = ("eos_token_id", "pad_token_id")  # the template's
+    return {key: value for key, value in options.items() if key not in fixed}
 
 
 def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer):

@@ -9,13 +9,15 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 PHI3_SHORT_CONTEXT = 4096  # tokens up to which Phi-3's short rope factors hold
-_VISION_FIELDS = (  # that decide what the model computes: no default of ours or of transformers may stand in
-    "hidden_size num_hidden_layers num_attention_heads intermediate_size image_size norm_type qkv_bias qk_normalization"
-).split()
+# Fields that decide what the model computes: no default of ours or of transformers may stand in for one.
+_VISION_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size"),
+    *("norm_type", "qkv_bias", "qk_normalization"),
+)
 _LANGUAGE_FIELDS = (
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size hidden_act "
-    "max_position_embeddings rms_norm_eps"
-).split()
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("vocab_size", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+)
 
 
 def read_released_config(folder):

@@ -32,6 +32,7 @@ def save_released(vlm, folder):
     native = {key: tensor.detach().to("cpu", dtype) for key, tensor in vlm.model.state_dict().items()}
     write_shards(to_released(native, vlm.config), folder)
     changes = {"use_llm_lora": 0, "use_backbone_lora": 0, "system_message": vlm.processor.system_message}
+    changes["max_dynamic_patch"] = vlm.processor.max_tiles
     (folder / "config.json").write_text(json.dumps(vlm.config | changes, indent=2, ensure_ascii=False) + "\n")
     for path in sorted(vlm.processor.folder.iterdir()):
         target = folder / path.name

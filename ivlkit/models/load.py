@@ -91,10 +91,15 @@ def load(name, *, device=None, dtype=None):
     dtype = dtype or default_dtype(device)
     if not (folder / ORIGIN_FILE).exists():
         return _load_released(folder, device=device, dtype=dtype)
-    base = find_model(json.loads((folder / ORIGIN_FILE).read_text())["base"])
+    origin = json.loads((folder / ORIGIN_FILE).read_text())
+    base = find_model(origin["base"])
     if (folder / "adapter_config.json").exists():
-        return _load_adapter(_load_released(base, device=device, dtype=dtype), folder)
-    return _load_native(base, folder, device=device, dtype=dtype)
+        vlm = _load_adapter(_load_released(base, device=device, dtype=dtype), folder)
+    else:
+        vlm = _load_native(base, folder, device=device, dtype=dtype)
+    if origin.get("max_tiles"):  # asked with the tiles it was trained with
+        vlm.processor = vlm.processor.with_tiles(origin["max_tiles"])
+    return vlm
 
 
 def default_dtype(device):

@@ -9,6 +9,17 @@ from ..errors import RecipeError
 
 TUNINGS = ("frozen", "lora", "full")
 WEIGHTINGS = ("token", "sample", "square")
+_KINDS = {  # annotation of a field → how it is said, what is taken
+    int: ("a whole number", (int,)),
+    int | None: ("a whole number or none", (int, type(None))),
+    float: ("a number, such as 4e-5 (in YAML 4.0e-5)", (int, float)),
+    bool: ("true or false", (bool,)),
+    str: ("text", (str,)),
+}
+_POSITIVE = {
+    *("total_batch", "per_device_batch", "gpus", "epochs", "max_seq_length", "max_tiles", "lora_rank", "lora_alpha"),
+    *("learning_rate", "save_steps", "save_total_limit"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,17 +68,8 @@ class Recipe:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
         if self.vision != "frozen" and self.drop_path:
             raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
-        for name in (
-            "total_batch",
-            "per_device_batch",
-            "gpus",
-            "epochs",
-            "max_seq_length",
-            "lora_rank",
-            "learning_rate",
-        ):
-            if not getattr(self, name) > 0:
-                raise RecipeError(f"{self.name}: {name}={getattr(self, name)}; expected more than 0")
+        for field in fields(self):
+            _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
 
     @property
     def parts(self):
@@ -95,7 +97,18 @@ class Recipe:
     @classmethod
     def from_yaml(cls, text):
         """The recipe that `to_yaml` wrote."""
-        return cls(**yaml.safe_load(text))
+        return cls.from_dict(yaml.safe_load(text))
+
+    @classmethod
+    def from_dict(cls, values):
+        """A recipe from its fields. Raises: RecipeError for an unknown or missing one."""
+        if not isinstance(values, dict):
+            raise RecipeError(f"a recipe that is a {type(values).__name__}; expected its fields, name and model first")
+        for key in ("name", "model"):
+            if key not in values:
+                raise RecipeError(f"a recipe with no `{key}`; expected it beside the other fields")
+        _check_known(values["name"], values)
+        return cls(**values)
 
     def _repr_html_(self):
         from ..show.html import table_html
@@ -157,11 +170,24 @@ def recipe(name, **changes):
     """
     if name not in RECIPES:
         raise RecipeError(f"recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}")
+    _check_known(name, changes)
+    return replace(RECIPES[name], **changes)
+
+
+def _check_known(name, keys):
     known = {field.name for field in fields(Recipe)}
-    for key in changes:
+    for key in keys:
         if key not in known:
             raise RecipeError(f"recipe {name}: unknown field {key!r}; see the fields of Recipe{_nearest(key, known)}")
-    return replace(RECIPES[name], **changes)
+
+
+def _check_value(where, value, field):
+    """Type and sign of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
+    spoken, kinds = _KINDS[field.type]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
+        raise RecipeError(f"{where}={value!r}; expected {spoken}")
+    if field.name in _POSITIVE and value is not None and not value > 0:
+        raise RecipeError(f"{where}={value}; expected more than 0")
 
 
 def _nearest(word, known):

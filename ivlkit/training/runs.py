@@ -235,7 +235,8 @@ def _execute(run):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
     vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
-    for where, note in check_rows(data, vlm.processor, recipe, progress=partial_bar("checking rows")):
+    processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
+    for where, note in check_rows(data, processor, recipe, progress=True):
         print(f"{where}: {note}")
     set_seed(recipe.seed)  # the adapters' first values
     model = prepare(vlm, recipe)
@@ -247,19 +248,14 @@ def _execute(run):
         args=training_arguments(
             recipe, run.folder, steps=steps, device_type=device.type, bf16=default_dtype(device) == torch.bfloat16
         ),
-        train_dataset=MicroBatches(data, vlm.processor, recipe, batches),
+        train_dataset=MicroBatches(data, processor, recipe, batches),
         callbacks=[LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop],
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
     if trainer.state.global_step < steps:
         print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")
     elif trainer.is_world_process_zero():
-        _write_final(run, trainer.accelerator.unwrap_model(trainer.model), vlm.processor)
-
-
-def partial_bar(description):
-    """A progress bar for an iterable, with this description."""
-    return lambda iterable: tqdm(iterable, desc=description)
+        _write_final(run, trainer.accelerator.unwrap_model(trainer.model), processor)
 
 
 def _write_final(run, model, processor):
@@ -278,7 +274,7 @@ def _write_final(run, model, processor):
         "base": base,
         "template": processor.template.name,
         "system_message": processor.system_message,
-        "max_tiles": recipe.max_tiles or processor.max_tiles,
+        "max_tiles": processor.max_tiles,
         "recipe": recipe.name,
     }
     (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))

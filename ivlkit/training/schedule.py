@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from ..data.collate import collate
-from ..data.encode import encode
+from ..data.encode import encode, fit_tiles
+from ..data.media import image_size
 from ..errors import DataError
 from .loss import sample_weights
 
@@ -78,17 +80,14 @@ class MicroBatches(Dataset):
         )
 
 
-def check_rows(data, processor, recipe, *, progress=None):
+def check_rows(data, processor, recipe, *, progress=False):
     """Read every row and its pictures' headers once before training, so that a broken row costs no GPU time.
 
     Returns: notes of rows that get fewer tiles, `[(where, note), …]`.
     Raises: DataError naming the first broken rows and their number; nothing is dropped.
     """
-    from ..data.encode import fit_tiles
-    from ..data.media import image_size
-
     errors, notes = [], []
-    for number in progress(range(len(data))) if progress else range(len(data)):
+    for number in tqdm(range(len(data)), desc="checking rows", disable=not progress):
         try:
             record = data[number]
             sizes = [image_size(image, record.where) for image in record.images]

@@ -107,7 +107,9 @@ def test_the_order_of_the_keys_does_not_matter(tiny_config):
 
 
 def test_an_unknown_released_key_is_refused(tiny_config):
-    with pytest.raises(CheckpointError, match="unexpected tensor vision_model.head.weight; expected the released layout"):
+    with pytest.raises(
+        CheckpointError, match="unexpected tensor vision_model.head.weight; expected the released layout"
+    ):
         from_released({"vision_model.head.weight": torch.zeros(1)}, tiny_config)
 
 
@@ -120,7 +122,9 @@ def test_an_adapter_key_is_refused_when_saving(tiny_config):
 def test_a_fused_tensor_without_one_part_is_refused(tiny_config):
     native = native_state(tiny_config)
     del native["model.language_model.layers.1.self_attn.k_proj.weight"]
-    with pytest.raises(CheckpointError, match=r"language_model\.model\.layers\.1\.attention\.wqkv\.weight is incomplete"):
+    with pytest.raises(
+        CheckpointError, match=r"language_model\.model\.layers\.1\.attention\.wqkv\.weight is incomplete"
+    ):
         to_released(native, tiny_config)
 
 

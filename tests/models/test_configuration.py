@@ -80,7 +80,11 @@ def test_context_tokens_of_a_tile():
         ("use_backbone_lora", 16, "`use_backbone_lora` is 16; expected 0"),
         ("force_image_size", 448, r"`force_image_size` is 448; expected vision_config.image_size \(112\)"),
         ("vision_config.norm_type", "group_norm", "`vision_config.norm_type` is 'group_norm'; expected layer_norm or"),
-        ("llm_config.architectures", ["Qwen2ForCausalLM"], "`llm_config.architectures` is 'Qwen2ForCausalLM'; expected"),
+        (
+            "llm_config.architectures",
+            ["Qwen2ForCausalLM"],
+            "`llm_config.architectures` is 'Qwen2ForCausalLM'; expected",
+        ),
         ("llm_config.architectures", None, "`llm_config.architectures` is None; expected InternLM2ForCausalLM or Phi3"),
         ("llm_config.tie_word_embeddings", True, "`llm_config.tie_word_embeddings` is True; expected false"),
         ("llm_config.bias", True, "`llm_config.bias` is True; expected false"),

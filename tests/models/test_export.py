@@ -160,7 +160,10 @@ def test_an_adapter_is_loaded_in_eval_mode_and_merging_it_changes_no_logits(adap
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(min(tensors)), "tensor .* is missing; expected shape"),
-        (lambda tensors: tensors.update(surprise=torch.zeros(1)), "unexpected tensor surprise; its adapter_config.json describes"),
+        (
+            lambda tensors: tensors.update(surprise=torch.zeros(1)),
+            "unexpected tensor surprise; its adapter_config.json describes",
+        ),
     ],
 )
 def test_an_adapter_with_other_tensors_is_refused(adapter, change, message):

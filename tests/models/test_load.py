@@ -59,9 +59,7 @@ def test_logits_loss_and_features_are_those_of_the_reference(released, key):
     pixel_values = normalise_tiles(expected["tiles_uint8"].permute(0, 2, 3, 1))
     with torch.inference_mode():
         features = vlm.model.encode_tiles(pixel_values)
-        outputs = vlm.model(
-            input_ids=expected["input_ids"], pixel_values=pixel_values, labels=expected["labels"]
-        )
+        outputs = vlm.model(input_ids=expected["input_ids"], pixel_values=pixel_values, labels=expected["labels"])
     assert vlm.family.key == key
     torch.testing.assert_close(features[:, :4], expected["image_features_first4"], atol=1e-4, rtol=0)
     torch.testing.assert_close(outputs.logits[0, -4:], expected["logits_last4"], atol=1e-4, rtol=0)
@@ -130,7 +128,9 @@ def test_the_tiny_model_saved_again_is_the_same_to_the_bit(tiny, tmp_path):
         key: str(tensor.dtype) for key, tensor in after.items()
     }
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads((tiny / "config.json").read_text())
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == json.loads(
+        (tiny / "config.json").read_text()
+    )
 
 
 def test_the_default_on_the_cpu_is_float32_and_eval(tiny_vlm):
@@ -163,13 +163,17 @@ def test_a_missing_tensor_is_named(folder):
 
 def test_an_unexpected_tensor_is_named(folder):
     edit(folder, lambda tensors: tensors.update(surprise=torch.zeros(1)))
-    with pytest.raises(CheckpointError, match="unexpected tensor surprise; its config.json describes a model without it"):
+    with pytest.raises(
+        CheckpointError, match="unexpected tensor surprise; its config.json describes a model without it"
+    ):
         load(folder)
 
 
 def test_a_wrong_shape_is_named(folder):
     edit(folder, lambda tensors: tensors.update({"mlp1.1.bias": torch.zeros(31)}))
-    with pytest.raises(CheckpointError, match=r"tensor mlp1\.1\.bias has shape \(31,\); expected \(32,\) by config.json"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor mlp1\.1\.bias has shape \(31,\); expected \(32,\) by config.json"
+    ):
         load(folder)
 
 

@@ -49,7 +49,9 @@ def test_a_system_message_of_the_checkpoint_wins(changed):
 
 
 def test_without_one_it_is_the_templates(changed):
-    assert changed(system_message="left out").system_message.startswith("You are an AI assistant whose name is InternLM")
+    assert changed(system_message="left out").system_message.startswith(
+        "You are an AI assistant whose name is InternLM"
+    )
 
 
 def test_several_pictures_share_the_budget(processor):
@@ -69,16 +71,23 @@ def test_without_dynamic_tiling_a_picture_is_one_tile(changed):
 def test_count_and_tile_agree_below_min_tiles(changed):
     processor = changed(min_dynamic_patch=4)
     assert processor.count_tiles([(112, 112)]) == [5]
-    assert len(processor.tile(Image.new("RGB", (112, 112)), max_tiles=2)) == processor.count_tiles([(112, 112)], max_tiles=2)[0]
+    assert (
+        len(processor.tile(Image.new("RGB", (112, 112)), max_tiles=2))
+        == processor.count_tiles([(112, 112)], max_tiles=2)[0]
+    )
 
 
 def test_a_template_that_contradicts_the_tokenizer_is_refused(changed):
-    with pytest.raises(CheckpointError, match=r"template 'phi3-chat' needs the token <\|system\|>, which its tokenizer"):
+    with pytest.raises(
+        CheckpointError, match=r"template 'phi3-chat' needs the token <\|system\|>, which its tokenizer"
+    ):
         changed(template="phi3-chat")
 
 
 def test_an_internlm2_template_on_phi3_is_refused(reference, tmp_path):
-    shutil.copytree(reference / "checkpoints" / "internvl-4b", tmp_path / "4b", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        reference / "checkpoints" / "internvl-4b", tmp_path / "4b", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     (tmp_path / "4b").chmod(0o755)
     path = tmp_path / "4b" / "config.json"
     path.chmod(0o644)
@@ -127,7 +136,9 @@ def test_released_models_are_found_under_pretrained_or_where_the_variable_says(t
 def test_a_family_of_another_kind_is_refused(tiny_config):
     tiny_config["force_image_size"] = 448
     tiny_config["llm_config"]["architectures"] = ["Qwen2ForCausalLM"]
-    with pytest.raises(CheckpointError, match="a model of Qwen2ForCausalLM with a layer_norm vision tower; expected one"):
+    with pytest.raises(
+        CheckpointError, match="a model of Qwen2ForCausalLM with a layer_norm vision tower; expected one"
+    ):
         match_family(tiny_config)
 
 

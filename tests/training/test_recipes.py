@@ -1,0 +1,132 @@
+"""The six released scripts as numbers, and what a recipe refuses."""
+
+import pytest
+
+from ivlkit.errors import RecipeError
+from ivlkit.training.recipes import RECIPES, Recipe, recipe
+
+# model, GPUs, total batch, a device, language, projector, drop path, learning rate, weight decay, ZeRO stage
+RELEASED = {
+    "2b-full": ("2b", 8, 128, 4, "full", "full", 0.1, 4e-5, 0.01, 1),
+    "2b-lora": ("2b", 2, 16, 4, "lora", "frozen", 0.0, 4e-5, 0.01, 1),
+    "4b-full": ("4b", 8, 128, 4, "full", "full", 0.1, 4e-5, 0.05, 1),
+    "4b-lora": ("4b", 2, 16, 4, "lora", "frozen", 0.0, 4e-5, 0.05, 1),
+    "26b-full": ("26b", 8, 128, 2, "full", "full", 0.4, 2e-5, 0.05, 3),
+    "26b-lora": ("26b", 2, 16, 2, "lora", "frozen", 0.0, 2e-5, 0.05, 3),
+}
+NANO = ("nano-lora", "nano-full", "nano-projector")
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_script_has_its_numbers(name):
+    found = recipe(name)
+    assert (
+        found.model,
+        found.gpus,
+        found.total_batch,
+        found.per_device_batch,
+        found.language,
+        found.projector,
+        found.drop_path,
+        found.learning_rate,
+        found.weight_decay,
+        found.zero_stage,
+    ) == RELEASED[name]
+    assert found.vision == "frozen"
+    assert (found.lora_rank, found.lora_alpha, found.lora_dropout) == (16, 32, 0.05)
+    assert (found.max_seq_length, found.epochs, found.warmup_ratio, found.scheduler) == (4096, 1, 0.03, "cosine")
+    assert (found.save_steps, found.save_total_limit, found.workers) == (200, 1, 4)
+    assert (found.gradient_checkpointing, found.weighting, found.max_grad_norm) == (True, "token", 1.0)
+    assert found.hardware
+
+
+def test_there_are_the_six_and_nanos():
+    assert set(RELEASED) | set(NANO) == set(RECIPES)
+    assert all(found.name == name for name, found in RECIPES.items())
+
+
+def test_the_accumulation_follows_from_the_batch():
+    assert recipe("26b-full", gpus=8, per_device_batch=2).accumulation == 8
+    assert recipe("2b-full").accumulation == 4
+    assert recipe("26b-lora").accumulation == 4
+    assert recipe("2b-lora", gpus=1, per_device_batch=1).accumulation == 16
+
+
+@pytest.mark.parametrize("changes", [{"gpus": 3}, {"per_device_batch": 5}, {"total_batch": 2, "gpus": 1}])
+def test_a_batch_that_does_not_divide_is_refused(changes):
+    with pytest.raises(
+        RecipeError, match="is not a multiple of gpus .* x per_device_batch .*; change one of the three"
+    ):
+        recipe("2b-lora", **changes).accumulation  # noqa: B018
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(RecipeError, match="recipe '2b_lora'; expected one of 2b-full, .*; did you mean '2b-lora'?"):
+        recipe("2b_lora")
+
+
+def test_an_unknown_field_suggests_the_nearest():
+    with pytest.raises(
+        RecipeError, match="recipe 2b-lora: unknown field 'learning_rat'; .*did you mean 'learning_rate'?"
+    ):
+        recipe("2b-lora", learning_rat=1e-4)
+
+
+def test_changes_leave_the_named_recipe_alone():
+    assert recipe("2b-lora", gpus=1).gpus == 1
+    assert recipe("2b-lora").gpus == 2
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_yaml_gives_the_same_object_back(name):
+    assert Recipe.from_yaml(recipe(name).to_yaml()) == recipe(name)
+
+
+def test_odd_numbers_survive_yaml():
+    odd = recipe("2b-lora", learning_rate=1e-05, epochs=0.3, max_tiles=6, model="C:\\models: 2b # é")
+    assert Recipe.from_yaml(odd.to_yaml()) == odd
+
+
+def test_yaml_with_an_unknown_field_suggests_the_nearest():
+    text = recipe("2b-lora").to_yaml().replace("learning_rate", "lerning_rate")
+    with pytest.raises(RecipeError, match="unknown field 'lerning_rate'.*did you mean 'learning_rate'?"):
+        Recipe.from_yaml(text)
+
+
+def test_yaml_without_name_or_model_is_refused():
+    with pytest.raises(RecipeError, match="no `model`"):
+        Recipe.from_yaml("name: mine\n")
+    with pytest.raises(RecipeError, match="expected"):
+        Recipe.from_yaml("- 1\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision": "half"}, "vision='half'; expected one of frozen, lora, full"),
+        ({"projector": "lora"}, "projector='lora'; expected one of frozen, full"),
+        ({"language": None}, "language=None; expected one of frozen, lora, full"),
+        ({"weighting": "words"}, "weighting='words'; expected one of token, sample, square"),
+        ({"vision": "full"}, "lora beside a full vision tower or language model; choose one for both"),
+        ({"vision": "lora", "language": "full"}, "lora beside a full vision tower or language model"),
+        ({"language": "frozen"}, "every part is frozen; expected one that trains"),
+        ({"vision": "lora", "drop_path": 0.1}, "drop_path=0.1 in a vision tower that trains; set drop_path=0"),
+        ({"total_batch": 0}, "total_batch=0; expected more than 0"),
+        ({"per_device_batch": -1}, "per_device_batch=-1; expected more than 0"),
+        ({"epochs": 0}, "epochs=0; expected more than 0"),
+        ({"learning_rate": 0}, "learning_rate=0; expected more than 0"),
+        ({"lora_rank": 0}, "lora_rank=0; expected more than 0"),
+        ({"max_tiles": 0}, "max_tiles=0; expected more than 0"),
+        ({"save_steps": 0}, "save_steps=0; expected more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; expected more than 0"),
+        ({"learning_rate": "1e-4"}, "learning_rate='1e-4'; expected a number"),  # what YAML makes of 1e-4
+        ({"total_batch": 16.0}, "total_batch=16.0; expected a whole number"),
+        ({"gpus": True}, "gpus=True; expected a whole number"),
+        ({"seed": "x"}, "seed='x'; expected a whole number"),
+        ({"gradient_checkpointing": "no"}, "gradient_checkpointing='no'; expected true or false"),
+        ({"scheduler": 3}, "scheduler=3; expected text"),
+    ],
+)
+def test_contradictions_and_wrong_values_are_refused(changes, message):
+    with pytest.raises(RecipeError, match=f"2b-lora: {message}"):
+        recipe("2b-lora", **changes)
