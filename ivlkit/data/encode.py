@@ -62,23 +62,44 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
     Raises: DataError with file and line if the row is too long, has no supervised token, or types image tokens.
     """
     sizes = [image_size(image, record.where) for image in record.images]
+    text = encode_text(record, processor, sizes=sizes, max_length=max_length)
+    stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
+    pictures = (open_image(image, record.where) for image in record.images)
+    tiles = [tile for picture in pictures for tile in processor.tile(picture, max_tiles=text.budget)]
+    if record.augment_jpeg:
+        rng = random.Random(f"{draw}:{record.where}")
+        tiles = [degrade_jpeg(tile, rng.randint(75, 100)) for tile in tiles]
+    return Example(
+        text.input_ids,
+        text.labels,
+        stack_tiles(tiles, processor.tile_px),
+        record.where,
+        tuple(text.num_tiles),
+        (*text.notes, *stripped),
+    )
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """What a row's text and the sizes of its pictures decide; no pixel is read."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    budget: int  # tiles of one picture at most, thumbnail not counted
+    num_tiles: list[int]
+    notes: tuple[str, ...]
+    stripped: int  # answers whose outer whitespace was removed
+
+
+def encode_text(record, processor, *, sizes, max_length=None):
+    """The tokens and labels of a row, checked. Arguments as in `fit_tiles`, errors as in `encode`."""
     budget, num_tiles, notes = fit_tiles(record, processor, sizes=sizes, max_length=max_length)
     rendered = _render(record, processor, num_tiles)
     input_ids, labels = _supervise(rendered, processor.tokenizer)
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
     if (labels == IGNORE_INDEX).all():
         raise DataError(f"{record.where}: no supervised token; expected an assistant turn; add the answer")
-    if rendered.stripped:
-        notes = (*notes, f"outer whitespace of {rendered.stripped} answers stripped")
-    tiles = [
-        tile for image in record.images for tile in processor.tile(open_image(image, record.where), max_tiles=budget)
-    ]
-    if record.augment_jpeg:
-        rng = random.Random(f"{draw}:{record.where}")
-        tiles = [degrade_jpeg(tile, rng.randint(75, 100)) for tile in tiles]
-    return Example(
-        input_ids, labels, stack_tiles(tiles, processor.tile_px), record.where, tuple(num_tiles), tuple(notes)
-    )
+    return EncodedText(input_ids, labels, budget, num_tiles, notes, rendered.stripped)
 
 
 def fit_tiles(record, processor, *, sizes, max_length=None):

@@ -64,9 +64,16 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         return embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds.dtype))
 
     def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, head=None, **kwargs):
-        """As transformers' own; `head`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits."""
+        """As transformers' own; `head`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits.
+
+        Pixel values of no tile ([0, 3, S, S]) mean that the tower and the projector run all the same, on a blank tile
+        that changes nothing: on several GPUs a rank with text alone would keep the others waiting for its gradients.
+        """
         if pixel_values is not None and len(pixel_values):
             input_ids, inputs_embeds = None, self.embed(input_ids, self.encode_tiles(pixel_values))
+        elif pixel_values is not None:
+            blank = self.encode_tiles(pixel_values.new_zeros(1, *pixel_values.shape[1:]))
+            input_ids, inputs_embeds = None, self.get_input_embeddings()(input_ids) + 0 * blank.sum()
         if head is None:
             return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
         outputs = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)

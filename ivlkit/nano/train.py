@@ -21,9 +21,9 @@ RECIPE = {
     "weight_decay": 0.05,
     "adam_beta2": 0.98,
     "warmup_ratio": 0.05,
-    "epochs": 4,
-    "total_batch": 256,
-    "per_device_batch": 256,
+    "epochs": 3.84,  # 3,600 steps
+    "total_batch": 128,
+    "per_device_batch": 128,
     "max_seq_length": 512,
     "gradient_checkpointing": False,
     "save_steps": 1000,

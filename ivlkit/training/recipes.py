@@ -22,6 +22,15 @@ _POSITIVE = {
 }
 
 
+def _check_value(where, value, field):
+    """Type and sign of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
+    spoken, kinds = _KINDS[field.type]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
+        raise RecipeError(f"{where}={value!r}; expected {spoken}")
+    if field.name in _POSITIVE and value is not None and not value > 0:
+        raise RecipeError(f"{where}={value}; expected more than 0")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run beside the data. The guide's names stand behind the fields where they differ."""
@@ -155,10 +164,11 @@ _SCRIPTS = {
     "26b-lora": _released(
         "26b", 16, 2, 2, 2e-5, 0.05, 3, **_LORA, hardware="2 GPUs of 80 GB, 79 GB each; 8 at 60 GB each"
     ),
-    "nano-lora": _NANO | {"learning_rate": 2e-3, "epochs": 3},
+    "nano-lora": _NANO | {"learning_rate": 4e-3},
     "nano-full": _NANO
     | {"vision": "full", "projector": "full", "language": "full", "learning_rate": 5e-4, "epochs": 3},
-    "nano-projector": _NANO | {"vision": "frozen", "projector": "full", "language": "frozen", "learning_rate": 2e-3},
+    "nano-projector": _NANO
+    | {"vision": "frozen", "projector": "full", "language": "frozen", "learning_rate": 2e-3, "epochs": 3},
 }
 RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}
 
@@ -179,15 +189,6 @@ def _check_known(name, keys):
     for key in keys:
         if key not in known:
             raise RecipeError(f"recipe {name}: unknown field {key!r}; see the fields of Recipe{_nearest(key, known)}")
-
-
-def _check_value(where, value, field):
-    """Type and sign of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
-    spoken, kinds = _KINDS[field.type]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
-        raise RecipeError(f"{where}={value!r}; expected {spoken}")
-    if field.name in _POSITIVE and value is not None and not value > 0:
-        raise RecipeError(f"{where}={value}; expected more than 0")
 
 
 def _nearest(word, known):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from .tuning import prepare, summary_text
 
 LOG_FILE = "log.jsonl"
 RUNS_FOLDER = Path("runs")
+# Threads that wait give their core away: with spinning ones, a second busy program slowed a step on 2 cores 7 times.
+CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 _children = {}  # folder → Popen of runs this process started
 
 
@@ -50,7 +53,7 @@ class Run:
     @property
     def recipe(self):
         """The `Recipe`."""
-        return Recipe(**self.spec["recipe"])
+        return Recipe.from_dict(self.spec["recipe"])
 
     @property
     def state(self):
@@ -59,7 +62,7 @@ class Run:
             return "running"
         if (self.folder / "final").exists():
             return "finished"
-        return "failed" if (self.folder / "error.txt").exists() else "stopped"
+        return "failed" if self._failure() else "stopped"
 
     @property
     def history(self):
@@ -68,13 +71,30 @@ class Run:
             lines = (self.folder / LOG_FILE).read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines]
+        history = []
+        for line in lines:
+            with suppress(ValueError):  # a line that is being written, or was when the machine died
+                entry = json.loads(line)
+                while history and history[-1]["step"] >= entry["step"]:
+                    history.pop()  # done again from the last checkpoint
+                history.append(entry)
+        return history
 
     @property
     def error(self):
         """Why it failed, or None."""
+        return self._failure() if self.state == "failed" else None
+
+    def _failure(self):
+        """What the child wrote, or how it ended without a word; "" if nothing is known."""
         path = self.folder / "error.txt"
-        return path.read_text() if self.state == "failed" and path.exists() else None
+        if path.exists():
+            return path.read_text()
+        child = _children.get(self.folder.resolve())
+        code = child.poll() if child else None
+        if code in (None, 0, -signal.SIGTERM):
+            return ""
+        return f"its process ended with code {code}; see {self.folder / 'output.txt'}"
 
     def wait(self):
         """Follow the run to its end with a progress bar; interrupting this does not touch the run.
@@ -256,6 +276,8 @@ def _execute(run):
         print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")
     elif trainer.is_world_process_zero():
         _write_final(run, trainer.accelerator.unwrap_model(trainer.model), processor)
+    trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
+    trainer.accelerator.end_training()
 
 
 def _write_final(run, model, processor):
@@ -313,7 +335,7 @@ def _start(run):
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
+            env=CHILD_ENVIRONMENT | os.environ,
         )
     _children[run.folder.resolve()] = child
     (run.folder / "pid").write_text(str(child.pid))

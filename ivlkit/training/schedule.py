@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.collate import collate
-from ..data.encode import encode, fit_tiles
+from ..data.encode import encode, encode_text
 from ..data.media import image_size
 from ..errors import DataError
 from .loss import sample_weights
@@ -32,6 +32,8 @@ def plan_run(num_rows, recipe, *, rank=0):
     """
     accumulation = recipe.accumulation
     order = _order(num_rows, recipe.epochs, recipe.seed)
+    if not order:
+        raise DataError(f"epochs {recipe.epochs} of {num_rows} rows are none; expected one row at least; raise epochs")
     batches, steps = [], 0
     for start in range(0, len(order), recipe.total_batch):
         step = order[start : start + recipe.total_batch]
@@ -91,8 +93,8 @@ def check_rows(data, processor, recipe, *, progress=False):
         try:
             record = data[number]
             sizes = [image_size(image, record.where) for image in record.images]
-            _, _, row_notes = fit_tiles(record, processor, sizes=sizes, max_length=recipe.max_seq_length)
-            notes += [(record.where, note) for note in row_notes]
+            text = encode_text(record, processor, sizes=sizes, max_length=recipe.max_seq_length)
+            notes += [(record.where, note) for note in text.notes]
         except DataError as error:
             errors.append(str(error))
     if errors:

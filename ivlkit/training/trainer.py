@@ -43,7 +43,8 @@ class KitTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
         labels, weights, where = inputs["labels"], inputs["weights"], inputs["where"]
-        pixel_values = normalise_tiles(inputs["tiles"]) if len(inputs["tiles"]) else None
+        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
+        pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
         outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -207,9 +208,17 @@ class StopOnSignal(TrainerCallback):
     requested = False
 
     def on_step_end(self, args, state, control, **_):
-        """Ask the Trainer to save and stop."""
-        if self.requested:
+        """Ask the Trainer to save and stop; all ranks at the same step, or one would wait for the others for ever."""
+        if _on_any_rank(self.requested, args.device):
             control.should_save = control.should_training_stop = True
+
+
+def _on_any_rank(flag, device):
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    found = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return bool(found)
 
 
 def _only(batches):

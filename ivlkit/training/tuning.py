@@ -1,5 +1,6 @@
 """Which parts train, and how: frozen, LoRA or full. Checked before a step is paid for."""
 
+import re
 from dataclasses import dataclass
 
 from ..errors import RecipeError
@@ -68,7 +69,9 @@ def _tunings(recipe):
 def _count(model, prefix):
     total = trainable = 0
     for name, parameter in model.named_parameters():
-        if prefix in f".{name}" and name.removeprefix("base_model.model.").startswith(prefix):
+        if ".original_module." in name:
+            continue  # PEFT keeps the untrained copy of a projector that trains beside LoRA
+        if name.removeprefix("base_model.model.").startswith(prefix):
             total += parameter.numel()
             trainable += parameter.numel() * parameter.requires_grad
     return total, trainable
@@ -76,19 +79,34 @@ def _count(model, prefix):
 
 def lora_pattern(family, recipe):
     """Regular expression of the full names of the modules that get an adapter."""
+    return "|".join(f"({_part_pattern(part, names)})" for part, names in _lora_targets(family, recipe).items())
+
+
+def _lora_targets(family, recipe):
     targets = {"vision": family.vision_lora_targets, "language": family.language_lora_targets}
-    tunings = _tunings(recipe)
-    patterns = [
-        f"{PARTS[part].replace('.', '[.]')}.*[.]({'|'.join(names)})"
-        for part, names in targets.items()
-        if tunings[part] == "lora"
-    ]
-    return "|".join(f"({pattern})" for pattern in patterns)
+    return {part: names for part, names in targets.items() if _tunings(recipe)[part] == "lora"}
+
+
+def _part_pattern(part, names):
+    return f"{PARTS[part].replace('.', '[.]')}.*[.]({'|'.join(names)})"
+
+
+def _check_targets(vlm, recipe):
+    """PEFT is content with one match; a name that matches nothing would leave a part untrained without a word."""
+    modules = [name for name, _ in vlm.model.named_modules()]
+    for part, names in _lora_targets(vlm.family, recipe).items():
+        for name in names:
+            if not any(re.fullmatch(_part_pattern(part, [name]), module) for module in modules):
+                raise RecipeError(
+                    f"{recipe.name}: LoRA target {name!r} matches no module of the {part} part; expected names of "
+                    "this model's modules; correct the family's entry"
+                )
 
 
 def _add_lora(vlm, recipe):
     from peft import LoraConfig, get_peft_model
 
+    _check_targets(vlm, recipe)
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
@@ -97,7 +115,4 @@ def _add_lora(vlm, recipe):
         modules_to_save=["multi_modal_projector"] if recipe.projector == "full" else None,
         bias="none",
     )
-    try:
-        return get_peft_model(vlm.model, config)
-    except ValueError as error:
-        raise RecipeError(f"{recipe.name}: no module matches {config.target_modules} ({error})") from error
+    return get_peft_model(vlm.model, config)

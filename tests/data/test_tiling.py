@@ -63,8 +63,8 @@ def test_an_equal_ratio_takes_the_larger_grid_only_above_half_of_its_pixels():
     # 2 × 2 tiles of 448 have 802,816 px; half of them are 401,408: 633² = 400,689 and 634² = 401,956.
     assert choose_grid(633, 633) == (1, 1)
     assert choose_grid(634, 634) == (2, 2)
-    # 896 × 448 has exactly half the pixels of 4 × 2: not more, so it stays 2 × 1.
-    assert choose_grid(896, 448) == (2, 1)
+    # Half of 4 × 2 tiles are 802,816 px: 1266 × 633 = 801,378 and 1268 × 634 = 803,912.
+    assert choose_grid(1266, 633) == (2, 1)
     assert choose_grid(1268, 634) == (4, 2)
 
 

@@ -105,6 +105,17 @@ def test_features_that_do_not_fill_the_places_are_refused(model, tiny, tiles):
         model.embed(torch.full((1, 16), context), torch.zeros(tiles, 16, 32))
 
 
+def test_no_tiles_give_the_projector_a_gradient_of_zero_and_change_nothing(model):
+    """On several GPUs every rank has to have gradients for the same tensors."""
+    input_ids = torch.tensor([[1, 5, 9]])
+    outputs = model(input_ids=input_ids, pixel_values=pixels(0), labels=input_ids)
+    torch.testing.assert_close(outputs.logits, model(input_ids=input_ids).logits)
+    outputs.loss.backward()
+    for part in (model.model.multi_modal_projector, model.model.vision_tower):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+        assert all(parameter.grad.abs().sum() == 0 for parameter in part.parameters())
+
+
 def test_a_head_of_the_caller_gets_hidden_states_and_no_logits_are_made(model):
     input_ids = torch.tensor([[1, 5, 9]])
     outputs = model(input_ids=input_ids, head=lambda hidden, lm_head: lm_head(hidden).sum())

@@ -122,16 +122,6 @@ def test_a_batch_depends_on_its_place_only(data, processor):
     assert torch.equal(forwards[1]["tiles"], last["tiles"])
 
 
-def test_the_recipes_own_tile_budget_is_used(data, processor, draw_picture):
-    """`max_tiles` of a recipe is the guide's --max_dynamic_patch; a data set's own budget still wins."""
-    wide = Record(0, data[0].turns, (draw_picture(640, 480),), "train.jsonl:1")
-    own = Record(0, data[0].turns, (draw_picture(640, 480),), "train.jsonl:2", max_tiles=6)
-    batches = MicroBatches(
-        [wide, own], processor, recipe("nano-lora", max_tiles=1), [MicroBatch(((0, 0),)), MicroBatch(((0, 1),))]
-    )
-    assert [len(batches[number]["tiles"]) for number in (0, 1)] == [1, 7]
-
-
 # checking before training --------------------------------------------------------------------------------------------
 
 

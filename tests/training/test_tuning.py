@@ -12,7 +12,7 @@ from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import lora_pattern, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24
-# (positions) + 24 · 588 + 24 (patches); a layer 4 · (24² + 24) + (24 · 40 + 40) + (40 · 24 + 24) + 4 · 24 (norms) + 2 · 24.
+# (positions) + 24 · 588 + 24 (patches); a layer 4 · (24² + 24) + (24 · 40 + 40) + (40 · 24 + 24) + 6 · 24 (norms, ls).
 VISION = 24 + 65 * 24 + 24 * 588 + 24 + 2 * (4 * (24 * 24 + 24) + 24 * 40 + 40 + 40 * 24 + 24 + 6 * 24)
 PROJECTOR = 2 * 96 + 96 * 32 + 32 + 32 * 32 + 32
 # A layer of H = 32, I = 48, four heads of 8 over two kv heads, two norms; embeddings; a last norm.

@@ -1,0 +1,282 @@
+"""Runs from outside: a child process that is followed, stopped, gone on with, and never started twice."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ivlkit.data.mixture import open_data
+from ivlkit.errors import CheckpointError, RecipeError, TrainingError
+from ivlkit.models.export import export
+from ivlkit.models.load import load
+from ivlkit.training import runs as runs_module
+from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import Run, attach, execute, runs, train, write_run
+from ivlkit.training.trainer import LogToFile
+
+
+@pytest.fixture
+def rows(write_rows, turns, draw_picture, tmp_path):
+    """A JSONL of five rows with pictures."""
+    for number in range(5):
+        draw_picture(112, 112, seed=number).save(tmp_path / f"{number}.png")
+    return write_rows([{"image": f"{n}.png", "conversations": turns("Q", f"word {n}")} for n in range(5)])
+
+
+@pytest.fixture
+def chosen(tiny):
+    """Twelve steps of two or three rows."""
+    return recipe(
+        "nano-lora", model=str(tiny), total_batch=4, per_device_batch=2, epochs=9, save_steps=5, lora_dropout=0.2
+    )
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """`here(run)` trains in this process what the child would train; `stop_at` sends its signal during that step."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(run, *, stop_at=None):
+        on_log = LogToFile.on_log
+
+        def log(self, args, state, control, **options):
+            on_log(self, args, state, control, **options)
+            if state.global_step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LogToFile, "on_log", log)
+            execute(run.folder)
+        return run
+
+    yield run_here
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def no_child(monkeypatch):
+    """A list of the runs that would have been started."""
+    started = []
+    monkeypatch.setattr(runs_module, "_start", started.append)
+    return started
+
+
+@torch.inference_mode()
+def logits(vlm):
+    input_ids = torch.randint(3, 1000, (1, 12), generator=torch.Generator().manual_seed(0))
+    return vlm.model(input_ids=input_ids).logits
+
+
+def steps(run):
+    return [line["step"] for line in run.history]
+
+
+# children ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_is_stopped_and_goes_on_to_the_bits_of_an_undisturbed_run(rows, chosen, here, tmp_path, tiny):
+    chosen = replace(chosen, epochs=200, save_steps=1000)
+    run = train(chosen, rows, folder=tmp_path / "child")
+    child = (run.folder / "pid").read_text()
+    assert train(chosen, rows, folder=tmp_path / "child").folder == run.folder  # attaches
+    assert (run.folder / "pid").read_text() == child
+    deadline = time.monotonic() + 120
+    while len(run.history) < 3 and run.state == "running" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert run.state == "running", (run.folder / "output.txt").read_text()
+    run.stop()
+    assert run.state == "stopped"
+    done = len(run.history)
+    assert 3 <= done < 250
+    assert (run.folder / f"checkpoint-{done}").is_dir()
+    with pytest.raises(TrainingError, match="stopped, not finished; expected a finished run"):
+        run.load()
+
+    again = train(chosen, rows, folder=tmp_path / "child").wait()
+    assert again.state == "finished"
+    assert again.error is None
+    assert steps(again) == list(range(1, 251))  # five rows, 200 times, by four
+    assert (again.folder / "pid").read_text() != child
+
+    undisturbed = here(write_run(chosen, open_data(rows), tmp_path / "here"))
+    expected, found = (load_file(r.folder / "final" / "adapter_model.safetensors") for r in (undisturbed, again))
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert not torch.allclose(logits(again.load()), logits(load(tiny)), atol=1e-3)
+
+
+# the same, in this process -------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_found_again_and_not_trained_twice(rows, chosen, here, no_child):
+    run = train(chosen, rows)
+    assert [started.folder for started in no_child] == [run.folder]
+    assert run.state == "stopped"
+    here(run)
+    assert run.state == "finished"
+    again = train(chosen, open_data(rows))
+    assert (again.folder, len(no_child)) == (run.folder, 1)
+    assert steps(again) == list(range(1, 13))
+    assert again.history[0].keys() == {"step", "steps", "epoch", "loss", "learning_rate", "grad_norm", "seconds"}
+    assert repr(again).startswith(f"Run({run.folder}: finished, step 12 of 12, loss ")
+    assert [found.folder for found in runs()] == [run.folder]
+    assert attach().folder == attach(run.folder).folder == run.folder
+
+
+def test_the_folder_has_all_that_is_needed_to_load_and_repeat_the_run(rows, chosen, here, tiny, tmp_path):
+    run = here(write_run(chosen, open_data(rows)))
+    assert run.recipe == chosen
+    assert run.spec["data"] == {
+        "path": str(rows),
+        "root": str(tmp_path),
+        "seed": 0,
+        "rows": 5,
+        "fingerprint": open_data(rows).fingerprint,
+    }
+    assert {"torch", "transformers", "peft", "ivlkit"} <= run.spec["versions"].keys()
+    final = run.folder / "final"
+    assert {path.name for path in final.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "ivlkit.json",
+    }
+    config, origin = (json.loads((final / name).read_text()) for name in ("adapter_config.json", "ivlkit.json"))
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (16, 32, str(tiny))
+    assert "q_proj" in config["target_modules"]
+    assert (origin["base"], origin["template"], origin["max_tiles"]) == (str(tiny), "internlm2-chat", 12)
+    assert not list(run.folder.rglob("training_args.bin"))
+
+
+def test_a_lora_run_is_exported_with_equal_logits(rows, chosen, here, tmp_path):
+    run = here(write_run(chosen, open_data(rows)))
+    trained = run.load()
+    export(run, tmp_path / "merged")
+    trained.merge_adapter()
+    trained.model.to(torch.bfloat16).float()  # the file's dtype
+    torch.testing.assert_close(logits(load(tmp_path / "merged")), logits(trained), atol=1e-4, rtol=1e-4)
+    with pytest.raises(Exception, match="exists already"):
+        export(run, tmp_path / "merged")
+
+
+def test_the_tile_budget_of_the_recipe_is_trained_with_kept_and_exported(rows, tiny, here, tmp_path, draw_picture):
+    draw_picture(640, 480).save(tmp_path / "0.png")
+    few = recipe("nano-lora", model=str(tiny), max_tiles=1, epochs=1, total_batch=8, per_device_batch=8)
+    run = here(write_run(few, open_data(rows)))
+    assert run.load().processor.max_tiles == 1
+    assert load(export(run, tmp_path / "merged")).processor.max_tiles == 1
+
+
+def test_a_stopped_run_goes_on_after_its_last_checkpoint(rows, chosen, here):
+    run = write_run(chosen, open_data(rows))
+    here(run, stop_at=3)
+    assert run.state == "stopped"
+    assert run.error is None
+    done = len(run.history)
+    assert 3 <= done <= 4
+    # A machine that dies later leaves lines behind the checkpoint; these steps are done again.
+    with open(run.folder / "log.jsonl", "a") as file:
+        file.write(json.dumps(run.history[-1] | {"step": done + 1, "loss": 99.0}) + "\n")
+    here(run)
+    assert run.state == "finished"
+    assert steps(run) == list(range(1, 13))
+    assert 99.0 not in [line["loss"] for line in run.history]
+
+
+def test_history_survives_a_line_that_is_half_written(rows, chosen):
+    run = write_run(chosen, open_data(rows), folder=rows.parent / "run")
+    (run.folder / "log.jsonl").write_text('{"step": 1, "steps": 12, "loss": 2.5}\n{"step": 2, "st')
+    assert steps(run) == [1]
+
+
+def test_a_failed_run_says_why_and_goes_on_when_it_is_mended(rows, chosen, here, no_child, tmp_path):
+    picture = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").unlink()
+    run = train(chosen, rows)
+    with pytest.raises(Exception, match="3.png does not exist"):
+        here(run)
+    assert run.state == "failed"
+    assert "train.jsonl:4" in run.error
+    with pytest.raises(TrainingError, match="3.png does not exist"):
+        run.wait()
+    (tmp_path / "3.png").write_bytes(picture)
+    assert len(no_child) == 1
+    train(chosen, rows)
+    assert len(no_child) == 2
+    assert here(run).state == "finished"
+    assert run.error is None
+
+
+def test_a_child_that_dies_without_a_word_has_failed(rows, chosen, tmp_path, monkeypatch):
+    """No error.txt is written by a process that is killed or can't start."""
+    monkeypatch.setattr(runs_module.sys, "executable", "/bin/false")
+    run = train(chosen, rows, folder=tmp_path / "run")
+    with pytest.raises(TrainingError, match="output.txt"):
+        run.wait()
+    assert run.state == "failed"
+
+
+def test_data_that_changed_is_refused_by_the_child_and_makes_a_new_run(rows, chosen, here, no_child):
+    run = train(chosen, rows)
+    rows.write_text(rows.read_text().replace("word 1", "word 9"))
+    with pytest.raises(
+        TrainingError, match="changed since this run was described; expected the same rows; start a new"
+    ):
+        here(run)
+    assert run.state == "failed"
+    assert train(chosen, rows).folder != run.folder
+    with pytest.raises(RecipeError, match="holds a run of another recipe or other data; choose another folder"):
+        train(chosen, rows, folder=run.folder)
+
+
+def test_another_recipe_or_seed_is_another_run(rows, chosen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {
+        write_run(chosen, open_data(rows)).folder,
+        write_run(chosen, open_data(rows)).folder,
+        write_run(recipe("nano-full", model=chosen.model), open_data(rows)).folder,
+        write_run(chosen, open_data(rows, seed=1)).folder,
+    }
+    assert len(folders) == 3
+
+
+def test_mistakes_are_refused_before_a_child_is_started(rows, chosen, no_child, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="is not a multiple of"):
+        train(replace(chosen, per_device_batch=3), rows)
+    with pytest.raises(RecipeError, match="gpus=64 but torch sees"):
+        train(replace(chosen, gpus=64, total_batch=128), rows)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        train(replace(chosen, model="nowhere"), rows)
+    with pytest.raises(RecipeError, match="did you mean 'nano-lora'"):
+        train("nano-lor", rows)
+    assert no_child == []
+    assert runs() == []
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match="no run.yaml; expected the folder of a run"):
+        Run(tmp_path)
+    with pytest.raises(TrainingError, match="no run under .*; expected one; start it with ivlkit.train"):
+        attach()
+
+
+def test_a_run_without_final_is_not_loaded(rows, chosen, tmp_path):
+    run = write_run(chosen, open_data(rows), folder=tmp_path / "run")
+    with pytest.raises(TrainingError, match="stopped, not finished"):
+        run.load()
+    with pytest.raises(CheckpointError, match="a run without `final/`; expected a finished run"):
+        load(run.folder)
+
+
+def test_a_process_that_took_over_the_number_is_not_the_child(rows, chosen, tmp_path):
+    run = write_run(chosen, open_data(rows), folder=tmp_path / "run")
+    (run.folder / "pid").write_text(str(os.getpid()))
+    assert run.state == "stopped"
+    run.stop()  # and is not sent a signal

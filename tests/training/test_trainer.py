@@ -1,0 +1,250 @@
+"""Steps that do not depend on how a batch is cut, and checkpoints that go on to the same bits."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, set_seed
+
+from ivlkit.data.records import Record, Turn
+from ivlkit.errors import CheckpointError, TrainingError
+from ivlkit.models.load import load
+from ivlkit.training.recipes import recipe
+from ivlkit.training.schedule import MicroBatches, plan_run
+from ivlkit.training.trainer import (
+    KitTrainer,
+    LogToFile,
+    StopOnSignal,
+    load_trained,
+    save_trained,
+    training_arguments,
+)
+from ivlkit.training.tuning import prepare
+
+FULL = {"vision": "full", "projector": "full", "language": "full"}
+SMALL = {"total_batch": 4, "per_device_batch": 4, "epochs": 3, "learning_rate": 1e-3, "save_steps": 100}
+
+
+@pytest.fixture
+def data(draw_picture):
+    """Seven rows: pictures of one and of three tiles, and one of text alone; answers of unequal length."""
+
+    def row(number):
+        answer = "word " * (number % 3) + str(number)
+        images = () if number == 3 else (draw_picture(112 + 112 * (number % 2), 112, seed=number),)
+        turns = (Turn("user", "<image>\nQ" if images else "Q"), Turn("assistant", answer))
+        return Record(number, turns, images, f"train.jsonl:{number + 1}")
+
+    return [row(number) for number in range(7)]
+
+
+class StopAfter(StopOnSignal):
+    """As if a signal came during this step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        self.requested = state.global_step + 1 == self.step
+
+
+class Losses(TrainerCallback):
+    """Collects (loss, gradient norm) of every step."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.found.append((logs["loss"], logs["grad_norm"]))
+
+
+@pytest.fixture
+def start(tiny, data, tmp_path):
+    """`start("run", callbacks, **recipe changes)` → a trainer of the tiny model, as a run makes it."""
+
+    def make(name="run", *callbacks, **changes):
+        chosen = recipe("nano-lora", **SMALL | changes)
+        vlm = load(tiny)
+        set_seed(chosen.seed)
+        model = prepare(vlm, chosen)
+        batches, steps = plan_run(len(data), chosen)
+        return KitTrainer(
+            model=model,
+            args=training_arguments(chosen, tmp_path / name, steps=steps, device_type="cpu", bf16=False),
+            train_dataset=MicroBatches(data, vlm.processor, chosen, batches),
+            callbacks=list(callbacks),
+        )
+
+    return make
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("weighting", ["token", "sample", "square"])
+def test_one_batch_of_four_two_of_two_and_four_of_one_are_the_same_steps(start, weighting):
+    """21 rows in six steps, the last of one. Adam makes steps of vanishing gradients' rounding: the rate is small."""
+    ends, losses = [], []
+    for size in (4, 2, 1):
+        seen = Losses()
+        trainer = start(f"of{size}", seen, **FULL, per_device_batch=size, weighting=weighting, learning_rate=1e-5)
+        assert trainer.args.gradient_accumulation_steps == 4 // size
+        trainer.train()
+        assert trainer.state.global_step == 6
+        ends.append(weights(trainer))
+        losses.append(torch.tensor(seen.found))
+    for end, loss in zip(ends[1:], losses[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], atol=1e-5, rtol=1e-5)
+        for name, tensor in ends[0].items():
+            torch.testing.assert_close(end[name], tensor, atol=1e-6, rtol=0, msg=name)
+    assert not torch.equal(losses[0][0], losses[0][1])
+
+
+def test_the_first_loss_is_the_models_own(start, tiny, data, processor):
+    """A step of one batch, by weight of tokens: transformers' loss of the same rows one by one."""
+    seen = Losses()
+    trainer = start("run", seen, **FULL, epochs=1)
+    batch = trainer.train_dataset[0]
+    trainer.train()
+    model, total, count = load(tiny).model, 0.0, 0
+    for where in batch["where"]:
+        number = int(where.partition(":")[2]) - 1
+        example = MicroBatches(data, processor, recipe("nano-lora"), [_single(number)])[0]
+        rows = {"input_ids": example["input_ids"], "labels": example["labels"]}
+        if len(example["tiles"]):
+            from ivlkit.data.collate import normalise_tiles
+
+            rows["pixel_values"] = normalise_tiles(example["tiles"])
+        tokens = int((example["labels"][:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += model(**rows).loss.item() * tokens
+        count += tokens
+    assert seen.found[0][0] == pytest.approx(total / count, rel=1e-5)
+
+
+def _single(number):
+    from ivlkit.training.schedule import MicroBatch
+
+    return MicroBatch(((0, number),))
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(start, tmp_path):
+    trainer = start("run", LogToFile(tmp_path / "log.jsonl", epochs=12), epochs=12, warmup_ratio=0.1)
+    trainer.train()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 22))  # 84 rows in steps of four
+    assert log[-1]["epoch"] == 12
+    # Two steps of warm-up from zero, then half a cosine over 19.
+    expected = [0, 0.5e-3, *(0.5e-3 * (1 + math.cos(math.pi * step / 19)) for step in range(19))]
+    assert [line["learning_rate"] for line in log] == pytest.approx(expected, abs=1e-9)
+    assert all(line["steps"] == 21 and line["grad_norm"] > 0 for line in log)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [FULL, {"lora_dropout": 0.3}, {"lora_dropout": 0.3, "projector": "full", "per_device_batch": 1}],
+    ids=["full", "lora with dropout", "lora and projector, accumulated"],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(start, tmp_path, changes):
+    whole = start("whole", **changes)
+    whole.train()
+    interrupted = start("run", StopAfter(2), **changes)
+    interrupted.train()
+    assert interrupted.state.global_step == 2
+    resumed = start("run", **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.state.global_step == whole.state.global_step == 6
+    expected, found = weights(whole), weights(resumed)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert any(not torch.equal(expected[name], tensor) for name, tensor in weights(interrupted).items())
+
+
+@pytest.mark.parametrize("changes", [FULL, {}], ids=["full", "lora"])
+def test_a_checkpoint_holds_no_pickled_arguments(start, tmp_path, changes):
+    start("run", StopAfter(1), **changes).train()
+    names = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
+    weights_of = {"model.safetensors"} if changes else {"adapter_model.safetensors", "adapter_config.json"}
+    # What this machine's own run reads again when it goes on; no training_args.bin.
+    assert names == weights_of | {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+
+
+def test_gradient_checkpointing_changes_no_step(start):
+    ends = []
+    for name, on in (("with", True), ("without", False)):
+        trainer = start(name, gradient_checkpointing=on, vision="frozen", lora_dropout=0.0)
+        trainer.train()
+        ends.append(weights(trainer))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_frozen_parts_keep_their_bits(start, tiny):
+    trainer = start("run", **FULL | {"vision": "frozen"})
+    trainer.train()
+    before = load(tiny).model.state_dict()
+    for name, tensor in weights(trainer).items():
+        is_same = torch.equal(tensor, before[name])
+        assert is_same == name.startswith("model.vision_tower."), name
+
+
+@pytest.mark.parametrize("changes", [FULL, {"projector": "full"}], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["missing", "unexpected"])
+def test_a_checkpoint_with_other_tensors_is_refused(start, tmp_path, changes, kind):
+    model = start("run", **changes).model
+    save_trained(model, tmp_path)
+    load_trained(model, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(path)
+    if kind == "missing":
+        del tensors[min(tensors)]
+    else:
+        tensors["surprise"] = torch.zeros(1)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=f"1 tensors are {kind}, first .*; is it of another recipe?"):
+        load_trained(model, tmp_path)
+
+
+def test_a_truncated_or_missing_checkpoint_is_refused(start, tmp_path):
+    model = start("run", **FULL).model
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: can't be read .*; expected a checkpoint of this run"
+    ):
+        load_trained(model, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x08")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_trained(model, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(start):
+    trainer = start("run", **FULL)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"loss nan at step 0, rows train\.jsonl:\d, .*; lower learning_rate or look"
+    ):
+        trainer.train()
+
+
+def test_a_frozen_tower_stays_in_eval_mode_while_training(start):
+    trainer = start("run", vision="frozen", epochs=1)
+    modes = []
+    tower = trainer.model.get_base_model().model.vision_tower
+    tower.register_forward_hook(lambda *_: modes.append((tower.training, torch.is_grad_enabled())))
+    trainer.train()
+    assert set(modes) == {(False, False)}
+
+
+def test_the_released_deepspeed_files_have_their_numbers():
+    from ivlkit.training.trainer import _zero_config
+
+    stage1, stage3 = (_zero_config(stage)["zero_optimization"] for stage in (1, 3))
+    assert (stage1["stage"], stage1["allgather_bucket_size"], stage1["reduce_bucket_size"]) == (1, 1e9, 1e9)
+    assert _zero_config(2)["zero_optimization"]["reduce_bucket_size"] == 1e8
+    assert (stage3["stage"], stage3["sub_group_size"], stage3["stage3_prefetch_bucket_size"]) == (3, 1e9, 1e9)
+    assert (stage3["stage3_param_persistence_threshold"], stage3["stage3_max_live_parameters"]) == (1e7, 1e9)
+    assert stage3["stage3_gather_16bit_weights_on_model_save"] is True
