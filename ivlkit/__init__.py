@@ -4,6 +4,11 @@ The public names are loaded when first used: `import ivlkit` takes milliseconds 
 """
 
 import importlib
+import os
+
+# Threads of the CPU's math library that wait give their core away: a notebook and the run that it started share the
+# cores, and with spinning threads a step on 2 cores took 7 times as long. A value of your own stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,7 +11,6 @@ from .errors import IvlkitError, RecipeError
 
 def main(arguments=None):
     """Run one command; returns the exit code: 0, or 2 with one clear line for a user's mistake."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a demo's two processes share the cores
     options = _parse(arguments)
     try:
         options.run(options)

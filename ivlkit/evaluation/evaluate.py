@@ -52,8 +52,8 @@ class Report:
 
     @property
     def slice_fields(self):
-        """Fields of the rows with 2 to 12 different values: worth a table."""
-        names = {name for row in self.rows for name in row.extra}
+        """Fields of the rows with 2 to 12 different values: worth a table. Sizes of pictures are not."""
+        names = {name for row in self.rows for name in row.extra} - {"width", "height", "length"}
         return sorted(name for name in names if 2 <= len(self.by(name)) <= 12)
 
     def by(self, name):
@@ -121,7 +121,7 @@ def evaluate(vlm, data, *, metric="exact_match", batch_size=16, progress=True, *
     )
     rows = tuple(_row(record, reply.text, score) for record, reply in zip(records, replies, strict=True))
     details = {
-        "model": str(vlm.folder),
+        "model": vlm.origin,
         "data": str(getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")),
         "device": str(vlm.model.device),
         "dtype": str(vlm.model.dtype).removeprefix("torch."),

@@ -15,7 +15,7 @@ from . import chat
 from .architecture import ReleasedInternVLForConditionalGeneration
 from .checkpoint import from_released, merge_released_lora, register_with_transformers, to_released
 from .configuration import native_config, read_released_config
-from .families import Family, find_model
+from .families import NANO_FOLDER, Family, find_model
 from .processor import Processor, load_processor
 
 SMALL_BYTES = 1_000_000_000
@@ -43,6 +43,11 @@ class VLM:
         """The family's entry: what is released, LoRA targets, the guide's hardware."""
         return self.processor.family
 
+    @property
+    def origin(self):
+        """Where it came from, to be shown: a folder, or "the package"."""
+        return "the package" if self.folder == NANO_FOLDER else str(self.folder)
+
     def chat(self, question, images=None, **options):
         """Ask about no, one or several pictures; see `ivlkit.models.chat.chat`."""
         return chat.chat(self, question, images, **options)
@@ -68,7 +73,7 @@ class VLM:
             return f"VLM({self.folder}: released)"
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         where = f"{self.model.dtype} on {self.model.device}".replace("torch.", "")
-        return f"VLM({self.family.key} from {self.folder}: {parameters / 1e6:,.1f} M parameters, {where})"
+        return f"VLM({self.family.key} from {self.origin}: {parameters / 1e6:,.1f} M parameters, {where})"
 
     def _repr_html_(self):
         from ..show.model import vlm_html

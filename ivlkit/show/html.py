@@ -79,8 +79,6 @@ def page_html(title, body):
 
 
 def figure_html(figure, *, alt):
-    """A matplotlib figure as an embedded PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
+    """A `ShownFigure` as an embedded PNG."""
+    encoded = base64.b64encode(figure._repr_png_()).decode()
     return f'<img src="data:image/png;base64,{encoded}" alt="{escape(alt, quote=True)}">'

@@ -24,7 +24,7 @@ def vlm_html(vlm):
         ("template", processor.template.name),
         ("system prompt", processor.system_message),
     ]
-    return table_html(rows, title=f"{vlm.family.key} from {vlm.folder}")
+    return table_html(rows, title=f"{vlm.family.key} from {vlm.origin}")
 
 
 def _count(named, prefix):

@@ -1,7 +1,6 @@
 """A run: its loss and learning rate, as a figure and as HTML."""
 
-from matplotlib.figure import Figure
-
+from .figure import ShownFigure
 from .html import figure_html, fragment, text_html
 
 
@@ -11,7 +10,7 @@ def loss_figure(histories, *, title="training loss"):
     Args: histories: {name: `Run.history`}.
     Returns: matplotlib figure.
     """
-    figure = Figure(figsize=(7, 3.2))
+    figure = ShownFigure(figsize=(7, 3.2))
     axes = figure.subplots()
     for name, history in histories.items():
         steps, losses = [line["step"] for line in history], [line["loss"] for line in history]

@@ -1,8 +1,7 @@
 """What dynamic tiling does to a picture."""
 
-from matplotlib.figure import Figure
-
 from ..data.media import open_image
+from .figure import ShownFigure
 
 
 def tiles_figure(image, processor, *, max_tiles=None):
@@ -14,7 +13,7 @@ def tiles_figure(image, processor, *, max_tiles=None):
     image, budget = open_image(image), max_tiles or processor.max_tiles
     cols, rows = processor.grid(*image.size, max_tiles=budget)
     tiles = processor.tile(image, max_tiles=budget)
-    figure = Figure(figsize=(10, 3.4))
+    figure = ShownFigure(figsize=(10, 3.4))
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
     _draw_grid(left.subplots(), image, cols, rows)
     across = min(len(tiles), max(cols, 4))

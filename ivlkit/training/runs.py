@@ -32,8 +32,6 @@ from .tuning import prepare, summary_text
 
 LOG_FILE = "log.jsonl"
 RUNS_FOLDER = Path("runs")
-# Threads that wait give their core away: with spinning ones, a second busy program slowed a step on 2 cores 7 times.
-CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 _children = {}  # folder → Popen of runs this process started
 
 
@@ -335,7 +333,7 @@ def _start(run):
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=CHILD_ENVIRONMENT | os.environ,
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
         )
     _children[run.folder.resolve()] = child
     (run.folder / "pid").write_text(str(child.pid))
