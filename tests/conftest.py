@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+# As ivlkit does it, but before a plugin can import torch: spinning threads are slow beside a busy program.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REFERENCE = "IVLKIT_REFERENCE"  # names the folder; else it is looked for beside the repository
 
 

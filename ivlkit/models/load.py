@@ -2,6 +2,7 @@
 
 import gc
 import json
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +189,14 @@ def _from_pretrained(folder, native, *, dtype, device, **options):
                 f"{folder or 'weights'}: {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:3]}; expected none"
             )
     return model.to(device).eval()
+
+
+@contextmanager
+def peft_is_quiet():
+    """Hide that PEFT still calls transformers by a name that 5.23 deprecates: nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 @contextmanager

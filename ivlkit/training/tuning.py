@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import RecipeError
+from ..models.load import peft_is_quiet
 
 PARTS = {
     "vision": "model.vision_tower.",
@@ -115,4 +116,5 @@ def _add_lora(vlm, recipe):
         modules_to_save=["multi_modal_projector"] if recipe.projector == "full" else None,
         bias="none",
     )
-    return get_peft_model(vlm.model, config)
+    with peft_is_quiet():
+        return get_peft_model(vlm.model, config)
