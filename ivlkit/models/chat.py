@@ -162,17 +162,22 @@ class Stream(Iterator):
 
 
 class _QueueStreamer:
-    """Token ids from `generate` → pieces of decoded text. The last two words wait: decoding may still change them."""
+    """Token ids from `generate` → pieces of decoded text. The last characters wait: the next ids may still change them.
+
+    Half a character's bytes decode to "�", and the InternLM2 tokenizer joins up to four ("do n't" becomes "don't").
+    """
+
+    HELD_BACK = 8  # characters
 
     def __init__(self, vlm, pieces):
         self.vlm, self.pieces, self.ids, self.written = vlm, pieces, [], 0
 
     def put(self, value):
         self.ids += value.flatten().tolist()
-        words = _decode(self.vlm, self.ids).rsplit(maxsplit=2)
-        if len(words) == 3 and len(words[0]) > self.written:
-            self.pieces.put(words[0][self.written :])
-            self.written = len(words[0])
+        settled = _decode(self.vlm, self.ids)[: -self.HELD_BACK]
+        if len(settled) > self.written:
+            self.pieces.put(settled[self.written :])
+            self.written = len(settled)
 
     def end(self):
         """Called by `generate` after every segment; the text goes on."""
