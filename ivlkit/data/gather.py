@@ -92,7 +92,6 @@ class PictureTaker:
     def _keep(self, content, where):
         """Write a picture's own bytes, or PNG for a format that not everything reads."""
         suffix = SUFFIX_OF.get(file_format(content, where))
-        content.seek(0)
         return self._write(content.getvalue(), suffix) if suffix else self._write_png(open_image(content, where))
 
     def _write_png(self, image):

@@ -199,7 +199,7 @@ class _opened:
         if is_data_uri(self.source):
             return io.BytesIO(uri_bytes(self.source, self.where))
         if isinstance(self.source, io.BytesIO):
-            return self.source
+            return io.BytesIO(self.source.getvalue())  # the caller's stays open
         if not isinstance(self.source, (str, os.PathLike)):
             raise DataError(
                 f"{self.where}: picture of type {type(self.source).__name__}; expected a path, a PIL image or an array"
