@@ -19,6 +19,7 @@ from .formats import as_released, detect_format
 from .gather import PictureTaker
 from .records import parse_row, read_released
 from .tables import TABLE_SUFFIXES, dataset_rows, folder_rows, table_rows
+from .video import read_header
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 MARKER = "conversion.json"  # says that a folder was written by us and may be written again
@@ -324,7 +325,9 @@ def _accept(row, where, taker, format, formats):
         raise row
     name = format or detect_format(row)
     taken, keys = taker.take(as_released(row, where, format=name), where)
-    read_released(taken, where, taker.anchor)
+    record = read_released(taken, where, taker.anchor)
+    if record.video and record.video.clip:
+        read_header(record.video, where)
     formats[name] += 1
     return taken | {"source": where}, keys
 
