@@ -77,8 +77,7 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
         taker = PictureTaker(root, folder, fetch=fetch)
         sorted_out = _sort_out(rows, folder, taker, format)
         if not sorted_out.keys:
-            listed = "\n  ".join(sorted_out.first_rejects)
-            raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:\n  {listed}")
+            raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{sorted_out.listed}")
         if isinstance(source, (str, os.PathLike)) and detected.startswith("JSON"):
             detected += _formats_text(sorted_out.formats)
         splits = assign_splits(sorted_out.keys, shares=shares, seed=seed)
@@ -131,7 +130,7 @@ def from_dataset(dataset, *, to, question=None, answer=None, image=None, video=N
 def openable(path, root=None):
     """What `open_data` is given → (a meta .json or .jsonl, its root): tables, folders and JSON lists are converted.
 
-    They are written beside themselves; a folder that holds a meta.json is that meta file.
+    They are written anew, beside themselves, at every call; a folder that holds a meta.json is that meta file.
     """
     if path.is_dir() and (path / "meta.json").exists():
         return path / "meta.json", root
@@ -242,7 +241,8 @@ def _is_json_list(path):
     if path.suffix.lower() != ".json":
         return False
     with open(path, "rb") as file:
-        return file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        start = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
 
 
 def _formats_text(formats):
@@ -297,6 +297,16 @@ class _SortedOut:
     formats: Counter = field(default_factory=Counter)
     rejected: int = 0
     first_rejects: list = field(default_factory=list)
+
+    @property
+    def listed(self):
+        """The first rejects, a line each, behind a colon."""
+        return _listed_text(self.first_rejects, self.rejected)
+
+
+def _listed_text(first, total):
+    more = f"\n  … and {total - len(first)} more" if total > len(first) else ""
+    return "".join(f"\n  {reject}" for reject in first) + more
 
 
 def _sort_out(rows, folder, taker, format):
@@ -387,11 +397,9 @@ def _converted(source, to, rejects, **options):
         to = path.with_name(f"{path.stem if path.is_file() else path.name}_ivlkit")
     done = convert(source, to, shares=ALL, **options)
     if done.rejected and rejects == "refuse":
-        more = f"\n  … and {done.rejected - LISTED} more" if done.rejected > LISTED else ""
         raise DataError(
             f"{done.source}: {done.rejected} of {done.rejected + sum(done.rows.values())} rows can't be used, all in "
-            f'{done.folder / REJECTS}; mend them, or go on without (rejects="list"):\n  '
-            + "\n  ".join(done.first_rejects)
-            + more
+            f'{done.folder / REJECTS}; mend them, or go on without (rejects="list"):'
+            + _listed_text(done.first_rejects, done.rejected)
         )
     return done
