@@ -5,6 +5,7 @@ PDF, objects in memory, fetched ones. Every row of the source is either in one o
 with the reason.
 """
 
+import filecmp
 import hashlib
 import json
 import os
@@ -73,7 +74,7 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     if not root.is_dir():
         raise DataError(f"{root}: no folder; expected the one that picture paths start from; name it with images=")
     name = Path(source).name if isinstance(source, (str, os.PathLike)) else "dataset"
-    with _writing(Path(to)) as folder:
+    with _writing(Path(to), name) as folder:
         taker = PictureTaker(root, folder, fetch=fetch)
         sorted_out = _sort_out(rows, folder, taker, format)
         if not sorted_out.keys:
@@ -257,10 +258,12 @@ def _formats_text(formats):
 
 
 @contextmanager
-def _writing(to):
+def _writing(to, name):
     """Files are written with `.part` behind their names and take their places together, when all is well."""
-    if to.exists() and not (to.is_dir() and ((to / MARKER).exists() or not any(to.iterdir()))):
-        raise DataError(f"{to}: holds other files; expected a new folder or one of an earlier conversion; name another")
+    if to.exists() and not (to.is_dir() and (_earlier(to).get("source") == name or not any(to.iterdir()))):
+        raise DataError(
+            f"{to}: holds other files; expected a new folder or one of an earlier conversion of {name}; name another"
+        )
     is_new = not to.exists()
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -276,12 +279,22 @@ def _writing(to):
 
 def _put_in_place(folder):
     new = [path.with_suffix("") for path in folder.glob(f"*{PART}")]
-    if (folder / MARKER).exists():
-        earlier = json.loads((folder / MARKER).read_text(encoding="utf-8"))["rows"]
-        names = [REJECTS, *(f"{name}.{suffix}" for name in earlier for suffix in ("json", "jsonl"))]
-        _remove(folder / name for name in names if folder / name not in new)
+    names = [f"{name}.{suffix}" for name in _earlier(folder).get("rows", {}) for suffix in ("json", "jsonl")]
+    _remove(folder / name for name in (REJECTS, *names) if folder / name not in new)
     for path in new:
-        os.replace(f"{path}{PART}", path)
+        if path.exists() and filecmp.cmp(path, f"{path}{PART}", shallow=False):
+            os.remove(f"{path}{PART}")  # a run may be reading it, an index may know its time
+        else:
+            os.replace(f"{path}{PART}", path)
+
+
+def _earlier(folder):
+    """What an earlier conversion said of itself; {} if there was none."""
+    try:
+        note = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _remove(paths):

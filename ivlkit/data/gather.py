@@ -50,7 +50,7 @@ class PictureTaker:
         """
         taken, hashes = dict(row), []
         images = row.get("image")
-        if images is not None and not isinstance(images, str) or images:
+        if not _is_nothing(images):
             values = images if isinstance(images, (list, tuple)) else [images]
             paths = [self._picture(value, where) for value in values]
             hashes += [self._hash(path, where, image_size) for path in paths]
@@ -160,6 +160,10 @@ class PictureTaker:
                 digest.update(_file_digest(file))
             self._hashes[path] = digest.hexdigest()
         return self._hashes[path]
+
+
+def _is_nothing(value):
+    return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
 def _file_digest(path):

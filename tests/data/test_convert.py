@@ -94,6 +94,20 @@ def test_a_second_conversion_leaves_nothing_of_the_first(llava, tmp_path, turns)
     assert not (convert(llava, tmp_path / "out").folder / "rejects.jsonl").exists()
 
 
+def test_the_same_rows_again_touch_no_file(llava, tmp_path):
+    """A run may be reading them."""
+    convert(llava, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    convert(llava, tmp_path / "out")
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_another_source_does_not_write_over_it(llava, tmp_path, write_rows, turns):
+    convert(llava, tmp_path / "out")
+    with pytest.raises(DataError, match="out: holds other files; .* of an earlier conversion of train.jsonl; name"):
+        convert(write_rows([{"conversations": turns("Q", "A")}]), tmp_path / "out")
+
+
 def test_a_failed_conversion_leaves_the_earlier_one(llava, tmp_path):
     before = convert(llava, tmp_path / "out").meta.read_bytes()
     llava.write_text("[")
