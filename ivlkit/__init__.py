@@ -23,6 +23,8 @@ _HOMES = {
     "read_records": "data.records",
     "encode": "data.encode",
     "open_data": "data.mixture",
+    "from_csv": "data.convert",
+    "from_folder": "data.convert",
     "recipe": "training.recipes",
     "train": "training.runs",
     "attach": "training.runs",

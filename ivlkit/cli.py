@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from .errors import IvlkitError, RecipeError
+from .errors import DataError, IvlkitError, RecipeError
 
 
 def main(arguments=None):
@@ -41,7 +41,7 @@ def _parser():
         epilog="Start with: ivlkit demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_machine, _families, _chat, _train, _runs, _evaluate, _export, _demo, _nano):
+    for add in (_machine, _families, _chat, _convert, _train, _runs, _evaluate, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -112,6 +112,7 @@ def _chat(commands):
     parser.add_argument("model", help="a key (nano, 2b, 4b, 26b), a model folder or a run")
     parser.add_argument("question", nargs="?")
     parser.add_argument("--image", action="append", default=[], help="may be given several times")
+    parser.add_argument("--video", help="a video, an animation or a folder of frames, in place of pictures")
     parser.add_argument("--max-tiles", type=int, help="tile budget of a picture (max_dynamic_patch)")
     parser.add_argument("--max-new-tokens", type=int, default=1024)
     parser.add_argument("--device")
@@ -124,19 +125,83 @@ def _run_chat(options):
     vlm = load(options.model, device=options.device)
     generation = {"max_tiles": options.max_tiles, "max_new_tokens": options.max_new_tokens}
     if options.question and options.json:
-        reply = vlm.chat(options.question, options.image, **generation)
+        reply = vlm.chat(options.question, options.image, video=options.video, **generation)
         return _print({"reply": reply.text, "tiles": list(reply.num_tiles)}, True)
-    reply, images = None, options.image
+    reply, images, video = None, options.image, options.video
     questions = [options.question] if options.question else iter(lambda: input("> "), "")
     try:
         for question in questions:
-            stream = vlm.chat(question, images, history=reply, stream=True, **generation)
+            stream = vlm.chat(question, images, video=video, history=reply, stream=True, **generation)
             for piece in stream:
                 print(piece, end="", flush=True)
             print()
-            reply, images = stream.reply, []
+            reply, images, video = stream.reply, [], None
     except EOFError:
         pass
+
+
+def _convert(commands):
+    parser = _command(
+        commands,
+        "convert",
+        _run_convert,
+        "Write a table, a folder, JSON rows of any format as the released JSONL and meta.json, split by picture.",
+        [
+            'ivlkit convert labels.csv --images photos/ --question "What is it?" --answer label --to mine',
+            "ivlkit convert llava.json --images images/ --to mine",
+            "ivlkit convert photos/ --to mine --split none  # photos/CLASS/1.jpg",
+        ],
+    )
+    parser.add_argument("source", help=".jsonl, .json list, .csv, .tsv, .xlsx, or a folder with a sub-folder a class")
+    parser.add_argument("--to", required=True, help="a new folder")
+    parser.add_argument("--images", help="folder that picture paths start from; default the source's own")
+    parser.add_argument("--format", help="of JSON rows: released, llava, sharegpt, openai; default: detected")
+    parser.add_argument("--image", action="append", help="column of the pictures; may be given several times")
+    parser.add_argument("--video", help="column of videos, in place of --image")
+    parser.add_argument("--question", help="a column, or a sentence asked about every row")
+    parser.add_argument("--answer", action="append", help="a column; several make one JSON answer")
+    parser.add_argument("--split", default="80/10/10", help="shares of train/validation/test by picture, or none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fetch", action="store_true", help="fetch remote pictures; otherwise their rows are rejected")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_convert(options):
+    from .data.convert import convert
+    from .data.gather import fetch_url
+
+    answer = options.answer[0] if options.answer and len(options.answer) == 1 else options.answer
+    done = convert(
+        options.source,
+        options.to,
+        images=options.images,
+        format=options.format,
+        shares=_shares(options.split),
+        seed=options.seed,
+        fetch=fetch_url if options.fetch else None,
+        image=options.image,
+        video=options.video,
+        question=options.question,
+        answer=answer,
+    )
+    if options.json:
+        return _print(asdict(done), True)
+    print(done)
+    for reject in done.first_rejects:
+        print(f"  rejected: {reject}")
+
+
+def _shares(text):
+    from .data.convert import ALL
+
+    if text == "none":
+        return ALL
+    try:
+        parts = [float(part) for part in text.split("/")]
+        train, validation, test = (part / sum(parts) for part in parts)
+    except (ValueError, ZeroDivisionError) as error:
+        raise DataError(f"--split {text!r}; expected three shares like 80/10/10, or none") from error
+    return {"train": train, "validation": validation, "test": test}
 
 
 def _train(commands):

@@ -6,13 +6,15 @@ answer's span.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import DataError
 from .conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from .media import degrade_jpeg, image_size, open_image
+from .video import sample_frames, video_sizes
 
 IGNORE_INDEX = -100
 
@@ -57,14 +59,15 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
         record: a `Record`.
         processor: template, tokenizer and tile settings of a model (`ivlkit.load_processor`).
         max_length: tokens at most; None for no limit. The guide's `max_seq_length`, image tokens included.
-        draw: (seed, epoch); with the row's own place it keys every random draw, whichever worker makes it.
+        draw: (seed, epoch); with the row's own place it keys every random draw, whichever worker makes it. None takes
+            the middle frames of a video, as an evaluation does.
     Returns: `Example`.
     Raises: DataError with file and line if the row is too long, has no supervised token, or types image tokens.
     """
-    sizes = [image_size(image, record.where) for image in record.images]
+    sizes = picture_sizes(record, processor, draw=draw)
     text = encode_text(record, processor, sizes=sizes, max_length=max_length)
     stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
-    pictures = (open_image(image, record.where) for image in record.images)
+    pictures = _open_pictures(record, processor, num_frames=len(text.num_tiles), draw=draw)
     tiles = [tile for picture in pictures for tile in processor.tile(picture, max_tiles=text.budget)]
     if record.augment_jpeg:
         rng = random.Random(f"{draw}:{record.where}")
@@ -77,6 +80,33 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
         tuple(text.num_tiles),
         (*text.notes, *stripped),
     )
+
+
+def picture_sizes(record, processor, *, draw=(0, 0)):
+    """(width_px, height_px) of every picture of a row, by headers only: [(640, 480)]; a video gives one a frame.
+
+    Args: draw: (seed, epoch), which decides how many frames a video gives; None for an evaluation.
+    Raises: DataError that names row and file if one is missing or unreadable.
+    """
+    if record.video:
+        return video_sizes(record.video, record.where, draw=draw)
+    return [image_size(image, record.where, rules=processor.picture_rules) for image in record.images]
+
+
+def with_frames(turns, num_frames):
+    """Turns whose `<video>` is written out: "Frame-1: <image>\\nFrame-2: <image>" for two frames."""
+    frames = "\n".join(f"Frame-{number}: {IMAGE_PLACEHOLDER}" for number in range(1, num_frames + 1))
+    return tuple(
+        replace(turn, text=turn.text.replace(VIDEO_PLACEHOLDER, frames)) if turn.role == "user" else turn
+        for turn in turns
+    )
+
+
+def _open_pictures(record, processor, *, num_frames, draw):
+    rules = processor.picture_rules
+    if record.video:
+        return sample_frames(record.video, record.where, num_frames=num_frames, draw=draw, rules=rules)
+    return (open_image(image, record.where, rules=rules) for image in record.images)
 
 
 @dataclass(frozen=True)
@@ -107,10 +137,14 @@ def fit_tiles(record, processor, *, sizes, max_length=None):
 
     Image tokens are whole tokens of their own, so the length is (tokens without pictures) + num_image_token · tiles.
 
-    Args: sizes: (width_px, height_px) of each picture.
+    A video has one tile a frame; if it is too long it gets fewer frames.
+
+    Args: sizes: (width_px, height_px) of each picture, as `picture_sizes` gives them.
     Returns: (12, [13], ()) for a 640 × 480 picture that fits at the budget of 12.
-    Raises: DataError if the row does not fit even with one tile a picture.
+    Raises: DataError if the row does not fit even with one tile a picture, or one frame.
     """
+    if record.video:
+        return _fit_frames(record, processor, num_frames=len(sizes), max_length=max_length)
     wanted = record.max_tiles or processor.max_tiles
     full = processor.count_tiles(sizes, max_tiles=wanted)
     if max_length is None:
@@ -129,6 +163,28 @@ def fit_tiles(record, processor, *, sizes, max_length=None):
     )
 
 
+def _fit_frames(record, processor, *, num_frames, max_length):
+    """Halving the range finds the most frames that fit: more frames are always more tokens."""
+    fits, too_many = 0, num_frames + 1
+    while too_many - fits > 1 and max_length is not None:
+        middle = num_frames if too_many > num_frames else (fits + too_many) // 2
+        length = _video_length(record, processor, middle)
+        fits, too_many = (middle, too_many) if length <= max_length else (fits, middle)
+    if max_length is None or fits == num_frames:
+        return 1, [1] * num_frames, ()
+    if not fits:
+        raise DataError(
+            f"{record.where}: {length} tokens with a single frame; expected at most {max_length}; "
+            "raise max_seq_length or shorten the row"
+        )
+    return 1, [1] * fits, (f"{num_frames} → {fits} frames to fit {max_length} tokens",)
+
+
+def _video_length(record, processor, num_frames):
+    text = _render(record, processor, [0] * num_frames).text
+    return len(processor.tokenizer(text)["input_ids"]) + processor.num_image_token * num_frames
+
+
 def stack_tiles(tiles, tile_px):
     """PIL tiles → uint8 [T, tile_px, tile_px, 3]; [0, …] for none."""
     if not tiles:
@@ -139,7 +195,7 @@ def stack_tiles(tiles, tile_px):
 def _render(record, processor, num_tiles):
     try:
         return render(
-            record.turns,
+            with_frames(record.turns, len(num_tiles)) if record.video else record.turns,
             processor.template,
             num_tiles=num_tiles,
             num_image_token=processor.num_image_token,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from .convert import openable
 from .records import parse_line
 
 META_FIELDS = {"root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length"}
@@ -120,10 +121,10 @@ class Data:
 
 
 def open_data(path, *, root=None, seed=0):
-    """Open a meta JSON or a JSONL.
+    """Open a meta JSON or a JSONL, or what `convert` can make one of: a table, a JSON list, a folder with classes.
 
     Args:
-        path: `*.json` is a meta file, `*.jsonl` one data set.
+        path: `*.json` is a meta file or a list of rows, `*.jsonl` one data set.
         root: folder of the pictures of a JSONL; defaults to the JSONL's own folder.
         seed: for `repeat_time` fractions.
     Raises: DataError with the entry, what was found, what was expected.
@@ -131,6 +132,7 @@ def open_data(path, *, root=None, seed=0):
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
+    path, root = openable(path, root)
     if path.suffix == ".json":
         if root is not None:
             raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")

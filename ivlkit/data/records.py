@@ -1,18 +1,21 @@
-"""Rows of a data set: one line of the released JSONL → `Record`.
+"""Rows of a data set: one line of a JSONL → `Record`.
 
-A row is `{"id", "image" | "images in a list", "conversations": [{"from": "human" | "gpt", "value"}, …]}`. A `<image>`
-in a user turn says where a picture goes; in an answer or in a row without pictures it is plain text.
+The released row is `{"id", "image": path or paths, "conversations": [{"from": "human" | "gpt", "value"}, …]}`, or has a
+`"video"`, perhaps with `"clip": [start, end]`, in place of `image`. A `<image>` in a user turn says where a picture
+goes; in an answer or in a row without pictures it is plain text. `formats` brings other shapes into this one.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, as_released
+from .media import is_data_uri, is_remote
 
-IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -25,16 +28,25 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video file, an animation or a folder of frames."""
+
+    path: Path
+    clip: tuple[float, float] | None = None  # seconds, [start, end)
+
+
+@dataclass(frozen=True)
 class Record:
     """One row as written: its pictures (not opened yet), its turns, and where it stands ("train.jsonl:17")."""
 
     id: Any
     turns: tuple[Turn, ...]
-    images: tuple = ()  # paths or PIL images
+    images: tuple = ()  # paths, data URIs or PIL images
     where: str = "record"
     max_tiles: int | None = None  # this data set's own budget; None: the processor's
     augment_jpeg: bool = False  # the meta file's `data_augment`
     extra: Mapping = field(default_factory=dict)  # fields of the row that no reader uses; slices of a report
+    video: Video | None = None  # instead of images; one `<video>` in a user turn says where its frames go
 
     @property
     def question(self):
@@ -75,8 +87,13 @@ def _numbered_lines(path):
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a JSONL file; check the path") from error
 
 
-def parse_line(line, where, root="."):
-    """One line (bytes) → Record, by the reader of the released format."""
+def parse_line(line, where, root=".", *, format=None):
+    """One line (bytes) → Record, by the reader of `format` (a name of `formats.FORMATS`) or of the detected one."""
+    return read_released(as_released(parse_row(line, where), where, format=format), where, Path(root))
+
+
+def parse_row(line, where):
+    """One line (bytes) → the JSON object on it."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -87,30 +104,69 @@ def parse_line(line, where, root="."):
         ) from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}; expected a JSON object with `conversations`")
-    return FORMATS["released"](row, where, Path(root))
+    return row
 
 
 def read_released(row, where, root):
-    """The released JSONL: text, single image, multi-image."""
-    if row.get("video"):
-        raise DataError(f"{where}: a video; this version reads text and pictures; turn it into frames first")
-    images = _image_paths(row.get("image"), where, root)
-    turns = _place_images(_read_turns(row.get("conversations"), where), images, where)
-    used = {"id", "image", "conversations", "video"}
+    """A row of the released shape: text, single image, multi-image, video, grounding.
+
+    Raises: DataError for whatever the row lacks or has too much, and for a path that leaves `root`.
+    """
+    video = _read_video(row, where, root)
+    images = _image_sources(row.get("image"), where, root)
+    if video and images:
+        raise DataError(f"{where}: both `image` and `video`; expected one of them; split the row")
+    turns = _read_turns(row.get("conversations"), where)
+    turns = _place_video(turns, where) if video else _place_images(turns, images, where)
+    used = {"id", "image", "conversations", "video", "clip"}
     extra = {key: value for key, value in row.items() if key not in used}
-    return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra)
+    return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra, video=video)
 
 
-FORMATS = {"released": read_released}
-
-
-def _image_paths(value, where, root):
+def _image_sources(value, where, root):
     if value is None or value == "" or value == []:
         return ()
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{where}: `image` is {value!r}; expected a path or a list of paths")
-    return tuple(root / name for name in names)
+        raise DataError(f"{where}: `image` is {_short(value)}; expected a path or a list of paths")
+    return tuple(name if is_data_uri(name) else path_inside(root, name, where) for name in names)
+
+
+def _read_video(row, where, root):
+    name, clip = row.get("video"), row.get("clip")
+    if name is None or name == "" or name == []:
+        return None
+    if not isinstance(name, str):
+        raise DataError(f"{where}: `video` is {_short(name)}; expected one path; split the row if there are several")
+    return Video(path_inside(root, name, where), _read_clip(clip, where) if clip is not None else None)
+
+
+def _read_clip(clip, where):
+    numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
+    if not numbers or not 0 <= clip[0] < clip[1] < float("inf"):
+        raise DataError(f"{where}: `clip` is {_short(clip)}; expected [start, end] in seconds, 0 <= start < end")
+    return float(clip[0]), float(clip[1])
+
+
+def path_inside(root, name, where):
+    """The path of a picture or video, which has to lie in `root`; links on the way may lead anywhere."""
+    if is_remote(name):
+        raise DataError(
+            f"{where}: {_short(name)} is on another machine; expected a file; fetch it first "
+            "(ivlkit convert --fetch does)"
+        )
+    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        raise DataError(f"{where}: the path {_short(name)} has characters that no file name has; correct it")
+    if name[0] not in "/\\" and ".." not in name and not os.path.isabs(name):
+        return root / name
+    path = os.path.normpath(os.path.join(os.path.abspath(root), name))
+    base = os.path.join(os.path.abspath(root), "")
+    if not (path + os.sep).startswith(base):
+        raise DataError(
+            f"{where}: {_short(name)} leaves the folder {root}; expected a path inside it; set `root` to a folder "
+            'that holds the pictures ("/" allows every absolute path)'
+        )
+    return Path(path)
 
 
 def _read_turns(conversations, where):
@@ -156,15 +212,30 @@ def _place_images(turns, images, where):
         return turns
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
     if len(images) == 1 and placeholders == 0:
-        first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-        opened = replace(turns[first], text=f"{IMAGE_PLACEHOLDER}\n{turns[first].text}")
-        return (*turns[:first], opened, *turns[first + 1 :])
+        return _prepend(IMAGE_PLACEHOLDER, turns)
     if placeholders != len(images):
         raise DataError(
             f'{where}: {len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns; '
             "expected one for each picture; add or remove placeholders"
         )
     return turns
+
+
+def _place_video(turns, where):
+    """One `<video>` in a user turn; without one the video is put before the first question."""
+    spoken = [turn.text for turn in turns if turn.role == "user"]
+    if any(IMAGE_PLACEHOLDER in text for text in spoken):
+        raise DataError(f"{where}: {IMAGE_PLACEHOLDER} in the row of a video; expected {VIDEO_PLACEHOLDER}; replace it")
+    found = sum(text.count(VIDEO_PLACEHOLDER) for text in spoken)
+    if found > 1:
+        raise DataError(f"{where}: {found} {VIDEO_PLACEHOLDER} in user turns; expected one; remove the others")
+    return turns if found else _prepend(VIDEO_PLACEHOLDER, turns)
+
+
+def _prepend(placeholder, turns):
+    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
+    opened = replace(turns[first], text=f"{placeholder}\n{turns[first].text}")
+    return (*turns[:first], opened, *turns[first + 1 :])
 
 
 def _short(value, limit=80):

@@ -113,7 +113,7 @@ def evaluate(vlm, data, *, metric="exact_match", batch_size=16, progress=True, *
         raise DataError("no rows to evaluate; expected at least one")
     replies = reply_batch(
         vlm,
-        [(record.turns[:-1], record.images) for record in records],
+        [(record.turns[:-1], record.video or record.images) for record in records],
         max_tiles=[record.max_tiles for record in records],
         batch_size=batch_size,
         progress=progress,

@@ -5,6 +5,7 @@ Decoding follows the released defaults: greedy, at most 1,024 new tokens, stoppe
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import Queue
 from threading import Thread
 
@@ -13,9 +14,11 @@ from tqdm import tqdm
 
 from ..data.collate import normalise_tiles
 from ..data.conversation import render
-from ..data.encode import check_image_tokens, stack_tiles
+from ..data.encode import check_image_tokens, stack_tiles, with_frames
+from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.media import open_image
-from ..data.records import IMAGE_PLACEHOLDER, Turn
+from ..data.records import Turn, Video
+from ..data.video import sample_frames
 from ..errors import DataError
 
 MAX_NEW_TOKENS = 1024
@@ -41,12 +44,24 @@ class Reply:
         return reply_html(self)
 
 
-def chat(vlm, question, images=None, *, history=None, stream=False, max_tiles=None, system_message=None, **generation):
+def chat(
+    vlm,
+    question,
+    images=None,
+    *,
+    video=None,
+    history=None,
+    stream=False,
+    max_tiles=None,
+    system_message=None,
+    **generation,
+):
     """Ask one question.
 
     Args:
         question: text; `<image>` says where a picture goes, without it the pictures come first, a line each.
         images: none, one or several: path, PIL image or uint8 array [H, W, 3].
+        video: path of a video, an animation or a folder of frames, or a `Video` with a clip; 16 frames of it are shown.
         history: the `Reply` to go on from, with its pictures.
         stream: True gives an iterator of text pieces instead; its `.reply` holds the `Reply` when it is exhausted.
         max_tiles: tile budget, default the model's.
@@ -55,8 +70,11 @@ def chat(vlm, question, images=None, *, history=None, stream=False, max_tiles=No
     Returns: `Reply`.
     """
     pictures = _as_list(images)
+    asked = _ask(question, len(pictures))
+    if video is not None:
+        asked, pictures = _ask_about_video(question, video, pictures)
     turns = history.turns if history else _opening(system_message)
-    prompt = _prompt(vlm, (*turns, _ask(question, len(pictures))), pictures, history=history, max_tiles=max_tiles)
+    prompt = _prompt(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
     prompt = _encode(vlm, prompt)
     if stream:
         return Stream(vlm, prompt, generation)
@@ -88,7 +106,7 @@ def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=F
     rope factors are chosen for a whole batch.
 
     Args:
-        conversations: (turns, pictures) each; `<image>` in user turns says where the pictures go.
+        conversations: (turns, pictures or a `Video`) each; `<image>` or `<video>` in user turns says where they go.
         max_tiles: budget of each conversation, or one number for all; default the model's.
     Returns: list of `Reply`, without features.
     """
@@ -201,13 +219,29 @@ def _ask(question, num_images):
     return Turn("user", _with_placeholders(question, num_images))
 
 
+def _ask_about_video(question, video, images):
+    if images:
+        raise DataError("chat: pictures and a video; expected one of them; ask about them one after the other")
+    text = question if VIDEO_PLACEHOLDER in question else f"{VIDEO_PLACEHOLDER}\n{question}"
+    return Turn("user", text), video if isinstance(video, Video) else Video(Path(video))
+
+
+def _show_frames(vlm, turns, video, history):
+    """A video is its frames, one tile each; turns of the history have theirs already."""
+    frames = list(sample_frames(video, "chat", rules=vlm.processor.picture_rules))
+    known = len(history.turns) if history else 0
+    return (*turns[:known], *with_frames(turns[known:], len(frames))), frames
+
+
 def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
-    """Render and tokenise; pictures become uint8 tiles, not features yet."""
+    """Render and tokenise; pictures, or a `Video`'s frames, become uint8 tiles, not features yet."""
     if history and history.num_tiles and history.features is None:
         raise DataError("chat: this reply keeps no pictures, as all of a batch; expected a reply of `chat` as history")
-    processor = vlm.processor
+    if isinstance(images, Video):
+        (turns, images), max_tiles = _show_frames(vlm, turns, images, history), 1
+    processor, rules = vlm.processor, vlm.processor.picture_rules
     budget = processor.share(max_tiles or processor.max_tiles, len(images))
-    cut = [processor.tile(open_image(image, "chat"), max_tiles=budget) for image in images]
+    cut = [processor.tile(open_image(image, "chat", rules=rules), max_tiles=budget) for image in images]
     num_tiles = (*(history.num_tiles if history else ()), *map(len, cut))
     text = render(
         turns,

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.conversation import TEMPLATES, ConversationTemplate
+from ..data.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
 from ..data.tiling import MAX_TILES, choose_grid, count_tiles, split_into_tiles
 from ..errors import CheckpointError
 from .configuration import num_image_token, read_released_config, tile_px
@@ -28,6 +29,7 @@ class Processor:
     min_tiles: int
     use_thumbnail: bool
     dynamic: bool  # False: every picture is one stretched tile
+    picture_rules: PictureRules = UPRIGHT_ON_WHITE  # config.json's `picture_rules`: "reference" reads as the reference
 
     def count_tiles(self, sizes, *, max_tiles=None):
         """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""
@@ -77,6 +79,9 @@ def load_processor(name):
     config = read_released_config(folder)
     if config["template"] not in TEMPLATES:
         raise CheckpointError(f"{folder}: template {config['template']!r}; expected one of {', '.join(TEMPLATES)}")
+    rules = config.get("picture_rules", "upright-on-white")
+    if rules not in PICTURE_RULES:
+        raise CheckpointError(f"{folder}: picture_rules {rules!r}; expected one of {', '.join(PICTURE_RULES)}")
     template = TEMPLATES[config["template"]]
     processor = Processor(
         folder=folder,
@@ -90,6 +95,7 @@ def load_processor(name):
         min_tiles=config.get("min_dynamic_patch", 1),
         use_thumbnail=config.get("use_thumbnail", True),
         dynamic=config.get("dynamic_image_size", True),
+        picture_rules=PICTURE_RULES[rules],
     )
     _check_template(processor)
     return processor

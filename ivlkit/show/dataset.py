@@ -1,6 +1,7 @@
 """Rows of a data set as pictures with their questions and answers."""
 
 from ..data.media import open_image
+from ..data.video import sample_frames
 from ..errors import DataError
 from .html import cards_html, fragment, picture_html, text_html
 
@@ -20,7 +21,18 @@ def _card(record):
     turns = "".join(
         f'<div><span class="dim">{turn.role}</span> {text_html(turn.text, 400)}</div>' for turn in record.turns
     )
-    return f'{pictures_html(record.images, record.where)}{turns}<div class="dim">{text_html(record.where)}</div>'
+    return f'{media_html(record)}{turns}<div class="dim">{text_html(record.where)}</div>'
+
+
+def media_html(record, *, frames=4):
+    """The pictures of a row, or a few frames of its video; what can't be opened is named in its place."""
+    if not record.video:
+        return pictures_html(record.images, record.where)
+    try:
+        shown = list(sample_frames(record.video, record.where, num_frames=frames))
+    except DataError as error:
+        return f"<div>{text_html(error)}</div>"
+    return pictures_html(shown, record.where)
 
 
 def pictures_html(images, where, *, max_px=320):

@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..data.collate import collate
-from ..data.encode import encode, encode_text
-from ..data.media import image_size
+from ..data.encode import encode, encode_text, picture_sizes
 from ..errors import DataError
 from .loss import sample_weights
 
@@ -92,7 +91,7 @@ def check_rows(data, processor, recipe, *, progress=False):
     for number in tqdm(range(len(data)), desc="checking rows", disable=not progress):
         try:
             record = data[number]
-            sizes = [image_size(image, record.where) for image in record.images]
+            sizes = picture_sizes(record, processor, draw=(recipe.seed, 0))
             text = encode_text(record, processor, sizes=sizes, max_length=recipe.max_seq_length)
             notes += [(record.where, note) for note in text.notes]
         except DataError as error:

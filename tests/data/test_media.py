@@ -1,8 +1,11 @@
 """Pictures, whatever is in the file: RGB, or an error that names the file and the row."""
 
+import base64
 import io
+import os
 import random
 import struct
+import sys
 import warnings
 import zlib
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.data.media import degrade_jpeg, image_size, open_image
+from ivlkit.data.media import AS_REFERENCE, degrade_jpeg, image_size, open_image
 from ivlkit.errors import DataError
 
 WHERE = "train.jsonl:17"
@@ -33,16 +36,220 @@ def test_every_mode_becomes_rgb(tmp_path, draw_picture, mode):
     assert image_size(path, WHERE) == (12, 8)
 
 
-def test_alpha_is_dropped_and_not_blended():
-    assert open_image(Image.new("RGBA", (1, 1), (200, 100, 50, 0))).getpixel((0, 0)) == (200, 100, 50)
+def transparent(mode):
+    """1 × 2 px: red that nobody sees, blue that everybody does."""
+    image = Image.new("RGBA", (1, 2), (200, 0, 0, 0))
+    image.putpixel((0, 1), (0, 0, 255, 255))
+    return image.convert(mode)
 
 
-def test_exif_orientation_is_ignored(tmp_path, draw_picture):
-    image = draw_picture(30, 20)
+@pytest.mark.parametrize("mode", ["RGBA", "PA", "RGBa"])
+def test_what_is_transparent_is_white(mode):
+    opened = open_image(transparent(mode))
+    assert [opened.getpixel((0, y)) for y in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("mode", ["LA", "La"])
+def test_transparent_grey_is_white(mode):
+    grey = Image.new("LA", (1, 1), (10, 0))
+    assert open_image(grey.convert(mode)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_half_transparent_is_half_white():
+    assert open_image(Image.new("RGBA", (1, 1), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize(("mode", "key"), [("P", 1), ("RGB", (1, 2, 3)), ("L", 1)])
+def test_a_transparent_colour_of_a_png_is_white(tmp_path, mode, key):
+    image = Image.new(mode, (2, 2), key)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 9, 9, 9])
+    image.save(tmp_path / "a.png", transparency=key)
+    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_the_reference_drops_alpha():
+    assert open_image(Image.new("RGBA", (1, 1), (200, 100, 50, 0)), rules=AS_REFERENCE).getpixel((0, 0)) == (
+        *(200, 100, 50),
+    )
+
+
+def corners(image):
+    """Which of four colours lies where: "RG/BW" is red, green above blue, white."""
+    width_px, height_px = image.size
+    places = [(2, 2), (width_px - 3, 2), (2, height_px - 3), (width_px - 3, height_px - 3)]
+    names = ["".join("1" if value > 127 else "0" for value in image.getpixel(place)) for place in places]
+    letters = [{"100": "R", "010": "G", "001": "B", "111": "W"}[name] for name in names]
+    return f"{letters[0]}{letters[1]}/{letters[2]}{letters[3]}"
+
+
+@pytest.fixture
+def four_colours():
+    image = Image.new("RGB", (48, 32), (255, 0, 0))
+    image.paste((0, 255, 0), (24, 0, 48, 16))
+    image.paste((0, 0, 255), (0, 16, 24, 32))
+    image.paste((255, 255, 255), (24, 16, 48, 32))
+    return image
+
+
+# What a viewer shows, worked out from the standard: 6 is "turn clockwise to see it upright".
+UPRIGHT = {1: "RG/BW", 2: "GR/WB", 3: "WB/GR", 4: "BW/RG", 5: "RB/GW", 6: "BR/WG", 7: "WG/BR", 8: "GW/RB"}
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_says(tmp_path, four_colours, name, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90°"
-    image.save(tmp_path / "a.jpg", exif=exif)
-    assert open_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg") == (30, 20)
+    exif[0x0112] = orientation
+    four_colours.save(tmp_path / name, exif=exif)
+    opened = open_image(tmp_path / name)
+    assert corners(opened) == UPRIGHT[orientation]
+    assert opened.size == image_size(tmp_path / name) == ((48, 32) if orientation < 5 else (32, 48))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_the_reference_leaves_a_photo_on_its_side(tmp_path, four_colours, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    four_colours.save(tmp_path / "a.jpg", exif=exif)
+    assert corners(open_image(tmp_path / "a.jpg", rules=AS_REFERENCE)) == "RG/BW"
+    assert image_size(tmp_path / "a.jpg", rules=AS_REFERENCE) == (48, 32)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_none(tmp_path, four_colours, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    four_colours.save(tmp_path / "a.jpg", exif=exif)
+    assert corners(open_image(tmp_path / "a.jpg")) == "RG/BW"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_is_none(tmp_path, four_colours):
+    four_colours.save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff")
+    assert corners(open_image(tmp_path / "a.jpg")) == "RG/BW"
+    assert image_size(tmp_path / "a.jpg") == (48, 32)
+
+
+def test_a_picture_made_in_memory_is_not_turned_again(tmp_path, four_colours):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    four_colours.save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as file:
+        assert corners(open_image(file)) == UPRIGHT[6]
+        assert corners(open_image(file.rotate(-90, expand=True))) == UPRIGHT[6]
+
+
+def test_grey_of_16_bits_is_scaled(tmp_path):
+    """Pillow's own conversion makes everything above 255 white."""
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    for name in ("a.png", "a.tif", "a.pgm"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert np.asarray(open_image(tmp_path / name))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(open_image(tmp_path / "a.png", rules=AS_REFERENCE))[0, :, 0].tolist() == [0, 255, 255, 255]
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 70_000)])
+def test_pixels_of_more_than_16_bits_are_refused(tmp_path, mode, value):
+    Image.new(mode, (2, 2), value).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=f"^{WHERE}: .*a.tif can't be decoded .*; expected "):
+        open_image(tmp_path / "a.tif", WHERE)
+
+
+def test_a_cmyk_jpeg_has_its_colours(tmp_path):
+    """Adobe's files hold inverted inks."""
+    Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    red, green, blue = open_image(tmp_path / "a.jpg").getpixel((8, 8))
+    assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, name):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
+    red, green, blue = open_image(tmp_path / name).getpixel((5, 5))
+    assert red > 240 and blue < 15
+
+
+def data_uri(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def test_a_data_uri_is_a_picture(draw_picture):
+    uri = data_uri(draw_picture(30, 20))
+    assert np.array_equal(np.asarray(open_image(uri)), np.asarray(draw_picture(30, 20)))
+    assert image_size(uri) == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("data:image/png,abc", "data URI 'data:image/png'; expected data:image/png;base64,…; encode it"),
+        ("data:image/png;base64,a!b", "a data URI that is no base64"),
+        ("data:image/png;base64,YWJj", "its data is not a picture Pillow can read"),
+        ("data:", "data URI 'data:'; expected"),
+    ],
+)
+def test_a_broken_data_uri_is_refused(uri, message):
+    with pytest.raises(DataError, match=f"^{WHERE}: {message}"):
+        open_image(uri, WHERE)
+
+
+def test_a_data_uri_has_a_limit(monkeypatch, draw_picture):
+    monkeypatch.setattr("ivlkit.data.media.MAX_URI_CHARACTERS", 50)
+    with pytest.raises(DataError, match="characters; expected at most 50; put the picture into a file"):
+        open_image(data_uri(draw_picture()), WHERE)
+
+
+@pytest.mark.parametrize("read", [open_image, image_size])
+def test_a_remote_picture_is_not_fetched(read):
+    with pytest.raises(DataError, match=f"{WHERE}: https://example.org/a.png is a remote picture; expected a file"):
+        read("https://example.org/a.png", WHERE)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    """Opening one waits for a writer."""
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match="a.png is a device or pipe; expected a picture file"):
+        open_image(tmp_path / "a.png", WHERE)
+
+
+def test_a_link_may_lead_anywhere(tmp_path, draw_picture):
+    draw_picture(30, 20).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    assert image_size(tmp_path / "b.png") == (30, 20)
+
+
+def test_drawing_programs_are_never_started(tmp_path):
+    """Pillow would hand EPS to Ghostscript."""
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="a.eps is not a picture Pillow can read"):
+        open_image(tmp_path / "a.eps", WHERE)
+
+
+def test_heic_is_read_with_its_library(tmp_path, four_colours):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(four_colours.resize((96, 64))).save(tmp_path / "a.heic", quality=95)
+    (tmp_path / "phone.jpg").write_bytes((tmp_path / "a.heic").read_bytes())  # some phones name it so
+    for name in ("a.heic", "phone.jpg"):
+        assert corners(open_image(tmp_path / name)) == "RG/BW"
+        assert image_size(tmp_path / name) == (96, 64)
+
+
+def test_heic_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr("ivlkit.data.media.Image.OPEN", {key: Image.OPEN[key] for key in Image.OPEN if key != "HEIF"})
+    with pytest.raises(DataError, match="a.heic can't be decoded .*pip install pillow-heif"):
+        open_image(tmp_path / "a.heic", WHERE)
+
+
+def test_opaque_pictures_are_those_of_the_reference(reference):
+    for path in sorted((reference / "pixels").glob("0*")):
+        ours, theirs = open_image(path), open_image(path, rules=AS_REFERENCE)
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 def test_arrays_and_pil_images_are_taken():

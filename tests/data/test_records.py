@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ivlkit.data.records import Record, Turn, parse_line, read_records
+from ivlkit.data.records import Record, Turn, Video, parse_line, read_records
 from ivlkit.errors import DataError
 
 QUESTION, ANSWER = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
@@ -49,8 +49,55 @@ def test_a_list_of_one_picture_is_a_single_picture():
     assert parse_line(json.dumps(row(image=["a.png"])).encode(), "x:1").turns[0].text == "<image>\nQ"
 
 
-def test_an_absolute_picture_path_ignores_the_root():
-    assert parse_line(json.dumps(row(image="/pics/a.png")).encode(), "x:1", "root").images == (Path("/pics/a.png"),)
+@pytest.mark.parametrize(
+    "name", ["/pics/a.png", "../a.png", "b/../../a.png", "/pics/root/../a.png", "/pics/rootless/a"]
+)
+@pytest.mark.parametrize("field", ["image", "video"])
+def test_a_path_that_leaves_the_root_is_refused(name, field):
+    with pytest.raises(DataError) as caught:
+        parse_line(json.dumps(row(**{field: name})).encode(), "x:1", "/pics/root")
+    assert str(caught.value) == (
+        f"x:1: {name!r} leaves the folder /pics/root; expected a path inside it; set `root` to a folder that holds the "
+        'pictures ("/" allows every absolute path)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("root", "name", "path"),
+    [
+        ("/pics", "/pics/b/a.png", "/pics/b/a.png"),
+        ("/", "/pics/a.png", "/pics/a.png"),
+        ("/pics", "b/../a.png", "/pics/a.png"),
+        ("/pics", "a..b.png", "/pics/a..b.png"),
+        ("/pics", "..a.png", "/pics/..a.png"),
+    ],
+)
+def test_a_path_inside_the_root_may_be_written_in_any_way(root, name, path):
+    assert parse_line(json.dumps(row(image=name)).encode(), "x:1", root).images == (Path(path),)
+
+
+def test_a_data_uri_stands_for_itself():
+    uri = "data:image/png;base64,AAAA"
+    assert parse_line(json.dumps(row(image=uri)).encode(), "x:1", "root").images == (uri,)
+
+
+def test_a_video_without_placeholder_comes_before_the_first_question(turns):
+    record = parse_line(json.dumps(row(video="v/0.mp4", clip=[1, 2.5])).encode(), "x:1", "root")
+    assert record.video == Video(Path("root/v/0.mp4"), (1.0, 2.5))
+    assert (record.images, record.turns[0].text, record.extra) == ((), "<video>\nQ", {})
+
+
+def test_a_video_may_be_asked_about_in_a_later_turn(turns):
+    conversations = turns("Hello", "Hi", "What happens? <video>", "A")
+    record = parse_line(json.dumps(row(video="0.mp4", conversations=conversations)).encode(), "x:1")
+    assert [turn.text for turn in record.turns] == ["Hello", "Hi", "What happens? <video>", "A"]
+
+
+def test_a_video_placeholder_in_other_rows_and_in_answers_is_text(turns):
+    record = parse_line(json.dumps(row(image="a.png", conversations=turns("<video> Q", "<video>"))).encode(), "x:1")
+    assert [turn.text for turn in record.turns] == ["<image>\n<video> Q", "<video>"]
+    record = parse_line(json.dumps(row(video="a.mp4", conversations=turns("Q", "<image> <video>"))).encode(), "x:1")
+    assert [turn.text for turn in record.turns] == ["<video>\nQ", "<image> <video>"]
 
 
 def test_a_placeholder_in_an_answer_is_text(turns):
@@ -135,7 +182,25 @@ def test_fields_no_reader_uses_are_kept_beside_the_row():
             ),
             '2 pictures but 1 "<image>" in user turns',
         ),
-        (row(video="a.mp4"), "a video; this version reads text and pictures"),
+        (row(video="a.mp4", image="a.png"), "both `image` and `video`; expected one of them; split the row"),
+        (row(video=["a.mp4", "b.mp4"]), "`video` is ['a.mp4', 'b.mp4']; expected one path; split the row"),
+        (row(video=3), "`video` is 3; expected one path"),
+        (
+            row(video="a.mp4", conversations=[{"from": "human", "value": "<video> <video>"}, ANSWER]),
+            "2 <video> in user turns; expected one; remove the others",
+        ),
+        (
+            row(video="a.mp4", conversations=[{"from": "human", "value": "<image>"}, ANSWER]),
+            "<image> in the row of a video; expected <video>; replace it",
+        ),
+        (row(video="a.mp4", clip=[2, 1]), "`clip` is [2, 1]; expected [start, end] in seconds, 0 <= start < end"),
+        (row(video="a.mp4", clip=[1]), "`clip` is [1]; expected"),
+        (row(video="a.mp4", clip="1-2"), "`clip` is '1-2'; expected"),
+        (row(video="a.mp4", clip=[True, 2]), "`clip` is [True, 2]; expected"),
+        (row(video="a.mp4", clip=[0, float("inf")]), "`clip` is [0, inf]; expected"),
+        (row(image="https://example.org/a.png"), "'https://example.org/a.png' is on another machine; expected a file"),
+        (row(image="a\0.png"), "has characters that no file name has; correct it"),
+        (rb'{"image": "\ud800.png", "conversations": [{}]}', "has characters that no file name has; correct it"),
     ],
 )
 def test_a_broken_row_says_where_and_what(broken, message):

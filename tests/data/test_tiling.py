@@ -10,7 +10,7 @@ from PIL import Image
 
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.data.encode import stack_tiles
-from ivlkit.data.media import open_image
+from ivlkit.data.media import AS_REFERENCE, open_image
 from ivlkit.data.tiling import candidate_grids, choose_grid, count_tiles, split_into_tiles
 
 # (width, height): grids (cols, rows) at budgets of 6, 12 and 24 tiles, computed by the reference.
@@ -135,7 +135,7 @@ def test_all_720_grids_of_the_reference(reference):
 def test_tiles_have_the_bytes_of_the_reference(reference, number):
     """Its hash is over uint8 [T, height, width, RGB]; the modes are RGB, L, RGBA, P, CMYK and 1."""
     case = json.loads((reference / "pixels" / "tiles.json").read_text())["cases"][number]
-    image = open_image(reference / "pixels" / case["file"])
+    image = open_image(reference / "pixels" / case["file"], rules=AS_REFERENCE)
     assert count_tiles(*image.size, max_tiles=case["max_tiles"]) == case["num_tiles"]
     tiles = stack_tiles(split_into_tiles(image, case["max_tiles"]), 448)
     assert tiles.shape == (case["num_tiles"], 448, 448, 3)

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from ivlkit.data.media import UPRIGHT_ON_WHITE
 from ivlkit.errors import CheckpointError
 from ivlkit.models.families import FAMILIES, find_model, match_family
 from ivlkit.models.processor import load_processor
@@ -66,6 +68,22 @@ def test_without_dynamic_tiling_a_picture_is_one_tile(changed):
     assert processor.count_tiles([(640, 480), (10, 900)]) == [1, 1]
     (tile,) = processor.tile(Image.new("RGB", (640, 480)), max_tiles=12)
     assert tile.size == (112, 112)
+
+
+def test_a_checkpoint_may_ask_for_pictures_as_the_reference_reads_them(changed, tmp_path):
+    from ivlkit.data.encode import encode
+    from ivlkit.data.records import Record, Turn
+
+    as_reference = changed(picture_rules="reference")
+    clear = Image.new("RGBA", (112, 112), (0, 0, 0, 0))
+    row = Record(0, (Turn("user", "<image>"), Turn("assistant", "A")), (clear,))
+    assert encode(row, as_reference).tiles.max() == 0
+    assert encode(row, replace(as_reference, picture_rules=UPRIGHT_ON_WHITE)).tiles.min() == 255
+
+
+def test_unknown_picture_rules_are_refused(changed):
+    with pytest.raises(CheckpointError, match="picture_rules 'square'; expected one of upright-on-white, reference"):
+        changed(picture_rules="square")
 
 
 def test_count_and_tile_agree_below_min_tiles(changed):

@@ -147,6 +147,15 @@ def test_rows_that_get_fewer_tiles_are_named(checked):
     ]
 
 
+def test_a_video_is_checked_by_its_header(checked, tmp_path, draw_picture):
+    frames = [draw_picture(112, 112, seed=seed) for seed in range(40)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    ((where, note),) = checked([{}, {"video": "a.gif"}], max_seq_length=140)
+    assert where == "train.jsonl:2" and note.endswith(" frames to fit 140 tokens")
+    with pytest.raises(DataError, match=r"train.jsonl:1: clip \[90.0, 99.0\] of .*a.gif"):
+        checked([{"video": "a.gif", "clip": [90, 99]}])
+
+
 def test_all_broken_rows_are_listed_at_once(checked, turns):
     rows = [
         {},

@@ -1,0 +1,239 @@
+"""Any source → the released JSONL, its meta files, a split by picture, and a list of what was refused."""
+
+import base64
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from ivlkit.cli import main
+from ivlkit.data.convert import assign_splits, convert
+from ivlkit.data.gather import fetch_url
+from ivlkit.data.mixture import open_data
+from ivlkit.errors import DataError
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def llava(tmp_path, draw_picture, turns):
+    """A LLaVA list of 20 rows about 10 pictures, two rows each; pictures 0 and 9 have the same bytes."""
+    for number in range(10):
+        draw_picture(40, 30, seed=number % 9).save(tmp_path / f"{number}.png")
+    rows = [{"id": n, "image": f"{n % 10}.png", "conversations": turns("<image>\nQ", f"A{n}")} for n in range(20)]
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    return tmp_path / "llava.json"
+
+
+def test_ten_single_rows_are_split_8_1_1():
+    splits = assign_splits([(str(number),) for number in range(10)])
+    assert sorted(splits) == ["test"] + ["train"] * 8 + ["validation"]
+    assert set(assign_splits([(), (), (), ()])) == {"train"}
+    assert sorted(assign_splits([()] * 100)) == ["test"] * 10 + ["train"] * 80 + ["validation"] * 10
+
+
+def test_a_split_depends_on_seed_and_keys_only():
+    keys = [(str(number),) for number in range(50)]
+    assert assign_splits(keys) == assign_splits(keys)
+    assert assign_splits(keys) != assign_splits(keys, seed=1)
+    assert assign_splits(keys[::-1]) == assign_splits(keys)[::-1]
+
+
+def test_rows_that_are_joined_through_others_stay_together():
+    keys = [("a",), ("a", "b"), ("b",), ("c", "b"), ("d",)] + [(f"x{n}",) for n in range(45)]
+    for seed in range(20):
+        splits = assign_splits(keys, seed=seed)
+        assert len(set(splits[:4])) == 1
+
+
+def test_a_group_larger_than_a_small_split_is_trained_on():
+    assert set(assign_splits([("a",)] * 10)) == {"train"}
+
+
+def test_one_picture_is_never_on_two_sides(llava, tmp_path):
+    done = convert(llava, tmp_path / "out")
+    sides = {}
+    for name in done.rows:
+        for row in lines(tmp_path / "out" / f"{name}.jsonl"):
+            sides.setdefault((tmp_path / row["image"]).read_bytes(), set()).add(name)
+    assert all(len(names) == 1 for names in sides.values()) and len(sides) == 9
+    assert sum(done.rows.values()) == 20
+    assert done.detected == "JSON list of released rows"
+
+
+def test_what_is_written_opens_and_pictures_stay_where_they_are(llava, tmp_path):
+    done = convert(llava, tmp_path / "out", shares={"train": 0.5, "test": 0.5})
+    train, test = open_data(done.meta), open_data(tmp_path / "out" / "test.json")
+    assert len(train) + len(test) == 20
+    assert all(record.images[0].parent == tmp_path for record in [*train, *test])
+    assert not (tmp_path / "out" / "images").exists()
+    assert sorted(train.sources[0].annotation.name for train in (train, test)) == ["test.jsonl", "train.jsonl"]
+
+
+def test_the_same_rows_and_seed_give_the_same_files(llava, tmp_path):
+    for name in ("a", "b"):
+        convert(llava, tmp_path / name, seed=3)
+    for name in ("train.jsonl", "validation.jsonl", "test.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_second_conversion_leaves_nothing_of_the_first(llava, tmp_path, turns):
+    convert(llava, tmp_path / "out")
+    (tmp_path / "out" / "mine.json").write_text("{}")
+    rows = [*json.loads(llava.read_text())[:2], {"id": 9, "conversations": []}]
+    llava.write_text(json.dumps(rows))
+    done = convert(llava, tmp_path / "out")
+    assert (done.rows, done.rejected) == ({"train": 2}, 1)
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["conversion.json", "meta.json", "mine.json", "rejects.jsonl", "train.jsonl"]
+    llava.write_text(json.dumps(rows[:2]))
+    assert not (convert(llava, tmp_path / "out").folder / "rejects.jsonl").exists()
+
+
+def test_the_same_rows_again_touch_no_file(llava, tmp_path):
+    """A run may be reading them."""
+    convert(llava, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    convert(llava, tmp_path / "out")
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_another_source_does_not_write_over_it(llava, tmp_path, write_rows, turns):
+    convert(llava, tmp_path / "out")
+    with pytest.raises(DataError, match="out: holds other files; .* of an earlier conversion of train.jsonl; name"):
+        convert(write_rows([{"conversations": turns("Q", "A")}]), tmp_path / "out")
+
+
+def test_a_failed_conversion_leaves_the_earlier_one(llava, tmp_path):
+    before = convert(llava, tmp_path / "out").meta.read_bytes()
+    llava.write_text("[")
+    with pytest.raises(DataError, match="llava.json: broken JSON"):
+        convert(llava, tmp_path / "out")
+    with pytest.raises(DataError, match="llava.json: broken JSON"):
+        convert(llava, tmp_path / "new")
+    assert (tmp_path / "out" / "meta.json").read_bytes() == before
+    assert not list((tmp_path / "out").glob("*.part")) and not (tmp_path / "new").exists()
+
+
+def test_json_lines_of_several_formats_are_told_apart(tmp_path, write_rows, turns):
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows = [{"conversations": turns("Q", "A")}, {"messages": messages}, {"messages": messages}, {"messages": 3}]
+    done = convert(write_rows(rows), tmp_path / "out", shares={"rows": 1})
+    assert done.detected == "JSON lines of 2 openai, 1 released rows"
+    assert [row["conversations"] for row in lines(tmp_path / "out" / "rows.jsonl")] == [turns("Q", "A")] * 3
+    (reject,) = lines(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["where"], reject["row"]) == ("train.jsonl:4", {"messages": 3})
+    assert reject["error"].startswith("train.jsonl:4: no `conversations`")
+
+
+def test_what_it_writes_says_where_it_came_from_and_keeps_other_fields(tmp_path, write_rows, turns):
+    path = write_rows([{"id": 7, "conversations": turns("Q", "Ä"), "task": "x", "note": {"a": [1]}}])
+    convert(path, tmp_path / "out", shares={"rows": 1})
+    assert lines(tmp_path / "out" / "rows.jsonl") == [
+        {"id": 7, "conversations": turns("Q", "Ä"), "task": "x", "note": {"a": [1]}, "source": "train.jsonl:1"}
+    ]
+
+
+def test_data_uris_become_files_once(tmp_path, write_rows, draw_picture, turns):
+    buffer = io.BytesIO()
+    draw_picture(30, 20).save(buffer, format="JPEG")
+    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    path = write_rows([{"image": uri, "conversations": turns("Q", "A")}] * 2)
+    done = convert(path, tmp_path / "out", shares={"rows": 1})
+    (file,) = (tmp_path / "out" / "images").iterdir()
+    assert (file.read_bytes(), file.suffix) == (buffer.getvalue(), ".jpg")
+    assert open_data(done.meta)[1].images == (file,)
+
+
+def test_absolute_paths_need_a_root_that_holds_them(tmp_path, write_rows, draw_picture, turns):
+    (tmp_path / "pics").mkdir()
+    draw_picture().save(tmp_path / "pics" / "a.png")
+    path = write_rows([{"image": str(tmp_path / "pics" / "a.png"), "conversations": turns("Q", "A")}], "rows/a.jsonl")
+    with pytest.raises(DataError, match="none of 1 rows can be used:\n  a.jsonl:1: .* leaves the folder"):
+        convert(path, tmp_path / "out")
+    done = convert(path, tmp_path / "out", images="/")
+    assert open_data(done.meta)[0].images == (tmp_path / "pics" / "a.png",)
+
+
+class Pictures(BaseHTTPRequestHandler):
+    content = b""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/a.png" else 404)
+        self.end_headers()
+        self.wfile.write(self.content if self.path == "/a.png" else b"")
+
+    def log_message(self, *_):
+        """Silent."""
+
+
+@pytest.fixture
+def server(draw_picture):
+    buffer = io.BytesIO()
+    draw_picture(30, 20).save(buffer, format="PNG")
+    Pictures.content = buffer.getvalue()
+    served = HTTPServer(("127.0.0.1", 0), Pictures)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    served.server_close()
+
+
+def test_remote_pictures_are_fetched_only_when_asked_for(tmp_path, write_rows, server, turns, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    path = write_rows([{"image": f"{server}/{n}.png", "conversations": turns("Q", "A")} for n in "ab"])
+    with pytest.raises(DataError, match="is on another machine; expected a file; fetch it first"):
+        convert(path, tmp_path / "out")
+    done = convert(path, tmp_path / "out", fetch=fetch_url)
+    (reject,) = lines(tmp_path / "out" / "rejects.jsonl")
+    assert "train.jsonl:2" in reject["error"] and "/b.png can't be fetched (HTTP Error 404" in reject["error"]
+    assert open_data(done.meta)[0].images[0].read_bytes() == Pictures.content
+    monkeypatch.setattr("ivlkit.data.gather.MAX_FETCHED_BYTES", 10)
+    with pytest.raises(DataError, match="is larger than 10 bytes"):
+        convert(path, tmp_path / "small", fetch=fetch_url)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", "{}", "a.json: a dict of 0; expected a list of rows; a meta file is opened as it is"),
+        ("a.json", "[]", "a.json: a list of 0; expected a list of rows"),
+        ("a.json", "[1]", "none of 1 rows can be used:\n  a.json: row 1: a int; expected an object"),
+        ("a.txt", "x", "a.txt: suffix '.txt'; expected .jsonl, .json, .csv"),
+        ("a.jsonl", "{\n", "none of 1 rows can be used:\n  a.jsonl:1: broken JSON"),
+    ],
+)
+def test_a_source_that_holds_no_rows_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=said):
+        convert(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_json_list_opens_as_it_is(llava):
+    data = open_data(llava)
+    assert (len(data), data[3].answer) == (20, "A3")
+    assert "llava.json (JSON list of released rows)" in repr(data)
+
+
+def test_columns_beside_json_rows_are_refused(llava, tmp_path):
+    with pytest.raises(DataError, match="answer='label' beside JSON rows; expected it with a table only; leave it out"):
+        convert(llava, tmp_path / "out", answer="label")
+
+
+def test_the_command(llava, tmp_path, capsys):
+    rows = [*json.loads(llava.read_text()), {"id": 99}]
+    llava.write_text(json.dumps(rows))
+    assert main(["convert", str(llava), "--to", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "16 train, 2 validation, 2 test, 1 rejected" in printed
+    assert "  rejected: llava.json: row 21: no `conversations`" in printed
+    assert main(["convert", str(llava), "--to", str(tmp_path / "one"), "--split", "none", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == {"rows": 20}
+    assert main(["convert", str(llava), "--to", str(tmp_path / "x"), "--split", "a/b"]) == 2
+    assert "--split 'a/b'; expected three shares like 80/10/10, or none" in capsys.readouterr().err

@@ -1,0 +1,304 @@
+"""A table of labels → rows, whatever a spreadsheet made of it; every line is a row or is listed with its reason."""
+
+import codecs
+import datetime
+import json
+
+import pytest
+
+import ivlkit as ivl
+from ivlkit.data.convert import from_dataset
+from ivlkit.data.mixture import open_data
+from ivlkit.data.tables import table_rows
+from ivlkit.errors import DataError
+
+QUESTION = "What is it?"
+
+
+@pytest.fixture
+def photos(tmp_path, draw_picture):
+    """photos/p0.jpg … photos/p3.jpg and photos/sub/Q.PNG, all different."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(4):
+        draw_picture(60 + number, 40, seed=number).save(folder / f"p{number}.jpg")
+    draw_picture(30, 30).save(folder / "sub" / "Q.PNG")
+    return folder
+
+
+@pytest.fixture
+def write_csv(tmp_path):
+    def write(text, name="labels.csv", encoding="utf-8"):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        return tmp_path / name
+
+    return write
+
+
+def answers(data):
+    return [record.answer for record in data]
+
+
+def names(data):
+    return [record.images[0].name for record in data]
+
+
+def test_one_line_makes_a_data_set(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,cat\np1.jpg,dog\n")
+    data = ivl.from_csv(path, images=photos, question=QUESTION, answer="label")
+    assert (len(data), names(data), answers(data)) == (2, ["p0.jpg", "p1.jpg"], ["cat", "dog"])
+    assert data[0].turns[0].text == "<image>\nWhat is it?"
+    assert data[1].extra == {"label": "dog", "source": "labels.csv:3"}
+    assert "labels.csv (csv, , between cells, utf-8)" in repr(data)
+
+
+def test_a_run_can_open_it_again(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,cat\n")
+    data = ivl.from_csv(path, images=photos, question=QUESTION)
+    assert open_data(data.path).fingerprint == data.fingerprint
+    assert data.path == path.with_name("labels_ivlkit") / "meta.json"
+    assert ivl.from_csv(path, images=photos, question=QUESTION).fingerprint == data.fingerprint
+
+
+def test_it_encodes(write_csv, photos, processor):
+    data = ivl.from_csv(write_csv("file,label\np0.jpg,cat\n"), images=photos, question=QUESTION)
+    assert ivl.encode(data[0], processor).num_supervised > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "said"),
+    [
+        ("file;label\np0.jpg;Größe, 3\n", "utf-8", "csv, ; between cells, utf-8"),
+        ("file\tlabel\np0.jpg\tGröße, 3\n", "utf-8", "csv, tab between cells, utf-8"),
+        ("file|label\np0.jpg|Größe, 3\n", "utf-8", "csv, | between cells, utf-8"),
+        ('file,label\np0.jpg,"Größe, 3"\n', "utf-8-sig", "csv, , between cells, utf-8-sig"),
+        ("file;label\r\np0.jpg;Größe, 3\r\n", "latin-1", "csv, ; between cells, cp1252"),
+        ("file;label\np0.jpg;Größe, 3\n", "utf-16", "csv, ; between cells, utf-16"),
+        ("\nfile;label\n\n;\np0.jpg;Größe, 3\n\n", "utf-8", "csv, ; between cells, utf-8"),
+    ],
+)
+def test_separators_and_encodings_are_detected(write_csv, photos, text, encoding, said):
+    path = write_csv(text, encoding=encoding)
+    assert table_rows(path, question=QUESTION)[0] == said
+    assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == ["Größe, 3"]
+
+
+def test_a_tsv_is_cut_at_tabs(write_csv, photos):
+    path = write_csv("file\tlabel\np0.jpg\ta,b,c\n", "labels.tsv")
+    assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == ["a,b,c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("p0", "p0.jpg"), ("P0.JPG", "p0.jpg"), ("sub\\Q.PNG", "Q.PNG"), ("sub\\q", "Q.PNG"), (" p1.jpg ", "p1.jpg")],
+)
+def test_a_name_is_seen_through(write_csv, photos, name, found):
+    path = write_csv(f"file;label\n{name};x\n")
+    assert names(ivl.from_csv(path, images=photos, question=QUESTION)) == [found]
+
+
+def test_a_name_that_may_be_two_files_is_refused(write_csv, photos, draw_picture):
+    draw_picture().save(photos / "p0.png")
+    with pytest.raises(DataError, match=r"labels.csv:2: p0 may be p0.jpg or p0.png; expected one; add the suffix"):
+        ivl.from_csv(write_csv("file,label\np0,x\n"), images=photos, question=QUESTION)
+
+
+def test_the_question_may_be_a_column_and_the_columns_named(write_csv, photos):
+    path = write_csv("id,photo,ask,reply\n7,p0.jpg,How many?,3\n")
+    data = ivl.from_csv(path, images=photos, image="photo", question="ask", answer="reply")
+    assert (data[0].id, data[0].question, data[0].answer) == ("7", "<image>\nHow many?", "3")
+
+
+def test_usual_column_names_need_no_naming(write_csv, photos):
+    path = write_csv("File_Name,Question,Answer\np0.jpg,How many?,3\n")
+    assert open_data(path, root=photos)[0].question == "<image>\nHow many?"
+
+
+def test_several_columns_become_one_json_answer(write_csv, photos):
+    path = write_csv("file,name,total\np0.jpg,Müller,12.50\np1.jpg,,3\n")
+    data = ivl.from_csv(path, images=photos, question=QUESTION, answer=["name", "total"])
+    assert answers(data) == ['{"name": "Müller", "total": "12.50"}', '{"name": null, "total": "3"}']
+
+
+def test_several_picture_columns_become_one_row(write_csv, photos):
+    path = write_csv("front,back,label\np0.jpg,p1.jpg,x\n")
+    data = ivl.from_csv(path, images=photos, image=["front", "back"], question=QUESTION)
+    assert data[0].turns[0].text == "Image-1: <image>\nImage-2: <image>\nWhat is it?"
+    assert [path.name for path in data[0].images] == ["p0.jpg", "p1.jpg"]
+
+
+def test_rows_in_are_rows_out_and_listed(write_csv, photos):
+    path = write_csv(
+        'file;label\np0;a\ngone;b\n;c\np1; \n"p2";"d\ne"\np3;x;y\nhttp://x.org/a.png;f\np3;"g"h\n../p0;i\np3;j\n'
+    )
+    data = ivl.from_csv(path, images=photos, question=QUESTION, rejects="list")
+    rejects = [json.loads(line) for line in (data.path.parent / "rejects.jsonl").read_text().splitlines()]
+    assert answers(data) == ["a", "d\ne", "j"]
+    assert [reject["where"] for reject in rejects] == [f"labels.csv:{line}" for line in (3, 4, 5, 8, 9, 10, 11)]
+    reasons = ["does not exist", "'file' is empty", "'label' is empty", "3 cells in a table of 2 columns"]
+    reasons += ["is on another machine", "broken CSV", "leaves the folder"]
+    assert all(reason in reject["error"] for reason, reject in zip(reasons, rejects, strict=True))
+
+
+def test_by_default_a_row_that_cannot_be_used_stops_it(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,a\ngone.jpg,b\n")
+    with pytest.raises(DataError) as caught:
+        ivl.from_csv(path, images=photos, question=QUESTION)
+    assert str(caught.value).startswith("labels.csv: 1 of 2 rows can't be used, all in ")
+    assert 'go on without (rejects="list"):\n  labels.csv:3: picture ' in str(caught.value)
+
+
+def test_a_quote_that_is_never_closed_swallows_no_row_in_silence(write_csv, photos):
+    path = write_csv('file,label\np0.jpg,a\np1.jpg,"b\np2.jpg,c\n')
+    with pytest.raises(DataError, match="labels.csv:3: a quote is opened and never closed, up to line 4; close it"):
+        ivl.from_csv(path, images=photos, question=QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("file,label,label\n", {}, "labels.csv:1: column 'label' twice; expected every name once; rename one"),
+        ("file,lab\n", {"answer": "label"}, "no column 'label'; expected one of 'file', 'lab'"),
+        ("file,label\n", {"image": "photo"}, "no column 'photo'; expected one of 'file', 'label'"),
+        ("file,label\n", {"question": "ask"}, "no column 'ask' for the question; .* or a sentence that is asked"),
+        ("a,label\n", {}, "no image column among 'a', 'label'; name it: image="),
+        ("file,b\n", {}, "no answer column among 'file', 'b'; name it: answer="),
+        ("file,label\n", {"question": None}, "no question column among 'file', 'label'; name it: question="),
+        ("", {}, "no header .the file is empty.; expected column names"),
+        ("file,label\n", {}, "none of 0 rows can be used"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(write_csv, photos, text, options, said):
+    with pytest.raises(DataError, match=said):
+        ivl.from_csv(write_csv(text), **({"images": photos, "question": QUESTION} | options))
+
+
+def test_a_folder_that_is_not_there_is_refused(write_csv, tmp_path):
+    path = write_csv("file,label\np0.jpg,a\n")
+    with pytest.raises(DataError, match="nowhere: no folder; expected the one that picture paths start from"):
+        ivl.from_csv(path, images=tmp_path / "nowhere", question=QUESTION)
+    with pytest.raises(DataError, match="does not exist; expected a table"):
+        ivl.from_csv(tmp_path / "gone.csv", question=QUESTION)
+    with pytest.raises(DataError, match='rejects=.drop.; expected "refuse" or "list"'):
+        ivl.from_csv(path, question=QUESTION, rejects="drop")
+
+
+def test_a_folder_of_other_files_is_not_written_over(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,a\n")
+    with pytest.raises(DataError, match="photos: holds other files; expected a new folder or one of an earlier"):
+        ivl.from_csv(path, images=photos, question=QUESTION, to=photos)
+    assert sorted(file.name for file in photos.iterdir()) == ["p0.jpg", "p1.jpg", "p2.jpg", "p3.jpg", "sub"]
+
+
+def test_an_excel_file(tmp_path, photos):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.title = "Labels"
+    for cells in (["file", "label", "n", "day"], ["p0.jpg", "a", 3.0, datetime.datetime(2024, 5, 1)], [], ["p1", "b"]):
+        book.active.append(cells)
+    book.create_sheet("Notes")
+    book.save(tmp_path / "labels.xlsx")
+    columns = ["label", "n", "day"]
+    data = ivl.from_csv(tmp_path / "labels.xlsx", images=photos, question=QUESTION, answer=columns)
+    assert answers(data)[0] == '{"label": "a", "n": 3, "day": "2024-05-01"}'
+    assert data[1].extra["source"] == "labels.xlsx:4"
+    assert "xlsx, sheet 'Labels', the first of 2 sheets" in repr(data)
+
+
+def test_an_excel_file_that_is_none_is_refused(write_csv):
+    pytest.importorskip("openpyxl")
+    with pytest.raises(
+        DataError, match="labels.xlsx: can't be read .*; expected an Excel file; save it anew or as CSV"
+    ):
+        ivl.from_csv(write_csv("file,label\n", "labels.xlsx"), question=QUESTION)
+
+
+def test_a_page_of_a_pdf_becomes_a_picture(tmp_path, write_csv, draw_picture):
+    pytest.importorskip("pypdfium2")
+    pages = [draw_picture(150, 300, seed=seed) for seed in range(2)]
+    pages[0].save(tmp_path / "one.pdf", resolution=150)
+    pages[0].save(tmp_path / "two.pdf", save_all=True, append_images=pages[1:], resolution=150)
+    path = write_csv("file,label\none.pdf,a\ntwo.pdf#page=2,b\ntwo.pdf,c\ntwo.pdf#page=3,d\nlabels.csv#page=1,e\n")
+    data = ivl.from_csv(path, question=QUESTION, rejects="list")
+    assert answers(data) == ["a", "b"]
+    assert [record.images[0].suffix for record in data] == [".png", ".png"]
+    errors = (data.path.parent / "rejects.jsonl").read_text().splitlines()
+    assert "two.pdf has 2 pages; expected the page, two.pdf#page=1" in errors[0]
+    assert "page '3' of " in errors[1] and "which is no PDF; remove #page=" in errors[2]
+
+
+def test_heic_in_a_table(tmp_path, write_csv, draw_picture):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(draw_picture(64, 64)).save(tmp_path / "IMG_1.HEIC")
+    data = ivl.from_csv(write_csv("file,label\nIMG_1,a\n"), question=QUESTION)
+    assert data[0].images == (tmp_path / "IMG_1.HEIC",)
+
+
+def test_class_folders_work_alone(tmp_path, draw_picture):
+    for number, name in enumerate(("cat", "dog", "dog/more")):
+        (tmp_path / "animals" / name).mkdir(parents=True, exist_ok=True)
+        draw_picture(30 + number, 30).save(tmp_path / "animals" / name / "1.jpg")
+    (tmp_path / "animals" / ".DS_Store").write_text("")
+    data = ivl.from_folder(tmp_path / "animals", question="Which animal?")
+    assert (answers(data), data[0].question) == (["cat", "dog", "dog"], "<image>\nWhich animal?")
+    assert open_data(tmp_path / "animals")[0].question == "<image>\nWhat is it?"
+    assert open_data(tmp_path / "animals_ivlkit").path.name == "meta.json"
+    (tmp_path / "animals" / "readme.txt").write_text("x")
+    (tmp_path / "animals" / "cat" / "notes.txt").write_text("x")
+    with pytest.raises(
+        DataError, match="2 of 5 rows(.|\n)*cat/notes.txt: no picture by its name(.|\n)*lies beside the"
+    ):
+        ivl.from_folder(tmp_path / "animals")
+
+
+def test_a_folder_without_classes_is_refused(photos):
+    with pytest.raises(DataError, match="sub: no sub-folders; expected one a class, sub/cat/1.jpg"):
+        open_data(photos / "sub")
+
+
+class Labels:
+    """As `datasets.ClassLabel`."""
+
+    def int2str(self, number):
+        return ["cat", "dog"][number]
+
+
+class Dataset(list):
+    """As `datasets.Dataset`: rows, column names, features."""
+
+    builder_name = "pets"
+
+    def __init__(self, rows, features):
+        super().__init__(rows)
+        self.features, self.column_names = features, list(features)
+
+
+def test_a_dataset_object_with_pictures_in_memory(tmp_path, draw_picture, photos):
+    rows = [
+        {"image": draw_picture(30, 20), "label": 1},
+        {"image": {"bytes": (photos / "p0.jpg").read_bytes(), "path": None}, "label": 0},
+        {"image": {"bytes": None, "path": "gone.jpg"}, "label": 0},
+    ]
+    dataset = Dataset(rows, {"image": object(), "label": Labels()})
+    data = from_dataset(dataset, to=tmp_path / "pets", question=QUESTION, rejects="list")
+    assert answers(data) == ["dog", "cat"]
+    assert [path.suffix for record in data for path in record.images] == [".png", ".jpg"]
+    assert "pets: row 2: picture " in (tmp_path / "pets" / "rejects.jsonl").read_text()
+
+
+def test_a_dataset_object_with_messages(tmp_path, draw_picture):
+    content = [{"type": "image"}, {"type": "text", "text": "Q"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]
+    data = from_dataset([{"messages": messages, "images": [draw_picture(9, 9)]}], to=tmp_path / "chat")
+    assert (data[0].turns[0].text, len(data[0].images)) == ("<image>\nQ", 1)
+
+
+def test_a_dictionary_of_splits_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a dictionary of 'train', 'test'; expected one split; choose it"):
+        from_dataset({"train": [], "test": []}, to=tmp_path / "x")
+
+
+def test_the_mark_of_an_encoding_is_no_part_of_a_name(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,a\n")
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert len(ivl.from_csv(path, images=photos, question=QUESTION)) == 1
