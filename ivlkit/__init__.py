@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "machine": "hardware",
+    "download": "models.download",
     "load": "models.load",
     "load_processor": "models.processor",
     "export": "models.export",

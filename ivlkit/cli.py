@@ -41,7 +41,7 @@ def _parser():
         epilog="Start with: ivlkit demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_machine, _families, _chat, _train, _runs, _evaluate, _export, _demo, _nano):
+    for add in (_machine, _families, _download, _chat, _train, _runs, _evaluate, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -96,6 +96,25 @@ def _run_families(options):
     for family in FAMILIES.values():
         numbers = f"{family.parameters:>9g}{family.weights_gb:>7g}"
         print(f"{family.key:<6}{family.name:<32}{numbers}  {family.vision} + {family.language}")
+
+
+def _download(commands):
+    parser = _command(
+        commands,
+        "download",
+        _run_download,
+        "Fetch a released model into pretrained/<name>; goes on where it ended, uses copies that are here.",
+        ["ivlkit download 2b", "ivlkit download 26b --revision main --to /big/InternVL-Chat-V1-5"],
+    )
+    parser.add_argument("model", help="a key: 2b, 4b, 26b")
+    parser.add_argument("--revision", help="branch, tag or commit of the hub; default: what is here, else main")
+    parser.add_argument("--to", help="folder of the model; default pretrained/<name>, or below $IVLKIT_MODELS")
+
+
+def _run_download(options):
+    from .models.download import download
+
+    print(download(options.model, revision=options.revision, to=options.to))
 
 
 def _chat(commands):

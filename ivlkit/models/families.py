@@ -110,6 +110,7 @@ FAMILIES = {
 
 NANO_FOLDER = Path(__file__).parents[1] / "nano" / "model"
 NANO_TILE_PX = 112
+DOWNLOAD_FILE = "download.json"  # beside weights that `download` brought: which commit, sizes, hashes
 
 
 def find_model(name):
@@ -128,15 +129,19 @@ def find_model(name):
     return folder
 
 
+def model_roots():
+    """Where released models are looked for, in this order: `pretrained`, then $IVLKIT_MODELS if it is set."""
+    return [Path(root) for root in ("pretrained", os.environ.get("IVLKIT_MODELS")) if root]
+
+
 def _find_released(family):
-    roots = [Path(root) for root in ("pretrained", os.environ.get("IVLKIT_MODELS")) if root]
+    roots = model_roots()
     for root in roots:
         if (root / family.name / "config.json").exists():
             return root / family.name
     places = " or ".join(str(root / family.name) for root in roots)
     raise CheckpointError(
-        f"{family.key}: not found in {places}; fetch it ({family.weights_gb} GB): "
-        f"hf download {family.hub_id} --local-dir pretrained/{family.name}"
+        f"{family.key}: not found in {places}; fetch it ({family.weights_gb} GB): ivlkit download {family.key}"
     )
 
 
