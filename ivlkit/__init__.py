@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "machine": "hardware",
     "download": "models.download",
+    "verify": "models.verify",
     "load": "models.load",
     "load_processor": "models.processor",
     "export": "models.export",

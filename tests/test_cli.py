@@ -8,7 +8,7 @@ import pytest
 
 from ivlkit.cli import main
 
-COMMANDS = ["machine", "families", "download", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
+COMMANDS = ["machine", "families", "download", "verify", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
