@@ -65,7 +65,7 @@ def test_without_dynamic_tiling_a_picture_is_one_tile(changed):
     processor = changed(dynamic_image_size=False)
     assert processor.count_tiles([(640, 480), (10, 900)]) == [1, 1]
     (tile,) = processor.tile(Image.new("RGB", (640, 480)), max_tiles=12)
-    assert tile.size == (112, 112)
+    assert tile.shape == (112, 112, 3)
 
 
 def test_count_and_tile_agree_below_min_tiles(changed):
