@@ -87,12 +87,12 @@ def sizes_figure(machine):
             left += 2 * parameters / 1e9
         text = " + ".join(f"{parameters / 1e9:.2f}" for parameters in family.parts)
         axes.text(
-            left + 0.6, row, f"{left:.1f} GB: {text} B parameters", va="center", fontsize=9, backgroundcolor="white"
+            left + 1.8, row, f"{left:.1f} GB: {text} B parameters", va="center", fontsize=9, backgroundcolor="white"
         )
     edge_gb = 100
     _draw_limits(axes, machine, edge_gb)
     axes.set(xlim=(0, edge_gb), xlabel="GB of weights, 2 bytes a parameter (bf16)")
-    axes.set_yticks(range(len(families)), [f"{family.key}\n{family.vision}" for family in families], fontsize=9)
+    axes.set_yticks(range(len(families)), [f"{family.key}\n{family.name}" for family in families], fontsize=9)
     axes.invert_yaxis()
     axes.legend(loc="lower right", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

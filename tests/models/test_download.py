@@ -1,6 +1,7 @@
 """Downloads, against a real HTTP server on loopback with the hub's routes and a network's faults."""
 
 import errno
+import io
 import json
 import os
 import threading
@@ -114,6 +115,17 @@ class TestAWholeDownload:
     def test_nothing_is_printed_into_a_pipe(self, capfd):
         download("2b")
         assert capfd.readouterr() == ("", "")
+
+    def test_a_terminal_sees_a_bar_of_the_bytes(self, server, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        terminal = Terminal()
+        monkeypatch.setattr(download_module.sys, "stderr", terminal)
+        server.seconds_per_chunk = 0.01
+        download("2b")
+        assert f"{NAME}: 100%" in terminal.getvalue() and "B/s" in terminal.getvalue()
 
     def test_nano_ships_with_the_package(self, server):
         assert download("nano").folder == NANO_FOLDER and server.requests == []
