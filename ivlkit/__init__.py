@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "machine": "hardware",
+    "download": "models.download",
+    "verify": "models.verify",
     "load": "models.load",
     "load_processor": "models.processor",
     "export": "models.export",

@@ -10,17 +10,16 @@ from .errors import DataError, IvlkitError, RecipeError
 
 
 def main(arguments=None):
-    """Run one command; returns the exit code: 0, or 2 with one clear line for a user's mistake."""
+    """Run one command; returns the exit code: 0, 1 if what it looked at is bad, 2 with a line for a user's mistake."""
     options = _parse(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except IvlkitError as error:
         print(f"ivlkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parse(arguments):
@@ -41,7 +40,8 @@ def _parser():
         epilog="Start with: ivlkit demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_machine, _families, _chat, _convert, _train, _runs, _evaluate, _export, _demo, _nano):
+    adders = (_machine, _families, _download, _verify, _chat, _convert, _train, _runs, _evaluate, _export, _demo, _nano)
+    for add in adders:
         add(commands)
     return parser
 
@@ -96,6 +96,46 @@ def _run_families(options):
     for family in FAMILIES.values():
         numbers = f"{family.parameters:>9g}{family.weights_gb:>7g}"
         print(f"{family.key:<6}{family.name:<32}{numbers}  {family.vision} + {family.language}")
+
+
+def _download(commands):
+    parser = _command(
+        commands,
+        "download",
+        _run_download,
+        "Fetch a released model into pretrained/<name>; goes on where it ended, uses copies that are here.",
+        ["ivlkit download 2b", "ivlkit download 26b --revision main --to /big/InternVL-Chat-V1-5"],
+    )
+    parser.add_argument("model", help="a key: 2b, 4b, 26b")
+    parser.add_argument("--revision", help="branch, tag or commit of the hub; default: what is here, else main")
+    parser.add_argument("--to", help="folder of the model; default pretrained/<name>, or below $IVLKIT_MODELS")
+
+
+def _run_download(options):
+    from .models.download import download
+
+    print(download(options.model, revision=options.revision, to=options.to))
+
+
+def _verify(commands):
+    parser = _command(
+        commands,
+        "verify",
+        _run_verify,
+        "Say whether a model works here: hashes, tensors, tokenizer, six replies, a loss. Exit code 1 if it does not.",
+        ["ivlkit verify 2b", "ivlkit verify pretrained/Mini-InternVL-Chat-2B-V1-5 --json"],
+    )
+    parser.add_argument("model", help="a key (nano, 2b, 4b, 26b) or a model folder")
+    parser.add_argument("--device")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_verify(options):
+    from .models.verify import verify
+
+    found = verify(options.model, device=options.device)
+    _print(found.to_dict() if options.json else found, options.json)
+    return 0 if found.ok else 1
 
 
 def _chat(commands):

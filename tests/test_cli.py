@@ -8,7 +8,7 @@ import pytest
 
 from ivlkit.cli import main
 
-COMMANDS = ["machine", "families", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
+COMMANDS = ["machine", "families", "download", "verify", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -33,7 +33,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         (["train", "nano-lora", "--set", "lora_rank=many", "--dry-run"], "expected a number"),
         (["train", "nano-lora", "--set", "lora_rnk=8", "--dry-run"], "did you mean 'lora_rank'?"),
         (["chat", "nowhere", "Hi"], "nowhere: no such folder"),
-        (["chat", "2b", "Hi"], "hf download OpenGVLab/Mini-InternVL-Chat-2B-V1-5"),
+        (["chat", "2b", "Hi"], "fetch it (4.4 GB): ivlkit download 2b"),
         (["evaluate", "nano", "nowhere.jsonl"], "nowhere.jsonl: does not exist"),
         (["export", "nowhere", "--to", "x"], "nowhere: no such folder"),
     ],

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from ..errors import DataError
 from .conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
@@ -68,14 +69,14 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
     text = encode_text(record, processor, sizes=sizes, max_length=max_length)
     stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
     pictures = _open_pictures(record, processor, num_frames=len(text.num_tiles), draw=draw)
-    tiles = [tile for picture in pictures for tile in processor.tile(picture, max_tiles=text.budget)]
+    cut = [processor.tile(picture, max_tiles=text.budget) for picture in pictures]
     if record.augment_jpeg:
         rng = random.Random(f"{draw}:{record.where}")
-        tiles = [degrade_jpeg(tile, rng.randint(75, 100)) for tile in tiles]
+        cut = [_degraded(tile, rng) for tiles in cut for tile in tiles]
     return Example(
         text.input_ids,
         text.labels,
-        stack_tiles(tiles, processor.tile_px),
+        stack_tiles(cut, processor.tile_px),
         record.where,
         tuple(text.num_tiles),
         (*text.notes, *stripped),
@@ -185,11 +186,15 @@ def _video_length(record, processor, num_frames):
     return len(processor.tokenizer(text)["input_ids"]) + processor.num_image_token * num_frames
 
 
-def stack_tiles(tiles, tile_px):
-    """PIL tiles → uint8 [T, tile_px, tile_px, 3]; [0, …] for none."""
-    if not tiles:
+def stack_tiles(cut, tile_px):
+    """The tiles of each picture, uint8 [T, tile_px, tile_px, 3], → those of all; [0, …] for none, no copy of one."""
+    if not cut:
         return np.zeros((0, tile_px, tile_px, 3), np.uint8)
-    return np.stack([np.asarray(tile) for tile in tiles])
+    return cut[0] if len(cut) == 1 else np.concatenate(cut)
+
+
+def _degraded(tile, rng):
+    return np.asarray(degrade_jpeg(Image.fromarray(tile), rng.randint(75, 100)))[None]
 
 
 def _render(record, processor, num_tiles):

@@ -7,6 +7,7 @@ to 12 tiles because 4:3 exists only as 4 × 3.
 
 from functools import lru_cache
 
+import numpy as np
 from PIL import Image
 
 TILE_PX = 448
@@ -58,21 +59,32 @@ def count_tiles(width_px, height_px, *, max_tiles=MAX_TILES, min_tiles=1, tile_p
     return cols * rows + (1 if use_thumbnail and cols * rows > 1 else 0)
 
 
-def split_into_tiles(image, max_tiles=MAX_TILES, *, min_tiles=1, tile_px=TILE_PX, use_thumbnail=True):
+def cut_tiles(image, max_tiles=MAX_TILES, *, min_tiles=1, tile_px=TILE_PX, use_thumbnail=True):
     """Cut a picture into tiles, row by row; the thumbnail comes last and only if there is more than one tile.
 
-    The picture is stretched to the grid (bicubic, aspect ratio not kept), as the models were trained.
+    The picture is stretched to the grid (bicubic, aspect ratio not kept), as the models were trained; tiles are written
+    once, into the array that travels on.
 
-    Args: image: PIL image in RGB; the rest as in `choose_grid`.
+    Args: image: PIL image, another mode than RGB is converted; the rest as in `choose_grid`.
+    Returns: uint8 [T, tile_px, tile_px, 3]: T = 13 for 640 × 480.
+    """
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    cols, rows = choose_grid(*image.size, max_tiles=max_tiles, min_tiles=min_tiles, tile_px=tile_px)
+    with_thumbnail = use_thumbnail and cols * rows > 1
+    tiles = np.empty((cols * rows + with_thumbnail, tile_px, tile_px, 3), np.uint8)
+    stretched = np.asarray(image.resize((cols * tile_px, rows * tile_px), Image.Resampling.BICUBIC))
+    grid = stretched.reshape(rows, tile_px, cols, tile_px, 3).swapaxes(1, 2)  # → [rows, cols, S, S, 3]
+    tiles[: cols * rows].reshape(grid.shape)[...] = grid
+    if with_thumbnail:
+        tiles[-1] = image.resize((tile_px, tile_px), Image.Resampling.BICUBIC)
+    return tiles
+
+
+def split_into_tiles(image, max_tiles=MAX_TILES, *, min_tiles=1, tile_px=TILE_PX, use_thumbnail=True):
+    """The same tiles as pictures, to look at.
+
+    Args: as in `cut_tiles`.
     Returns: list of PIL images of tile_px × tile_px: 13 for 640 × 480.
     """
-    cols, rows = choose_grid(*image.size, max_tiles=max_tiles, min_tiles=min_tiles, tile_px=tile_px)
-    stretched = image.resize((cols * tile_px, rows * tile_px), Image.Resampling.BICUBIC)
-    tiles = [
-        stretched.crop((col * tile_px, row * tile_px, (col + 1) * tile_px, (row + 1) * tile_px))
-        for row in range(rows)
-        for col in range(cols)
-    ]
-    if use_thumbnail and len(tiles) > 1:
-        tiles.append(image.resize((tile_px, tile_px), Image.Resampling.BICUBIC))
-    return tiles
+    limits = {"max_tiles": max_tiles, "min_tiles": min_tiles, "tile_px": tile_px}
+    return [Image.fromarray(tile) for tile in cut_tiles(image, use_thumbnail=use_thumbnail, **limits)]

@@ -250,7 +250,7 @@ def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
         num_image_token=processor.num_image_token,
         system_message=processor.system_message,
     ).text
-    tiles = torch.from_numpy(stack_tiles([tile for tiles in cut for tile in tiles], processor.tile_px))
+    tiles = torch.from_numpy(stack_tiles(cut, processor.tile_px))
     input_ids = processor.tokenizer(text)["input_ids"]
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where="chat")
     return Prompt(turns, num_tiles, input_ids, history and history.features, tiles)

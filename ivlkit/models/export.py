@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from ..data.collate import normalise_tiles
 from ..errors import ExportError
 from .checkpoint import to_released
+from .families import DOWNLOAD_FILE
 from .load import ORIGIN_FILE, VLM, load
 
 SHARD_BYTES = 5_000_000_000
 TOLERANCE = 1e-4  # logits in float32
-_NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, "README.md"}
+_NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, DOWNLOAD_FILE, "README.md"}
 _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
 
 

@@ -29,6 +29,7 @@ class Family:
     language_lora_targets: tuple[str, ...]
     guide_full: str
     guide_lora: str
+    parts: tuple[int, ...] = ()  # parameters of vision tower, projector, language model
     verified: str = "not yet"  # on the released weights: by whom, when
 
     @property
@@ -44,6 +45,7 @@ FAMILIES = {
             key="26b",
             hub_id="OpenGVLab/InternVL-Chat-V1-5",
             parameters=25.5,
+            parts=(5_536_496_000, 116_429_824, 19_861_260_288),
             weights_gb=51.0,
             weight_files=tuple(f"model-{n:05d}-of-00011.safetensors" for n in range(1, 12)),
             vision="InternViT-6B-448px-V1-5",
@@ -60,6 +62,7 @@ FAMILIES = {
             key="2b",
             hub_id="OpenGVLab/Mini-InternVL-Chat-2B-V1-5",
             parameters=2.2,
+            parts=(304_012_288, 12_595_200, 1_889_146_880),
             weights_gb=4.4,
             weight_files=("model.safetensors",),
             vision="InternViT-300M-448px",
@@ -76,6 +79,7 @@ FAMILIES = {
             key="4b",
             hub_id="OpenGVLab/Mini-InternVL-Chat-4B-V1-5",
             parameters=4.2,
+            parts=(304_012_288, 22_034_432, 3_820_809_216),
             weights_gb=8.3,
             weight_files=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
             vision="InternViT-300M-448px",
@@ -110,6 +114,7 @@ FAMILIES = {
 
 NANO_FOLDER = Path(__file__).parents[1] / "nano" / "model"
 NANO_TILE_PX = 112
+DOWNLOAD_FILE = "download.json"  # beside weights that `download` brought: which commit, sizes, hashes
 
 
 def find_model(name):
@@ -128,15 +133,19 @@ def find_model(name):
     return folder
 
 
+def model_roots():
+    """Where released models are looked for, in this order: `pretrained`, then $IVLKIT_MODELS if it is set."""
+    return [Path(root) for root in ("pretrained", os.environ.get("IVLKIT_MODELS")) if root]
+
+
 def _find_released(family):
-    roots = [Path(root) for root in ("pretrained", os.environ.get("IVLKIT_MODELS")) if root]
+    roots = model_roots()
     for root in roots:
         if (root / family.name / "config.json").exists():
             return root / family.name
     places = " or ".join(str(root / family.name) for root in roots)
     raise CheckpointError(
-        f"{family.key}: not found in {places}; fetch it ({family.weights_gb} GB): "
-        f"hf download {family.hub_id} --local-dir pretrained/{family.name}"
+        f"{family.key}: not found in {places}; fetch it ({family.weights_gb} GB): ivlkit download {family.key}"
     )
 
 

@@ -127,11 +127,11 @@ def _final_folder(folder):
 
 def _load_released(folder, *, device, dtype):
     config, processor = read_released_config(folder), load_processor(folder)
-    files = read_weight_files(folder)
+    read_weight_files(folder)
     if config.get("use_llm_lora") or config.get("use_backbone_lora"):
         return _load_released_lora(folder, config, processor, device=device, dtype=dtype)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    _check_shapes(read_shapes(files), _shapes(to_released(_meta_state(native), config)), folder)
+    check_released_shapes(folder, config, native)
     model = _from_pretrained(folder, native, dtype=dtype, device=device)
     return VLM(model, processor, config, folder)
 
@@ -222,6 +222,17 @@ def _meta_state(native):
 
 def _shapes(tensors):
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def check_released_shapes(folder, config, native):
+    """{key: shape} of a folder's weights, equal to what its config.json describes; only headers are read.
+
+    Args: config: dict of config.json; native: `native_config` of it.
+    Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
+    """
+    found = read_shapes(read_weight_files(folder))
+    _check_shapes(found, _shapes(to_released(_meta_state(native), config)), folder)
+    return found
 
 
 def _check_shapes(found, expected, folder, *, by="config.json"):

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ..data.conversation import TEMPLATES, ConversationTemplate
 from ..data.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
-from ..data.tiling import MAX_TILES, choose_grid, count_tiles, split_into_tiles
+from ..data.tiling import MAX_TILES, choose_grid, count_tiles, cut_tiles
 from ..errors import CheckpointError
 from .configuration import num_image_token, read_released_config, tile_px
 from .families import Family, find_model, match_family
@@ -46,10 +47,10 @@ class Processor:
         return count_tiles(width_px, height_px, use_thumbnail=self.use_thumbnail, **self._limits(budget))
 
     def tile(self, image, *, max_tiles):
-        """One RGB picture → its tiles (PIL) at a budget that is its own."""
+        """One RGB picture → its tiles, uint8 [T, tile_px, tile_px, 3], at a budget that is its own."""
         if not self.dynamic:
-            return [image.resize((self.tile_px, self.tile_px), Image.Resampling.BICUBIC)]
-        return split_into_tiles(image, use_thumbnail=self.use_thumbnail, **self._limits(max_tiles))
+            return np.asarray(image.resize((self.tile_px, self.tile_px), Image.Resampling.BICUBIC))[None]
+        return cut_tiles(image, use_thumbnail=self.use_thumbnail, **self._limits(max_tiles))
 
     def grid(self, width_px, height_px, *, max_tiles):
         """(cols, rows) a picture of this size is cut into."""

@@ -1,7 +1,29 @@
-"""A loaded model as a table: its parts and where they lie."""
+"""Models: the released ones to scale, a loaded one, a folder, and what `verify` found."""
 
-from .html import table_html
+import math
+from pathlib import Path
 
+from ..data.media import open_image
+from ..models.families import FAMILIES
+from ..models.load import read_shapes, read_weight_files
+from ..models.verify import DATA
+from .figure import ShownFigure
+from .html import cards_html, fragment, picture_html, table_html, text_html
+
+GIB = 1024**3
+PART_COLOURS = {"vision tower": "#0072b2", "projector": "#cc79a7", "language model": "#e69f00"}
+RELEASED_PREFIXES = {"vision_model.": "vision tower", "mlp1.": "projector", "language_model.": "language model"}
+FILES = {
+    "config.json": "sizes of every part, template, tile settings",
+    "generation_config.json": "defaults of generation",
+    "model.safetensors": "the weights: a JSON header, then plain numbers",
+    "model.safetensors.index.json": "which tensor lies in which file",
+    "tokenizer.model": "text pieces and their scores (sentencepiece)",
+    "tokenizer_config.json": "special tokens and their ids",
+    "special_tokens_map.json": "names of special tokens",
+    "added_tokens.json": "ids of the tokens added for pictures",
+    "download.json": "which commit this is, sizes and hashes",
+}
 PARTS = (("vision tower", "model.vision_tower."), ("projector", "model.multi_modal_projector."))
 
 
@@ -29,3 +51,92 @@ def vlm_html(vlm):
 
 def _count(named, prefix):
     return sum(parameter.numel() for name, parameter in named if name.startswith(prefix))
+
+
+def verification_html(found):
+    """The checks of `verify` as a table, below it every question with its picture, reply and expected words."""
+    marks = {True: "ok", False: "failed", None: "–"}
+    rows = [("revision", "", found.revision), *((check.name, marks[check.ok], check.detail) for check in found.checks)]
+    title = f"{found.model}: {'works here' if found.ok else 'does not work'}"
+    cards = [(_answer_card(answer), "good" if answer.ok else "bad") for answer in found.answers]
+    note = f"<div>{text_html(found.note)}</div>" if found.note else ""
+    return fragment(table_html(rows, title=title) + cards_html(cards) + note)
+
+
+def _answer_card(answer):
+    return (
+        f"{picture_html(open_image(DATA / answer.picture), alt=answer.picture, max_px=160)}"
+        f"<div>{text_html(answer.question)}</div><div><b>{text_html(answer.reply, 200)}</b></div>"
+        f'<div class="dim">expected: {text_html(" or ".join(answer.expected))}</div>'
+    )
+
+
+def sizes_figure(machine):
+    """The released models' weights in bf16 to scale, part by part, beside what this machine has.
+
+    Args: machine: `ivlkit.machine()`.
+    Returns: matplotlib figure; lines for free disk, RAM and each GPU's memory, arrows for what lies beyond the edge.
+    """
+    families = [family for family in FAMILIES.values() if family.parts]
+    figure = ShownFigure(figsize=(9, 3.6))
+    axes = figure.subplots()
+    for row, family in enumerate(families):
+        left = 0.0
+        for (part, colour), parameters in zip(PART_COLOURS.items(), family.parts, strict=True):
+            axes.barh(row, 2 * parameters / 1e9, left=left, color=colour, label=part if row == 0 else None)
+            left += 2 * parameters / 1e9
+        text = " + ".join(f"{parameters / 1e9:.2f}" for parameters in family.parts)
+        axes.text(
+            left + 1.8, row, f"{left:.1f} GB: {text} B parameters", va="center", fontsize=9, backgroundcolor="white"
+        )
+    edge_gb = 100
+    _draw_limits(axes, machine, edge_gb)
+    axes.set(xlim=(0, edge_gb), xlabel="GB of weights, 2 bytes a parameter (bf16)")
+    axes.set_yticks(range(len(families)), [f"{family.key}\n{family.name}" for family in families], fontsize=9)
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_limits(axes, machine, edge_gb):
+    limits = [("free disk", machine.disk_free_gib), ("free RAM", machine.ram_free_gib)]
+    limits += [(f"free on GPU {number}", gpu.free_gib) for number, gpu in enumerate(machine.gpus)]
+    known = [(name, gib * GIB / 1e9) for name, gib in limits if gib is not None]
+    for row, (name, gigabytes) in enumerate(sorted(known, key=lambda limit: limit[1])):
+        beyond = gigabytes > edge_gb
+        axes.axvline(min(gigabytes, edge_gb), color="#444444", linestyle=":" if beyond else "--", linewidth=1)
+        label = f"{name} {gigabytes:,.0f} GB" + (" →" if beyond else "")
+        axes.annotate(
+            label,
+            (min(gigabytes, edge_gb), 1.0 + 0.07 * row),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            fontsize=9,
+        )
+
+
+def folder_html(folder):
+    """The files of a model folder: size, and what each is for."""
+    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    rows = [(path.name, f"{path.stat().st_size:,}", _purpose(path)) for path in paths]
+    return table_html(rows, header=("file", "bytes", "what it holds"))
+
+
+def _purpose(path):
+    others = {".py": "the original code, for servers; never run here", ".md": "for people", "": "for people"}
+    if path.suffix == ".safetensors":
+        return FILES["model.safetensors"]
+    return FILES.get(path.name, others.get(path.suffix, "more settings"))
+
+
+def tensors_html(folder):
+    """The tensors of a folder in the released layout by part, from the headers: no weight is read."""
+    shapes = read_shapes(read_weight_files(folder))
+    rows = []
+    for prefix, part in RELEASED_PREFIXES.items():
+        mine = {key: shape for key, shape in shapes.items() if key.startswith(prefix)}
+        parameters = sum(math.prod(shape) for shape in mine.values())
+        example = max(mine, key=lambda key: (math.prod(mine[key]), key))
+        rows.append((part, len(mine), f"{parameters:,}", f"{example} {list(mine[example])}"))
+    return table_html(rows, header=("part", "tensors", "parameters", "its largest tensor"))

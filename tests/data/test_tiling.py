@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from ivlkit.data.collate import normalise_tiles
-from ivlkit.data.encode import stack_tiles
 from ivlkit.data.media import AS_REFERENCE, open_image
-from ivlkit.data.tiling import candidate_grids, choose_grid, count_tiles, split_into_tiles
+from ivlkit.data.tiling import candidate_grids, choose_grid, count_tiles, cut_tiles, split_into_tiles
 
 # (width, height): grids (cols, rows) at budgets of 6, 12 and 24 tiles, computed by the reference.
 GRIDS = {
@@ -123,6 +122,22 @@ def test_a_single_tile_is_the_whole_picture_stretched(draw_picture):
     assert np.array_equal(np.asarray(tile), np.asarray(image.resize((112, 112), Image.Resampling.BICUBIC)))
 
 
+def test_tiles_as_an_array_are_the_crops_of_the_stretched_picture(draw_picture):
+    """Against Pillow's own crop of each place."""
+    image = draw_picture(331, 200)
+    stretched = image.resize((5 * 112, 3 * 112), Image.Resampling.BICUBIC)
+    boxes = [(col * 112, row * 112, col * 112 + 112, row * 112 + 112) for row in range(3) for col in range(5)]
+    expected = [stretched.crop(box) for box in boxes] + [image.resize((112, 112), Image.Resampling.BICUBIC)]
+    tiles = cut_tiles(image, 15, tile_px=112)
+    assert np.array_equal(tiles, np.stack([np.asarray(tile) for tile in expected]))
+    assert tiles.flags.c_contiguous and tiles.dtype == np.uint8
+
+
+def test_another_mode_than_rgb_is_converted(draw_picture):
+    grey = draw_picture(224, 112).convert("L")
+    assert np.array_equal(cut_tiles(grey, tile_px=112), cut_tiles(grey.convert("RGB"), tile_px=112))
+
+
 def test_all_720_grids_of_the_reference(reference):
     grids = json.loads((reference / "grids.json").read_text())
     assert grids["columns"] == ["max_tiles", "width_px", "height_px", "cols", "rows"]
@@ -137,7 +152,7 @@ def test_tiles_have_the_bytes_of_the_reference(reference, number):
     case = json.loads((reference / "pixels" / "tiles.json").read_text())["cases"][number]
     image = open_image(reference / "pixels" / case["file"], rules=AS_REFERENCE)
     assert count_tiles(*image.size, max_tiles=case["max_tiles"]) == case["num_tiles"]
-    tiles = stack_tiles(split_into_tiles(image, case["max_tiles"]), 448)
+    tiles = cut_tiles(image, case["max_tiles"])
     assert tiles.shape == (case["num_tiles"], 448, 448, 3)
     assert hashlib.sha256(tiles.tobytes()).hexdigest() == case["sha256_uint8"]
 

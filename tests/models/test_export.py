@@ -78,6 +78,13 @@ def test_a_released_folder_can_be_exported_too(tiny, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_the_record_of_a_download_is_not_copied_to_other_weights(tiny, tmp_path):
+    source = shutil.copytree(tiny, tmp_path / "source")
+    (source / "download.json").write_text("{}")
+    save_released(load(source), tmp_path / "exported")
+    assert not (tmp_path / "exported" / "download.json").exists()
+
+
 def test_an_existing_target_is_refused_and_left_alone(tiny, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "mine").write_text("mine")

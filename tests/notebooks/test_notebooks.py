@@ -20,6 +20,13 @@ def expect_first_look(results):
     assert results["handwriting_exact_match"] < 0.6
 
 
+def expect_download(results):
+    assert results["works"] and results["questions_right"] >= 5
+    assert results["parameters_of_headers"] == results["parameters_of_model"]
+    assert results["fetched_bytes"] == 0
+    assert results["one_byte_found"]
+
+
 def expect_finetune_lora(results):
     assert results["state"] == "finished"
     assert results["after_single_digits"] >= 0.9
@@ -27,7 +34,11 @@ def expect_finetune_lora(results):
     assert results["same_reply_after_export"]
 
 
-EXPECTED = {"00_first_look.ipynb": expect_first_look, "07_finetune_lora.ipynb": expect_finetune_lora}
+EXPECTED = {
+    "00_first_look.ipynb": expect_first_look,
+    "01_download.ipynb": expect_download,
+    "07_finetune_lora.ipynb": expect_finetune_lora,
+}
 
 
 def read(name):

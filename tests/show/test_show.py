@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from ivlkit.evaluation.evaluate import Report, Row
 from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
 from ivlkit.show.html import picture_html, table_html, text_html
+from ivlkit.show.model import folder_html, sizes_figure, tensors_html
 from ivlkit.show.run import loss_figure
 from ivlkit.show.tiles import tiles_figure
 
@@ -73,6 +75,21 @@ class TestPages:
 
     def test_text_of_the_data_cannot_leave_its_place(self):
         assert "<script" not in self.page(before=True)
+
+
+class TestModels:
+    def test_sizes_are_drawn_to_scale_beside_what_the_machine_has(self):
+        from ivlkit.hardware import machine
+
+        axes = sizes_figure(replace(machine(), disk_free_gib=50.0, ram_free_gib=200.0, gpus=())).axes[0]
+        widths = [round(sum(bar.get_width() for bar in axes.patches[3 * row : 3 * row + 3]), 1) for row in range(3)]
+        assert widths == [51.0, 4.4, 8.3]
+        assert [text.get_text() for text in axes.texts[3:]] == ["free disk 54 GB", "free RAM 215 GB →"]
+
+    def test_a_folder_is_told_file_by_file_and_part_by_part(self, tiny):
+        assert "what it holds" in folder_html(tiny) and "a JSON header, then plain numbers" in folder_html(tiny)
+        html = tensors_html(tiny)
+        assert all(part in html for part in ("vision tower", "projector", "language model", "mlp1.1.weight"))
 
 
 class TestFigures:
