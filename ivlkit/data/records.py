@@ -75,10 +75,15 @@ def _numbered_lines(path):
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a JSONL file; check the path") from error
 
 
-def parse_line(line, where, root="."):
-    """One line (bytes) → Record, by the reader of the released format."""
+def parse_line(line, where, root=".", *, format="released"):
+    """One line (bytes) → Record, by the reader of its format."""
+    return FORMATS[format](parse_json(line, where), where, Path(root))
+
+
+def parse_json(line, where, *, object_pairs_hook=None):
+    """One line (bytes) → the object on it."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -87,7 +92,7 @@ def parse_line(line, where, root="."):
         ) from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}; expected a JSON object with `conversations`")
-    return FORMATS["released"](row, where, Path(root))
+    return row
 
 
 def read_released(row, where, root):

@@ -124,7 +124,7 @@ def test_the_declared_length_is_checked(write_meta):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"repeat": 2}, "has the unknown field 'repeat'; expected only annotation, data_augment, length,"),
+        ({"repeat": 2}, "has the unknown field 'repeat'; expected only about, annotation, data_augment, format,"),
         ({"root": "left out"}, "has no `root`; expected a path"),
         ({"annotation": "left out"}, "has no `annotation`; expected a path"),
         ({"annotation": 3}, "has no `annotation`; expected a path"),
