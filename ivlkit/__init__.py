@@ -23,6 +23,7 @@ _HOMES = {
     "read_records": "data.records",
     "encode": "data.encode",
     "open_data": "data.mixture",
+    "check": "models.checkup",
     "recipe": "training.recipes",
     "train": "training.runs",
     "attach": "training.runs",

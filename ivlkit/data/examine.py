@@ -21,9 +21,10 @@ from ..errors import DataError
 from .conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
 from .encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long_text
 from .findings import ERROR, KINDS
+from .groups import video_path
 from .index import LineIndex
 from .media import image_size, open_image
-from .records import FORMATS, IMAGE_PLACEHOLDER, ROLES, parse_json
+from .records import FORMATS, IMAGE_PLACEHOLDER, ROLES, Record, parse_row
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
 PICTURES = ("exist", "header", "decode")
@@ -61,6 +62,7 @@ class Task:
     processor: Any = None  # None: no lengths
     max_length: int | None = None
     pictures: str = "header"
+    draw: tuple = (0, 0)  # (seed, epoch) that decides how many frames a video gives
     limit: int | None = 100  # problems of a kind that a block describes; the rest is counted; None: all
     wanted: frozenset | None = None  # kinds that are described; None: all
 
@@ -140,7 +142,7 @@ class Examiner:
         if found is None:
             if len(self._looked) >= _CACHED_PICTURES:
                 self._looked.clear()
-            found = self._looked[key] = _look(key, self.task.pictures)
+            found = self._looked[key] = _look(key, self.task.pictures, self.processor)
         return found
 
     def _count_tiles_of(self, sizes, wanted):
@@ -192,7 +194,7 @@ class _BlockState:
         self._check_line(place, row, line)
         where = self.index.where(row)
         try:
-            parsed = parse_json(line, where, object_pairs_hook=self._pairs)
+            parsed = parse_row(line, where, object_pairs_hook=self._pairs)
         except DataError as error:
             self.duplicate_keys.clear()
             return self._say_error(place, _line_code(line, error), error, where)
@@ -240,6 +242,8 @@ class _BlockState:
         ]
         if looks:
             self._check_pictures(place, parsed, record, looks)
+        elif video_path(record):
+            self._check_video(place, video_path(record))
         else:
             self._check_text_row(place, parsed)
         self._hash(place, parsed, record, texts, answer)
@@ -263,16 +267,22 @@ class _BlockState:
                     self.say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in an answer')
             elif turn.role == "user":
                 if IMAGE_PLACEHOLDER in text:
-                    if not record.images and not getattr(record, "video", None):
+                    if not record.images and not video_path(record):
                         self.say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in a row without pictures')
                     text = text.replace(IMAGE_PLACEHOLDER, "")
                 if not text.strip():
                     self.say(place, "empty_question", "a user turn without text")
         return answer
 
+    def _check_video(self, place, path):
+        if not os.path.exists(path):
+            self.say(place, "missing_media", f"video {path} does not exist")
+        elif os.path.isfile(path) and not os.path.getsize(path):
+            self.say(place, "empty_media", f"{path} has no bytes")
+
     def _check_text_row(self, place, parsed):
         named = [key for key in _MISNAMED if parsed.get(key)]
-        if named and not parsed.get("video"):
+        if named:
             self.say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
 
     def _check_marks(self, place, parsed, record):
@@ -338,7 +348,7 @@ class _BlockState:
 
         Where files are not opened, the declared sizes count.
         """
-        if getattr(record, "video", None) or any(look is None for look in looks):
+        if video_path(record) or any(look is None for look in looks):
             return None
         if all(look.size for look in looks):
             return [look.size for look in looks]
@@ -347,7 +357,7 @@ class _BlockState:
 
     def _hash(self, place, parsed, record, texts, answer):
         names = [str(image) for image in record.images]
-        self.hashes[0, place] = hash_text("\0".join((*names, str(getattr(record, "video", "")), *texts)))
+        self.hashes[0, place] = hash_text("\0".join((*names, str(getattr(record, "video", None)), *texts)))
         if record.id is not None:
             self.hashes[1, place] = hash_text(repr(record.id))
         self.hashes[2, place] = hash_text(answer)
@@ -369,7 +379,7 @@ class _BlockState:
         """What the encoder itself says; for videos and pictures that are no plain files."""
         processor, max_length = self.examiner.processor, self.examiner.task.max_length
         try:
-            sizes = picture_sizes(record, processor)
+            sizes = picture_sizes(record, processor, draw=self.examiner.task.draw)
             text = encode_text(record, processor, sizes=sizes, max_length=max_length)
         except DataError as error:
             code = "too_long" if " tokens at the fewest tiles" in str(error) else "unusable"
@@ -578,7 +588,7 @@ class _Look:
     remarks: tuple = ()
 
 
-def _look(name, pictures):
+def _look(name, pictures, processor):
     """Look at a file: whether it is there, what its header says, whether it decodes."""
     number = hash_text(os.path.normpath(name))
     if re.match(r"\w+:/", name) and not os.path.exists(name):  # Path turned // into /
@@ -592,13 +602,20 @@ def _look(name, pictures):
     if pictures == "exist":
         return _Look(number, size_bytes)
     try:
-        size = image_size(name, "row")
+        size = _header_size(name, processor)
         if pictures == "decode":
             open_image(name, "row")
     except DataError as error:
         found, expected, todo = _in_three(str(error).removeprefix("row: "))
         return _Look(number, size_bytes, code="unreadable_media", found=found, expected=expected, todo=todo)
     return _Look(number, size_bytes, tuple(size), remarks=tuple(_remarks(name, *size)))
+
+
+def _header_size(name, processor):
+    """As the encoder reads it, which may depend on the model."""
+    if processor is None:
+        return image_size(name, "row")
+    return picture_sizes(Record(None, (), (name,), "row"), processor)[0]
 
 
 def _missing(name, number):

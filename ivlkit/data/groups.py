@@ -40,11 +40,17 @@ def group_rows(data):
 
 def _media(record):
     """(key, medium) of everything a row shows; its text stands for a row without."""
-    shown = [*record.images, *([video] if (video := getattr(record, "video", None)) else [])]
+    shown = [*record.images, *([video_path(record)] if video_path(record) else [])]
     if not shown:
         text = "\0".join(f"{turn.role}\1{turn.text}" for turn in record.turns)
         return [(("text", hashlib.blake2b(text.encode(), digest_size=16).digest()), None)]
     return [(str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one) for one in shown]
+
+
+def video_path(record):
+    """The file or folder of a row's video, None without one."""
+    video = getattr(record, "video", None)
+    return getattr(video, "path", video) or None
 
 
 def content_numbers(media, owners):

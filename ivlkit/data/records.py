@@ -77,10 +77,10 @@ def _numbered_lines(path):
 
 def parse_line(line, where, root=".", *, format="released"):
     """One line (bytes) → Record, by the reader of its format."""
-    return FORMATS[format](parse_json(line, where), where, Path(root))
+    return FORMATS[format](parse_row(line, where), where, Path(root))
 
 
-def parse_json(line, where, *, object_pairs_hook=None):
+def parse_row(line, where, *, object_pairs_hook=None):
     """One line (bytes) → the object on it."""
     try:
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)

@@ -141,7 +141,14 @@ def check_rows(data, processor, recipe, *, progress=False):
     """
     errors, notes, rows = [], [], data.rows_in_use()
     wanted = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR) | {"fewer_tiles"}
-    task = Task(data.sources, light_processor(processor), recipe.max_seq_length, limit=None, wanted=wanted)
+    task = Task(
+        data.sources,
+        light_processor(processor),
+        recipe.max_seq_length,
+        draw=(recipe.seed, 0),
+        limit=None,
+        wanted=wanted,
+    )
     examined = broken = 0
     for block in examine_all(task, rows, progress=progress):
         examined, broken = examined + len(block.rows), broken + int((block.state == BAD).sum())
