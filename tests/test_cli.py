@@ -8,7 +8,7 @@ import pytest
 
 from ivlkit.cli import main
 
-COMMANDS = ["machine", "families", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
+COMMANDS = ["machine", "families", "check", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -133,9 +133,8 @@ def diagnose(
     with open(problems_to, "w", encoding="utf-8") if problems_to else contextlib.nullcontext() as file:
         findings = Findings(limit=limit, file=file)
         sources, rows = _open(data, root, findings)
-        task = Task(
-            tuple(sources), light_processor(processor), max_length, pictures, limit if problems_to is None else None
-        )
+        described = limit if problems_to is None else None
+        task = Task(tuple(sources), light_processor(processor), max_length, pictures=pictures, limit=described)
         overview = _Overview(task, rows, findings)
         for block in examine_all(task, rows, workers=workers, progress=progress):
             overview.add(block)
@@ -165,6 +164,11 @@ def _open(data, root, findings):
         named = _read_meta(path, findings)
     sources = [source for source in named if _can_be_read(source, findings)]
     return sources, [None] * len(sources)
+
+
+def readable_sources(data, root=None):
+    """The sources of a path or `Data` that can be read."""
+    return _open(data, root, Findings(limit=0))[0]
 
 
 def _read_meta(path, findings):

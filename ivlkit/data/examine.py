@@ -34,9 +34,10 @@ _CACHED_PICTURES = 100_000  # about 30 MB a process
 _IMAGE_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 _GROUNDING = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 _MARK = re.compile(r"<(?!image>)")  # anything that may be a token or a tag
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+control_characters = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BOX = re.compile(r"<box>(.*?)</box>", re.S)
+_ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
 _BOXES = re.compile(r"\s*\[\s*(?:\[[^\[\]]*\]\s*,?\s*)+\]\s*")
 _NUMBERS = re.compile(r"\[([^\[\]]*)\]")
@@ -234,8 +235,10 @@ class _BlockState:
         whole = "\n".join(texts)
         if _MARK.search(whole):
             self._check_marks(place, parsed, record)
-        if _CONTROL.search(whole):
-            self.say(place, "control_character", f"the control character {_CONTROL.search(whole)[0]!r} in a text")
+        if control_characters.search(whole):
+            self.say(
+                place, "control_character", f"the control character {control_characters.search(whole)[0]!r} in a text"
+            )
         answer = self._check_turns(place, record)
         looks = [
             self.examiner.look(image) if isinstance(image, (str, os.PathLike)) else None for image in record.images
@@ -591,7 +594,7 @@ class _Look:
 def _look(name, pictures, processor):
     """Look at a file: whether it is there, what its header says, whether it decodes."""
     number = hash_text(os.path.normpath(name))
-    if re.match(r"\w+:/", name) and not os.path.exists(name):  # Path turned // into /
+    if _ADDRESS.search(name) and not os.path.exists(name):
         return _Look(number, code="remote_media", found=f"the address {_short(name)}")
     try:
         size_bytes = os.stat(name).st_size

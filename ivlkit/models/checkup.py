@@ -1,6 +1,7 @@
 """A data set checked for a model that is given by its name."""
 
-from ..data.doctor import diagnose
+from ..data.doctor import diagnose, readable_sources
+from ..data.mend import mend
 from .processor import load_processor
 
 
@@ -18,3 +19,14 @@ def check(data, model=None, **options):
     """
     processor = load_processor(model) if isinstance(model, str) or hasattr(model, "__fspath__") else model
     return diagnose(data, processor, **options)
+
+
+def mend_all(data, *, root=None):
+    """Write a mended copy of every file of a data set that has something to mend; yields a line about each."""
+    for source in readable_sources(data, root):
+        path, changed = mend(source)
+        yield (
+            f"{path}: {changed:,} rows mended; name it in place of {source.annotation.name}"
+            if path
+            else f"{source.annotation}: nothing that mends itself"
+        )
