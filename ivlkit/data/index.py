@@ -159,7 +159,7 @@ def load_array(path, kind):
     """The memory-mapped int64 array stored of this kind for a file of the same size and time of change, or None."""
     found = Path(path).stat()
     for place in _places(path, kind):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, EOFError):
             stored = np.load(place, mmap_mode="r", allow_pickle=False)
             is_ours = stored.dtype == np.int64 and stored.ndim == 1 and len(stored) >= 3
             if is_ours and stored[1] == found.st_size and stored[2] == found.st_mtime_ns:
