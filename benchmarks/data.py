@@ -247,17 +247,19 @@ def read_with(path, workers, *, reads=20_000):
 def read_rows(path, seed, reads):
     from ivlkit.data.mixture import open_data
 
-    before = private_mib()
+    before = own_mib()
     data = open_data(path)
     draw = random.Random(seed)
     began = time.perf_counter()
     for _ in range(reads):
         data[draw.randrange(len(data))]
-    return private_mib() - before, reads / (time.perf_counter() - began)
+    return own_mib() - before, reads / (time.perf_counter() - began)
 
 
-def private_mib():
-    return psutil.Process().memory_full_info().uss / 2**20
+def own_mib():
+    """Memory that no other process can share: all but the pages of mapped files."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def make_lines(folder, *, rows):

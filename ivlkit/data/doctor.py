@@ -377,7 +377,7 @@ class _Overview:
         total = int(self.starts[-1])
         self.state = np.zeros(total, np.uint8)
         self.row_hash, self.id_hash, self.answer_hash = (np.zeros(total, np.uint64) for _ in range(3))
-        self.lengths, self.final = np.zeros((3, total), np.int32), np.zeros((2, total), np.int32)
+        self.supervised, self.final = np.zeros(total, np.int32), np.zeros((2, total), np.int32)
         self._pictures = []
 
     def add(self, block):
@@ -386,7 +386,7 @@ class _Overview:
         self.state[rows] = block.state
         self.row_hash[rows], self.id_hash[rows] = block.row_hash, block.id_hash
         self.answer_hash[rows] = block.answer_hash
-        self.lengths[:, rows], self.final[:, rows] = block.lengths, block.final
+        self.supervised[rows], self.final[:, rows] = block.lengths[2], block.final
         pictures = block.pictures
         pictures["row"] += self.starts[block.source]
         self._pictures.append(pictures)
@@ -552,7 +552,7 @@ class _Overview:
         }
         if self.task.processor is not None:
             tokens, tiles = self.final[:, good]
-            stats["tokens"] = _summary(tokens) | {"supervised": int(self.lengths[2, good].sum())}
+            stats["tokens"] = _summary(tokens) | {"supervised": int(self.supervised[good].sum(dtype=np.int64))}
             stats["tokens"]["histogram"] = _histogram(tokens, edges=_round_edges(tokens))
             stats["tiles"] = _summary(tiles) | {"histogram": np.bincount(tiles[tiles <= 100]).tolist()}
             stats["max_length"] = self.task.max_length
