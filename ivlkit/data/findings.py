@@ -112,6 +112,7 @@ class Problem:
 def make_problem(code, where, found, *, expected=None, todo=None, source="", row=None):
     """A problem of a kind; what the kind says holds where nothing more exact is given."""
     kind = KINDS[code]
+    found = found.encode("utf-8", "backslashreplace").decode()  # half surrogates can't be printed
     return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row)
 
 

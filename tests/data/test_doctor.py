@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import ivlkit as ivl
@@ -16,6 +18,7 @@ from ivlkit.data.doctor import diagnose, examine_all, row_lengths
 from ivlkit.data.encode import encode
 from ivlkit.data.examine import BAD, GOOD, Task, light_processor
 from ivlkit.data.findings import KINDS, LEVELS
+from ivlkit.data.mend import mend
 from ivlkit.data.mixture import open_data
 from ivlkit.errors import DataError
 
@@ -479,6 +482,58 @@ def test_many_problems_are_counted_and_all_written(check_lines, tmp_path):
     assert [problem.where for problem in report.problems] == [f"train.jsonl:{n}" for n in (1, 2, 3, 4, 5)]
     written = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert [line["row"] for line in written] == list(range(3000))
+
+
+# any row -------------------------------------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(), max_size=12) | st.sampled_from(
+    [
+        "<image>",
+        "<img>",
+        "<|im_end|>",
+        "<box>[[1, 2, 3, 4]]</box>",
+        "<box>[[",
+        "</ref>",
+        "[0.1, .2, .3, .4]",
+        "a.png",
+        "",
+    ]
+)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.lists(TEXTS, max_size=3)
+TURNS = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt", "system", "Human"]) | VALUES, "value": TEXTS | VALUES}
+)
+ROWS = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": VALUES,
+        "image": st.sampled_from(["a.png", "gone\0.png", "../outside.png", "\ud83d", ["a.png", "b.png"]]) | VALUES,
+        "width": VALUES,
+        "height": VALUES,
+        "width_list": st.lists(VALUES, max_size=2),
+        "conversations": st.lists(TURNS | VALUES, max_size=4) | VALUES,
+    },
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROWS | VALUES, min_size=1, max_size=20))
+def test_any_rows_are_good_or_listed_and_never_an_exception(check_lines, tmp_path, pictures, processor, rows):
+    lines = [json.dumps(row).encode() for row in rows]
+    report = check_lines(lines, limit=1000, problems_to=tmp_path / "all.jsonl")
+    assert report.stats["rows"] == report.stats["good"] + report.stats["bad"] == len(rows)
+    called_bad = {problem.row for problem in report.problems if problem.level == "error"}
+    data, refused = open_data(tmp_path / "train.jsonl", root=pictures), set()
+    for number in range(len(data)):
+        try:
+            encode(data[number], processor, max_length=2000)
+        except DataError:
+            refused.add(number)
+    assert called_bad == refused
+    assert report._repr_html_().encode() and str(report).encode()
+    report.save_json(tmp_path / "report.json")
+    mend(data.sources[0])
+    (tmp_path / "train.fixed.jsonl").unlink(missing_ok=True)
 
 
 # the report ----------------------------------------------------------------------------------------------------------
