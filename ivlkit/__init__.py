@@ -27,6 +27,7 @@ _HOMES = {
     "open_data": "data.mixture",
     "from_csv": "data.convert",
     "from_folder": "data.convert",
+    "check": "models.checkup",
     "recipe": "training.recipes",
     "train": "training.runs",
     "attach": "training.runs",

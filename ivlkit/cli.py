@@ -40,8 +40,8 @@ def _parser():
         epilog="Start with: ivlkit demo",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    adders = (_machine, _families, _download, _verify, _chat, _convert, _train, _runs, _evaluate, _export, _demo, _nano)
-    for add in adders:
+    looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
+    for add in (*looking, _train, _runs, _evaluate, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -136,6 +136,56 @@ def _run_verify(options):
     found = verify(options.model, device=options.device)
     _print(found.to_dict() if options.json else found, options.json)
     return 0 if found.ok else 1
+
+
+def _check(commands):
+    parser = _command(
+        commands,
+        "check",
+        _run_check,
+        "Check a data set before training: every problem with file, line and what to do. Exit code 1 for errors.",
+        [
+            "ivlkit check data_templates/meta.json --model nano",
+            "ivlkit check train.jsonl --root images/ --html report.html --problems all.jsonl",
+            "ivlkit check meta.json --model 2b --strict",
+            "ivlkit check train.jsonl --fix",
+        ],
+    )
+    parser.add_argument("data", help="meta .json or .jsonl")
+    parser.add_argument("--model", help="a key or a model folder, for exact lengths; no weights are needed")
+    parser.add_argument("--root", help="folder of the pictures of a .jsonl")
+    parser.add_argument("--max-seq-length", type=int, default=4096)
+    parser.add_argument("--pictures", choices=["exist", "header", "decode"], default="header")
+    parser.add_argument("--workers", type=int, help="processes; default one a core")
+    parser.add_argument("--limit", type=int, default=100, help="problems of a kind that are listed; all are counted")
+    parser.add_argument("--html", help="write a page with figures and pictures")
+    parser.add_argument("--problems", help="write all problems as JSON lines")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    parser.add_argument("--fix", action="store_true", help="write mended copies beside the files: train.fixed.jsonl")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_check(options):
+    from .models.checkup import check, mend_all
+
+    report = check(
+        options.data,
+        options.model,
+        root=options.root,
+        max_length=options.max_seq_length,
+        pictures=options.pictures,
+        workers=options.workers,
+        limit=options.limit,
+        problems_to=options.problems,
+        progress=sys.stderr.isatty(),
+    )
+    if options.html:
+        report.save_html(options.html)
+    _print(report.to_dict() if options.json else report, options.json)
+    if options.fix:
+        for line in mend_all(options.data, root=options.root):
+            print(line, file=sys.stderr)
+    return int(not report.ok or options.strict and report.count("warning") > 0)
 
 
 def _chat(commands):

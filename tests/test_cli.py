@@ -8,7 +8,8 @@ import pytest
 
 from ivlkit.cli import main
 
-COMMANDS = ["machine", "families", "download", "verify", "chat", "train", "runs", "evaluate", "export", "demo", "nano"]
+COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
+COMMANDS += ["train", "runs", "evaluate", "export", "demo", "nano"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -86,7 +86,7 @@ def test_every_folder_is_explained_and_all_are_small():
     text = (FOLDER / "README.md").read_text()
     for folder in (path for path in FOLDER.iterdir() if path.is_dir()):
         assert f"`{folder.name}/`" in text
-        assert list(folder.glob("broken*")), folder
+        assert folder.name == "general_mix" or list(folder.glob("broken*")), folder
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 1_000_000
 
 

@@ -6,7 +6,6 @@ with the reason.
 """
 
 import filecmp
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from ..errors import DataError
 from .formats import as_released, detect_format
 from .gather import PictureTaker
+from .groups import group_keys, part_of_groups
 from .records import parse_row, read_released
 from .tables import TABLE_SUFFIXES, dataset_rows, folder_rows, table_rows
 from .video import read_header
@@ -81,8 +81,9 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
             raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{sorted_out.listed}")
         if isinstance(source, (str, os.PathLike)) and detected.startswith("JSON"):
             detected += _formats_text(sorted_out.formats)
-        splits = assign_splits(sorted_out.keys, shares=shares, seed=seed)
         names = sorted(shares, key=shares.get, reverse=True)
+        parts = part_of_groups(group_keys(sorted_out.keys), [shares[name] for name in names], seed=seed)
+        splits = [names[part] for part in parts]
         written = _write_splits(folder, splits, names, taker.base, f"{name} ({detected})")
         note = {"source": name, "detected": detected, "rows": written, "rejected": sorted_out.rejected, "seed": seed}
         (folder / f"{MARKER}{PART}").write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -138,48 +139,6 @@ def openable(path, root=None):
     if path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path):
         return _converted(path, None, "refuse", images=root).meta, None
     return path, root
-
-
-def assign_splits(keys, *, shares=SHARES, seed=0):
-    """The split of every row; rows that share a key, directly or through others, get the same one.
-
-    Groups come in an order that the seed draws; the small splits are filled first and never beyond their share, so that
-    of 10 single rows 1 is for validation and 1 for testing, and of 4 none.
-
-    Args: keys: a tuple of keys for each row, e.g. the hashes of its pictures; () stands alone.
-    Returns: list of names of `shares`.
-    """
-    groups = {}
-    for row, leader in enumerate(_leaders(keys)):
-        groups.setdefault(leader, []).append(row)
-    names = {leader: min(keys[leader], default=f"row {leader}") for leader in groups}
-    order = sorted(groups, key=lambda leader: hashlib.sha256(f"{seed}:{names[leader]}".encode()).digest())
-    main, *others = sorted(shares, key=shares.get, reverse=True)
-    splits, room = [main] * len(keys), {name: int(shares[name] * len(keys) + 0.5) for name in others}
-    for leader in order:
-        fitting = [name for name in others if len(groups[leader]) <= room[name]]
-        if fitting:
-            chosen = max(fitting, key=room.get)
-            room[chosen] -= len(groups[leader])
-            for row in groups[leader]:
-                splits[row] = chosen
-    return splits
-
-
-def _leaders(keys):
-    """The first row of the group each row belongs to (union-find over shared keys)."""
-    parent, owner = list(range(len(keys))), {}
-
-    def leader(row):
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for row, own in enumerate(keys):
-        for key in own:
-            first, second = sorted((leader(owner.setdefault(key, row)), leader(row)))
-            parent[second] = first
-    return [leader(row) for row in range(len(keys))]
 
 
 # Sources

@@ -152,14 +152,34 @@ def fit_tiles(record, processor, *, sizes, max_length=None):
         return processor.share(wanted, len(sizes)), full, ()
     text = _render(record, processor, [0] * len(sizes)).text
     text_tokens = len(processor.tokenizer(text)["input_ids"])
+    max_tiles, num_tiles, length = shrink_to_fit(
+        text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length
+    )
+    if length > max_length:
+        raise DataError(f"{record.where}: {too_long_text(text_tokens, num_tiles, length, max_length)}")
+    notes = (shrunk_text(full, num_tiles, max_length),) if num_tiles != full else ()
+    return processor.share(max_tiles, len(sizes)), num_tiles, notes
+
+
+def shrink_to_fit(text_tokens, processor, *, sizes, wanted, max_length):
+    """(budget of the row, tiles of each picture, tokens): the largest budget that fits, else the smallest there is."""
     for max_tiles in range(wanted, 0, -1):
         num_tiles = processor.count_tiles(sizes, max_tiles=max_tiles)
         length = text_tokens + processor.num_image_token * sum(num_tiles)
         if length <= max_length:
-            notes = (f"{sum(full)} → {sum(num_tiles)} tiles to fit {max_length} tokens",) if num_tiles != full else ()
-            return processor.share(max_tiles, len(sizes)), num_tiles, notes
-    raise DataError(
-        f"{record.where}: {length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles); "
+            break
+    return max_tiles, num_tiles, length
+
+
+def shrunk_text(full, num_tiles, max_length):
+    """What is said of a row that gets fewer tiles: "13 → 7 tiles to fit 4096 tokens"."""
+    return f"{sum(full)} → {sum(num_tiles)} tiles to fit {max_length} tokens"
+
+
+def too_long_text(text_tokens, num_tiles, length, max_length):
+    """What is said of a row that fits at no number of tiles."""
+    return (
+        f"{length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles); "
         f"expected at most {max_length}; raise max_seq_length or shorten the row"
     )
 

@@ -92,10 +92,10 @@ def parse_line(line, where, root=".", *, format=None):
     return read_released(as_released(parse_row(line, where), where, format=format), where, Path(root))
 
 
-def parse_row(line, where):
+def parse_row(line, where, *, object_pairs_hook=None):
     """One line (bytes) → the JSON object on it."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:

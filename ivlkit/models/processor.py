@@ -1,6 +1,8 @@
 """What a model needs besides weights: tokenizer, template, system prompt, tile settings. A few MB."""
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,13 @@ class Processor:
     use_thumbnail: bool
     dynamic: bool  # False: every picture is one stretched tile
     picture_rules: PictureRules = UPRIGHT_ON_WHITE  # config.json's `picture_rules`: "reference" reads as the reference
+
+    @cached_property
+    def fingerprint(self):
+        """SHA-256 of all that decides how many tokens a row has."""
+        said = [getattr(self, one.name) for one in fields(self) if one.name not in ("folder", "family", "tokenizer")]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None) or self.tokenizer.backend
+        return hashlib.sha256(f"{backend.to_str()}{said!r}".encode()).hexdigest()
 
     def count_tiles(self, sizes, *, max_tiles=None):
         """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""

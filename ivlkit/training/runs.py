@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import psutil
 import yaml
 from tqdm import tqdm
 
-from ..data.mixture import Data, open_data
+from ..data.mixture import TRAIN, Data, open_data
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
 from ..models.load import ORIGIN_FILE, default_dtype, load
@@ -31,6 +32,7 @@ from .schedule import MicroBatches, check_rows, plan_run
 from .tuning import prepare, summary_text
 
 LOG_FILE = "log.jsonl"
+ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
 
@@ -183,16 +185,7 @@ def train(recipe, data, *, folder=None):
 
 def write_run(recipe, data, folder=None):
     """Create the run's folder with run.yaml, or find the one of the same recipe and data."""
-    spec = {
-        "recipe": asdict(recipe),
-        "data": {
-            "path": str(data.path.resolve()),
-            "root": str(data.sources[0].root.resolve()) if data.path.suffix != ".json" else None,
-            "seed": data.seed,
-            "rows": len(data),
-            "fingerprint": data.fingerprint,
-        },
-    }
+    spec = {"recipe": asdict(recipe), "data": _describe(data)}
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}"
     path = folder / "run.yaml"
@@ -204,8 +197,23 @@ def write_run(recipe, data, folder=None):
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("torch", "transformers", "peft", "ivlkit")
     versions = {name: _version(name) for name in packages}
+    if data.selection is not None:
+        np.save(folder / ROWS_FILE, np.asarray(data.selection, np.int64))
     path.write_text(yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
     return Run(folder)
+
+
+def _describe(data):
+    """What a child needs to open the same data again; the rows of a part of it lie beside run.yaml."""
+    spec = {
+        "path": str(data.path.resolve()),
+        "root": str(data.sources[0].root.resolve()) if data.path.suffix != ".json" else None,
+        "seed": data.seed,
+        "rows": len(data),
+        "fingerprint": data.fingerprint,
+    }
+    part = {} if data.part == TRAIN else {"split": data.part}
+    return spec | part | ({} if data.selection is None else {"selection": ROWS_FILE})
 
 
 def attach(folder=None):
@@ -249,7 +257,7 @@ def _execute(run):
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    data = _open_again(run.spec["data"])
+    data = _open_again(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
     vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
@@ -301,9 +309,13 @@ def _write_final(run, model, processor):
     aside.rename(run.folder / "final")
 
 
-def _open_again(spec):
+def _open_again(run):
+    spec = run.spec["data"]
     path = Path(spec["path"])
-    data = open_data(path, root=spec["root"] if path.suffix != ".json" else None, seed=spec["seed"])
+    root = spec["root"] if path.suffix != ".json" else None
+    data = open_data(path, root=root, seed=spec["seed"], split=spec.get("split", TRAIN))
+    if "selection" in spec:
+        data = data.select(np.load(run.folder / spec["selection"], mmap_mode="r", allow_pickle=False))
     if data.fingerprint != spec["fingerprint"]:
         raise TrainingError(f"{path}: changed since this run was described; expected the same rows; start a new run")
     return data

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from ivlkit.cli import main
-from ivlkit.data.convert import assign_splits, convert
+from ivlkit.data.convert import convert
 from ivlkit.data.gather import fetch_url
 from ivlkit.data.mixture import open_data
 from ivlkit.errors import DataError
@@ -27,31 +27,6 @@ def llava(tmp_path, draw_picture, turns):
     rows = [{"id": n, "image": f"{n % 10}.png", "conversations": turns("<image>\nQ", f"A{n}")} for n in range(20)]
     (tmp_path / "llava.json").write_text(json.dumps(rows))
     return tmp_path / "llava.json"
-
-
-def test_ten_single_rows_are_split_8_1_1():
-    splits = assign_splits([(str(number),) for number in range(10)])
-    assert sorted(splits) == ["test"] + ["train"] * 8 + ["validation"]
-    assert set(assign_splits([(), (), (), ()])) == {"train"}
-    assert sorted(assign_splits([()] * 100)) == ["test"] * 10 + ["train"] * 80 + ["validation"] * 10
-
-
-def test_a_split_depends_on_seed_and_keys_only():
-    keys = [(str(number),) for number in range(50)]
-    assert assign_splits(keys) == assign_splits(keys)
-    assert assign_splits(keys) != assign_splits(keys, seed=1)
-    assert assign_splits(keys[::-1]) == assign_splits(keys)[::-1]
-
-
-def test_rows_that_are_joined_through_others_stay_together():
-    keys = [("a",), ("a", "b"), ("b",), ("c", "b"), ("d",)] + [(f"x{n}",) for n in range(45)]
-    for seed in range(20):
-        splits = assign_splits(keys, seed=seed)
-        assert len(set(splits[:4])) == 1
-
-
-def test_a_group_larger_than_a_small_split_is_trained_on():
-    assert set(assign_splits([("a",)] * 10)) == {"train"}
 
 
 def test_one_picture_is_never_on_two_sides(llava, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.mixture import open_data, read_entries, read_meta
 from ivlkit.errors import DataError
 
 
@@ -124,7 +124,7 @@ def test_the_declared_length_is_checked(write_meta):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"repeat": 2}, "has the unknown field 'repeat'; expected only annotation, data_augment, length,"),
+        ({"repeat": 2}, "has the unknown field 'repeat'; expected only about, annotation, data_augment, format,"),
         ({"root": "left out"}, "has no `root`; expected a path"),
         ({"annotation": "left out"}, "has no `annotation`; expected a path"),
         ({"annotation": 3}, "has no `annotation`; expected a path"),
@@ -219,3 +219,130 @@ def test_the_fingerprint_changes_with_the_rows_and_what_is_drawn_from_them(tmp_p
     text = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text(text.replace('"value": "A"', '"value": "B"', 1))
     assert first != open_data(path).fingerprint
+
+
+# beyond the released fields ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write_sets(tmp_path, write_rows, turns):
+    """`write_sets(a=(10, fields), …)` → a meta file of sets with so many rows, ids "a0", "a1", …"""
+
+    def write(**sets):
+        entries = {}
+        for name, (rows, fields) in sets.items():
+            path = write_rows(
+                [{"id": f"{name}{number}", "conversations": turns("Q", "A")} for number in range(rows)], f"{name}.jsonl"
+            )
+            entries[name] = {"root": str(tmp_path), "annotation": str(path)} | fields
+        (tmp_path / "meta.json").write_text(json.dumps(entries))
+        return tmp_path / "meta.json"
+
+    return write
+
+
+def test_entries_of_other_splits_are_left_to_those_who_ask(write_sets):
+    path = write_sets(a=(2, {}), b=(3, {"split": "train"}), c=(1, {"split": "test"}))
+    assert ids(open_data(path)) == ["a0", "a1", "b0", "b1", "b2"]
+    assert ids(open_data(path, split="test")) == ["c0"]
+    assert len(open_data(path, split="all")) == 6
+    with pytest.raises(DataError, match="no entry of split 'validation'; expected one of test, train, all"):
+        open_data(path, split="validation")
+
+
+def test_weights_share_the_epoch_and_leave_the_others_alone(write_sets):
+    data = open_data(write_sets(a=(100, {"weight": 1}), b=(20, {"weight": 2}), c=(7, {})))
+    counts = Counter(record.id[0] for record in data)
+    assert counts == {"a": 40, "b": 80, "c": 7}
+    assert [source.repeat for source in data.sources] == [0.4, 4.0, 1]
+
+
+def test_a_system_prompt_of_a_set_opens_its_rows_but_for_those_with_their_own(tmp_path, write_sets, turns):
+    path = write_sets(a=(1, {"system": "Be brief."}), b=(1, {}))
+    own = {"conversations": [{"from": "system", "value": "Mine."}, *turns("Q", "A")]}
+    with open(tmp_path / "a.jsonl", "a") as file:
+        file.write(json.dumps(own) + "\n")
+    first = [record.turns[0] for record in open_data(path)]
+    assert [(turn.role, turn.text) for turn in first] == [("system", "Be brief."), ("system", "Mine."), ("user", "Q")]
+
+
+def test_max_tiles_is_max_dynamic_patch(write_meta):
+    assert open_data(write_meta(max_tiles=4))[0].max_tiles == 4
+    with pytest.raises(DataError, match="both `max_tiles` and `max_dynamic_patch`"):
+        open_data(write_meta(max_tiles=4, max_dynamic_patch=4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"format": "csv?"}, "`format` is 'csv\\?'; expected one of released"),
+        ({"split": "all"}, "`split` is 'all'; expected a name such as train"),
+        ({"split": 3}, "`split` is 3; expected str"),
+        ({"weight": 0}, "`weight` is 0; expected more than 0"),
+        ({"weight": 1, "repeat_time": 1}, "both `weight` and `repeat_time`"),
+        ({"system": 1}, "`system` is 1; expected str"),
+        ({"max_tiles": 0}, "`max_tiles` is 0; expected more than 0"),
+    ],
+)
+def test_a_wrong_field_of_ours_is_refused_too(write_meta, fields, message):
+    with pytest.raises(DataError, match=message):
+        open_data(write_meta(**fields))
+
+
+def test_all_missing_files_are_named_with_where_they_come_from(tmp_path, write_sets):
+    path = write_sets(a=(1, {"about": "the attic"}), b=(1, {}), c=(1, {}))
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "c.jsonl").unlink()
+    with pytest.raises(DataError) as caught:
+        open_data(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 of 3 data sets are missing:"
+    assert "a.jsonl: can't be read" in lines[1] and lines[1].endswith("get it: the attic")
+    assert "c.jsonl: can't be read" in lines[2]
+
+
+def test_places_are_where_rows_are_read_from(write_sets):
+    data = open_data(write_sets(a=(10, {"repeat_time": 2.5}), b=(4, {"repeat_time": 0.5})))
+    for chosen in (data, data.select([26, 3, 24, 3, 0])):
+        sources, rows = chosen.places()
+        assert [f"{'ab'[source]}{row}" for source, row in zip(sources, rows, strict=True)] == ids(chosen)
+    assert data.rows_in_use()[0] is None
+    used = data.select([3, 13, 23]).rows_in_use()
+    assert (3 in used[0]) and len(used[1]) == 0
+
+
+@pytest.mark.parametrize("numbers", [[], [10], [-1]])
+def test_a_selection_of_rows_that_are_not_there_is_refused(write_meta, numbers):
+    with pytest.raises(DataError, match="a selection of no rows|selected of 10; expected 0 to 9"):
+        open_data(write_meta()).select(numbers)
+
+
+def test_the_fingerprint_minds_the_root_but_not_where_the_folder_lies(tmp_path, write_rows, turns):
+    def written(folder, root):
+        path = write_rows([{"conversations": turns("Q", "A")}], f"{folder}/a.jsonl")
+        (tmp_path / folder / root).mkdir(exist_ok=True)
+        return open_data(path, root=tmp_path / folder / root).fingerprint
+
+    assert written("one", "pics") == written("two", "pics")
+    assert written("one", "pics") != written("one", "others")
+
+
+def test_a_row_of_a_large_file_costs_eight_bytes(tmp_path, turns):
+    line = json.dumps({"conversations": turns("Q", "A")}) + "\n"
+    path = tmp_path / "large.jsonl"
+    path.write_text(line * 100_000)
+    data = open_data(path)
+    (index,) = data.indexes
+    assert index.offsets.nbytes == 8 * 100_001
+    assert data.selection is None and all(len(drawn) == 0 for _, drawn in data._drawn)
+
+
+def test_the_ready_mix_names_nine_sets_with_their_counts():
+    path = Path(__file__).parents[2] / "data_templates" / "general_mix" / "meta.json"
+    entries = read_entries(path)
+    sources = read_meta(path)
+    assert sum(source.length for source in sources) == 1_267_819
+    assert len(sources) == 9 and all(source.about for source in sources)
+    with pytest.raises(DataError, match="9 of 9 data sets are missing"):
+        open_data(path)
+    assert all(entry["annotation"].startswith("playground/opensource/") for entry in entries.values())

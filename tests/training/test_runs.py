@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -112,6 +113,32 @@ def test_a_child_is_stopped_and_goes_on_to_the_bits_of_an_undisturbed_run(rows, 
 
 
 # the same, in this process -------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_data_set_is_trained_and_opened_again(rows, chosen, here, no_child, tmp_path):
+    data = open_data(rows)
+    train_part, test_part = data.split(train=0.6, test=0.4)
+    run = here(write_run(replace(chosen, epochs=1), train_part, tmp_path / "part"))
+    assert run.state == "finished"
+    assert run.spec["data"]["selection"] == "rows.npy"
+    assert run.history[-1]["step"] == 1  # three rows in steps of four
+    again = runs_module._open_again(run)
+    assert [record.where for record in again] == [record.where for record in train_part]
+    assert len(again) + len(test_part) == 5
+    assert write_run(chosen, data).folder != write_run(chosen, train_part).folder != write_run(chosen, test_part).folder
+    np.save(run.folder / "rows.npy", np.array([0, 1, 2, 3]))
+    with pytest.raises(TrainingError, match="changed since this run was described"):
+        runs_module._open_again(run)
+
+
+def test_a_split_of_a_meta_file_is_opened_again(rows, chosen, tmp_path):
+    entry = {"root": str(tmp_path), "annotation": str(rows)}
+    (tmp_path / "meta.json").write_text(json.dumps({"a": entry, "b": entry | {"split": "extra", "repeat_time": 0.5}}))
+    extra = open_data(tmp_path / "meta.json", split="extra")
+    run = write_run(chosen, extra, tmp_path / "run")
+    assert run.spec["data"]["split"] == "extra"
+    assert runs_module._open_again(run).fingerprint == extra.fingerprint
+    assert "split" not in write_run(chosen, open_data(tmp_path / "meta.json"), tmp_path / "other").spec["data"]
 
 
 def test_a_finished_run_is_found_again_and_not_trained_twice(rows, chosen, here, no_child):

@@ -1,13 +1,16 @@
 """The plan of a run: every row as often as asked, on every rank the same number of batches, nothing repeated."""
 
+import tracemalloc
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from ivlkit.data.mixture import open_data
 from ivlkit.data.records import Record, Turn
 from ivlkit.errors import DataError
+from ivlkit.training import schedule
 from ivlkit.training.recipes import recipe
 from ivlkit.training.schedule import MicroBatch, MicroBatches, check_rows, plan_run
 
@@ -69,6 +72,41 @@ def test_part_of_an_epoch():
     (batches,), _ = plan(10, epochs=1.5)
     counts = Counter(row for _, row in rows_of(batches))
     assert sorted(counts.values()) == [1] * 5 + [2] * 5
+
+
+def test_a_plan_is_that_of_materialised_lists():
+    """The straightforward way, written out: permutations joined, steps sliced, micro-batches strided."""
+    for num_rows, epochs, gpus in ((1, 1, 1), (7, 2.5, 2), (100, 3, 2), (37, 0.7, 1), (16, 1, 2)):
+        order = [
+            (epoch, int(row))
+            for epoch in range(int(np.ceil(epochs)))
+            for row in np.random.default_rng([0, epoch]).permutation(num_rows)
+        ][: round(num_rows * epochs)]
+        ranks, steps = plan(num_rows, epochs=epochs, gpus=gpus, seed=0)
+        for rank, found in enumerate(ranks):
+            expected = []
+            for start in range(0, len(order), 8):
+                step = order[start : start + 8]
+                count = min(8 // (2 * gpus), -(-len(step) // (gpus * 2)))
+                for number in range(count):
+                    rows = step[number * gpus + rank :: count * gpus]
+                    expected.append(MicroBatch(tuple(rows or step[:1]), masked=not rows))
+            assert found == expected
+            assert list(found[1:3]) == expected[1:3] and found[-1] == expected[-1]
+        assert steps == -(-len(order) // 8)
+
+
+def test_a_plan_of_ten_million_rows_is_small():
+    chosen = recipe("nano-lora", total_batch=8, per_device_batch=2, epochs=3)
+    tracemalloc.start()
+    batches, steps = plan_run(10_000_000, chosen)
+    first, last = batches[0], batches[-1]
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert steps == 3_750_000 and len(batches) == 15_000_000
+    assert {epoch for epoch, _ in first.rows} == {0} and {epoch for epoch, _ in last.rows} == {2}
+    assert held < 90e6 and peak < 250e6
+    schedule._epoch_order.cache_clear()
 
 
 def test_less_than_one_row_is_refused():

@@ -1,0 +1,170 @@
+"""A data report as HTML: what was found, the figures, and sample pictures beside their findings."""
+
+from html import escape
+
+from matplotlib.ticker import MaxNLocator
+
+from .dataset import pictures_html
+from .figure import ShownFigure
+from .html import cards_html, figure_html, fragment, page_html, table_html, text_html
+
+LEVEL_COLOURS = {"error": "#d55e00", "warning": "#b07b00", "info": "#0072b2"}
+LISTED_IN_NOTEBOOK = 20
+
+
+def report_html(report):
+    """The report in a notebook: a line of numbers and the first problems."""
+    listed = _problem_table(report.problems[:LISTED_IN_NOTEBOOK])
+    return fragment(f"{_head(report)}{_count_table(report)}{listed}{_more(report, LISTED_IN_NOTEBOOK)}")
+
+
+def report_page(report):
+    """The same as one self-contained page, with figures, sources and sample pictures."""
+    samples = cards_html([_card(problem, record) for problem, record in report.samples])
+    parts = [
+        _head(report),
+        _count_table(report),
+        f"<h2>Problems</h2>{_problem_table(report.problems)}{_more(report, len(report.problems))}",
+        f"<h2>Pictures with a finding</h2>{samples}" if report.samples else "",
+        f"<h2>Figures</h2>{figure_html(report_figure(report), alt=_figure_alt(report))}",
+        _source_table(report),
+        _answer_table(report),
+    ]
+    return page_html(f"Data report: {report.path}", "".join(parts))
+
+
+def report_figure(report):
+    """Histograms of tokens, tiles and aspect ratios, and the most frequent answers."""
+    stats = report.stats
+    drawn = [
+        (draw, title, stats[key])
+        for key, draw, title in (
+            ("tokens", _draw_tokens, "tokens of a row"),
+            ("tiles", _draw_tiles, "tiles of a row"),
+            ("aspect_ratios", _draw_aspects, "width : height of a picture"),
+            ("answers", _draw_answers, "most frequent answers"),
+        )
+        if key in stats
+    ]
+    figure = ShownFigure(figsize=(10, 3 * ((len(drawn) + 1) // 2)), layout="constrained")
+    for place, (draw, title, values) in enumerate(drawn, start=1):
+        axes = figure.add_subplot((len(drawn) + 1) // 2, 2, place)
+        axes.set_title(title, fontsize=10)
+        draw(axes, values)
+    return figure
+
+
+def _draw_tokens(axes, tokens):
+    edges, counts = tokens["histogram"]["edges"], tokens["histogram"]["counts"]
+    axes.bar(edges[:-1], counts, width=edges[1] - edges[0], align="edge")
+    _label(axes, "tokens", "rows")
+
+
+def _draw_tiles(axes, tiles):
+    axes.bar(range(len(tiles["histogram"])), tiles["histogram"])
+    _label(axes, "tiles, thumbnail included", "rows")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_aspects(axes, aspects):
+    names = [f"< {edge:g}" for edge in aspects["edges"][1:-1]] + [f"≥ {aspects['edges'][-2]:g}"]
+    axes.bar(range(len(names)), aspects["counts"])
+    axes.set_xticks(range(len(names)), names, rotation=60, fontsize=7)
+    _label(axes, "", "pictures")
+
+
+def _draw_answers(axes, answers):
+    top = answers["top"][:10][::-1]
+    axes.barh(range(len(top)), [count for _, count in top])
+    axes.set_yticks(range(len(top)), [_plain(text) for text, _ in top], fontsize=7)
+    _label(axes, "rows", "")
+
+
+def _plain(text, limit=24):
+    """Text for matplotlib: one printable line in which no $ starts a formula."""
+    line = "".join(character if character.isprintable() else " " for character in str(text))
+    return (line if len(line) <= limit else line[: limit - 1] + "…").replace("$", r"\$")
+
+
+def _label(axes, horizontal, vertical):
+    axes.set_xlabel(horizontal, fontsize=8)
+    axes.set_ylabel(vertical, fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def _figure_alt(report):
+    stats = report.stats
+    lengths = f"; tokens of a row: median {stats['tokens']['median']}" if "tokens" in stats else ""
+    return f"{stats['good']:,} usable rows, {stats['distinct_pictures']:,} pictures{lengths}"
+
+
+def _head(report):
+    stats = report.stats
+    said = "a run can start" if report.ok else "a run would not start"
+    lengths = (
+        f" · {stats['tokens']['total']:,} tokens, {stats['tokens']['supervised']:,} supervised, "
+        f"{stats['tiles']['total']:,} tiles"
+        if "tokens" in stats
+        else ""
+    )
+    return (
+        f'<div class="big">{said}</div><div>{text_html(report.path)}: {stats["rows"]:,} rows, '
+        f"{stats['good']:,} usable, {stats['distinct_pictures']:,} pictures{lengths}</div>"
+    )
+
+
+def _count_table(report):
+    from ..data.findings import KINDS, LEVELS
+
+    order = sorted(report.counts, key=lambda code: (LEVELS.index(KINDS[code].level), -report.counts[code]))
+    rows = [(KINDS[code].level, code, f"{report.counts[code]:,}", KINDS[code].expected) for code in order]
+    return table_html(rows, header=("level", "kind", "found", "expected")) if rows else "<div>Nothing found.</div>"
+
+
+def _problem_table(problems):
+    rows = "".join(_problem_row(problem) for problem in problems)
+    head = "<tr><th>where</th><th>level</th><th>found</th><th>expected</th><th>what to do</th></tr>"
+    return f"<table>{head}{rows}</table>" if problems else ""
+
+
+def _problem_row(problem):
+    colour = LEVEL_COLOURS[problem.level]
+    said = (problem.found, problem.expected, problem.todo)
+    cells = "".join(f"<td>{text_html(cell, 400)}</td>" for cell in said)
+    return (
+        f'<tr id="{anchor(problem)}"><td>{text_html(problem.where, 300)}</td>'
+        f'<td style="color:{colour}">{problem.level}</td>{cells}</tr>'
+    )
+
+
+def anchor(problem):
+    """The name by which a page links to this problem's line."""
+    return escape(f"{problem.code}-{problem.source}-{problem.row}".replace(" ", "_"), quote=True)
+
+
+def _more(report, listed):
+    left = sum(report.counts.values()) - min(listed, len(report.problems))
+    return f'<div class="dim">… and {left:,} more</div>' if left > 0 else ""
+
+
+def _card(problem, record):
+    inner = (
+        f"{pictures_html(record.images[:2], record.where)}"
+        f"<div>{text_html(record.question, 200)}</div><div><b>{text_html(record.answer, 200)}</b></div>"
+        f'<div><a href="#{anchor(problem)}">{text_html(problem.where, 300)}</a> {text_html(problem.found, 200)}</div>'
+    )
+    return inner, "bad" if problem.level == "error" else ""
+
+
+def _source_table(report):
+    rows = [
+        (name, found["split"], f"{found['rows']:,}", f"{found['good']:,}", found["file"])
+        for name, found in report.stats["sources"].items()
+    ]
+    return table_html(rows, header=("data set", "split", "rows", "usable", "file"), title="Sources") if rows else ""
+
+
+def _answer_table(report):
+    answers = report.stats["answers"]
+    title = f"Answers: {answers['distinct']:,} different ones"
+    return table_html([(count, text) for text, count in answers["top"]], header=("rows", "answer"), title=title)
