@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import ivlkit as ivl
+from ivlkit.cli import main
 from ivlkit.data.convert import convert
 from ivlkit.data.encode import IGNORE_INDEX, encode
 from ivlkit.data.mixture import open_data
@@ -97,3 +98,14 @@ def test_boxes_lie_within_0_and_1000():
         for box in boxes:
             left, top, right, bottom = map(int, box)
             assert 0 <= left < right <= 1000 and 0 <= top < bottom <= 1000
+
+
+REPORTS = re.findall(r"```\n\$ ivlkit (.+)\n((?:.*\n)+?)```", (FOLDER / "BROKEN.md").read_text())
+
+
+@pytest.mark.parametrize(("command", "expected"), REPORTS)
+def test_the_reports_on_the_broken_twins_are_what_the_command_says(command, expected, monkeypatch, capsys):
+    monkeypatch.chdir(FOLDER.parent)
+    assert main(command.split()) in (1, 2)
+    said = capsys.readouterr()
+    assert (said.out + said.err).strip() == expected.strip()

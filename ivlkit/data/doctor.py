@@ -85,6 +85,14 @@ class DataReport:
         Path(path).write_text(report_page(self), encoding="utf-8")
         return Path(path)
 
+    def contact_sheet(self, data, *, rows=24):
+        """The first rows of the checked `Data` as pictures beside what was found about each, for a notebook."""
+        from IPython.display import HTML
+
+        from ..show.doctor import contact_sheet_html
+
+        return HTML(contact_sheet_html(self, data, rows=rows))
+
     def _repr_html_(self):
         from ..show.doctor import report_html
 

@@ -33,6 +33,27 @@ def report_page(report):
     return page_html(f"Data report: {report.path}", "".join(parts))
 
 
+def contact_sheet_html(report, data, *, rows=24):
+    """The first rows of a data set as small pictures, each with its line and what the report says about it."""
+    said = {}
+    for problem in report.problems:
+        said.setdefault(problem.where, []).append(problem)
+    return fragment(cards_html([_sheet_card(data[number], said) for number in range(min(rows, len(data)))]))
+
+
+def _sheet_card(record, said):
+    problems = said.get(record.where, [])
+    remarks = "".join(
+        f'<div style="color:{LEVEL_COLOURS[problem.level]}">{problem.level}: {text_html(problem.found, 120)}</div>'
+        for problem in problems
+    )
+    inner = (
+        f"{pictures_html(record.images[:2], record.where, max_px=140)}<div><b>{text_html(record.answer, 60)}</b></div>"
+        f'<div class="dim">{text_html(record.where, 120)}</div>{remarks}'
+    )
+    return inner, "bad" if problems else "good"
+
+
 def report_figure(report):
     """Histograms of tokens, tiles and aspect ratios, and the most frequent answers."""
     stats = report.stats

@@ -27,6 +27,15 @@ def expect_download(results):
     assert results["one_byte_found"]
 
 
+def expect_your_data(results):
+    assert results["lines"] == results["rows"] + results["listed"] and results["listed"] == 2
+    assert results["errors"] == 1
+    assert results["same_picture_found"]
+    assert results["train"] > 20
+    assert results["pictures_on_two_sides"] == 0
+    assert results["ready"]
+
+
 def expect_finetune_lora(results):
     assert results["state"] == "finished"
     assert results["after_single_digits"] >= 0.9
@@ -37,6 +46,7 @@ def expect_finetune_lora(results):
 EXPECTED = {
     "00_first_look.ipynb": expect_first_look,
     "01_download.ipynb": expect_download,
+    "05_your_data.ipynb": expect_your_data,
     "07_finetune_lora.ipynb": expect_finetune_lora,
 }
 
