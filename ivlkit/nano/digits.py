@@ -39,14 +39,19 @@ QUESTIONS = {
     "count": ("How many digits are there?", "Count the digits."),
     "first": ("What is the first digit?", "Which digit comes first?"),
     "last": ("What is the last digit?", "Which digit comes last?"),
+    "find": ("Where is the <ref>{place} digit</ref>?", "Give the box of the <ref>{place} digit</ref>."),
+    "json": ("Answer as JSON: the number, how many digits, their sum.", "Describe the number as JSON."),
 }
 ANSWERS = {
-    "read": lambda number: number,
-    "count": lambda number: str(len(number)),
-    "first": lambda number: number[0],
-    "last": lambda number: number[-1],
+    "read": "{number}",
+    "count": "{count}",
+    "first": "{first}",
+    "last": "{last}",
+    "find": "<ref>{place} digit</ref><box>[[{box}]]</box>",
+    "json": '{{"number": "{number}", "digits": {count}, "sum": {sum}}}',
 }
-TASK_SHARES = {"read": 7, "count": 1, "first": 1, "last": 1}  # rows of each, out of ten
+PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
+TASK_SHARES = {"read": 7, "count": 1, "first": 1, "last": 1}  # rows of each, out of ten; the others come when named
 
 
 def digit_images(split):
@@ -73,15 +78,18 @@ def write_digit_strips(folder, split="train", *, rows=400, digits=(1, 6), seed=0
 
     folder: made if missing; pictures go to `folder/images/<split>-00000.png`.
     digits: fewest and most digits a strip; (1, 1) gives single digits.
-    tasks: any of "read" ("407"), "count" ("3"), "first" ("4"), "last" ("7"); of all four, seven in ten read.
+    tasks: any of "read" ("407"), "count" ("3"), "first" ("4"), "last" ("7"), of which seven in ten read; "find"
+    (the box of a digit's ink, in thousandths of the strip) and "json" ({"number": "407", "digits": 3, "sum": 11}).
     Returns the path of the JSONL. A row has `task` and `digit_ids` (see `digit_ids`) beside the usual fields.
     """
     folder = Path(folder)
     if not 1 <= digits[0] <= digits[1]:
         raise DataError(f"write_digit_strips: digits={digits}, expected (fewest, most) >= 1; try (1, 6)")
+    if "find" in tasks and digits[1] > len(PLACES):
+        raise DataError(f'write_digit_strips: digits={digits} beside "find"; expected at most {len(PLACES)} digits')
     if not tasks:
         raise DataError(f"write_digit_strips: no tasks, expected some of {', '.join(QUESTIONS)}; name one")
-    shares = [TASK_SHARES[_require(task, QUESTIONS, "task")] for task in tasks]
+    shares = [TASK_SHARES.get(_require(task, QUESTIONS, "task"), 1) for task in tasks]
     deck = _deal(digit_ids(split), random.Random(f"digits/{seed}/{split}"))
     (folder / "images").mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}.jsonl"
@@ -99,29 +107,32 @@ def draw_strip(ids, rng):
 
     ids: numbers of its digits in the atlas, from left to right.
     rng: a `random.Random`, for paper, ink, size, tilt and place.
+    Returns (strip, the box (left, top, right, bottom) of each digit's ink in px).
     """
     inks = [_write_digit(_atlas()[number], rng) for number in ids]
     mask = Image.new("L", (STRIP_HEIGHT_PX * len(inks), STRIP_HEIGHT_PX))
     free_px = mask.width - sum(ink.width for ink in inks)
     weights = [rng.uniform(*GAP_WEIGHTS) for _ in range(len(inks) + 1)]  # one more gap than there are digits
-    left_px = 0.0
+    left_px, boxes = 0.0, []
     for ink, weight in zip(inks, weights, strict=False):
         left_px += free_px * weight / sum(weights)
         top_px = (STRIP_HEIGHT_PX - ink.height) // 2 + rng.randint(-6, 6)
         mask.paste(ink, (round(left_px), top_px))  # ink is under 112 px wide, so nothing overlaps
+        boxes.append((round(left_px), top_px, round(left_px) + ink.width, top_px + ink.height))
         left_px += ink.width
     paper, ink_colour = _paper_and_ink(rng)
     strip = Image.new("RGB", mask.size, paper)
     strip.paste(ink_colour, mask=mask)
-    return strip
+    return strip, boxes
 
 
 def _write_row(folder, name, row, task, ids, rng):
     """Draw and save one strip; return its JSONL row."""
-    number = "".join(str(i // DIGITS_PER_CLASS) for i in ids)
-    strip = draw_strip(ids, rng)
+    strip, boxes = draw_strip(ids, rng)
     strip.save(folder / "images" / f"{name}.png")
-    turns = [("human", f"<image>\n{rng.choice(QUESTIONS[task])}"), ("gpt", ANSWERS[task](number))]
+    question = rng.choice(QUESTIONS[task])
+    facts = _facts([int(i) // DIGITS_PER_CLASS for i in ids], boxes, strip, rng)
+    turns = [("human", f"<image>\n{question.format(**facts)}"), ("gpt", ANSWERS[task].format(**facts))]
     return {
         "id": row,
         "image": f"images/{name}.png",
@@ -132,6 +143,17 @@ def _write_row(folder, name, row, task, ids, rng):
         "num_digits": len(ids),
         "digit_ids": [int(i) for i in ids],
     }
+
+
+def _facts(labels, boxes, strip, rng):
+    """What questions and answers are filled in with; `place` and `box` are those of a drawn digit."""
+    number, chosen = "".join(map(str, labels)), rng.randrange(len(labels))
+    box = ", ".join(
+        str(round(1000 * max(0, min(edge, side)) / side))
+        for edge, side in zip(boxes[chosen], strip.size * 2, strict=True)
+    )
+    facts = {"number": number, "count": len(labels), "first": number[0], "last": number[-1], "sum": sum(labels)}
+    return facts | {"place": PLACES[min(chosen, len(PLACES) - 1)], "box": box}
 
 
 def _write_digit(glyph, rng):

@@ -89,7 +89,7 @@ def train_tokenizer(folder):
 def training_text():
     """Lines of text: what the curriculum asks and replies, questions about handwriting, and plain English."""
     rng = random.Random("tokenizer")
-    asked = [question for questions in digits.QUESTIONS.values() for question in questions]
+    asked = [question for task in digits.TASK_SHARES for question in digits.QUESTIONS[task]]
     lines = [*SENTENCES, *asked, *ROLES * 20]
     for task in curriculum.TASKS:
         for _ in range(40):

@@ -1,12 +1,13 @@
 """The handwritten digits: their splits, and the strips drawn from them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.nano.digits import ANSWERS, digit_ids, digit_images, write_digit_strips
+from ivlkit.nano.digits import digit_ids, digit_images, write_digit_strips
 
 
 def read_rows(path):
@@ -59,8 +60,50 @@ def test_answers_follow_from_the_digits_shown(tmp_path):
         number = "".join(str(i // 500) for i in row["digit_ids"])
         human, gpt = row["conversations"]
         assert human["value"].startswith("<image>\n")
-        assert gpt == {"from": "gpt", "value": ANSWERS[row["task"]](number)}
-    assert [ANSWERS[task]("407") for task in ("read", "count", "first", "last")] == ["407", "3", "4", "7"]
+        expected = {"read": number, "count": str(len(number)), "first": number[0], "last": number[-1]}
+        assert gpt == {"from": "gpt", "value": expected[row["task"]]}
+
+
+def test_a_box_holds_the_ink_of_the_digit_that_is_asked_for(tmp_path):
+    for row in read_rows(write_digit_strips(tmp_path, "validation", rows=30, tasks=("find",))):
+        human, gpt = row["conversations"]
+        place = re.search(r"<ref>(\w+) digit</ref>", human["value"])[1]
+        assert gpt["value"].startswith(f"<ref>{place} digit</ref><box>[[")
+        with Image.open(tmp_path / row["image"]) as strip:
+            dark = np.asarray(strip.convert("L")) < 128  # [112, W]
+        left, top, right, bottom = (
+            round(edge * side / 1000) for edge, side in zip(boxed(gpt), strip.size * 2, strict=True)
+        )
+        assert dark[top:bottom, left:right].sum() > 60
+        inside = np.flatnonzero(dark[:, left:right].any(0))
+        assert inside.max() - inside.min() > 0.5 * (right - left)
+
+
+def boxed(turn):
+    return [int(edge) for edge in re.search(r"\[\[(.+)\]\]", turn["value"])[1].split(", ")]
+
+
+def test_the_places_of_boxes_follow_each_other_from_left_to_right(tmp_path):
+    lefts = {}
+    for row in read_rows(write_digit_strips(tmp_path, "validation", rows=60, digits=(3, 3), tasks=("find",))):
+        place = row["conversations"][0]["value"].split("<ref>")[1].split()[0]
+        lefts.setdefault(place, []).append(boxed(row["conversations"][1])[0])
+    assert np.mean(lefts["first"]) < 250 < np.mean(lefts["second"]) < 500 < np.mean(lefts["third"])
+
+
+def test_the_new_answer_style_is_json(tmp_path):
+    for row in read_rows(write_digit_strips(tmp_path, "validation", rows=20, tasks=("json",))):
+        labels = [i // 500 for i in row["digit_ids"]]
+        said = json.loads(row["conversations"][1]["value"])
+        assert said == {"number": "".join(map(str, labels)), "digits": len(labels), "sum": sum(labels)}
+
+
+def test_the_pictures_are_the_same_whatever_is_asked(tmp_path):
+    for task in ("read", "find", "json"):
+        write_digit_strips(tmp_path / task, "validation", rows=4, tasks=(task,))
+    assert (
+        len({tuple(sorted(read_bytes(tmp_path / task / "images").items())) for task in ("read", "find", "json")}) == 1
+    )
 
 
 def test_strips_of_a_split_show_only_its_digits(tmp_path):
@@ -93,7 +136,7 @@ def test_fewer_rows_are_the_beginning_of_more_rows(tmp_path):
     ("arguments", "message"),
     [
         ({"split": "dev"}, "split 'dev', expected one of train, validation, test"),
-        ({"tasks": ("sum",)}, "task 'sum', expected one of read, count, first, last"),
+        ({"tasks": ("sum",)}, "task 'sum', expected one of read, count, first, last, find, json"),
         ({"tasks": ()}, "no tasks, expected some of read, count"),
         ({"digits": (0, 3)}, r"digits=\(0, 3\), expected"),
     ],
