@@ -1,5 +1,6 @@
 """Replies beside the truth: a report as HTML, alone or before and after; two reports compared."""
 
+from ..evaluation.report import RIGHT
 from .dataset import pictures_html
 from .html import cards_html, fragment, page_html, table_html, text_html
 
@@ -54,9 +55,9 @@ def _scores(reports):
     for name, report in reports:
         low, high = report.interval
         rows.append((name, f"{report.score:.1%}", f"{low:.1%} – {high:.1%}", len(report.rows)))
-        rows += [(f"{name} {kind} pictures", f"{score:.1%}", "", "") for kind, score in report.controls.items()]
+        rows += [(f"{name} {kind} pictures".strip(), f"{score:.1%}", "", "") for kind, score in report.controls.items()]
         rows += [
-            (f"{name} {key}", f"{value:.4f}" if isinstance(value, float) else value, "", "")
+            (f"{name} {key}".strip(), f"{value:.4f}" if isinstance(value, float) else value, "", "")
             for key, value in report.numbers.items()
         ]
     return table_html(rows, header=("", reports[-1][1].metric, "95 %", "rows"))
@@ -124,7 +125,8 @@ def _comparison_body(comparison, limits):
     scores = _scores([("before", before), ("after", after)])
     said = (
         f"<p><b>{100 * comparison.difference:+.1f} points</b> (95 %: {100 * low:+.1f} to {100 * high:+.1f}) on "
-        f"{len(after.rows)} rows: {', '.join(f'{count} {name}' for name, count in comparison.counts.items())}.</p>"
+        f"{len(after.rows)} rows: {', '.join(f'{count} {name}' for name, count in comparison.counts.items())}. "
+        f"A row counts as right from a score of {RIGHT} on.</p>"
     )
     slices = [_slices(field, [("before", before), ("after", after)]) for field in after.slice_fields]
     settings = [(name, *values) for name, values in comparison.measured_differently.items()]
