@@ -14,7 +14,7 @@ from ..training.recipes import Recipe
 from ..training.recipes import recipe as named_recipe
 from ..training.runs import RUNS_FOLDER, Run, train
 from .evaluate import evaluate
-from .report import Report, write_text
+from .report import Report
 
 ROWS = (25, 50, 100, 200, 400)
 
@@ -96,7 +96,7 @@ def learning_curve(recipe, data, test, *, rows=ROWS, metric="exact_match", folde
 
     points = [CurvePoint(0, score(load(recipe.model), 0))]
     for size in sizes:
-        run = train(recipe, _first_rows(data, order[:size], folder), folder=folder / f"run-{size}").wait()
+        run = train(recipe, data.select(order[:size]), folder=folder / f"run-{size}").wait()
         points.append(CurvePoint(size, score(run.load(), size), run))
     return LearningCurve(tuple(points))
 
@@ -113,26 +113,3 @@ def _check_sizes(rows, data):
 
 def _digest(recipe, data, seed):
     return hashlib.sha256(json.dumps([asdict(recipe), data.fingerprint, seed]).encode()).hexdigest()[:8]
-
-
-def _first_rows(data, numbers, folder):
-    """These rows as a data set of its own: a meta file with an entry for each tile budget and augmentation."""
-    entries = {}
-    for record in (data[int(number)] for number in numbers):
-        entries.setdefault((record.max_tiles, record.augment_jpeg), []).append(_as_row(record))
-    meta = {}
-    for number, ((max_tiles, augment_jpeg), lines) in enumerate(entries.items()):
-        name = f"rows-{len(numbers)}-{number}"
-        path = write_text(folder / f"{name}.jsonl", "".join(lines))
-        budget = {} if max_tiles is None else {"max_dynamic_patch": max_tiles}
-        meta[name] = {"root": "/", "annotation": str(path.resolve()), "data_augment": augment_jpeg} | budget
-    return open_data(write_text(folder / f"rows-{len(numbers)}.json", json.dumps(meta, indent=1)))
-
-
-def _as_row(record):
-    """A record as a line of the released format, its pictures by absolute paths."""
-    roles = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": roles[turn.role], "value": turn.text} for turn in record.turns]
-    images = {"image": [str(Path(image).resolve()) for image in record.images]} if record.images else {}
-    row = {**record.extra, "id": record.id, **images, "conversations": turns}
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.mixture import open_data
 from ..errors import CheckpointError, DataError
 from ..models.chat import iterate_replies
@@ -17,7 +18,7 @@ from ..models.load import ORIGIN_FILE
 from ..training.runs import package_version
 from .journal import open_journal
 from .metrics import CORPUS_METRICS, METRICS
-from .pictures import arrange, kept_own, picture_key
+from .pictures import arrange, kept_own, media_key
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
@@ -169,18 +170,23 @@ def _kept(records, asked, pictures):
     return {"not shuffled": f"{kept} rows: no other row has as many pictures, or all show the same"} if kept else {}
 
 
+def _without_places(question):
+    return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
+
+
 def _score(records, asked, replies, score_rows, name, details):
     scores, numbers = score_rows(replies, [_truth(record) for record in records])
     rows = tuple(
         Row(
             where=record.where,
-            question=record.question.replace("<image>\n", ""),
+            question=_without_places(record.question),
             truth=record.answer,
             reply=reply,
             score=score,
             images=shown.images,
             extra={key: value for key, value in record.extra.items() if key != "answers"},
             answers=tuple(record.extra.get("answers") or ()),
+            video=shown.video,
         )
         for record, shown, reply, score in zip(records, asked, replies, scores, strict=True)
     )
@@ -245,7 +251,7 @@ def _questions_digest(records, budgets):
     digest = hashlib.sha256()
     for record, budget in zip(records, budgets, strict=True):
         turns = [(turn.role, turn.text) for turn in record.turns[:-1]]
-        digest.update(repr((record.where, turns, list(map(picture_key, record.images)), budget)).encode())
+        digest.update(repr((record.where, turns, media_key(record), budget)).encode())
     return digest.hexdigest()[:16]
 
 

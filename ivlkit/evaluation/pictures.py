@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.media import open_image
-from ..data.records import IMAGE_PLACEHOLDER
 from ..errors import DataError
 
 
@@ -18,24 +18,28 @@ def right(records, seed):
 
 
 def shuffled(records, seed):
-    """Every row with the pictures of another row that has as many, and never with its own where another exists.
+    """Every row with the pictures of another row that has as many, or a video with another video.
 
-    All pictures are used as often as before, unless one belongs to more than half of such rows.
+    None keeps its own where another exists. All are used as often as before, unless one belongs to more than half of
+    such rows.
     """
-    rng, given = np.random.default_rng(seed), list(records)
-    for count in sorted({len(record.images) for record in records} - {0}):
-        rows = [number for number, record in enumerate(records) if len(record.images) == count]
-        sets = [records[number].images for number in rows]
-        for number, source in zip(rows, derange([_key(images) for images in sets], rng), strict=True):
-            given[number] = replace(records[number], images=sets[source])
+    rng, given, kinds = np.random.default_rng(seed), list(records), {}
+    for number, record in enumerate(records):
+        if record.images or record.video:
+            kinds.setdefault((bool(record.video), len(record.images)), []).append(number)
+    for _, rows in sorted(kinds.items()):
+        sources = derange([media_key(records[number]) for number in rows], rng)
+        for number, source in zip(rows, sources, strict=True):
+            other = records[rows[source]]
+            given[number] = replace(records[number], images=other.images, video=other.video)
     return given
 
 
 def none(records, seed):
-    """Every row without its pictures and their places in the text."""
+    """Every row without its pictures or video, and without their places in the text."""
     return [
-        replace(record, images=(), turns=tuple(_without_placeholders(turn) for turn in record.turns))
-        if record.images
+        replace(record, images=(), video=None, turns=tuple(_without_placeholders(turn) for turn in record.turns))
+        if record.images or record.video
         else record
         for record in records
     ]
@@ -72,6 +76,11 @@ def derange(keys, rng):
     return source
 
 
+def media_key(row):
+    """What tells what one row shows from what another does: () for nothing, else pictures or a clip of a video."""
+    return (repr(row.video),) if row.video else tuple(map(picture_key, row.images))
+
+
 def picture_key(source):
     """What tells one picture from another: a file's path, the pixels of one in memory."""
     if isinstance(source, (str, os.PathLike)):
@@ -83,14 +92,13 @@ def picture_key(source):
 def kept_own(records, given):
     """Numbers of the rows with pictures that still have their own."""
     pairs = enumerate(zip(records, given, strict=True))
-    return [number for number, (own, got) in pairs if own.images and _key(own.images) == _key(got.images)]
-
-
-def _key(images):
-    return tuple(map(picture_key, images))
+    return [number for number, (own, got) in pairs if media_key(own) and media_key(own) == media_key(got)]
 
 
 def _without_placeholders(turn):
     if turn.role != "user":
         return turn
-    return replace(turn, text=turn.text.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(IMAGE_PLACEHOLDER, ""))
+    text = turn.text
+    for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
+        text = text.replace(f"{placeholder}\n", "").replace(placeholder, "")
+    return replace(turn, text=text)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.records import Video
 from ..errors import DataError
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS
-from .pictures import picture_key
+from .pictures import media_key
 
 LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
 RIGHT = 0.5  # from this score on a row counts as right
@@ -30,6 +31,7 @@ class Row:
     images: tuple = ()
     extra: dict = field(default_factory=dict)  # the row's other fields: slices
     answers: tuple[str, ...] = ()  # all accepted answers, if the row has several
+    video: Video | None = None  # instead of images
 
     @property
     def is_right(self):
@@ -80,7 +82,7 @@ class Report:
         Raises: DataError if no row has the field.
         """
         if name == "images":
-            return [tuple(map(picture_key, row.images)) for row in self.rows]
+            return list(map(media_key, self.rows))
         if not any(name in row.extra for row in self.rows):
             known = sorted({name for row in self.rows for name in row.extra} | {"images"})
             raise DataError(f"no row has a field {name!r}; expected one of {', '.join(known)}")
@@ -238,11 +240,13 @@ def _plain_value(value):
 def _plain_row(row):
     values = {each.name: getattr(row, each.name) for each in fields(row)}
     paths = [str(image) for image in row.images if isinstance(image, (str, os.PathLike))]
-    return values | {"images": paths, "answers": list(row.answers)}
+    video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
+    return values | {"images": paths, "answers": list(row.answers), "video": video}
 
 
 def _read_row(saved):
     row = Row(**saved)
     if not all(isinstance(text, str) for text in (row.where, row.question, row.truth, row.reply)):
         raise TypeError(f"row {row.where} has a field that is no text")
-    return replace(row, score=float(row.score), images=tuple(row.images), answers=tuple(row.answers))
+    video = row.video and Video(Path(row.video["path"]), row.video["clip"] and tuple(row.video["clip"]))
+    return replace(row, score=float(row.score), images=tuple(row.images), answers=tuple(row.answers), video=video)

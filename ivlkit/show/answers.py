@@ -1,7 +1,7 @@
 """Replies beside the truth: a report as HTML, alone or before and after; two reports compared."""
 
 from ..evaluation.report import RIGHT
-from .dataset import pictures_html
+from .dataset import media_html
 from .html import cards_html, fragment, page_html, table_html, text_html
 
 EXAMPLES = 48  # pictures of a page: about 10 KB each
@@ -94,7 +94,7 @@ def _card(row, earlier=None, *, max_px=320):
     truth = " | ".join(row.answers) or row.truth
     name = "after" if earlier else "reply"
     inner = (
-        f"{pictures_html(row.images, row.where, max_px=max_px)}<div>{text_html(row.question, 300)}</div>"
+        f"{media_html(row, max_px=max_px)}<div>{text_html(row.question, 300)}</div>"
         f'<div><span class="dim">truth</span> {text_html(truth, 300)}</div>{earlier_line}'
         f'<div><span class="dim">{name}</span> <b>{text_html(row.reply, 300)}</b></div>'
         f'<div class="dim">{text_html(row.where)} · {_verdict(row.score)}</div>'

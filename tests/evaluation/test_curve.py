@@ -3,9 +3,9 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 
-from ivlkit.data.mixture import open_data
 from ivlkit.errors import DataError
 from ivlkit.evaluation import curve as curve_module
 from ivlkit.evaluation.curve import learning_curve
@@ -61,6 +61,8 @@ def test_each_size_is_trained_and_scored_and_nothing_twice(rows, chosen, trained
     assert trained_here == ["run-2", "run-4"]
     weights = {point.report.details["weights"] for point in found.points}
     assert len(weights) == 3
+    small, large = (np.load(point.run.folder / "rows.npy").tolist() for point in found.points[1:])
+    assert large[:2] == small and len(set(large)) == 4
     again = learning_curve(chosen, rows, rows, **options)
     assert trained_here == ["run-2", "run-4"]
     assert [point.report.rows for point in again.points] == [point.report.rows for point in found.points]
@@ -71,16 +73,6 @@ def test_each_size_is_trained_and_scored_and_nothing_twice(rows, chosen, trained
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "4"]
     html = found._repr_html_()
     assert 'src="data:image/png' in html and "before training" in html and html.count("<tr>") == 4
-
-
-def test_small_sets_are_part_of_the_large_ones_and_keep_their_rows(rows, tmp_path):
-    data, order = open_data(rows), [5, 0, 3, 1]
-    small, large = (curve_module._first_rows(data, order[:size], tmp_path / "curve") for size in (2, 4))
-    assert [record.id for record in small] == [5, 0] and [record.id for record in large] == [5, 0, 3, 1]
-    for record in large:
-        own = data[record.id]
-        assert (record.turns, record.extra, record.max_tiles) == (own.turns, own.extra, own.max_tiles)
-        assert [image.resolve() for image in record.images] == [image.resolve() for image in own.images]
 
 
 @pytest.mark.parametrize("sizes", [[], [0, 2], [7], [2, 7]])

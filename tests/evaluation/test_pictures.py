@@ -1,10 +1,11 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.records import Record, Turn, Video
 from ivlkit.errors import DataError
 from ivlkit.evaluation.pictures import arrange, derange, kept_own, picture_key
 
@@ -77,6 +78,20 @@ class TestShuffled:
         assert given[0] == given[1] == (blue,)
         assert picture_key(np.asarray(red)) == picture_key(also_red) != picture_key(blue)
         assert picture_key(Image.new("RGB", (2, 8), "red")) != picture_key(red)
+
+
+def test_a_video_changes_with_another_video_and_goes_with_its_place():
+    def clip(name):
+        turns = (Turn("user", "<video>\nWhat?"), Turn("assistant", "x"))
+        return Record(id=0, turns=turns, video=Video(Path(name)))
+
+    rows = [clip("a.mp4"), record("a.png"), clip("b.mp4"), record("b.png")]
+    given = arrange(rows, "shuffled", seed=0)
+    assert [each.video and each.video.path.name for each in given] == ["b.mp4", None, "a.mp4", None]
+    assert [each.images for each in given] == [(), ("b.png",), (), ("a.png",)]
+    (bare,) = arrange(rows[:1], "none", seed=0)
+    assert bare.video is None and bare.turns[0].text == "What?"
+    assert kept_own(rows[:1], arrange(rows[:1], "shuffled", seed=0)) == [0]
 
 
 def test_derange_of_three_is_one_of_the_two_ways():

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ivlkit.data.records import Video
 from ivlkit.errors import DataError
 from ivlkit.evaluation.report import Report, Row
 
@@ -115,6 +116,12 @@ class TestFiles:
         assert Report.load(found.save_json(tmp_path / "new" / "report.json")) == found
         assert Report.load(tmp_path / "new") == found
 
+    @pytest.mark.parametrize("clip", [None, (1.0, 2.5)])
+    def test_a_video_comes_back_with_its_clip(self, tmp_path, clip):
+        found = Report("m", (Row("a:1", "Q", "a", "a", 1.0, video=Video(Path("v.mp4"), clip)),), {})
+        assert Report.load(found.save_json(tmp_path / "r.json")) == found
+        assert found.groups("images") == [(repr(Video(Path("v.mp4"), clip)),)]
+
     def test_pictures_in_memory_are_left_out(self, tmp_path):
         rows = (Row("a:1", "Q", "a", "a", 1, images=(Image.new("RGB", (2, 2)), Path("a.png"))),)
         assert Report.load(Report("m", rows, {}).save_json(tmp_path / "r.json")).rows[0].images == ("a.png",)
@@ -143,7 +150,7 @@ class TestFiles:
         assert found["score"] == 0.5 and found["num_rows"] == 2
         assert found["rows"][1] == {
             **{"where": "test.jsonl:1", "question": "What?", "truth": "yes", "reply": "no", "score": 0},
-            **{"images": [], "extra": {"task": "t1"}, "answers": []},
+            **{"images": [], "extra": {"task": "t1"}, "answers": [], "video": None},
         }
 
     def test_a_report_of_other_rows_is_refused_as_before(self, tmp_path):
