@@ -66,34 +66,28 @@ def evaluate(
     _check_rows(records, metric)
     asked = arrange(records, pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in asked]
-    settings = _settings(vlm, asked, budgets, generation, pictures=pictures, seed=seed) if to else {}
-    with open_journal(to, settings, [record.where for record in records]) as (known, append):
+    settings = _settings(vlm, generation, pictures=pictures, seed=seed)
+    journaled = settings | {"questions": _questions_digest(asked, budgets)} if to else {}
+    with open_journal(to, journaled, [record.where for record in records]) as (known, append):
         num_known = len(known)
         for batch in _ask(vlm, asked, budgets, known, progress, batch_size=batch_size, seed=seed, **generation):
             append(batch)
             known |= batch
-    replies = [known[number] for number in range(len(records))]
     details = {
-        "model": vlm.origin,
-        "weights": fingerprint(vlm.model),
-        "data": str(getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")),
-        "pictures": pictures,
+        **{"model": vlm.origin, "data": _name_of_data(data, source), "max_tiles": max_tiles or settings["max_tiles"]},
+        **{key: value for key, value in settings.items() if key != "max_tiles"},
         **_kept(records, asked, pictures),
-        "device": str(vlm.model.device),
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "max_tiles": max_tiles or vlm.processor.max_tiles,
-        "template": vlm.processor.template.name,
-        "generation": json.dumps(generation, default=_plain),
-        "batch_size": batch_size,
-        "seed": seed,
-        "seconds": round(time.monotonic() - started, 1),
+        **{"device": str(vlm.model.device), "batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)},
         "rows asked in them": len(records) - num_known,
-        "versions": ", ".join(f"{name} {version}" for name, version in _versions().items()),
     }
-    report = _score(records, asked, replies, score_rows, name, details)
+    report = _score(records, asked, [known[number] for number in range(len(records))], score_rows, name, details)
     if to:
         report.save_json(Path(to) / "report.json")
     return report
+
+
+def _name_of_data(data, source):
+    return str(getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records"))
 
 
 def _metric(metric):
@@ -198,6 +192,8 @@ def _score(records, asked, replies, score_rows, name, details):
 
 def _check_as_trained(vlm, max_tiles):
     """Tiles, template and system prompt of the loaded model are those that its checkpoint names."""
+    if max_tiles is not None and max_tiles < 1:
+        raise DataError(f"max_tiles={max_tiles}; expected 1 or more, or None for the model's own")
     origin = vlm.folder / ORIGIN_FILE
     stored = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else vlm.config
     trained = {
@@ -217,20 +213,22 @@ def _check_as_trained(vlm, max_tiles):
             )
 
 
-def _settings(vlm, records, budgets, generation, *, pictures, seed):
-    """All that decides the replies but the batch size: with other neighbours a bf16 sum may round otherwise."""
+def _settings(vlm, generation, *, pictures, seed):
+    """All that decides the replies beside the questions, but the batch size: other neighbours may round otherwise."""
     processor = vlm.processor
     return {
-        "model": fingerprint(vlm.model),
-        "dtype": str(vlm.model.dtype),
+        "weights": fingerprint(vlm.model),
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "template": processor.template.name,
         "system_message": processor.system_message,
-        "tiles": [processor.max_tiles, processor.min_tiles, processor.use_thumbnail, processor.dynamic],
-        "questions": _questions_digest(records, budgets),
+        "max_tiles": processor.max_tiles,
+        "min_tiles": processor.min_tiles,
+        "use_thumbnail": processor.use_thumbnail,
+        "dynamic": processor.dynamic,
         "pictures": pictures,
         "seed": seed,
-        "generation": json.loads(json.dumps(generation, default=_plain)),
-        "versions": _versions(),
+        "generation": json.dumps(generation, default=_plain),
+        "versions": ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers", "ivlkit")),
     }
 
 
@@ -258,7 +256,3 @@ def _questions_digest(records, budgets):
 def _plain(value):
     """An option of `generate` that is no plain value, for JSON."""
     return value.to_diff_dict() if hasattr(value, "to_diff_dict") else repr(value)
-
-
-def _versions():
-    return {name: package_version(name) for name in ("torch", "transformers", "ivlkit")}

@@ -94,6 +94,8 @@ class TestEvaluate:
             found = evaluate(tiny_vlm, [row], max_tiles=budget, **NEW)
             counts.append((tiles.pop(), found.details["max_tiles"]))
         assert counts == [(3, tiny_vlm.processor.max_tiles), (1, 1), (5, 4)]
+        with pytest.raises(DataError, match="max_tiles=0; expected 1 or more"):
+            evaluate(tiny_vlm, [row], max_tiles=0)
 
 
 def broken(reply, truth):
@@ -260,7 +262,7 @@ class TestGoingOn:
         with torch.no_grad():
             weight[0, 0] += 1
         try:
-            with pytest.raises(DataError, match="holds an evaluation with model"):
+            with pytest.raises(DataError, match="holds an evaluation with weights"):
                 evaluate(tiny_vlm, questions(2), to=tmp_path, **NEW)
         finally:
             with torch.no_grad():
