@@ -33,6 +33,9 @@ _HOMES = {
     "attach": "training.runs",
     "runs": "training.runs",
     "evaluate": "evaluation.evaluate",
+    "Report": "evaluation.report",
+    "compare": "evaluation.compare",
+    "learning_curve": "evaluation.curve",
 }
 __all__ = [*_HOMES, "__version__"]
 

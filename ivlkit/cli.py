@@ -41,7 +41,7 @@ def _parser():
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
-    for add in (*looking, _train, _runs, _evaluate, _export, _demo, _nano):
+    for add in (*looking, _train, _runs, _evaluate, _compare, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -390,6 +390,9 @@ def _evaluate(commands):
     parser.add_argument("data")
     parser.add_argument("--root", help="folder of the pictures of a .jsonl")
     parser.add_argument("--metric", default="exact_match")
+    parser.add_argument("--pictures", default="right", help="right, shuffled or none: does it look?")
+    parser.add_argument("--max-tiles", type=int, help="tile budget instead of the model's (max_dynamic_patch)")
+    parser.add_argument("--to", help="folder that keeps the replies: a stopped evaluation goes on there")
     parser.add_argument("--html", help="write a page with examples")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -406,12 +409,46 @@ def _run_evaluate(options):
         load(options.model),
         data,
         metric=options.metric,
+        pictures=options.pictures,
+        max_tiles=options.max_tiles,
+        to=options.to,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
     )
     if options.html:
         report.save_html(options.html)
     _print(report.to_dict() if options.json else report, options.json)
+
+
+def _compare(commands):
+    parser = _command(
+        commands,
+        "compare",
+        _run_compare,
+        "Two evaluations of the same rows: difference with interval, rows won and lost.",
+        ["ivlkit compare runs/before runs/after --html compared.html --csv compared.csv"],
+    )
+    parser.add_argument("before", help="a report.json, or the folder of evaluate --to")
+    parser.add_argument("after")
+    parser.add_argument("--by", help="field of the rows: those with the same value are drawn together for the interval")
+    parser.add_argument("--html", help="write a page with the rows won and lost")
+    parser.add_argument("--csv", help="write every row with both replies")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_compare(options):
+    from .evaluation.compare import compare
+
+    found = compare(options.before, options.after)
+    interval = {"interval_by": {options.by: found.interval_by(options.by)}} if options.by else {}
+    if options.html:
+        found.save_html(options.html)
+    if options.csv:
+        found.save_csv(options.csv)
+    _print(found.to_dict() | interval if options.json else found, options.json)
+    if options.by and not options.json:
+        low, high = found.interval_by(options.by)
+        print(f"with rows of one {options.by} drawn together: {100 * low:+.1f} to {100 * high:+.1f} points")
 
 
 def _export(commands):

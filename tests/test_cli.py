@@ -9,7 +9,7 @@ import pytest
 from ivlkit.cli import main
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
-COMMANDS += ["train", "runs", "evaluate", "export", "demo", "nano"]
+COMMANDS += ["train", "runs", "evaluate", "compare", "export", "demo", "nano"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -36,6 +36,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         (["chat", "nowhere", "Hi"], "nowhere: no such folder"),
         (["chat", "2b", "Hi"], "fetch it (4.4 GB): ivlkit download 2b"),
         (["evaluate", "nano", "nowhere.jsonl"], "nowhere.jsonl: does not exist"),
+        (["compare", "nowhere.json", "nowhere.json"], "nowhere.json: can't be read"),
         (["export", "nowhere", "--to", "x"], "nowhere: no such folder"),
     ],
 )
@@ -70,6 +71,30 @@ def test_chat_answers_and_tells_its_tiles_as_json(tiny_vlm, capsys, tmp_path):
     assert answer["tiles"] == [3] and isinstance(answer["reply"], str)
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == answer["reply"]
+
+
+def test_two_evaluations_are_kept_and_compared(tiny_vlm, capsys, tmp_path, write_rows, turns):
+    data = write_rows([{"task": f"t{number % 2}", "conversations": turns("Hi", "x")} for number in range(4)])
+    options = ["--max-new-tokens", "2", "--metric", "f1"]
+    for name in ("before", "after"):
+        assert main(["evaluate", str(tiny_vlm.folder), str(data), "--to", str(tmp_path / name), *options]) == 0
+    capsys.readouterr()
+    page, table = tmp_path / "compared.html", tmp_path / "compared.csv"
+    arguments = ["compare", str(tmp_path / "before"), str(tmp_path / "after"), "--by", "task"]
+    assert main([*arguments, "--html", str(page), "--csv", str(table), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["difference"], found["interval_by"], found["neither"]) == (0.0, {"task": [0.0, 0.0]}, 4)
+    assert page.stat().st_size > 1000 and len(table.read_text().splitlines()) == 5
+    assert main(arguments) == 0
+    assert "with rows of one task drawn together: +0.0 to +0.0 points" in capsys.readouterr().out
+
+
+def test_an_evaluation_takes_controls_and_a_tile_budget(tiny_vlm, capsys, tmp_path, write_rows, turns):
+    data = write_rows([{"conversations": turns("Hi", "x")}])
+    arguments = ["evaluate", str(tiny_vlm.folder), str(data), "--pictures", "none", "--max-tiles", "2", "--json"]
+    assert main([*arguments, "--max-new-tokens", "2"]) == 0
+    details = json.loads(capsys.readouterr().out)["details"]
+    assert (details["pictures"], details["max_tiles"]) == ("none", 2)
 
 
 def test_talking_without_a_question_ends_at_an_empty_line(tiny_vlm, capsys, monkeypatch):

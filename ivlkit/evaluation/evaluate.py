@@ -1,159 +1,258 @@
 """Greedy replies to every row of a data set, scored, with their pictures kept for looking at."""
 
-import importlib.metadata
+import hashlib
+import json
+import math
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import torch
+from tqdm import tqdm
 
+from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.mixture import open_data
-from ..errors import DataError
-from ..models.chat import reply_batch
-from .metrics import METRICS
+from ..errors import CheckpointError, DataError
+from ..models.chat import iterate_replies
+from ..models.load import ORIGIN_FILE
+from ..training.runs import package_version
+from .journal import open_journal
+from .metrics import CORPUS_METRICS, METRICS
+from .pictures import arrange, kept_own, media_key
+from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
+SAMPLES = 64  # numbers of each tensor that a model's fingerprint is made of
 
 
-@dataclass(frozen=True)
-class Row:
-    """One question with its truth and the reply."""
-
-    where: str
-    question: str
-    truth: str
-    reply: str
-    score: float
-    images: tuple = ()
-    extra: dict = field(default_factory=dict)  # the row's other fields: slices
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an evaluation found. Rows stand in the order of the data."""
-
-    metric: str
-    rows: tuple[Row, ...]
-    details: dict  # model, data, seconds, versions
-
-    @property
-    def score(self):
-        """Mean score of the rows, 0 to 1."""
-        return float(np.mean([row.score for row in self.rows]))
-
-    @property
-    def interval(self):
-        """95 % interval of the score: 2,000 bootstrap draws of the rows, seed 0."""
-        scores = np.array([row.score for row in self.rows])
-        draws = np.random.default_rng(0).integers(len(scores), size=(2000, len(scores)))
-        low, high = np.quantile(scores[draws].mean(axis=1), [0.025, 0.975])
-        return float(low), float(high)
-
-    @property
-    def slice_fields(self):
-        """Fields of the rows with 2 to 12 different values: worth a table. Sizes of pictures are not."""
-        names = {name for row in self.rows for name in row.extra} - {"width", "height", "length"}
-        return sorted(name for name in names if 2 <= len(self.by(name)) <= 12)
-
-    def by(self, name):
-        """{value: (score, rows)} of a field of the rows, e.g. `report.by("task")`."""
-        groups = {}
-        for row in self.rows:
-            if isinstance(row.extra.get(name), (str, int, bool)):
-                groups.setdefault(row.extra[name], []).append(row.score)
-        return {value: (float(np.mean(scores)), len(scores)) for value, scores in sorted(groups.items(), key=str)}
-
-    def save_html(self, path, *, before=None, title="Evaluation"):
-        """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
-        from ..show.answers import report_page
-
-        _check_same_rows(self, before)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report_page(self, before=before, title=title), encoding="utf-8")
-        return path
-
-    def to_dict(self):
-        """Plain values for JSON, without pictures."""
-        rows = [
-            {key: getattr(row, key) for key in ("where", "question", "truth", "reply", "score")} for row in self.rows
-        ]
-        summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(rows)}
-        return summary | {"details": self.details, "rows": rows}
-
-    def __repr__(self):
-        low, high = self.interval
-        return f"Report({self.metric} {self.score:.1%} ({low:.1%} – {high:.1%}) on {len(self.rows)} rows)"
-
-    def _repr_html_(self):
-        from ..show.answers import report_html
-
-        return report_html(self, examples=12)
-
-
-def evaluate(vlm, data, *, metric="exact_match", batch_size=16, progress=True, **generation):
+def evaluate(
+    vlm,
+    data,
+    *,
+    metric="exact_match",
+    pictures="right",
+    max_tiles=None,
+    batch_size=16,
+    to=None,
+    seed=0,
+    progress=True,
+    **generation,
+):
     """Ask the last question of every row and score the reply against the row's last answer.
 
-    Earlier turns of a row are given as written.
+    Earlier turns of a row are given as written. A row with a field `answers`, a list of texts, accepts any of them.
 
     Args:
         vlm: a loaded model.
         data: what `open_data` gives, a path, or a list of records.
-        metric: a name of METRICS, or a function of (reply, truth) that gives 0 to 1.
+        metric: a name of METRICS or CORPUS_METRICS, or a function of (reply, truth) that gives 0 to 1; the truth is a
+            text, for rows with `answers` a tuple of texts. A judge that is a model of its own is such a function.
+        pictures: "right", or as a control "shuffled" (another row's, by `seed`) or "none"; see `Report.with_control`.
+        max_tiles: tile budget instead of the model's and the rows' own: what do more tiles give?
+        to: a folder that keeps each batch's replies. Called again, also after a kill, it goes on where it stopped; the
+            metric and the truths may have changed, model, questions and settings may not.
+        seed: of shuffled pictures and of sampled replies.
         generation: options of `generate`; greedy with at most 64 new tokens unless said.
     Returns: `Report`.
+    Raises: DataError for rows or settings that can't be used; CheckpointError if tiles or template are not those that
+        the model was trained with (and `max_tiles` was not given).
     """
-    score, name = _metric(metric)
+    score_rows, name = _metric(metric)
     started = time.monotonic()
-    source = data
-    data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
+    generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
+    _check_as_trained(vlm, max_tiles)
+    source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
     records = list(data)
-    if not records:
-        raise DataError("no rows to evaluate; expected at least one")
-    replies = reply_batch(
-        vlm,
-        [(record.turns[:-1], record.video or record.images) for record in records],
-        max_tiles=[record.max_tiles for record in records],
-        batch_size=batch_size,
-        progress=progress,
-        **({"max_new_tokens": MAX_NEW_TOKENS} | generation),
-    )
-    rows = tuple(_row(record, reply.text, score) for record, reply in zip(records, replies, strict=True))
+    _check_rows(records, metric)
+    asked = arrange(records, pictures, seed=seed)
+    budgets = [max_tiles or record.max_tiles for record in asked]
+    settings = _settings(vlm, generation, pictures=pictures, seed=seed)
+    journaled = settings | {"questions": _questions_digest(asked, budgets)} if to else {}
+    with open_journal(to, journaled, [record.where for record in records]) as (known, append):
+        num_known = len(known)
+        for batch in _ask(vlm, asked, budgets, known, progress, batch_size=batch_size, seed=seed, **generation):
+            append(batch)
+            known |= batch
     details = {
-        "model": vlm.origin,
-        "data": str(getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")),
-        "device": str(vlm.model.device),
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "max_tiles": vlm.processor.max_tiles,
-        "template": vlm.processor.template.name,
-        "seconds": round(time.monotonic() - started, 1),
-        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")),
+        **{"model": vlm.origin, "data": _name_of_data(data, source), "max_tiles": max_tiles or settings["max_tiles"]},
+        **{key: value for key, value in settings.items() if key != "max_tiles"},
+        **_kept(records, asked, pictures),
+        **{"device": str(vlm.model.device), "batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)},
+        "rows asked in them": len(records) - num_known,
     }
-    return Report(name, rows, details)
+    report = _score(records, asked, [known[number] for number in range(len(records))], score_rows, name, details)
+    if to:
+        report.save_json(Path(to) / "report.json")
+    return report
+
+
+def _name_of_data(data, source):
+    return str(getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records"))
 
 
 def _metric(metric):
+    """(function of (replies, truths) → (row scores, numbers), name)."""
     if callable(metric):
-        return metric, getattr(metric, "__name__", "score")
-    if metric not in METRICS:
-        raise DataError(f"metric {metric!r}; expected one of {', '.join(METRICS)} or a function of (reply, truth)")
-    return METRICS[metric], metric
+        return _each_row(metric), _name(metric)
+    if metric in CORPUS_METRICS:
+        return _whole(CORPUS_METRICS[metric]), metric
+    if metric in METRICS:
+        return _each_row(METRICS[metric]), metric
+    names = ", ".join([*METRICS, *CORPUS_METRICS])
+    raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
 
 
-def _row(record, reply, score):
-    truth = record.answer
-    return Row(
-        where=record.where,
-        question=record.question.replace("<image>\n", ""),
-        truth=truth,
-        reply=reply,
-        score=float(score(reply, truth)),
-        images=record.images,
-        extra=dict(record.extra),
+def _name(metric):
+    return getattr(metric, "__name__", "score")
+
+
+def _each_row(metric):
+    def score(replies, truths):
+        scores = [float(metric(*pair)) for pair in zip(replies, truths, strict=True)]
+        if not all(map(math.isfinite, scores)):
+            raise DataError(f"metric {_name(metric)}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
+        return scores, {}
+
+    return score
+
+
+def _whole(metric):
+    def score(replies, truths):
+        found = metric(replies, truths)
+        return found.pop("rows"), found
+
+    return score
+
+
+def _check_rows(records, metric):
+    """What would fail once all replies are there fails before the first is asked for."""
+    if not records:
+        raise DataError("no rows to evaluate; expected at least one")
+    for record in records:
+        truth = _truth(record)
+        if isinstance(metric, str):
+            score, _ = _metric(metric)
+            try:
+                score([""], [truth])
+            except DataError as error:
+                raise DataError(f"{record.where}: {error}") from error
+
+
+def _truth(record):
+    """The accepted answers of a row with several, else its last answer."""
+    answers = record.extra.get("answers")
+    if answers is None:
+        return record.answer
+    if not isinstance(answers, (list, tuple)) or not answers or not all(isinstance(text, str) for text in answers):
+        raise DataError(f"{record.where}: `answers` is {answers!r:.80}; expected a list of texts, one at least")
+    return tuple(answers)
+
+
+def _ask(vlm, records, budgets, known, progress, **options):
+    """The batches of replies that are missing: dicts {row number: text}."""
+    conversations = [(record.turns[:-1], record.video or record.images) for record in records]
+    with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:
+        for batch in iterate_replies(vlm, conversations, max_tiles=budgets, done=set(known), **options):
+            new = {number: reply.text for number, reply in batch if number not in known}
+            bar.update(len(new))
+            yield new
+
+
+def _kept(records, asked, pictures):
+    """A line of the details for a control that could not shuffle every row."""
+    kept = len(kept_own(records, asked)) if pictures == "shuffled" else 0
+    return {"not shuffled": f"{kept} rows: no other row has as many pictures, or all show the same"} if kept else {}
+
+
+def _without_places(question):
+    return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
+
+
+def _score(records, asked, replies, score_rows, name, details):
+    scores, numbers = score_rows(replies, [_truth(record) for record in records])
+    rows = tuple(
+        Row(
+            where=record.where,
+            question=_without_places(record.question),
+            truth=record.answer,
+            reply=reply,
+            score=score,
+            images=shown.images,
+            extra={key: value for key, value in record.extra.items() if key != "answers"},
+            answers=tuple(record.extra.get("answers") or ()),
+            video=shown.video,
+        )
+        for record, shown, reply, score in zip(records, asked, replies, scores, strict=True)
     )
+    return Report(name, rows, details, numbers)
 
 
-def _check_same_rows(report, before):
-    if before and [row.where for row in before.rows] != [row.where for row in report.rows]:
-        raise DataError("the two reports are of different rows; expected the same data in the same order")
+# what decides a reply -------------------------------------------------------------------------------------------------
+
+
+def _check_as_trained(vlm, max_tiles):
+    """Tiles, template and system prompt of the loaded model are those that its checkpoint names."""
+    if max_tiles is not None and max_tiles < 1:
+        raise DataError(f"max_tiles={max_tiles}; expected 1 or more, or None for the model's own")
+    origin = vlm.folder / ORIGIN_FILE
+    stored = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else vlm.config
+    trained = {
+        "max_tiles": None if max_tiles else stored.get("max_tiles", stored.get("max_dynamic_patch")),
+        "template": stored.get("template"),
+        "system_message": stored.get("system_message"),
+    }
+    processor = vlm.processor
+    loaded = {"max_tiles": processor.max_tiles, "template": processor.template.name} | {
+        "system_message": processor.system_message
+    }
+    for name, value in trained.items():
+        if value is not None and value != loaded[name]:
+            raise CheckpointError(
+                f"{vlm.folder}: trained with {name} {value!r}, asked with {loaded[name]!r}; expected the same; load it "
+                "again" + (", or say evaluate(…, max_tiles=…) if that is the question" if name == "max_tiles" else "")
+            )
+
+
+def _settings(vlm, generation, *, pictures, seed):
+    """All that decides the replies beside the questions, but the batch size: other neighbours may round otherwise."""
+    processor = vlm.processor
+    return {
+        "weights": fingerprint(vlm.model),
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "template": processor.template.name,
+        "system_message": processor.system_message,
+        "max_tiles": processor.max_tiles,
+        "min_tiles": processor.min_tiles,
+        "use_thumbnail": processor.use_thumbnail,
+        "dynamic": processor.dynamic,
+        "pictures": pictures,
+        "seed": seed,
+        "generation": json.dumps(generation, default=_plain),
+        "versions": ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers", "ivlkit")),
+    }
+
+
+@torch.no_grad()
+def fingerprint(model):
+    """16 hex digits of a model's weights as loaded: names, shapes, and up to 64 numbers spread over each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].cpu()
+        sample = sample.float() if sample.is_floating_point() else sample
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _questions_digest(records, budgets):
+    digest = hashlib.sha256()
+    for record, budget in zip(records, budgets, strict=True):
+        turns = [(turn.role, turn.text) for turn in record.turns[:-1]]
+        digest.update(repr((record.where, turns, media_key(record), budget)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value):
+    """An option of `generate` that is no plain value, for JSON."""
+    return value.to_diff_dict() if hasattr(value, "to_diff_dict") else repr(value)

@@ -1,9 +1,460 @@
-"""Scores of one reply, from 0 to 1. Standard library only."""
+"""Scores of replies: one function a metric.
+
+METRICS are functions of (reply, truth) that give 0 to 1. A truth is a text, or several accepted answers (a row's field
+`answers`: VQA's ten, DocVQA's two or three); but for `vqa_accuracy`, which counts them, the best of them decides.
+CORPUS_METRICS are functions of (replies, truths) of a whole report that give a dict: `rows`, the score of each row, and
+numbers that no mean of rows gives, such as precision or CIDEr.
+"""
+
+import functools
+import json
+import math
+import re
+from collections import Counter
+
+import numpy as np
+
+from ..errors import DataError
+from .normalise import caption_words, collapse, squad_words, vqa_text
+
+ANLS_THRESHOLD = 0.5
+RELATIVE_TOLERANCE = 0.05  # ChartQA
+IOU_THRESHOLD = 0.5
+_NUMBER = r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*"
+_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+_SPACELESS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Thai, Lao, Japanese, Chinese, Korean
+_LETTER_FIRST = re.compile(r"\W*([A-Za-z])\s*(?:[.:)\],、，。]|$)")
+_LETTER_NAMED = re.compile(r"(?i:answer|option|choice|答案|选项)\W*(?i:is|are|是|为)?\W*([A-Z])\b")
+_LETTER_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 
 
+def accepted(truth):
+    """The accepted answers of a truth: ("a",) for "a"."""
+    return (truth,) if isinstance(truth, str) else tuple(truth)
+
+
+def _best(metric):
+    """The best score over the accepted answers."""
+
+    @functools.wraps(metric)
+    def best(reply, truth):
+        return max(float(metric(reply, answer)) for answer in accepted(truth))
+
+    return best
+
+
+# words and texts ------------------------------------------------------------------------------------------------------
+
+
+@_best
 def exact_match(reply, truth):
     """1 if both are equal after collapsing whitespace, else 0. Upper and lower case differ."""
-    return float(" ".join(reply.split()) == " ".join(truth.split()))
+    return collapse(reply) == collapse(truth)
 
 
-METRICS = {"exact_match": exact_match}
+@_best
+def contains(reply, truth):
+    """1 if the reply holds the truth as whole words, in any case: "It is Paris." holds "paris", "407" doesn't hold "4".
+
+    In scripts without spaces any place counts.
+    """
+    if not truth.strip():
+        return not reply.strip()
+    words = re.escape(collapse(truth).casefold())
+    letter = rf"[^\W{_SPACELESS}]"
+    before = rf"(?<!{letter})" if re.match(letter, truth.strip()) else ""
+    after = rf"(?!{letter})" if re.search(rf"{letter}$", truth.strip()) else ""
+    return re.search(before + words + after, collapse(reply).casefold()) is not None
+
+
+@_best
+def f1(reply, truth):
+    """F1 of shared words, by SQuAD's rules: "a red cat" for "the cat" → 2 · 1 / (2 + 1) = 0.667.
+
+    Words are what stands between spaces; for scripts without them use `character_accuracy`.
+    """
+    found, expected = squad_words(reply), squad_words(truth)
+    if not found or not expected:
+        return found == expected
+    return 2 * (Counter(found) & Counter(expected)).total() / (len(found) + len(expected))
+
+
+def vqa_accuracy(reply, truth):
+    """VQA's accuracy over ten people's answers, after its text normalisation: 3 of 10 agree → 0.9, 4 → 1.
+
+    Each of the ten is left out in turn; the reply scores min(1, agreeing / 3) against the other nine; the mean of that.
+    With one accepted answer: 1 if both are equal after normalisation.
+
+    Raises: DataError for any other number of answers.
+    """
+    answers = [vqa_text(answer) for answer in accepted(truth)]
+    if len(answers) not in (1, 10):
+        raise DataError(
+            f"vqa_accuracy: {len(answers)} answers; expected the ten of the benchmark, or one; "
+            "for a list of accepted answers choose exact_match or anls"
+        )
+    agreeing = answers.count(vqa_text(reply))
+    if len(answers) == 1:
+        return float(agreeing)
+    without_one = agreeing * min(1, (agreeing - 1) / 3) + (10 - agreeing) * min(1, agreeing / 3)
+    return without_one / 10
+
+
+@_best
+def anls(reply, truth):
+    """1 - edit distance / longer length, 0 if that is under 0.5; case and whitespace don't count.
+
+    As the DocVQA and ST-VQA evaluations compute it, but both lengths are of the collapsed text.
+    """
+    similarity = _similarity(collapse(reply).lower(), collapse(truth).lower())
+    return similarity if similarity >= ANLS_THRESHOLD else 0.0
+
+
+@_best
+def relaxed_accuracy(reply, truth):
+    """ChartQA's: numbers within 5 % of the truth, texts equal in any case. "96" and "104" for "100" → 1; "106" → 0.
+
+    "5%" is 0.05. The error is relative to the truth; the released script divides by the reply.
+    """
+    found, expected = _as_number(reply), _as_number(truth)
+    if found is None or expected is None:
+        return collapse(reply).lower() == collapse(truth).lower()
+    return abs(found - expected) <= RELATIVE_TOLERANCE * abs(expected)
+
+
+@_best
+def character_accuracy(reply, truth):
+    """1 - character error rate, at least 0: "cat" for "cart" → 1 - 1 / 4 = 0.75."""
+    return max(0.0, 1 - character_error_rate(reply, truth))
+
+
+def character_error_rate(reply, truth):
+    """Edits that turn the reply into the truth, by the truth's characters; above 1 for a reply that is far too long."""
+    if not truth:
+        return float(bool(reply))
+    return edit_distance(reply, truth) / len(truth)
+
+
+@_best
+def rouge_l(reply, truth):
+    """ROUGE-L's F-measure, by Google's rouge-score with stemming."""
+    return _rouge_scorer().score(truth, reply)["rougeL"].fmeasure
+
+
+def bleu(reply, truth):
+    """BLEU of one sentence, smoothed, by sacrebleu; published scores are `corpus_bleu`."""
+    return _sacrebleu().sentence_bleu(reply, list(accepted(truth))).score / 100
+
+
+# choices --------------------------------------------------------------------------------------------------------------
+
+
+@_best
+def multiple_choice(reply, truth):
+    """1 if the reply names the truth's letter ("B", "(B)", "B. blue", "The answer is B"), or is the truth in any case.
+
+    A reply that names no letter, or several, is wrong; nothing is guessed. "A cat" names none: there "A" is a word.
+    """
+    if collapse(reply).casefold().rstrip(".") == collapse(truth).casefold().rstrip("."):
+        return True
+    letter = choice_letter(reply)
+    return letter is not None and letter == choice_letter(truth)
+
+
+def choice_letter(text):
+    """The option that a text names, "B" for "(b) blue", or None."""
+    first = _LETTER_FIRST.match(text)
+    if first:
+        return first[1].upper()
+    named = set(_LETTER_NAMED.findall(text)) or set(_LETTER_IN_BRACKETS.findall(text))
+    return named.pop() if len(named) == 1 else None
+
+
+@_best
+def yes_no(reply, truth):
+    """1 if both say yes or both say no; read as `says_no` does."""
+    return says_no(reply) == says_no(truth)
+
+
+def says_no(text):
+    """POPE's rule: "no" or "not" among the words of the first sentence is a no, anything else a yes.
+
+    Words are read in any case and without punctuation: "No!" is a no, which the published script takes for a yes.
+    """
+    return not {"no", "not"}.isdisjoint(_first_words(text))
+
+
+def _first_words(text):
+    return re.findall(r"[a-z']+", text.strip().partition(".")[0].lower())
+
+
+# boxes ----------------------------------------------------------------------------------------------------------------
+
+
+def parse_boxes(text):
+    """Boxes [(x1, y1, x2, y2)] of a text: "<box>[[100, 200, 300, 400]]</box>" → [(100.0, 200.0, 300.0, 400.0)].
+
+    Every bracket of four numbers is one, in the order of the text; [] if there is none.
+    """
+    return [tuple(map(float, found)) for found in _BOX.findall(text)]
+
+
+def intersection_over_union(first, second):
+    """Shared area of two boxes (x1, y1, x2, y2) by the area of both: (0, 0, 2, 1) and (1, 0, 3, 1) → 1 / 3.
+
+    A box whose corners are swapped, or that has no area, shares nothing.
+    """
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (_area(first) + _area(second) - shared)
+
+
+def _area(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+@_best
+def iou(reply, truth):
+    """Intersection over union of the first box of the reply with the truth's; 0 without a box.
+
+    Coordinates are thousandths of the picture; a box of fractions (none above 1) is scaled.
+
+    Raises: DataError if the truth has no box.
+    """
+    expected, found = parse_boxes(truth), parse_boxes(reply)
+    if not expected:
+        raise DataError(f"iou: the truth {truth[:80]!r} has no box; expected [x1, y1, x2, y2]; choose another metric")
+    return intersection_over_union(_thousandths(found[0]), _thousandths(expected[0])) if found else 0.0
+
+
+def iou_at_50(reply, truth):
+    """1 if the first box of the reply has an intersection over union of at least 0.5 with the truth's, else 0."""
+    return float(iou(reply, truth) >= IOU_THRESHOLD)
+
+
+def _thousandths(box):
+    return tuple(1000 * value for value in box) if max(box) <= 1 else box
+
+
+# JSON -----------------------------------------------------------------------------------------------------------------
+
+
+@_best
+def json_fields(reply, truth):
+    """Share of fields that are right, out of all that the truth or the reply has; 0 for a reply without JSON.
+
+    {"total": 4, "items": ["a"]} has the fields total and items[0]. Texts are compared with whitespace collapsed,
+    numbers as numbers; an invented field counts against the reply. Text around the reply's JSON is passed over.
+
+    Raises: DataError if the truth is no JSON.
+    """
+    expected = _first_json(truth)
+    if expected is None:
+        raise DataError(f"json_fields: the truth {truth[:80]!r} holds no JSON object or list; choose another metric")
+    found = _first_json(reply)
+    if found is None:
+        return 0.0
+    expected, found = dict(_leaves(expected)), dict(_leaves(found))
+    return sum(found.get(path) == value for path, value in expected.items()) / len(expected | found)
+
+
+def _first_json(text):
+    """The first JSON object or list in a text, or None."""
+    for start in (place for place, character in enumerate(text) if character in "{["):
+        try:
+            return json.JSONDecoder().raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _leaves(value, path=""):
+    """(path, comparable value) of every field; an empty object or list is one field itself."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}")
+    elif isinstance(value, list) and value:
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{number}]")
+    else:
+        yield path, _comparable(value)
+
+
+def _comparable(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return "other", repr(value)  # true is not 1
+    return ("text", collapse(value)) if isinstance(value, str) else ("number", value)
+
+
+# whole reports --------------------------------------------------------------------------------------------------------
+
+
+def pope(replies, truths):
+    """POPE: accuracy, and precision, recall and F1 of "yes"; yes_rate, and unclear, the share that says neither.
+
+    POPE's own score is the mean of F1 over its three sets: evaluate each, or take `Report.select(set=…)`.
+    """
+    says_yes = np.array([not says_no(reply) for reply in replies])
+    is_yes = np.array([not says_no(accepted(truth)[0]) for truth in truths])
+    right = (says_yes & is_yes).sum()
+    unclear = [{"yes", "no", "not"}.isdisjoint(_first_words(reply)) for reply in replies]
+    return {
+        "rows": (says_yes == is_yes).astype(float).tolist(),
+        "accuracy": float((says_yes == is_yes).mean()),
+        "precision": _ratio(right, says_yes.sum()),
+        "recall": _ratio(right, is_yes.sum()),
+        "f1": _ratio(2 * right, says_yes.sum() + is_yes.sum()),
+        "yes_rate": float(says_yes.mean()),
+        "unclear": float(np.mean(unclear)),
+    }
+
+
+def _ratio(part, whole):
+    return float(part / whole) if whole else 0.0
+
+
+def cider(replies, truths):
+    """CIDEr-D, 0 to 10: n-grams of 1 to 4 words, weighted by how rare they are among the pictures' captions.
+
+    Rows that share no words with others weigh most, so a score belongs to its test set; one row alone has 0. Published
+    scores are 100 times this. Source: Vedantam et al., CVPR 2015, and the COCO caption evaluation.
+    """
+    scores = cider_of_words(
+        [caption_words(reply) for reply in replies],
+        [[caption_words(answer) for answer in accepted(truth)] for truth in truths],
+    )
+    return {"rows": scores, "cider": float(np.mean(scores))}
+
+
+def cider_of_words(replies, references):
+    """CIDEr-D of each reply: replies are lists of words, references lists of such lists."""
+    counted = [[_ngrams(words) for words in answers] for answers in references]
+    documents = Counter(gram for answers in counted for gram in set().union(*answers))
+    rarity = functools.partial(_weigh, documents=documents, log_rows=math.log(len(references)))
+    scores = []
+    for reply, answers in zip(replies, counted, strict=True):
+        found = rarity(_ngrams(reply))
+        scores.append(10 * float(np.mean([_cider_similarity(found, rarity(answer)) for answer in answers])))
+    return scores
+
+
+def _ngrams(words, longest=4):
+    return Counter(tuple(words[at : at + n]) for n in range(1, longest + 1) for at in range(len(words) - n + 1))
+
+
+def _weigh(counts, *, documents, log_rows):
+    """({n-gram: weight} for each length, its norms, number of bigrams: the length that the published code compares)."""
+    vectors = [{} for _ in range(4)]
+    for gram, count in counts.items():
+        vectors[len(gram) - 1][gram] = count * (log_rows - math.log(max(1, documents[gram])))
+    norms = [math.sqrt(sum(weight**2 for weight in vector.values())) for vector in vectors]
+    return vectors, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+
+
+def _cider_similarity(found, expected, sigma=6.0):
+    """Mean cosine over the four lengths, clipped to the reference's counts, less for a different length."""
+    penalty = math.exp(-((found[2] - expected[2]) ** 2) / (2 * sigma**2))
+    cosines = []
+    for reply, answer, reply_norm, answer_norm in zip(found[0], expected[0], found[1], expected[1], strict=True):
+        shared = sum(min(weight, answer.get(gram, 0.0)) * answer.get(gram, 0.0) for gram, weight in reply.items())
+        cosines.append(shared / (reply_norm * answer_norm) if reply_norm and answer_norm else 0.0)
+    return penalty * sum(cosines) / len(cosines)
+
+
+def corpus_bleu(replies, truths):
+    """BLEU-4 of the whole report by sacrebleu, 0 to 1; its signature says with which settings."""
+    answers = [accepted(truth) for truth in truths]
+    most = max(map(len, answers))
+    references = [[each[number] if number < len(each) else None for each in answers] for number in range(most)]
+    scorer = _sacrebleu().BLEU()
+    score = scorer.corpus_score(list(replies), references).score / 100
+    rows = [bleu(reply, truth) for reply, truth in zip(replies, truths, strict=True)]
+    return {"rows": rows, "bleu": score, "signature": str(scorer.get_signature())}
+
+
+def corpus_character_error_rate(replies, truths):
+    """Edits of all rows by characters of all truths, of the nearest accepted answer of each row."""
+    nearest = [
+        min(accepted(truth), key=functools.partial(character_error_rate, reply))
+        for reply, truth in zip(replies, truths, strict=True)
+    ]
+    edits = sum(edit_distance(reply, truth) for reply, truth in zip(replies, nearest, strict=True))
+    rows = [character_accuracy(reply, truth) for reply, truth in zip(replies, nearest, strict=True)]
+    return {"rows": rows, "character_error_rate": _ratio(edits, sum(map(len, nearest)))}
+
+
+def grounding(replies, truths):
+    """Boxes: the share with an intersection over union of at least 0.5, its mean, the share of replies without."""
+    overlaps = [iou(reply, truth) for reply, truth in zip(replies, truths, strict=True)]
+    hits = [float(overlap >= IOU_THRESHOLD) for overlap in overlaps]
+    without = [not parse_boxes(reply) for reply in replies]
+    return {
+        "rows": hits,
+        "iou_at_50": float(np.mean(hits)),
+        "mean_iou": float(np.mean(overlaps)),
+        "without_box": float(np.mean(without)),
+    }
+
+
+# parts ----------------------------------------------------------------------------------------------------------------
+
+
+def edit_distance(first, second):
+    """Fewest insertions, deletions and substitutions of characters: 1 for "cat" and "cart"."""
+    letters, places = _code_points(second), np.arange(len(second) + 1)
+    row = places
+    for number, letter in enumerate(_code_points(first), start=1):
+        changed = np.minimum(row[1:] + 1, row[:-1] + (letters != letter))
+        row = np.minimum.accumulate(np.concatenate([[number], changed]) - places) + places  # insertions, left to right
+    return int(row[-1])
+
+
+def _code_points(text):
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _similarity(first, second):
+    longer = max(len(first), len(second))
+    return 1 - edit_distance(first, second) / longer if longer else 1.0
+
+
+def _as_number(text):
+    """A float, "5%" as 0.05; None for other texts. "1,000" is a text, as in the published rule."""
+    text = text.strip()
+    try:
+        number = float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+@functools.cache
+def _rouge_scorer():
+    try:
+        from rouge_score import rouge_scorer
+    except ImportError as error:
+        raise DataError("rouge_l needs the package rouge-score: pip install rouge-score") from error
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def _sacrebleu():
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise DataError("bleu needs the package sacrebleu: pip install sacrebleu") from error
+    return sacrebleu
+
+
+METRICS = {
+    function.__name__: function
+    for function in (
+        *(exact_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, character_accuracy, rouge_l, bleu),
+        *(multiple_choice, yes_no, iou, iou_at_50, json_fields),
+    )
+}
+CORPUS_METRICS = {
+    function.__name__: function for function in (pope, cider, corpus_bleu, corpus_character_error_rate, grounding)
+}

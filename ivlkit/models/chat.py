@@ -3,7 +3,10 @@
 Decoding follows the released defaults: greedy, at most 1,024 new tokens, stopped by the template's closing token.
 """
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
@@ -23,6 +26,8 @@ from ..errors import DataError
 
 MAX_NEW_TOKENS = 1024
 WINDOW = 256  # questions whose pictures are open at once
+TILES_AT_ONCE = 64  # on the device as pixels
+CACHED_TILES = 256  # whose features a batch remembers for later questions about the same picture
 KEPT_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")  # special tokens that are part of an answer
 
 
@@ -110,28 +115,92 @@ def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=F
         max_tiles: budget of each conversation, or one number for all; default the model's.
     Returns: list of `Reply`, without features.
     """
-    replies = []
-    budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
+    replies = [None] * len(conversations)
     with tqdm(total=len(conversations), desc="replies", disable=not progress) as bar:
-        for start in range(0, len(conversations), WINDOW):
-            part = slice(start, start + WINDOW)
-            window = [
-                _prompt(vlm, turns, pictures, max_tiles=budget)
-                for (turns, pictures), budget in zip(conversations[part], budgets[part], strict=True)
-            ]
-            replies += _reply_all(vlm, window, batch_size, generation, bar)
+        for batch in iterate_replies(vlm, conversations, batch_size=batch_size, max_tiles=max_tiles, **generation):
+            for number, reply in batch:
+                replies[number] = reply
+            bar.update(len(batch))
     return replies
 
 
-def _reply_all(vlm, prompts, batch_size, generation, bar):
-    """Replies in the order of the prompts; batches of similar length, never across Phi-3's boundary."""
-    replies = [None] * len(prompts)
-    for batch in _batches([len(prompt.input_ids) for prompt in prompts], batch_size, _short_context(vlm)):
-        chosen = [_encode(vlm, prompts[number]) for number in batch]
-        for number, prompt, ids in zip(batch, chosen, _generate(vlm, chosen, generation), strict=True):
-            replies[number] = replace(_finish(vlm, prompt, ids), features=None)  # a batch keeps no features
-        bar.update(len(batch))
-    return replies
+def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(), seed=None, **generation):
+    """The batches of `reply_batch` as they come: lists of (number of the conversation, `Reply`).
+
+    Several questions about one picture encode it once, while it is among the last CACHED_TILES tiles.
+
+    Args:
+        done: numbers whose replies are known. A batch of none but those is passed over; the others are the same as
+            without `done`, so that what was broken off goes on with the same replies.
+        seed: of sampling, for each batch anew; None: torch's own state.
+    """
+    budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
+    done, features = set(done), _Features(vlm)
+    for start in range(0, len(conversations), WINDOW):
+        numbers = range(start, min(start + WINDOW, len(conversations)))
+        if done.issuperset(numbers):
+            continue
+        prompts = [_prompt(vlm, *conversations[number], max_tiles=budgets[number]) for number in numbers]
+        lengths = [len(prompt.input_ids) for prompt in prompts]
+        for batch in _batches(lengths, batch_size, _short_context(vlm)):
+            if not done.issuperset(start + place for place in batch):
+                with _seeded(vlm, seed, start + batch[0]):
+                    replies = _reply_all(vlm, features.fill([prompts[place] for place in batch]), generation)
+                yield list(zip((start + place for place in batch), replies, strict=True))
+
+
+def _reply_all(vlm, prompts, generation):
+    """One batch; it keeps no features."""
+    found = zip(prompts, _generate(vlm, prompts, generation), strict=True)
+    return [replace(_finish(vlm, prompt, ids), features=None) for prompt, ids in found]
+
+
+@contextmanager
+def _seeded(vlm, seed, number):
+    """Sampling of this batch depends on seed and number only; the caller's random state stays as it was."""
+    if seed is None:
+        yield
+        return
+    device = vlm.model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + number)
+        yield
+
+
+class _Features:
+    """Features of the pictures seen last, known by what their tiles hold: the same picture may come by two paths."""
+
+    def __init__(self, vlm):
+        self.vlm, self.known = vlm, OrderedDict()  # digest of the tiles → [T, 256, H]
+
+    def fill(self, prompts):
+        """The prompts with their features; every picture that is not known is encoded once."""
+        cut = [prompt.tiles.split(list(prompt.num_tiles)) for prompt in prompts]
+        keys = [[hashlib.sha256(tiles.numpy()).digest() for tiles in pictures] for pictures in cut]
+        wanted = {key: tiles for row in zip(keys, cut, strict=True) for key, tiles in zip(*row, strict=True)}
+        new = {key: tiles for key, tiles in wanted.items() if key not in self.known}
+        found = {key: self.known[key] for key in wanted if key in self.known} | self._encode(new)
+        for key in wanted:
+            self.known[key] = found[key]
+            self.known.move_to_end(key)
+        self._forget()
+        return [_with_features(prompt, [found[key] for key in row]) for prompt, row in zip(prompts, keys, strict=True)]
+
+    @torch.inference_mode()
+    def _encode(self, pictures):
+        if not pictures:
+            return {}
+        features = [_encode_tiles(self.vlm, tiles) for tiles in torch.cat(list(pictures.values())).split(TILES_AT_ONCE)]
+        parts = torch.cat(features).split([len(tiles) for tiles in pictures.values()])
+        return {key: part.clone() for key, part in zip(pictures, parts, strict=True)}  # a view would keep the batch
+
+    def _forget(self):
+        while self.known and sum(map(len, self.known.values())) > CACHED_TILES:
+            self.known.popitem(last=False)
+
+
+def _with_features(prompt, pictures):
+    return replace(prompt, features=torch.cat(pictures), tiles=prompt.tiles[:0]) if pictures else prompt
 
 
 def _batches(lengths, batch_size, short_context):
@@ -276,11 +345,15 @@ def _encode(vlm, prompt):
     """Turn the new tiles into features and put them behind the remembered ones."""
     if not len(prompt.tiles):
         return prompt
-    pixel_values = normalise_tiles(prompt.tiles.to(vlm.model.device), dtype=vlm.model.dtype)
-    features = vlm.model.encode_tiles(pixel_values)
+    features = _encode_tiles(vlm, prompt.tiles)
     if prompt.features is not None:
         features = torch.cat([prompt.features, features])
     return replace(prompt, features=features, tiles=prompt.tiles[:0])
+
+
+def _encode_tiles(vlm, tiles):
+    """uint8 [T, 3 or …] → features [T, 256, H]."""
+    return vlm.model.encode_tiles(normalise_tiles(tiles.to(vlm.model.device), dtype=vlm.model.dtype))
 
 
 def _finish(vlm, prompt, ids):

@@ -24,15 +24,15 @@ def _card(record):
     return f'{media_html(record)}{turns}<div class="dim">{text_html(record.where)}</div>'
 
 
-def media_html(record, *, frames=4):
+def media_html(record, *, frames=4, max_px=320):
     """The pictures of a row, or a few frames of its video; what can't be opened is named in its place."""
     if not record.video:
-        return pictures_html(record.images, record.where)
+        return pictures_html(record.images, record.where, max_px=max_px)
     try:
         shown = list(sample_frames(record.video, record.where, num_frames=frames))
     except DataError as error:
         return f"<div>{text_html(error)}</div>"
-    return pictures_html(shown, record.where)
+    return pictures_html(shown, record.where, max_px=max_px)
 
 
 def pictures_html(images, where, *, max_px=320):

@@ -196,7 +196,7 @@ def write_run(recipe, data, folder=None):
         return Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("torch", "transformers", "peft", "ivlkit")
-    versions = {name: _version(name) for name in packages}
+    versions = {name: package_version(name) for name in packages}
     if data.selection is not None:
         np.save(folder / ROWS_FILE, np.asarray(data.selection, np.int64))
     path.write_text(yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
@@ -362,7 +362,8 @@ def _check(recipe):
         raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but torch sees {found} here; set gpus={max(1, found)}")
 
 
-def _version(package):
+def package_version(package):
+    """Version of an installed package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,60 +1,29 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+from ivlkit.data.mixture import open_data
 from ivlkit.data.records import Record, Turn
-from ivlkit.errors import DataError
-from ivlkit.evaluation.evaluate import Report, Row, evaluate
+from ivlkit.errors import CheckpointError, DataError
+from ivlkit.evaluation.evaluate import evaluate, fingerprint
+from ivlkit.evaluation.report import Report
+from ivlkit.models.load import ORIGIN_FILE
+
+NEW = {"progress": False, "max_new_tokens": 4}
 
 
 def record(number, question, answer, **fields):
     turns = (Turn("user", question), Turn("assistant", answer))
     return Record(id=number, turns=turns, where=f"test.jsonl:{number}", **fields)
-
-
-def report(*scores, **extra):
-    rows = [
-        Row(f"test.jsonl:{number}", "What?", "yes", "yes" if score else "no", score, extra={"task": f"t{number % 2}"})
-        for number, score in enumerate(scores)
-    ]
-    return Report("exact_match", tuple(rows), {"model": "nano"} | extra)
-
-
-class TestReport:
-    def test_score_is_the_mean_of_the_rows(self):
-        assert report(1, 1, 1, 0).score == 0.75
-
-    def test_interval_is_a_point_when_all_rows_agree_and_holds_the_score_otherwise(self):
-        assert report(1, 1, 1).interval == (1.0, 1.0)
-        low, high = report(*[1, 0] * 50).interval
-        assert 0.35 < low < 0.5 < high < 0.65
-
-    def test_interval_is_the_same_every_time(self):
-        assert report(1, 0, 0, 1).interval == report(1, 0, 0, 1).interval
-
-    def test_by_gives_score_and_number_of_rows_of_each_value(self):
-        assert report(1, 0, 1, 0).by("task") == {"t0": (1.0, 2), "t1": (0.0, 2)}
-
-    def test_a_field_with_one_value_is_no_slice(self):
-        assert report(1, 0).slice_fields == ["task"]
-        assert report(1).slice_fields == []
-
-    def test_as_json_it_keeps_every_row(self):
-        found = json.loads(json.dumps(report(1, 0).to_dict()))
-        assert found["score"] == 0.5 and found["num_rows"] == 2
-        assert found["rows"][1] == {
-            "where": "test.jsonl:1",
-            "question": "What?",
-            "truth": "yes",
-            "reply": "no",
-            "score": 0,
-        }
-
-    def test_a_report_of_other_rows_is_refused_as_before(self, tmp_path):
-        with pytest.raises(DataError, match="different rows"):
-            report(1, 1).save_html(tmp_path / "report.html", before=report(1))
 
 
 class TestEvaluate:
@@ -81,8 +50,8 @@ class TestEvaluate:
     def test_earlier_turns_are_given_as_written(self, tiny_vlm, monkeypatch):
         asked = []
         monkeypatch.setattr(
-            "ivlkit.evaluation.evaluate.reply_batch",
-            lambda vlm, conversations, **_: asked.extend(conversations) or [SimpleNamespace(text="x")],
+            "ivlkit.evaluation.evaluate.iterate_replies",
+            lambda vlm, conversations, **_: asked.extend(conversations) or [[(0, SimpleNamespace(text="x"))]],
         )
         turns = (Turn("user", "Hi"), Turn("assistant", "Hello."), Turn("user", "And now?"), Turn("assistant", "x"))
         found = evaluate(tiny_vlm, [Record(id=0, turns=turns)], progress=False)
@@ -103,3 +72,239 @@ class TestEvaluate:
     def test_no_rows_are_an_error(self, tiny_vlm):
         with pytest.raises(DataError, match="no rows"):
             evaluate(tiny_vlm, [])
+
+    def test_a_broken_truth_stops_before_the_first_reply(self, tiny_vlm, monkeypatch):
+        monkeypatch.setattr("ivlkit.evaluation.evaluate.iterate_replies", None)
+        rows = [record(1, "Where?", "[1, 2, 3, 4]"), record(2, "Where?", "left")]
+        with pytest.raises(DataError, match=r"test\.jsonl:2: iou: the truth 'left' has no box"):
+            evaluate(tiny_vlm, rows, metric="iou_at_50")
+
+    def test_a_metric_that_gives_no_number_is_refused(self, tiny_vlm):
+        with pytest.raises(DataError, match="metric broken: gave"):
+            evaluate(tiny_vlm, [record(0, "Hi", "x")], metric=broken, **NEW)
+
+    def test_the_tile_budget_overrides_model_and_rows(self, tiny_vlm, draw_picture, monkeypatch):
+        tiles, encode_tiles = [], tiny_vlm.model.encode_tiles
+        monkeypatch.setattr(
+            tiny_vlm.model, "encode_tiles", lambda pixels: tiles.append(len(pixels)) or encode_tiles(pixels)
+        )
+        row = record(0, "<image>\nWhat?", "x", images=(draw_picture(448, 112),), max_tiles=2)
+        counts = []
+        for budget in (None, 1, 4):
+            found = evaluate(tiny_vlm, [row], max_tiles=budget, **NEW)
+            counts.append((tiles.pop(), found.details["max_tiles"]))
+        assert counts == [(3, tiny_vlm.processor.max_tiles), (1, 1), (5, 4)]
+        with pytest.raises(DataError, match="max_tiles=0; expected 1 or more"):
+            evaluate(tiny_vlm, [row], max_tiles=0)
+
+
+def broken(reply, truth):
+    return float("nan")
+
+
+class TestAnswers:
+    def rows(self, answers):
+        return [record(0, "Hi", "two", extra={"answers": answers, "task": "count"})]
+
+    def test_a_row_with_answers_accepts_any_of_them(self, tiny_vlm):
+        reply = tiny_vlm.chat("Hi", max_new_tokens=4).text
+        (row,) = evaluate(tiny_vlm, self.rows(["other", reply]), **NEW).rows
+        assert (row.truth, row.answers, row.score, row.extra) == ("two", ("other", reply), 1.0, {"task": "count"})
+
+    def test_a_function_gets_them_as_a_tuple(self, tiny_vlm):
+        seen = []
+        evaluate(tiny_vlm, self.rows(["a", "b"]), metric=lambda reply, truth: seen.append(truth) or 0, **NEW)
+        assert seen == [("a", "b")]
+
+    @pytest.mark.parametrize("answers", [[], "two", [2], {"a": 1}])
+    def test_anything_but_texts_is_refused(self, tiny_vlm, answers):
+        with pytest.raises(DataError, match=r"test\.jsonl:0: `answers` is"):
+            evaluate(tiny_vlm, self.rows(answers), **NEW)
+
+
+class TestCorpusMetrics:
+    def test_its_numbers_stand_in_the_report(self, tiny_vlm):
+        found = evaluate(tiny_vlm, [record(0, "Is it?", "yes"), record(1, "Is it not?", "no")], metric="pope", **NEW)
+        assert found.metric == "pope" and found.score == found.numbers["accuracy"]
+        assert set(found.numbers) == {"accuracy", "precision", "recall", "f1", "yes_rate", "unclear"}
+        assert found.corpus("pope") == found.numbers
+
+
+@pytest.fixture
+def pictured(draw_picture):
+    """Three rows with a picture each, and one without."""
+    rows = [record(n, "<image>\nWhat is it?", "x", images=(draw_picture(112, 112, seed=n),)) for n in range(3)]
+    return [*rows, record(3, "Hi", "x")]
+
+
+class TestPictures:
+    def test_without_pictures_the_question_alone_is_asked(self, tiny_vlm, pictured):
+        found = evaluate(tiny_vlm, pictured, pictures="none", **NEW)
+        assert {row.reply for row in found.rows[:3]} == {tiny_vlm.chat("What is it?", max_new_tokens=4).text}
+        assert found.rows[0].images == () and found.details["pictures"] == "none"
+
+    def test_shuffled_rows_are_asked_with_the_picture_they_show(self, tiny_vlm, pictured):
+        found = evaluate(tiny_vlm, pictured, pictures="shuffled", **NEW)
+        for row, own in zip(found.rows[:3], pictured, strict=False):
+            assert row.images != own.images
+            assert row.reply == tiny_vlm.chat("What is it?", list(row.images), max_new_tokens=4).text
+
+    def test_rows_that_could_not_be_shuffled_are_told(self, tiny_vlm, pictured):
+        assert "not shuffled" not in evaluate(tiny_vlm, pictured, pictures="shuffled", **NEW).details
+        found = evaluate(tiny_vlm, pictured[2:], pictures="shuffled", **NEW)
+        assert found.details["not shuffled"].startswith("1 rows: no other row has as many pictures")
+
+    def test_the_control_set_says_that_a_random_model_does_not_look(self, tiny_vlm, pictured):
+        right, none = (evaluate(tiny_vlm, pictured, pictures=pictures, **NEW) for pictures in ("right", "none"))
+        assert right.with_control(none).warnings == [
+            "With no pictures the score is 0.0%, only 0.0 points under the 0.0% with the right ones; expected "
+            "10 points or more. The model may answer without looking."
+        ]
+
+
+class TestAsTrained:
+    @pytest.fixture
+    def changed(self, tiny_vlm):
+        """`changed(max_tiles=3)`: the model with another processor."""
+        return lambda **fields: replace(tiny_vlm, processor=replace(tiny_vlm.processor, **fields))
+
+    def test_other_tiles_than_the_checkpoint_s_are_an_error_unless_asked_for(self, changed):
+        vlm = changed(max_tiles=3)
+        with pytest.raises(CheckpointError, match="trained with max_tiles 12, asked with 3; expected the same"):
+            evaluate(vlm, [record(0, "Hi", "x")], **NEW)
+        assert evaluate(vlm, [record(0, "Hi", "x")], max_tiles=3, **NEW).details["max_tiles"] == 3
+
+    def test_another_system_prompt_is_an_error(self, changed, tmp_path):
+        origin = {"base": "nano", "template": "internlm2-chat", "system_message": "Trained.", "max_tiles": 12}
+        (tmp_path / ORIGIN_FILE).write_text(json.dumps(origin))
+        vlm = replace(changed(), folder=tmp_path)
+        with pytest.raises(CheckpointError, match="trained with system_message 'Trained.', asked with"):
+            evaluate(vlm, [record(0, "Hi", "x")], **NEW)
+
+    def test_another_template_is_an_error(self, changed, tmp_path):
+        (tmp_path / ORIGIN_FILE).write_text(json.dumps({"base": "nano", "template": "phi3-chat"}))
+        with pytest.raises(CheckpointError, match="trained with template 'phi3-chat'"):
+            evaluate(replace(changed(), folder=tmp_path), [record(0, "Hi", "x")], **NEW)
+
+
+def questions(count):
+    return [record(number, f"Tell me {'more ' * (number % 5)}about {number}", "x") for number in range(count)]
+
+
+def replies(report):
+    return [row.reply for row in report.rows]
+
+
+def forget(folder, *, keep):
+    """As after a kill: only the first lines are there."""
+    path = folder / "replies.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:keep]))
+
+
+class TestGoingOn:
+    def test_what_is_there_is_not_asked_again(self, tiny_vlm, tmp_path, monkeypatch):
+        first = evaluate(tiny_vlm, questions(6), to=tmp_path, **NEW)
+        monkeypatch.setattr("ivlkit.models.chat._generate", None)
+        again = evaluate(tiny_vlm, questions(6), to=tmp_path, **NEW)
+        assert again.rows == first.rows and again.details["rows asked in them"] == 0
+
+    def test_the_rest_is_asked_and_the_report_is_the_same(self, tiny_vlm, tmp_path):
+        first = evaluate(tiny_vlm, questions(9), to=tmp_path, batch_size=2, **NEW)
+        forget(tmp_path, keep=5)
+        again = evaluate(tiny_vlm, questions(9), to=tmp_path, batch_size=2, **NEW)
+        assert again.rows == first.rows and again.details["rows asked in them"] == 4
+
+    def test_sampled_replies_go_on_as_they_would_have(self, tiny_vlm, tmp_path):
+        options = {"do_sample": True, "temperature": 5.0, "batch_size": 2, "progress": False, "max_new_tokens": 6}
+        first = evaluate(tiny_vlm, questions(9), to=tmp_path / "a", **options)
+        forget(tmp_path / "a", keep=5)
+        assert replies(evaluate(tiny_vlm, questions(9), to=tmp_path / "a", **options)) == replies(first)
+        assert replies(evaluate(tiny_vlm, questions(9), seed=1, **options)) != replies(first)
+
+    def test_sampling_leaves_the_caller_s_random_state(self, tiny_vlm):
+        torch.manual_seed(5)
+        evaluate(tiny_vlm, questions(2), do_sample=True, **NEW)
+        after = torch.rand(1)
+        torch.manual_seed(5)
+        assert torch.equal(after, torch.rand(1))
+
+    def test_another_metric_or_a_mended_truth_needs_no_new_reply(self, tiny_vlm, tmp_path, monkeypatch):
+        first = evaluate(tiny_vlm, questions(3), to=tmp_path, **NEW)
+        monkeypatch.setattr("ivlkit.models.chat._generate", None)
+        mended = [
+            replace(one, turns=(one.turns[0], Turn("assistant", row.reply)))
+            for one, row in zip(questions(3), first.rows, strict=True)
+        ]
+        assert evaluate(tiny_vlm, mended, to=tmp_path, metric="contains", **NEW).score == 1.0
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"max_new_tokens": 5}, "generation"),
+            ({"pictures": "none"}, "pictures"),
+            ({"seed": 3}, "seed"),
+            ({"max_tiles": 3}, "questions"),
+        ],
+    )
+    def test_other_settings_are_refused(self, tiny_vlm, tmp_path, change, said):
+        evaluate(tiny_vlm, questions(2), to=tmp_path, **NEW)
+        with pytest.raises(DataError, match=f"holds an evaluation with {said}"):
+            evaluate(tiny_vlm, questions(2), to=tmp_path, **(NEW | change))
+
+    def test_other_questions_and_another_picture_are_refused(self, tiny_vlm, tmp_path):
+        evaluate(tiny_vlm, questions(2), to=tmp_path, **NEW)
+        with pytest.raises(DataError, match="holds an evaluation with questions"):
+            evaluate(tiny_vlm, questions(3), to=tmp_path, **NEW)
+
+    def test_another_model_is_refused(self, tiny_vlm, tmp_path):
+        evaluate(tiny_vlm, questions(2), to=tmp_path, **NEW)
+        weight = tiny_vlm.model.lm_head.weight
+        with torch.no_grad():
+            weight[0, 0] += 1
+        try:
+            with pytest.raises(DataError, match="holds an evaluation with weights"):
+                evaluate(tiny_vlm, questions(2), to=tmp_path, **NEW)
+        finally:
+            with torch.no_grad():
+                weight[0, 0] -= 1
+
+    def test_the_fingerprint_is_of_the_weights_wherever_they_lie(self, tiny, tiny_vlm):
+        from ivlkit.models.load import load
+
+        assert fingerprint(load(tiny).model) == fingerprint(tiny_vlm.model)
+
+    def test_the_folder_keeps_the_report(self, tiny_vlm, tmp_path):
+        found = evaluate(tiny_vlm, questions(3), to=tmp_path, **NEW)
+        assert Report.load(tmp_path) == found
+
+
+KILLED = """
+import sys, time
+options = {"batch_size": 2, "progress": False, "max_new_tokens": 4}
+from ivlkit.data.mixture import open_data
+from ivlkit.evaluation import evaluate, journal
+from ivlkit.models.load import load
+append = journal._append
+journal._append = lambda *arguments: (append(*arguments), time.sleep(0.4))
+evaluate.evaluate(load(sys.argv[1]), open_data(sys.argv[2]), to=sys.argv[3], **options)
+"""
+
+
+def test_an_evaluation_killed_in_the_middle_goes_on_to_the_same_report(tiny, tiny_vlm, tmp_path, write_rows, turns):
+    data = write_rows([{"conversations": turns(f"Tell me about {number}", "x")} for number in range(20)])
+    folder, written = tmp_path / "killed", 0
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tiny), str(data), str(folder)])
+    deadline = time.monotonic() + 60
+    while written < 6 and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        path = folder / "replies.jsonl"
+        written = len(path.read_bytes().splitlines()) if path.exists() else 0
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL and 6 <= written < 20
+    whole = evaluate(tiny_vlm, open_data(data), to=tmp_path / "whole", batch_size=2, **NEW)
+    after = evaluate(tiny_vlm, open_data(data), to=folder, batch_size=2, **NEW)
+    assert after.rows == whole.rows and 0 < after.details["rows asked in them"] < 20
+    changing = {"seconds", "rows asked in them"}
+    assert {key: value for key, value in after.details.items() if key not in changing} == {
+        key: value for key, value in whole.details.items() if key not in changing
+    }

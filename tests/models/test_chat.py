@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from ivlkit.data.records import Turn
 from ivlkit.errors import DataError
-from ivlkit.models.chat import _batches, reply_batch
+from ivlkit.models.chat import _batches, iterate_replies, reply_batch
 from ivlkit.models.load import load
 
 NEW = {"max_new_tokens": 8}
@@ -308,3 +308,41 @@ def test_sampling_is_passed_on_and_seeded(tiny_vlm):
 
     assert sample(0) == sample(0)
     assert len({sample(seed) for seed in range(4)}) > 1
+
+
+# features of a picture that several questions share -------------------------------------------------------------------
+
+
+def about(image, *questions):
+    return [((Turn("user", f"<image>\n{question}"),), [image]) for question in questions]
+
+
+def test_questions_about_one_picture_encode_it_once_and_get_the_same_replies(tiny_vlm, draw_picture, tiles_seen):
+    first, other = draw_picture(), draw_picture(112, 112, seed=3)
+    asked = [
+        *about(first, "What?", "Where is it?", "Who?"),
+        *about(other, "What?"),
+        *about(draw_picture(), "How many?"),
+    ]
+    replies = reply_batch(tiny_vlm, asked, batch_size=2, **NEW)
+    assert sum(tiles_seen) == 3 + 1
+    alone = [tiny_vlm.chat(turns[0].text, images, **NEW).text for turns, images in asked]
+    assert [reply.text for reply in replies] == alone
+
+
+def test_features_that_do_not_fit_are_forgotten_oldest_first(tiny_vlm, draw_picture, tiles_seen, monkeypatch):
+    monkeypatch.setattr("ivlkit.models.chat.CACHED_TILES", 1)
+    pictures = [draw_picture(112, 112, seed=seed) for seed in (1, 2)]
+    asked = about(pictures[0], "a") + about(pictures[1], "a b") + about(pictures[0], "a b c d e f")
+    reply_batch(tiny_vlm, asked, batch_size=1, **NEW)
+    assert sum(tiles_seen) == 3
+    tiles_seen.clear()
+    reply_batch(tiny_vlm, asked, batch_size=3, **NEW)  # all that a batch needs is there, whatever the bound
+    assert sum(tiles_seen) == 2
+
+
+def test_a_batch_without_any_new_reply_is_passed_over(tiny_vlm, draw_picture, tiles_seen):
+    asked = about(draw_picture(112, 112, seed=1), "a") + about(draw_picture(112, 112, seed=2), "a much longer one")
+    batches = list(iterate_replies(tiny_vlm, asked, batch_size=1, done=[0], **NEW))
+    assert [[number for number, _ in batch] for batch in batches] == [[1]] and sum(tiles_seen) == 1
+    assert list(iterate_replies(tiny_vlm, asked, done=[0, 1], **NEW)) == []

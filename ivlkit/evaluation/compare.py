@@ -1,0 +1,187 @@
+"""Two evaluations of the same rows: the paired difference, and which rows were won and lost."""
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from .intervals import bootstrap_interval
+from .report import Gallery, Report, Row, check_same_rows, write_text
+
+GROUPS = ("won", "lost", "both", "neither")
+MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device"}  # details that may differ in any case
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question as answered in both evaluations."""
+
+    before: Row
+    after: Row
+
+    @property
+    def group(self):
+        """ "won" if only the later reply is right, "lost" if only the earlier, "both" or "neither"."""
+        return {
+            (False, True): "won",
+            (True, False): "lost",
+            (True, True): "both",
+            (False, False): "neither",
+        }[self.before.is_right, self.after.is_right]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two reports of the same rows."""
+
+    before: Report
+    after: Report
+
+    @property
+    def pairs(self):
+        """All rows, in the order of the data."""
+        return Gallery(Pair(*rows) for rows in zip(self.before.rows, self.after.rows, strict=True))
+
+    @property
+    def differences(self):
+        """Score after minus before of each row: float [rows]."""
+        return np.array([pair.after.score - pair.before.score for pair in self.pairs])
+
+    @property
+    def difference(self):
+        """Mean score after minus before."""
+        return float(self.differences.mean())
+
+    @property
+    def interval(self):
+        """95 % interval of the difference: each bootstrap draw takes a row's both scores."""
+        return bootstrap_interval(self.differences)
+
+    def interval_by(self, name):
+        """The same when rows with one value of a field, or with "images" the same pictures, are drawn together."""
+        return bootstrap_interval(self.differences, self.after.groups(name))
+
+    def by(self, name):
+        """{value: (before, after, rows)} of any field of the rows."""
+        earlier = self.before.by(name)
+        return {value: (earlier[value][0], score, rows) for value, (score, rows) in self.after.by(name).items()}
+
+    @property
+    def won(self):
+        """Rows that only the later model answers rightly (a score of at least 0.5)."""
+        return self._group("won")
+
+    @property
+    def lost(self):
+        """Rows that only the earlier model answers rightly."""
+        return self._group("lost")
+
+    @property
+    def both(self):
+        """Rows that both answer rightly."""
+        return self._group("both")
+
+    @property
+    def neither(self):
+        """Rows that none answers rightly."""
+        return self._group("neither")
+
+    @property
+    def disagreements(self):
+        """Rows with different replies, whatever their scores."""
+        return Gallery(pair for pair in self.pairs if pair.before.reply != pair.after.reply)
+
+    def _group(self, name):
+        return Gallery(pair for pair in self.pairs if pair.group == name)
+
+    @property
+    def counts(self):
+        """Number of rows won, lost, answered by both and by neither."""
+        groups = [pair.group for pair in self.pairs]
+        return {name: groups.count(name) for name in GROUPS}
+
+    @property
+    def measured_differently(self):
+        """{detail: (before, after)} of settings that differ beside the model: the difference is theirs too."""
+        first, second = self.before.details, self.after.details
+        names = [name for name in first | second if name not in MEASURED_APART]
+        return {name: (first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)}
+
+    def save_html(self, path, *, title="Before and after"):
+        """Write one self-contained page of at most 10 MB: numbers, slices, rows of each group with pictures."""
+        from ..show.answers import comparison_page
+
+        return write_text(path, comparison_page(self, title=title))
+
+    def save_csv(self, path):
+        """Write all rows as CSV: where, group, question, truth, both replies and scores, and the rows' own fields.
+
+        UTF-8 with a mark, as spreadsheets want it. A text that a spreadsheet would run as a formula starts with "'".
+        """
+        return write_text(path, "\ufeff" + self._csv())
+
+    def _csv(self):
+        extra = list(dict.fromkeys(name for row in self.after.rows for name in row.extra))
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        fixed = ["where", "group", "question", "truth", "before", "after", "score_before", "score_after"]
+        writer.writerow(map(_no_formula, fixed + extra))
+        for pair in self.pairs:
+            row = pair.after
+            texts = [row.where, pair.group, row.question, row.truth, pair.before.reply, row.reply]
+            values = [*texts, pair.before.score, row.score, *(row.extra.get(name, "") for name in extra)]
+            writer.writerow(map(_no_formula, values))
+        return buffer.getvalue()
+
+    def to_dict(self):
+        """The numbers as plain values for JSON."""
+        return {
+            "metric": self.after.metric,
+            "before": self.before.score,
+            "after": self.after.score,
+            "difference": self.difference,
+            "interval": self.interval,
+            "num_rows": len(self.after.rows),
+            **self.counts,
+            "measured_differently": self.measured_differently,
+        }
+
+    def __repr__(self):
+        low, high = self.interval
+        counts = ", ".join(f"{number} {name}" for name, number in self.counts.items())
+        return (
+            f"Comparison({self.after.metric} {self.before.score:.1%} → {self.after.score:.1%}, "
+            f"{100 * self.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); {counts})"
+        )
+
+    def _repr_html_(self):
+        from ..show.answers import comparison_html
+
+        return comparison_html(self, examples=8)
+
+
+def compare(before, after):
+    """Compare two evaluations of the same rows: `compare(base, tuned)` → +12.0 points (+8.1 to +15.9), 40 won, 10 lost.
+
+    The interval is of the paired difference: rows that are hard for both models don't widen it. It excludes 0 where the
+    difference is more than chance among the rows.
+
+    Args: before, after: a `Report` each, a file of `save_json`, or a folder that `evaluate(…, to=…)` left.
+    Returns: `Comparison`.
+    Raises: DataError if rows or metric differ, with the first row that does.
+    """
+    before, after = (each if isinstance(each, Report) else Report.load(each) for each in (before, after))
+    check_same_rows(before, after)
+    return Comparison(before, after)
+
+
+def _no_formula(value):
+    """A cell whose text starts as a formula does, and is no number, gets an apostrophe in front."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("=", "+", "-", "@")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

@@ -1,0 +1,94 @@
+"""Replies of an evaluation on disk, a line each, so that a killed one goes on where it stopped.
+
+A folder holds settings.json (what decides the replies), replies.jsonl, and report.json once it is done.
+"""
+
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import DataError
+from .report import write_text
+
+SETTINGS_FILE, REPLIES_FILE = "settings.json", "replies.jsonl"
+
+
+@contextmanager
+def open_journal(folder, settings, places):
+    """(known, append): the replies {row number: text} already there, and a function that adds such a dict for good.
+
+    Args:
+        folder: None keeps nothing.
+        settings: a dict for JSON; a folder with other settings is refused.
+        places: `where` of every row, checked against what is there.
+    Raises: DataError if the folder is another evaluation's, is written to by another process, or is broken.
+    """
+    if folder is None:
+        yield {}, lambda replies: None
+        return
+    folder = Path(folder)
+    _settle(folder, settings)
+    with open(folder / REPLIES_FILE, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{folder}: another evaluation is writing here; wait for it, or choose another") from error
+        known = _read(file, places)
+        yield known, lambda replies: _append(file, replies, places)
+
+
+def _settle(folder, settings):
+    path = folder / SETTINGS_FILE
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        if (folder / REPLIES_FILE).exists():
+            raise DataError(f"{folder}: replies without {SETTINGS_FILE}; expected both; choose another folder")
+        write_text(path, json.dumps(settings, indent=1, ensure_ascii=False))
+        return
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise DataError(f"{path}: broken JSON ({error}); expected settings; choose another folder") from error
+    for key in sorted(found.keys() | settings.keys()):
+        if found.get(key) != settings.get(key):
+            raise DataError(
+                f"{folder}: holds an evaluation with {key} {found.get(key)!r}; now it is {settings.get(key)!r}; "
+                "expected the same model, data and settings to go on; choose another folder"
+            )
+
+
+def _read(file, places):
+    """The whole lines; a last one that was cut off by the kill is removed from the file."""
+    file.seek(0)
+    content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    file.truncate(len(whole))
+    known = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        row, text = _parse(line, f"{file.name}:{number}", places)
+        known[row] = text
+    return known
+
+
+def _parse(line, where, places):
+    try:
+        saved = json.loads(line)
+        row, text = saved["row"], saved["reply"]
+        matches = places[row] == saved["where"] and isinstance(text, str) and row >= 0
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{where}: broken ({error}); expected a row's reply; remove the line") from error
+    if not matches:
+        raise DataError(f"{where}: a reply of another row ({saved['where']}); expected {places[row]}; remove the line")
+    return row, text
+
+
+def _append(file, replies, places):
+    lines = (
+        json.dumps({"row": row, "where": places[row], "reply": text}, ensure_ascii=False) + "\n"
+        for row, text in replies.items()
+    )
+    file.write("".join(lines).encode())
+    file.flush()
+    os.fsync(file.fileno())

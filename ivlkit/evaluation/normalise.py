@@ -1,0 +1,73 @@
+"""How metrics make texts comparable: one function for each published rule."""
+
+import re
+import string
+
+_NOT_WORDS = {
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "n't've": "could had might should would",
+    "'ve": "could might must not should they we what where who would you",
+    "'d": "he how it someone something there they where who you",
+    "'d've": "he it she somebody someone something there they we who you",
+    "'ll": "how it somebody someone something they what who why you",
+    "'s": "he how somebody someone there that what when where who why",
+    "'re": "there they what why you",
+    "": "ma'am o'clock 'ow's'at 'twas y'all y'all'll y'all'd've",
+}
+_NUMBERS = {
+    **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"},
+    **{"seven": "7", "eight": "8", "nine": "9", "ten": "10"},
+}
+_ARTICLES = {"a", "an", "the"}
+_VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_PERIOD = re.compile(r"\.(?!\d)")  # 1.5 keeps its point
+
+
+def _misspellings():
+    """{"dont": "don't", "couldnt've": "couldn't've", …}: every contraction with one apostrophe left out."""
+    found = {"somebody'd": "somebodyd"}  # the published table has this pair the wrong way round
+    for ending, stems in _NOT_WORDS.items():
+        for word in (stem + ending for stem in stems.split()):
+            places = [place for place, character in enumerate(word) if character == "'"]
+            found |= {word[:place] + word[place + 1 :]: word for place in places}
+    return found
+
+
+_CONTRACTIONS = _misspellings()
+
+
+def collapse(text):
+    """Whitespace collapsed: " two\\n words" → "two words"."""
+    return " ".join(text.split())
+
+
+def vqa_text(text):
+    """The answer processing of the VQA and TextVQA challenges: "The two cats." → "2 cats".
+
+    Lower case, punctuation out (or a space where it joins two words), number words as digits, articles out,
+    apostrophes back into contractions.
+    """
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    cleaned = text
+    for mark in _VQA_PUNCTUATION:
+        stands_alone = f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if stands_alone else " ")
+    words = [_NUMBERS.get(word, word) for word in _PERIOD.sub("", cleaned).split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def squad_words(text):
+    """The words of SQuAD's F1: lower case, punctuation out, articles out. "The cat's hat." → ["cats", "hat"]."""
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return [word for word in kept.split() if word not in _ARTICLES]
+
+
+def caption_words(text):
+    """The words of a caption without punctuation: "A man's T-shirt, don't." → a, man, 's, t-shirt, do, n't.
+
+    Close to the Penn Treebank rules that published caption scores use (a Java program); not equal on every text.
+    """
+    text = re.sub(r"n't\b", " n't", text.lower().replace("’", "'"))
+    text = re.sub(r"(?<=\w)('(?:s|re|ve|ll|d|m))\b", r" \1", text)
+    return re.findall(r"n't|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-.,]\w+)*", text)

@@ -1,0 +1,104 @@
+"""Which pictures a question gets: its own, another row's, or none."""
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.media import open_image
+from ..errors import DataError
+
+
+def right(records, seed):
+    """The rows as they are."""
+    return records
+
+
+def shuffled(records, seed):
+    """Every row with the pictures of another row that has as many, or a video with another video.
+
+    None keeps its own where another exists. All are used as often as before, unless one belongs to more than half of
+    such rows.
+    """
+    rng, given, kinds = np.random.default_rng(seed), list(records), {}
+    for number, record in enumerate(records):
+        if record.images or record.video:
+            kinds.setdefault((bool(record.video), len(record.images)), []).append(number)
+    for _, rows in sorted(kinds.items()):
+        sources = derange([media_key(records[number]) for number in rows], rng)
+        for number, source in zip(rows, sources, strict=True):
+            other = records[rows[source]]
+            given[number] = replace(records[number], images=other.images, video=other.video)
+    return given
+
+
+def none(records, seed):
+    """Every row without its pictures or video, and without their places in the text."""
+    return [
+        replace(record, images=(), video=None, turns=tuple(_without_placeholders(turn) for turn in record.turns))
+        if record.images or record.video
+        else record
+        for record in records
+    ]
+
+
+PICTURES = {"right": right, "shuffled": shuffled, "none": none}
+
+
+def arrange(records, pictures, *, seed):
+    """The rows as `pictures` ("right", "shuffled" or "none") has them."""
+    if pictures not in PICTURES:
+        raise DataError(f"pictures={pictures!r}; expected one of {', '.join(PICTURES)}")
+    return PICTURES[pictures](records, seed)
+
+
+def derange(keys, rng):
+    """For each place another place with another key, a permutation if there is one: [1, 2, 0] for a, b, c.
+
+    Equal keys stand side by side in a random order and all move on by the length of the longest run, which carries
+    every one of them past its own kind. Where one key has more than half of the places, some keep theirs after that:
+    these take any other. With a single key all stay.
+    """
+    distinct = list(dict.fromkeys(keys))
+    rank = dict(zip(distinct, rng.permutation(len(distinct)).tolist(), strict=True))
+    order = sorted(rng.permutation(len(keys)).tolist(), key=lambda place: rank[keys[place]])
+    longest = max(Counter(keys).values())
+    source = [0] * len(keys)
+    for position, place in enumerate(order):
+        source[place] = order[(position + longest) % len(order)]
+    kept = [place for place, taken in enumerate(source) if keys[taken] == keys[place]]  # all of the one commonest key
+    others = [place for place in order if kept and keys[place] != keys[kept[0]]]
+    for place in kept if others else []:
+        source[place] = others[rng.integers(len(others))]
+    return source
+
+
+def media_key(row):
+    """What tells what one row shows from what another does: () for nothing, else pictures or a clip of a video."""
+    return (repr(row.video),) if row.video else tuple(map(picture_key, row.images))
+
+
+def picture_key(source):
+    """What tells one picture from another: a file's path, the pixels of one in memory."""
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    image = open_image(source)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def kept_own(records, given):
+    """Numbers of the rows with pictures that still have their own."""
+    pairs = enumerate(zip(records, given, strict=True))
+    return [number for number, (own, got) in pairs if media_key(own) and media_key(own) == media_key(got)]
+
+
+def _without_placeholders(turn):
+    if turn.role != "user":
+        return turn
+    text = turn.text
+    for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
+        text = text.replace(f"{placeholder}\n", "").replace(placeholder, "")
+    return replace(turn, text=text)

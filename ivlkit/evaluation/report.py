@@ -1,0 +1,252 @@
+"""What an evaluation found: rows, score, intervals, tables, galleries; to JSON and back."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..data.records import Video
+from ..errors import DataError
+from .intervals import bootstrap_interval
+from .metrics import CORPUS_METRICS
+from .pictures import media_key
+
+LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
+RIGHT = 0.5  # from this score on a row counts as right
+FORMAT = 1  # of report.json
+NOT_SLICES = {"width", "height", "length", "answers"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with its truth and the reply."""
+
+    where: str
+    question: str
+    truth: str
+    reply: str
+    score: float
+    images: tuple = ()
+    extra: dict = field(default_factory=dict)  # the row's other fields: slices
+    answers: tuple[str, ...] = ()  # all accepted answers, if the row has several
+    video: Video | None = None  # instead of images
+
+    @property
+    def is_right(self):
+        """Whether it scores at least 0.5."""
+        return self.score >= RIGHT
+
+
+class Gallery(tuple):
+    """Rows, or pairs of rows, that a notebook shows as cards with their pictures."""
+
+    def _repr_html_(self):
+        from ..show.answers import rows_html
+
+        return rows_html(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found. Rows stand in the order of the data."""
+
+    metric: str
+    rows: tuple[Row, ...]
+    details: dict  # model, data, settings, seconds, versions
+    numbers: dict = field(default_factory=dict)  # of a corpus metric, e.g. precision
+    controls: dict = field(default_factory=dict)  # {"shuffled" or "none": score with those pictures}
+
+    @property
+    def score(self):
+        """Mean score of the rows, 0 to 1 (CIDEr: 0 to 10)."""
+        return float(np.mean([row.score for row in self.rows]))
+
+    @property
+    def interval(self):
+        """95 % interval of the score: 2,000 bootstrap draws of the rows, seed 0."""
+        return bootstrap_interval([row.score for row in self.rows])
+
+    def interval_by(self, name):
+        """95 % interval of the score when all rows with one value of a field are drawn together.
+
+        Use it where rows depend on each other: `report.interval_by("images")` for questions about the same pictures,
+        `report.interval_by("writer")` for a field of the rows.
+        """
+        return bootstrap_interval([row.score for row in self.rows], self.groups(name))
+
+    def groups(self, name):
+        """The value of a field for each row, or for "images" what the row shows.
+
+        Raises: DataError if no row has the field.
+        """
+        if name == "images":
+            return list(map(media_key, self.rows))
+        if not any(name in row.extra for row in self.rows):
+            known = sorted({name for row in self.rows for name in row.extra} | {"images"})
+            raise DataError(f"no row has a field {name!r}; expected one of {', '.join(known)}")
+        return [_plain_value(row.extra.get(name)) for row in self.rows]
+
+    @property
+    def slice_fields(self):
+        """Fields of the rows with 2 to 12 different values: worth a table. Sizes of pictures are not."""
+        names = {name for row in self.rows for name in row.extra} - NOT_SLICES
+        return sorted(name for name in names if 2 <= len(set(self.groups(name))) <= 12)
+
+    def by(self, name):
+        """{value: (score, rows)} of any field of the rows, e.g. `report.by("task")`; None: rows without it."""
+        found = {}
+        for value, row in zip(self.groups(name), self.rows, strict=True):
+            found.setdefault(value, []).append(row.score)
+        return {value: (float(np.mean(scores)), len(scores)) for value, scores in sorted(found.items(), key=str)}
+
+    def select(self, **values):
+        """The report of the rows with these values of their fields: `report.select(task="read").interval`.
+
+        Numbers of a corpus metric and controls belong to all rows and are left out.
+        """
+        places = [dict(zip(values, found, strict=True)) for found in zip(*map(self.groups, values), strict=True)]
+        rows = tuple(row for row, found in zip(self.rows, places, strict=True) if found == values)
+        if not rows:
+            raise DataError(f"no row with {values}; see `by` for the values that a field has")
+        return replace(self, rows=rows, numbers={}, controls={})
+
+    def worst(self, k=12):
+        """The k rows with the lowest scores, in the order of the data where these are equal."""
+        return Gallery(sorted(self.rows, key=lambda row: row.score)[:k])
+
+    def corpus(self, name):
+        """Numbers of a corpus metric on these rows: `report.corpus("pope")["precision"]`."""
+        if name not in CORPUS_METRICS:
+            raise DataError(f"corpus metric {name!r}; expected one of {', '.join(CORPUS_METRICS)}")
+        found = CORPUS_METRICS[name]([row.reply for row in self.rows], [row.answers or row.truth for row in self.rows])
+        return {key: value for key, value in found.items() if key != "rows"}
+
+    def with_control(self, control):
+        """This report beside one of the same rows with `pictures="shuffled"` or "none": see `warnings`.
+
+        Raises: DataError if the rows or the metric differ, or if it is no control.
+        """
+        check_same_rows(self, control)
+        kind = control.details.get("pictures")
+        if kind not in ("shuffled", "none") or self.details.get("pictures", "right") != "right":
+            raise DataError(
+                f"a control with {kind!r} pictures for a report with {self.details.get('pictures')!r} ones; "
+                'expected evaluate(…, pictures="shuffled") or "none" beside one with the right pictures'
+            )
+        return replace(self, controls=self.controls | {kind: control.score})
+
+    @property
+    def warnings(self):
+        """Sentences about what the score does not show: that the replies hardly depend on the pictures."""
+        return [
+            f"With {'shuffled' if kind == 'shuffled' else 'no'} pictures the score is {score:.1%}, only "
+            f"{100 * (self.score - score):.1f} points under the {self.score:.1%} with the right ones; expected "
+            f"{100 * LOOKS:.0f} points or more. The model may answer without looking."
+            for kind, score in self.controls.items()
+            if round(self.score - score, 9) < LOOKS
+        ]
+
+    def save_html(self, path, *, before=None, title="Evaluation"):
+        """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
+        from ..show.answers import report_page
+
+        if before:
+            check_same_rows(self, before)
+        return write_text(path, report_page(self, before=before, title=title))
+
+    def save_json(self, path):
+        """Write everything but pixels, for `Report.load`. Of pictures only paths are kept, none of those in memory."""
+        saved = {"format": FORMAT} | self.to_dict()
+        return write_text(path, json.dumps(saved, ensure_ascii=False, indent=1, default=str))
+
+    @classmethod
+    def load(cls, path):
+        """The report that `save_json` wrote, or that `evaluate(…, to=folder)` left in its folder.
+
+        Raises: DataError if the file is missing or no report.
+        """
+        path = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if saved["format"] != FORMAT:
+                raise ValueError(f"format {saved['format']!r} instead of {FORMAT}")
+            rows = tuple(_read_row(row) for row in saved["rows"])
+            return cls(saved["metric"], rows, saved["details"], saved["numbers"], saved["controls"])
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror}); expected a report; check the path") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}: no report ({type(error).__name__}: {error}); expected what save_json wrote"
+            ) from error
+
+    def to_dict(self):
+        """Plain values for JSON, without pixels."""
+        summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(self.rows)}
+        summary |= {"numbers": self.numbers, "controls": self.controls, "warnings": self.warnings}
+        return summary | {"details": self.details, "rows": [_plain_row(row) for row in self.rows]}
+
+    def __repr__(self):
+        low, high = self.interval
+        numbers = "".join(f", {name} {value:.3f}" for name, value in self.numbers.items() if isinstance(value, float))
+        warned = "".join(f"\n{warning}" for warning in self.warnings)
+        return (
+            f"Report({self.metric} {self.score:.1%} ({low:.1%} – {high:.1%}) on {len(self.rows)} rows{numbers}){warned}"
+        )
+
+    def _repr_html_(self):
+        from ..show.answers import report_html
+
+        return report_html(self, examples=12)
+
+
+def check_same_rows(first, second):
+    """Both reports asked the same questions in the same order and scored them alike.
+
+    Raises: DataError with the first row that differs.
+    """
+    if first.metric != second.metric:
+        raise DataError(f"one report has {first.metric}, the other {second.metric}; expected the same metric")
+    if len(first.rows) != len(second.rows):
+        raise DataError(
+            f"the two reports are of different rows: {len(first.rows)} and {len(second.rows)}; expected the same data"
+        )
+    for one, other in zip(first.rows, second.rows, strict=True):
+        if (one.where, one.question, one.truth) != (other.where, other.question, other.truth):
+            raise DataError(
+                f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
+                f"({other.question[:40]!r}); expected the same data in the same order"
+            )
+
+
+def write_text(path, text):
+    """Write a whole file or none: a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def _plain_value(value):
+    """A field's value as a label: texts, numbers and truth values as they are, others as JSON."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _plain_row(row):
+    values = {each.name: getattr(row, each.name) for each in fields(row)}
+    paths = [str(image) for image in row.images if isinstance(image, (str, os.PathLike))]
+    video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
+    return values | {"images": paths, "answers": list(row.answers), "video": video}
+
+
+def _read_row(saved):
+    row = Row(**saved)
+    if not all(isinstance(text, str) for text in (row.where, row.question, row.truth, row.reply)):
+        raise TypeError(f"row {row.where} has a field that is no text")
+    video = row.video and Video(Path(row.video["path"]), row.video["clip"] and tuple(row.video["clip"]))
+    return replace(row, score=float(row.score), images=tuple(row.images), answers=tuple(row.answers), video=video)

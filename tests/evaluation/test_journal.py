@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from ivlkit.errors import DataError
+from ivlkit.evaluation.journal import open_journal
+
+PLACES = ["a:1", "a:2", "a:3"]
+
+
+def write(folder, *batches, settings=None):
+    with open_journal(folder, settings or {"seed": 0}, PLACES) as (known, append):
+        for batch in batches:
+            append(batch)
+    return known
+
+
+def test_replies_are_there_again(tmp_path):
+    assert write(tmp_path / "new" / "run", {1: "b\n«é»"}, {0: ""}) == {}
+    assert write(tmp_path / "new" / "run") == {1: "b\n«é»", 0: ""}
+
+
+def test_without_a_folder_nothing_is_kept():
+    assert write(None, {0: "a"}) == {}
+
+
+@pytest.mark.parametrize("cut", [1, 10, 30])
+def test_a_line_cut_off_by_a_kill_is_asked_again_and_the_next_starts_a_line(tmp_path, cut):
+    write(tmp_path, {0: "first"}, {1: "second, a little longer"})
+    path = tmp_path / "replies.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert write(tmp_path, {1: "again"}) == {0: "first"}
+    assert write(tmp_path) == {0: "first", 1: "again"}
+
+
+def test_other_settings_are_refused_with_both_values(tmp_path):
+    write(tmp_path, settings={"seed": 0, "model": "abc"})
+    with pytest.raises(DataError, match="holds an evaluation with model 'abc'; now it is 'xyz'"):
+        write(tmp_path, settings={"seed": 0, "model": "xyz"})
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with (
+        open_journal(tmp_path, {}, PLACES),
+        pytest.raises(DataError, match="another evaluation is writing"),
+        open_journal(tmp_path, {}, PLACES),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"row": 0, "where": "b:1", "reply": "x"}', "a reply of another row"),
+        ('{"row": -1, "where": "a:3", "reply": "x"}', "another row"),
+        ('{"row": 9, "where": "a:9", "reply": "x"}', "replies.jsonl:1: broken"),
+        ('{"row": 0}', "broken"),
+        ("[]", "broken"),
+        ("nonsense", "broken"),
+    ],
+)
+def test_a_line_that_is_not_ours_is_named(tmp_path, line, said):
+    write(tmp_path)
+    (tmp_path / "replies.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=said):
+        write(tmp_path)
+
+
+def test_replies_without_settings_are_refused(tmp_path):
+    (tmp_path / "replies.jsonl").write_text(json.dumps({"row": 0, "where": "a:1", "reply": "x"}) + "\n")
+    with pytest.raises(DataError, match=r"replies without settings\.json"):
+        write(tmp_path)

@@ -1,0 +1,163 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ivlkit.data.records import Video
+from ivlkit.errors import DataError
+from ivlkit.evaluation.report import Report, Row
+
+
+def report(*scores, metric="exact_match", **details):
+    rows = [
+        Row(f"test.jsonl:{number}", "What?", "yes", "yes" if score else "no", score, extra={"task": f"t{number % 2}"})
+        for number, score in enumerate(scores)
+    ]
+    return Report(metric, tuple(rows), {"model": "nano"} | details)
+
+
+def rows_with(*extras):
+    return Report("m", tuple(Row(f"{n}", "Q", "a", "a", n % 2, extra=extra) for n, extra in enumerate(extras)), {})
+
+
+class TestScore:
+    def test_score_is_the_mean_of_the_rows(self):
+        assert report(1, 1, 1, 0).score == 0.75
+
+    def test_interval_is_a_point_when_all_rows_agree_and_holds_the_score_otherwise(self):
+        assert report(1, 1, 1).interval == (1.0, 1.0)
+        low, high = report(*[1, 0] * 50).interval
+        assert 0.35 < low < 0.5 < high < 0.65
+
+    def test_interval_is_the_same_every_time(self):
+        assert report(1, 0, 0, 1).interval == report(1, 0, 0, 1).interval
+
+    def test_rows_of_one_group_are_drawn_together(self):
+        found = report(*[1, 0] * 10)  # t0 all right, t1 all wrong
+        assert found.interval_by("task") == (0.0, 1.0)
+
+    def test_rows_about_the_same_picture_are_a_group(self):
+        images = [Image.new("RGB", (4, 4), color) for color in ("red", "red", "blue", "blue")]
+        rows = tuple(Row(f"{n}", "Q", "a", "a", float(n < 2), images=(image,)) for n, image in enumerate(images))
+        assert Report("m", rows, {}).interval_by("images") == (0.0, 1.0)
+
+    def test_an_unknown_field_is_named_with_the_known_ones(self):
+        with pytest.raises(DataError, match="no row has a field 'digit'; expected one of images, task"):
+            report(1, 0).interval_by("digit")
+
+
+class TestSlices:
+    def test_by_gives_score_and_number_of_rows_of_each_value(self):
+        assert report(1, 0, 1, 0).by("task") == {"t0": (1.0, 2), "t1": (0.0, 2)}
+
+    def test_rows_without_the_field_are_a_slice_of_their_own(self):
+        assert rows_with({"a": 1}, {}, {"a": 1}).by("a") == {1: (0.0, 2), None: (1.0, 1)}
+
+    def test_any_kind_of_value_makes_a_slice(self):
+        found = rows_with({"a": [1, 2]}, {"a": {"x": "é"}}, {"a": 0.5}, {"a": True})
+        assert sorted(map(str, found.by("a"))) == ["0.5", "True", "[1, 2]", '{"x": "é"}']
+
+    def test_a_field_with_one_value_is_no_slice(self):
+        assert report(1, 0).slice_fields == ["task"]
+        assert report(1).slice_fields == []
+
+    def test_select_gives_the_report_of_a_slice(self):
+        part = report(1, 0, 1, 0).select(task="t0")
+        assert (part.score, len(part.rows)) == (1.0, 2)
+        with pytest.raises(DataError, match="no row with {'task': 't9'}"):
+            report(1, 0).select(task="t9")
+
+
+class TestGallery:
+    def test_worst_rows_come_first_in_the_order_of_the_data(self):
+        worst = report(1, 0.5, 0, 1, 0).worst(3)
+        assert [row.where for row in worst] == ["test.jsonl:2", "test.jsonl:4", "test.jsonl:1"]
+        html = worst._repr_html_()
+        assert "3 rows" in html and html.count('class="card bad"') == 2 and "score 0.50" in html
+
+
+class TestControls:
+    @pytest.mark.parametrize(
+        ("right", "control", "warned"), [(9, 8, False), (9, 9, True), (9, 10, True), (10, 0, False)]
+    )
+    def test_a_difference_of_10_points_is_enough(self, right, control, warned):
+        scores = report(*[1] * right, *[0] * (10 - right))
+        other = report(*[1] * control, *[0] * (10 - control), pictures="shuffled")
+        assert bool(scores.with_control(other).warnings) == warned
+
+    def test_the_warning_names_both_scores(self):
+        found = report(1, 1, 1, 0).with_control(report(1, 1, 1, 0, pictures="shuffled"))
+        assert found.controls == {"shuffled": 0.75}
+        assert found.warnings == [
+            "With shuffled pictures the score is 75.0%, only 0.0 points under the 75.0% with the right ones; expected "
+            "10 points or more. The model may answer without looking."
+        ]
+        assert found.warnings[0] in repr(found) and found.warnings[0] in found._repr_html_()
+
+    def test_a_report_without_a_control_says_nothing(self):
+        assert report(1, 0).warnings == []
+
+    def test_only_a_control_of_the_same_rows_is_taken(self):
+        with pytest.raises(DataError, match="control with 'right' pictures"):
+            report(1, 0).with_control(report(1, 0, pictures="right"))
+        with pytest.raises(DataError, match="different rows: 2 and 1"):
+            report(1, 0).with_control(report(1, pictures="none"))
+        with pytest.raises(DataError, match="'none' pictures for a report with 'shuffled' ones"):
+            report(1, 0, pictures="shuffled").with_control(report(1, 0, pictures="none"))
+
+
+class TestFiles:
+    def test_json_gives_the_same_report_back(self, tmp_path):
+        rows = (
+            Row("a:1", "Q\n", "é", "\u202e", 0.5, images=("data:image/png;base64,//8=", "a.png"), answers=("é", "e")),
+        )
+        found = Report("f1", rows, {"model": "nano", "seed": 0}, {"f1": 0.5}, {"none": 0.25})
+        assert Report.load(found.save_json(tmp_path / "new" / "report.json")) == found
+        assert Report.load(tmp_path / "new") == found
+
+    @pytest.mark.parametrize("clip", [None, (1.0, 2.5)])
+    def test_a_video_comes_back_with_its_clip(self, tmp_path, clip):
+        found = Report("m", (Row("a:1", "Q", "a", "a", 1.0, video=Video(Path("v.mp4"), clip)),), {})
+        assert Report.load(found.save_json(tmp_path / "r.json")) == found
+        assert found.groups("images") == [(repr(Video(Path("v.mp4"), clip)),)]
+
+    def test_pictures_in_memory_are_left_out(self, tmp_path):
+        rows = (Row("a:1", "Q", "a", "a", 1, images=(Image.new("RGB", (2, 2)), Path("a.png"))),)
+        assert Report.load(Report("m", rows, {}).save_json(tmp_path / "r.json")).rows[0].images == ("a.png",)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("{", "JSONDecodeError"),
+            ("[]", "TypeError"),
+            ("{}", "KeyError: 'format'"),
+            ('{"format": 2}', "format 2 instead of 1"),
+            ('{"format": 1, "metric": "m", "rows": [{"where": 1}]}', "TypeError"),
+        ],
+    )
+    def test_another_file_is_no_report(self, tmp_path, text, said):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(DataError, match=f"report.json: no report .*{said}"):
+            Report.load(tmp_path)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(DataError, match="nowhere.json: can't be read"):
+            Report.load(tmp_path / "nowhere.json")
+
+    def test_as_json_it_keeps_every_row(self):
+        found = json.loads(json.dumps(report(1, 0).to_dict()))
+        assert found["score"] == 0.5 and found["num_rows"] == 2
+        assert found["rows"][1] == {
+            **{"where": "test.jsonl:1", "question": "What?", "truth": "yes", "reply": "no", "score": 0},
+            **{"images": [], "extra": {"task": "t1"}, "answers": [], "video": None},
+        }
+
+    def test_a_report_of_other_rows_is_refused_as_before(self, tmp_path):
+        with pytest.raises(DataError, match="different rows"):
+            report(1, 1).save_html(tmp_path / "report.html", before=report(1))
+
+    def test_a_corpus_metric_can_be_asked_of_any_report(self):
+        assert report(1, 0).corpus("pope")["yes_rate"] == 0.5
+        with pytest.raises(DataError, match="corpus metric 'f1'; expected one of pope, cider"):
+            report(1, 0).corpus("f1")
