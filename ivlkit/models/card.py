@@ -156,10 +156,11 @@ print(ivlkit.load("FOLDER").chat("What is shown?", images="picture.png"))
 ```"""
 _ASK_TRANSFORMERS = """```python
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained("FOLDER")
-processor = AutoProcessor.from_pretrained("FOLDER", backend="pil")
+processor = AutoProcessor.from_pretrained("FOLDER")
+processor.image_processor = AutoImageProcessor.from_pretrained("FOLDER", backend="pil")
 content = [{"type": "image", "image": Image.open("picture.png")}, {"type": "text", "text": "What is shown?"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": content}],
@@ -170,10 +171,10 @@ print(processor.decode(ids, skip_special_tokens=True).strip())
 ```
 
 `AutoProcessor` needs torchvision, because transformers' InternVL processor carries one for videos. Without torchvision
-its two halves load on their own and give the same:
+its two halves load on their own and give the same (`model` as above):
 
 ```python
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 pictures = AutoImageProcessor.from_pretrained("FOLDER", backend="pil")(Image.open("picture.png"), return_tensors="pt")
@@ -186,9 +187,9 @@ ids = model.generate(**inputs, pixel_values=pictures["pixel_values"].to(model.de
 print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
 ```
 
-`backend="pil"` cuts the tiles that it was trained on. transformers' default where torchvision is installed resizes with
-another filter: same grid, slightly other pixels. Several pictures of one message: transformers gives each the whole
-tile budget; training shares it between them."""
+`backend="pil"` cuts exactly the tiles of the training. Without that line transformers resizes with torchvision's
+filter: the same grid of tiles, slightly other pixels. Several pictures in one message: transformers gives each the
+whole tile budget, the training shared it between them; pass `max_patches` divided by their number."""
 
 
 def _ask(source, layout):

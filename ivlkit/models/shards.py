@@ -3,22 +3,23 @@
 import hashlib
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from ..errors import ExportError
 
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 200_000_000  # left free beside the weights: tokenizer, card, the system
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors calls them
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
 
 
 def write_shards(tensors, shapes, folder, *, dtype):
     """Write `model.safetensors`, or numbered shards and their index when it would be larger than SHARD_BYTES.
 
-    Only the tensors of one shard are in memory at a time.
+    Only one tensor is in memory at a time; safetensors' own `save_file` would hold a shard twice.
 
     Args:
         tensors: a mapping that makes a tensor when it is asked for its key.
@@ -28,17 +29,27 @@ def write_shards(tensors, shapes, folder, *, dtype):
     shards = plan_shards(shapes, dtype)
     names = _shard_names(len(shards))
     for name, keys in zip(names, shards, strict=True):
-        shard = {key: _as_written(tensors[key], dtype) for key in keys}
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        del shard
+        _write_file(folder / name, tensors, {key: shapes[key] for key in keys}, dtype)
     if len(shards) > 1:
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _as_written(tensor, dtype):
-    return tensor.detach().to("cpu", dtype).contiguous()
+def _write_file(path, tensors, shapes, dtype):
+    """One safetensors file: length of the header, header (JSON), the tensors' bytes without gaps."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, shape in shapes.items():
+        begin, end = end, end + total_bytes({key: shape}, dtype)
+        header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, shape in shapes.items():
+            tensor = tensors[key].detach().to("cpu", dtype).contiguous()
+            assert tuple(tensor.shape) == tuple(shape), key
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def plan_shards(shapes, dtype):

@@ -161,7 +161,7 @@ def change_image_size(vlm, tile_px):
 
 
 def resize_positions(positions, side):
-    """Position embedding [1, 1 + n², C] → [1, 1 + side², C], as the reference resizes it for pictures of another size."""
+    """Position embedding [1, 1 + n², C] → [1, 1 + side², C], as the reference does for other picture sizes."""
     old = int((positions.shape[1] - 1) ** 0.5)
     grid = positions[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, C, n, n]
     grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
@@ -179,6 +179,6 @@ def _rebuilt(vlm, config, changes, *, where="the changed model"):
         key: changes[key] if key in changes else weights[key] for key in expected if key in changes or key in weights
     }
     check_shapes(shapes_of(state | changes), expected, where)
-    state = {key: tensor.to(vlm.model.dtype).contiguous() for key, tensor in state.items()}
+    state = {key: tensor.to(vlm.model.dtype).contiguous() for key, tensor in (state | changes).items()}
     model = build_model(None, native, dtype=vlm.model.dtype, device=vlm.model.device, state_dict=state)
     return VLM(model, vlm.processor, config, vlm.folder)
