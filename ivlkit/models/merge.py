@@ -93,9 +93,10 @@ def merge_loaded(weight, layer):
     return merge_layer(weight, *halves, scale=layer.scaling["default"], length=length)
 
 
+@torch.no_grad()
 def merge_layer(weight, down, up, *, scale, length=None):
     """W [out, in], A [r, in], B [out, r] → W + scale · B A in float32; rows get `length` [out] if given."""
-    merged = weight.float() + scale * (up.float() @ down.float())
+    merged = weight.to(torch.float32, copy=True).addmm_(up.float(), down.float(), alpha=scale)  # one copy, not four
     if length is None:
         return merged
-    return merged * (length.float() / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1)
+    return merged.mul_((length.float() / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1))
