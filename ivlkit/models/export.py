@@ -33,7 +33,9 @@ def export(source, to, *, layout="released", scores=None, device=None):
     proof loads one model at a time, in float32 if that fits.
 
     Args:
-        source: a `Run`, its folder, any folder `load` takes, or a loaded `VLM` (left as it is).
+        source: a `Run`, its folder, any folder `load` takes, or a loaded `VLM` (left as it is). Pass
+            the loaded model where its base is in 4 or 8 bits: these weights are what the adapter was trained on, so
+            they are made whole before it is folded in.
         to: the new folder; it must not exist. Killed at any moment, there is no such folder, or a complete one.
         layout: "released", which the original code and the serving tools read; "adapter", tens of MB for someone who
             has the base; "transformers", which plain transformers reads.

@@ -60,7 +60,7 @@ def chat_template(template, system_message, *, image=IMAGE_CONTEXT):
     }
     text = _JINJA.replace("as_text(message['content'])@TRIM@", _question(template))
     for name, value in values.items():
-        text = text.replace(f"@{name}@", json.dumps(value))
+        text = text.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))  # Jinja would halve an escaped emoji
     return text
 
 
