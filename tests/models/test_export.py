@@ -276,6 +276,14 @@ def test_the_command_line_takes_a_layout(tiny, tmp_path, capsys, layout):
     assert 'no adapter; expected a LoRA run; use layout="released"' in capsys.readouterr().err
 
 
+def test_a_loaded_bfloat16_model_is_compared_as_coarsely_as_it_computes(tiny, tmp_path):
+    vlm = load(write_trained(tiny, tmp_path / "final"), dtype=torch.bfloat16)
+    folder = export(vlm, tmp_path / "merged", scores={"exact match on test.jsonl": 0.61})
+    card = (folder / "README.md").read_text()
+    assert "Reloaded in bfloat16 on cpu" in card
+    assert "| exact match on test.jsonl | 0.61 |" in card
+
+
 def test_the_hub_is_asked_only_on_request_and_only_for_an_export(tiny, tmp_path, monkeypatch):
     sent = []
 
@@ -292,6 +300,8 @@ def test_the_hub_is_asked_only_on_request_and_only_for_an_export(tiny, tmp_path,
     assert sent == []
     assert push_to_hub(folder, "me/ships") == "address of me/ships"
     assert sent == [("me/ships", True, True), (folder, "me/ships")]
+    assert main(["export", str(tiny), "--to", str(tmp_path / "again"), "--push-to-hub", "me/boats"]) == 0
+    assert sent[2] == ("me/boats", True, True)
     with pytest.raises(ExportError, match="no model card beside weights; expected an exported folder"):
         push_to_hub(tiny, "me/ships")
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ivlkit.data.collate import normalise_tiles
@@ -189,6 +190,58 @@ def _without_ivlkit():
     import os
 
     return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
+
+
+# outputs of the reference --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "name"), [("2b", "internlm2"), ("4b", "phi3")])
+def test_the_saved_tokenizer_has_the_ids_of_the_reference(reference, tmp_path, key, name):
+    out = export(reference / "checkpoints" / f"internvl-{key}", tmp_path / "out", layout="transformers")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    cases = json.loads((reference / "tokens.json").read_text())[name]
+    kept = ("<ref>", "<box>", "<quad>")
+    for case in cases:
+        assert tokenizer(case["text"])["input_ids"] == case["ids"]
+        if not any(token in case["text"] for token in kept):  # ours keeps these, as `chat` does
+            assert tokenizer.decode(case["ids"], skip_special_tokens=True) == case["decoded"]
+
+
+@pytest.mark.parametrize("length", [600, 4200])
+def test_phi3_keeps_its_rope_factors_in_the_plain_class(reference, tmp_path, length):
+    from transformers import AutoModelForImageTextToText
+
+    base = reference / "checkpoints" / "internvl-4b"
+    out = export(base, tmp_path / "out", layout="transformers")
+    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
+    expected = load_file(base / "long_context.safetensors")
+    with torch.inference_mode():
+        found = model(input_ids=expected[f"input_ids_{length}"].long(), logits_to_keep=4).logits[0]
+    torch.testing.assert_close(found, expected[f"logits_last4_{length}"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("key", ["26b", "2b", "4b"])
+def test_plain_transformers_replies_as_the_reference_does(reference, tmp_path, key):
+    """Greedy, to the two stored tiles without thumbnail: given one by one, for plain transformers always adds it."""
+    from transformers import AutoModelForImageTextToText
+
+    base = reference / "checkpoints" / f"internvl-{key}"
+    out = export(base, tmp_path / "out", layout="transformers")
+    asked, tiles = json.loads((base / "reference_chat.json").read_text()), load_file(base / "reference.safetensors")
+    pictures = [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in tiles["tiles_uint8"]]
+    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
+    tokenizer, pixels = AutoTokenizer.from_pretrained(out), AutoImageProcessor.from_pretrained(out, backend="pil")
+    content = [{"type": "image"}, {"type": "text", "text": asked["question"]}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    assert asked["system_message"] in text
+    text = text.replace("<IMG_CONTEXT>", "<img>" + "<IMG_CONTEXT>" * 512 + "</img>")
+    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    pixel_values = pixels(pictures, return_tensors="pt")["pixel_values"]  # [2, 3, 448, 448]
+    ids = model.generate(**inputs, pixel_values=pixel_values, max_new_tokens=asked["max_new_tokens"])
+    reply = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert reply == asked["response"]
 
 
 # what it can't hold --------------------------------------------------------------------------------------------------
