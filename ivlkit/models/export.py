@@ -12,7 +12,7 @@ from ..data.records import IMAGE_PLACEHOLDER
 from ..errors import ExportError
 from .card import write_card, write_templates
 from .families import FAMILIES
-from .load import ORIGIN_FILE, VLM, find_base, load, read_origin, read_weight_files
+from .load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin, read_weight_files
 from .native_layout import check_native, write_native
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, unround
 from .shards import check_space, fingerprint, total_bytes, write_shards
@@ -209,8 +209,7 @@ def _prove(opened, source, aside, reload, device, *, merges):
         device, dtype = source.model.device, source.model.dtype
         vlm = source
     else:
-        count = total_bytes(opened.shapes, torch.uint8)
-        device, dtype = choose_place(count, device)
+        device, dtype = choose_place(total_bytes(opened.shapes, torch.uint8), device)  # at one byte: parameters
         vlm = load(opened.folder, device=device, dtype=dtype)
     before = ask(vlm.model, opened.processor)
     if not loaded:
@@ -237,10 +236,8 @@ def _reload(folder, device, dtype):
 
 
 def _reload_native(folder, device, dtype):
-    """As anyone would: no class of ours, and a tokenizer that still gives our ids."""
+    """As anyone would: no class of ours."""
     from transformers import AutoModelForImageTextToText
-
-    from .load import quiet_if_small
 
     with quiet_if_small(folder):
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ..data.collate import IMAGENET_MEAN, IMAGENET_STD
-from ..data.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
+from ..data.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from ..data.records import Turn
 from ..errors import ExportError
 from .chat import KEPT_TOKENS, MAX_NEW_TOKENS
 from .shards import write_shards
@@ -46,7 +47,21 @@ def write_native(source, folder):
     write_shards(_OnDisk(source.weights), shapes, folder, dtype=source.dtype)
     _write_config(source, folder)
     _write_tokenizer(source.processor, folder)
+    check_tokenizer(folder, source.processor)
     _write_processor(source.processor, folder)
+
+
+def check_tokenizer(folder, processor):
+    """Raise ExportError if the saved tokenizer and template do not turn stored questions into this model's ids."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for question in ("Hello, who are you?", "  <ref>北京</ref><box>[[1, 2, 3, 4]]</box>?\n\n"):
+        messages = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ours = render([Turn("user", question)], processor.template, system_message=processor.system_message).text
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != processor.tokenizer(ours)["input_ids"]:
+            raise ExportError(f"the saved tokenizer reads {question!r} as other ids; nothing was written")
 
 
 def on_disk(key):

@@ -18,6 +18,7 @@ from .families import find_model
 from .load import (
     VLM,
     as_trained,
+    check_shapes,
     final_folder,
     find_base,
     meta_state,
@@ -215,10 +216,15 @@ def _open(folder, config, native):
     """The weights of one link of the chain, over those of its base."""
     if (folder / "adapter_config.json").exists():
         return Merged(_open(find_base(folder), config, native), folder, native)
-    files = Files(read_weight_files(folder))
-    if read_origin(folder) is not None:
-        return files  # a full run's: transformers' keys
-    return Native(ReleasedLora(files) if any(".lora_" in key for key in files) else files, config)
+    paths, expected = read_weight_files(folder), meta_state(native)
+    files, found = Files(paths), read_shapes(paths)
+    if read_origin(folder) is not None:  # a full run's: transformers' keys
+        check_shapes(found, shapes_of(expected), folder)
+        return files
+    if any(".lora_" in key for key in files):
+        return Native(ReleasedLora(files), config)
+    check_shapes(found, shapes_of(to_released(expected, config)), folder)
+    return Native(files, config)
 
 
 def _fitting(weights, native, folder):

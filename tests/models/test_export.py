@@ -372,6 +372,15 @@ def test_an_adapter_whose_base_is_gone_is_refused(adapter):
         load(adapter)
 
 
+def test_a_source_that_does_not_fit_its_config_is_refused(tiny, tmp_path, tiny_config):
+    base = shutil.copytree(tiny, tmp_path / "base")
+    tiny_config["llm_config"]["intermediate_size"] = 64
+    (base / "config.json").write_text(json.dumps(tiny_config))
+    with pytest.raises(CheckpointError, match=r"has shape \(.*\); expected \(.*\) by config.json"):
+        export(base, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
 # the adapter layout --------------------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,15 @@ def test_the_saved_tokenizer_renders_the_trained_prompt_and_gives_our_ids(folder
     assert ids == tokenizer(ours)["input_ids"] == vlm.tokenizer(ours)["input_ids"]
 
 
+def test_a_tokenizer_that_reads_otherwise_is_refused(tiny, tmp_path, monkeypatch):
+    from ivlkit.models import native_layout
+
+    right = native_layout.chat_template
+    monkeypatch.setattr(native_layout, "chat_template", lambda template, system: right(template, system + "!"))
+    with pytest.raises(ExportError, match="the saved tokenizer reads 'Hello, who are you.' as other ids"):
+        export(tiny, tmp_path / "out", layout="transformers")
+
+
 def test_boxes_in_a_reply_survive_when_special_tokens_are_skipped(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("<ref>a cat</ref><box>[[1, 2, 3, 4]]</box><|im_end|>")["input_ids"]
