@@ -20,8 +20,9 @@ from PIL import Image, ImageDraw
 from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.checkpoint import to_released
 from ivlkit.models.configuration import native_config
-from ivlkit.models.export import export, write_shards
+from ivlkit.models.export import export
 from ivlkit.models.load import load
+from ivlkit.models.shards import write_shards
 from ivlkit.nano.build import CONFIG
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import open_data, train
@@ -129,7 +130,8 @@ def write_random(folder, key, tokenizer):
     for name, shape in ((name, tensor.shape) for name, tensor in to_released(state, config).items()):
         tensors[name] = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device="cuda").mul_(0.02).cpu()
         tensors[name] = tensors[name].to(torch.bfloat16)
-    write_shards(tensors, folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    write_shards(tensors, shapes, folder, dtype=torch.bfloat16)
 
 
 def fine_tune(work, options):

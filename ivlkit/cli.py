@@ -456,17 +456,26 @@ def _export(commands):
         commands,
         "export",
         _run_export,
-        "Write a run's model as a folder in the released layout; reloads it and compares.",
-        ["ivlkit export runs/demo/run --to merged/"],
+        "Write a run's model as a folder of its own; reloads it and compares.",
+        [
+            "ivlkit export runs/demo/run --to merged/",
+            "ivlkit export runs/demo/run --to adapter/ --layout adapter   # for someone who has the base",
+            "ivlkit export runs/demo/run --to hf/ --layout transformers   # for plain transformers",
+        ],
     )
     parser.add_argument("source", help="a run or a model folder")
     parser.add_argument("--to", required=True, help="a new folder")
+    parser.add_argument("--layout", default="released", help="released, adapter or transformers")
+    parser.add_argument("--device", help="of the comparison; default the GPU if there is one")
+    parser.add_argument("--push-to-hub", metavar="NAME/MODEL", help="upload it too; private if it is new there")
 
 
 def _run_export(options):
-    from .models.export import export
+    from .models.export import export, push_to_hub
 
-    print(export(options.source, options.to))
+    print(export(options.source, options.to, layout=options.layout, device=options.device))
+    if options.push_to_hub:
+        print(push_to_hub(options.to, options.push_to_hub))
 
 
 def _demo(commands):

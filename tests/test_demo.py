@@ -14,8 +14,11 @@ def test_the_demo_leaves_a_report_and_a_model_that_answers(tmp_path):
     assert page.startswith("<!doctype html>") and "data:image/" in page and len(page) < 10_000_000
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert sorted(path.name for path in found["exported"].iterdir()) == [
+        "README.md",
         "added_tokens.json",
+        "chat_template.jinja",
         "config.json",
+        "lmdeploy.json",
         "model.safetensors",
         "special_tokens_map.json",
         "tokenizer.model",

@@ -108,13 +108,10 @@ def from_released(tensors, config):
     by_released, _ = _tables(config["llm_config"]["architectures"][0])
     native = {}
     for key, tensor in tensors.items():
-        name, layer, suffix = _parse(key)
-        entry = by_released.get(name)
-        if entry is None:
-            raise CheckpointError(f"unexpected tensor {key}; expected the released layout of {config['template']}")
-        parts = _split(tensor, config) if entry.grouped else tensor.chunk(len(entry.native))
-        for part, piece in zip(entry.native, parts, strict=True):
-            native[_fill(part, layer, suffix)] = piece
+        targets = native_keys(key, config)
+        grouped = by_released[_parse(key)[0]].grouped
+        parts = _split(tensor, config) if grouped else tensor.chunk(len(targets))
+        native |= zip(targets, parts, strict=True)
     return native
 
 
@@ -140,6 +137,29 @@ def to_released(tensors, config):
     if open_parts:
         raise CheckpointError(f"tensor {next(iter(open_parts))} is incomplete; expected its query, key and value parts")
     return released
+
+
+def native_keys(key, config):
+    """Released key → the native keys its rows go to: three for a fused query-key-value, else one.
+
+    Raises: CheckpointError for a key the layout does not have.
+    """
+    name, layer, suffix = _parse(key)
+    entry = _tables(config["llm_config"]["architectures"][0])[0].get(name)
+    if entry is None:
+        raise CheckpointError(f"unexpected tensor {key}; expected the released layout of {config['template']}")
+    return [_fill(part, layer, suffix) for part in entry.native]
+
+
+def released_groups(keys, config):
+    """{released key: the native keys that make it, in the order they are joined} of a whole native state dict."""
+    by_native = _tables(config["llm_config"]["architectures"][0])[1]
+    groups = {}
+    for key in keys:
+        name, layer, suffix = _parse(key)
+        target = _fill(by_native[name][0].released, layer, suffix)
+        groups.setdefault(target, native_keys(target, config))
+    return groups
 
 
 def _parse(key):

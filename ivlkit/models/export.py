@@ -1,133 +1,250 @@
-"""A model → a folder in the released layout, which loads here and where the original does; it proves itself."""
+"""A run → a folder of its own, in one of three layouts. It appears only when it is complete and has proven itself."""
 
-import copy
 import json
+import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from ..data.collate import normalise_tiles
+from ..data.records import IMAGE_PLACEHOLDER
 from ..errors import ExportError
-from .checkpoint import to_released
-from .families import DOWNLOAD_FILE
-from .load import ORIGIN_FILE, VLM, load
+from .card import write_card, write_templates
+from .families import DOWNLOAD_FILE, FAMILIES
+from .load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin, read_weight_files
+from .native_layout import check_native, write_native
+from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, unround
+from .shards import check_space, fingerprint, total_bytes, write_shards
+from .weights import Fused, open_source
 
-SHARD_BYTES = 5_000_000_000
-TOLERANCE = 1e-4  # logits in float32
+LAYOUTS = ("released", "adapter", "transformers")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, DOWNLOAD_FILE, "README.md"}
 _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
+_COPIED_STEMS = {"LICENSE", "NOTICE"}
 
 
-def save_released(vlm, folder):
-    """Write weights, config.json and every small file of the original folder, `*.py` byte for byte.
+def export(source, to, *, layout="released", scores=None, device=None):
+    """Write a model as a folder of its own: adapter merged, saved, reloaded, compared, described in README.md.
 
-    Weights are written in the dtype config.json names; the system prompt is stored. No proof: see `export`.
-
-    Args: vlm: a `VLM` without adapter.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = getattr(torch, vlm.config.get("torch_dtype") or "bfloat16")
-    native = {key: tensor.detach().to("cpu", dtype) for key, tensor in vlm.model.state_dict().items()}
-    write_shards(to_released(native, vlm.config), folder)
-    changes = {"use_llm_lora": 0, "use_backbone_lora": 0, "system_message": vlm.processor.system_message}
-    changes["max_dynamic_patch"] = vlm.processor.max_tiles
-    (folder / "config.json").write_text(json.dumps(vlm.config | changes, indent=2, ensure_ascii=False) + "\n")
-    for path in sorted(vlm.processor.folder.iterdir()):
-        target = folder / path.name
-        if path.suffix in _COPIED_SUFFIXES and path.name not in _NOT_COPIED and path.resolve() != target.resolve():
-            shutil.copyfile(path, target)
-
-
-def export(source, to, *, layout="released"):
-    """Write a run's model as a folder of its own: adapter merged, saved, reloaded, compared.
+    Weights are read, merged in float32 and written tensor by tensor: beside the proof, memory holds one shard. The
+    proof loads one model at a time, in float32 if that fits.
 
     Args:
-        source: a `Run`, its folder, any folder `load` takes, or a loaded `VLM` (left as it is).
-        to: the new folder; it must not exist. It appears only when it is complete and proven.
-        layout: "released", which the original code and the serving tools read.
+        source: a `Run`, its folder, any folder `load` takes, or a loaded `VLM` (left as it is). Pass
+            the loaded model where its base is in 4 or 8 bits: these weights are what the adapter was trained on, so
+            they are made whole before it is folded in.
+        to: the new folder; it must not exist. Killed at any moment, there is no such folder, or a complete one.
+        layout: "released", which the original code and the serving tools read; "adapter", tens of MB for someone who
+            has the base; "transformers", which plain transformers reads.
+        scores: {"what was measured": number} for the model card.
+        device: of the proof; default the GPU if there is one.
     Returns: the folder.
-    Raises: ExportError if the reloaded model's logits differ.
+    Raises: ExportError if the disk is too small, the layout can't hold the model, or the reloaded model differs.
     """
-    if layout != "released":
-        raise ExportError(f"layout {layout!r}; expected 'released'")
+    if layout not in LAYOUTS:
+        raise ExportError(f"layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     to = Path(to)
     if to.exists():
         raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name")
-    vlm = _own_copy(source)
-    with_adapter = _probe(vlm)
-    vlm.merge_adapter()
-    aside = to.with_name(to.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        save_released(vlm, aside)
-        _prove(vlm, with_adapter, load(aside, device="cpu", dtype=torch.float32))
-        aside.rename(to)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    opened = open_source(source)
+    write, reload = _LAYOUTS[layout]
+    with _appearing(to) as aside:
+        base = write(opened, source, aside)
+        proof = _prove(opened, source, aside, reload, device, merges=layout != "adapter")
+        write_card(opened, aside, layout=layout, proof=proof, base=base, scores=scores)
     return to
 
 
-def _own_copy(source):
-    """A `VLM` in float32 on the CPU that may be merged and rounded; a loaded one as it is now, not as its folder is."""
-    if not isinstance(source, VLM):
-        return load(getattr(source, "folder", source), device="cpu", dtype=torch.float32)
-    copied = copy.deepcopy(source)
-    (copied.adapter or copied.model).to("cpu", torch.float32)
-    return copied
+def save_released(vlm, folder):
+    """Write weights, config.json and every small file of the original folder, `*.py` byte for byte. No proof, no card.
+
+    Weights are written in the dtype config.json names; the system prompt is stored. See `export`.
+
+    Args: vlm: a `VLM`; an adapter is folded in, in the file only.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_released(open_source(vlm), folder)
 
 
-def _prove(vlm, with_adapter, reloaded):
-    """The merge equals the adapter in float32; the reloaded file equals the merge as rounded for the file."""
-    merged = _probe(vlm)
-    _compare(with_adapter, merged, "merging the adapter")
-    dtype = getattr(torch, vlm.config.get("torch_dtype") or "bfloat16")
-    for parameter in vlm.model.parameters():  # not the buffers: rotary frequencies are never rounded
-        parameter.data = parameter.data.to(dtype).to(torch.float32)
-    _compare(_probe(vlm), _probe(reloaded), "reloading the export")
+def push_to_hub(folder, repo_id, *, private=True):
+    """Upload an exported folder to the hub: the only thing here that sends anything, and only when it is called.
+
+    Args: repo_id: "name/model"; private: of a repository that doesn't exist yet.
+    Returns: its address. Raises: ExportError for a folder that `export` did not write.
+    """
+    from huggingface_hub import HfApi
+
+    folder = Path(folder)
+    if not (folder / "README.md").exists() or not list(folder.glob("*.safetensors")):
+        raise ExportError(f"{folder}: no model card beside weights; expected an exported folder; export first")
+    api = HfApi()
+    address = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(folder_path=folder, repo_id=repo_id)
+    return str(address)
 
 
-def _compare(before, after, what):
-    difference = (before - after).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, before.abs().max().item()):
+@contextmanager
+def _appearing(to):
+    """A folder beside `to` that becomes `to` in one step if nothing is raised, and is removed otherwise."""
+    aside = to.with_name(to.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            _flush(path)
+        aside.rename(to)
+        _flush(to.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path):
+    """Onto the disk: a name must not be there before what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# layouts -------------------------------------------------------------------------------------------------------------
+
+
+def _write_whole_released(opened, _, folder):
+    check_space(folder, total_bytes(opened.shapes, opened.dtype))
+    write_released(opened, folder)
+    write_templates(opened.processor, folder, image=IMAGE_PLACEHOLDER)
+
+
+def write_released(opened, folder):
+    """The released files of a `Source`, without card and server templates."""
+    fused = Fused(opened.weights, opened.config)
+    write_shards(fused, fused.shapes(opened.shapes), folder, dtype=opened.dtype)
+    changes = {
+        "use_llm_lora": 0,
+        "use_backbone_lora": 0,
+        "system_message": opened.processor.system_message,
+        "max_dynamic_patch": opened.processor.max_tiles,
+    }
+    (folder / "config.json").write_text(json.dumps(opened.config | changes, indent=2, ensure_ascii=False) + "\n")
+    _copy_small_files(opened.processor.folder, folder)
+
+
+def _copy_small_files(source, folder):
+    for path in sorted(source.iterdir()):
+        wanted = path.suffix in _COPIED_SUFFIXES or path.stem in _COPIED_STEMS
+        if wanted and path.name not in _NOT_COPIED and path.resolve() != (folder / path.name).resolve():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _write_native(opened, _, folder):
+    check_native(opened)
+    check_space(folder, total_bytes(opened.shapes, opened.dtype))
+    write_native(opened, folder)
+
+
+def _write_adapter(opened, source, folder):
+    """The adapter, what it belongs to, and how it is asked; returns what is known of its base."""
+    loaded = source.adapter if isinstance(source, VLM) else None
+    if loaded is None and (isinstance(source, VLM) or not opened.has_adapter):
+        raise ExportError(f'{opened.folder}: no adapter; expected a LoRA run; use layout="released"')
+    base = describe_base(opened.folder)
+    if loaded is not None:
+        loaded.save_pretrained(folder, save_embedding_layers=False)
+    else:
+        for name in ADAPTER_FILES:
+            shutil.copyfile(opened.folder / name, folder / name)
+    for path in sorted(opened.processor.folder.glob("*token*")):
+        shutil.copyfile(path, folder / path.name)
+    processor = opened.processor
+    settings = {
+        "template": processor.template.name,
+        "system_message": processor.system_message,
+        "tile_px": processor.tile_px,
+        "max_tiles": processor.max_tiles,
+        "min_tiles": processor.min_tiles,
+        "use_thumbnail": processor.use_thumbnail,
+    }
+    text = json.dumps((opened.origin or {}) | settings | base, indent=1, ensure_ascii=False)
+    (folder / ORIGIN_FILE).write_text(text + "\n", encoding="utf-8")
+    return base
+
+
+def describe_base(folder):
+    """{"base", "base_name", "base_revision", "base_fingerprint"} of the model an adapter in `folder` was trained on.
+
+    Raises: ExportError if that is a run itself: no one else has it.
+    """
+    base = find_base(folder)
+    if read_origin(base) is not None:
         raise ExportError(
-            f"{what} changed logits by {difference:.2e}; expected at most {TOLERANCE}; nothing was written"
+            f"{folder}: its adapter was trained on another run ({base}); expected a released model as base, which a "
+            'colleague can have; use layout="released"'
         )
+    keys = [family.key for family in FAMILIES.values() if family.name == base.name]
+    try:
+        revision = json.loads((base / DOWNLOAD_FILE).read_text())["revision"]
+    except (OSError, ValueError, KeyError):
+        revision = None
+    return {
+        "base": keys[0] if keys else read_origin(folder)["base"],
+        "base_name": base.name,
+        "base_revision": revision,
+        "base_fingerprint": fingerprint(read_weight_files(base)),
+    }
 
 
-@torch.inference_mode()
-def _probe(vlm):
-    """Logits of the last tokens of a fixed prompt with one picture tile."""
-    processor = vlm.processor
-    side = processor.tile_px
-    ramp = torch.arange(side * side * 3, dtype=torch.int64).reshape(1, side, side, 3)
-    tiles = (ramp * 2654435761 % 256).to(torch.uint8)
-    context = "<img>" + "<IMG_CONTEXT>" * processor.num_image_token + "</img>"
-    text = f"{processor.template.user_prefix}{context}\nWhat is shown?{processor.template.end}"
-    input_ids = torch.tensor([processor.tokenizer(text)["input_ids"]])
-    outputs = vlm.model(input_ids=input_ids, pixel_values=normalise_tiles(tiles), logits_to_keep=8)
-    return outputs.logits
+# proof ---------------------------------------------------------------------------------------------------------------
 
 
-def write_shards(tensors, folder):
-    """One `model.safetensors`, or numbered shards and their index when it would be larger than SHARD_BYTES."""
-    shards, sizes = [{}], [0]
-    for key, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if sizes[-1] and sizes[-1] + size > SHARD_BYTES:
-            shards.append({})
-            sizes.append(0)
-        shards[-1][key] = tensor.contiguous()
-        sizes[-1] += size
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, name)
-    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+def _prove(opened, source, aside, reload, device, *, merges):
+    """One model in memory at a time: the source answers, then the export."""
+    loaded = isinstance(source, VLM)
+    if loaded:
+        device, dtype = source.model.device, source.model.dtype
+        vlm = source
+    else:
+        device, dtype = choose_place(total_bytes(opened.shapes, torch.uint8), device)  # at one byte: parameters
+        vlm = load(opened.folder, device=device, dtype=dtype)
+    before = ask(vlm.model, opened.processor)
+    if not loaded:
+        vlm.release()
+    del vlm
+    model = reload(aside, device, dtype)
+    written = ask(model, opened.processor)
+    tensors = 0
+    if merges:
+        tensors = check_tensors(model, opened)
+        unround(model, opened)
+    after = ask(model, opened.processor) if merges else written
+    return Proof(
+        where=f"{dtype} on {device.type}".replace("torch.", ""),
+        largest_difference=compare(before, after, dtype=dtype, what="merging" if merges else "reloading the adapter"),
+        equal_replies=count_equal(before, written),
+        samples=len(before.replies),
+        tensors=tensors,
+    )
+
+
+def _reload(folder, device, dtype):
+    return load(folder, device=device, dtype=dtype).model
+
+
+def _reload_native(folder, device, dtype):
+    """As anyone would: no class of ours."""
+    from transformers import AutoModelForImageTextToText
+
+    with quiet_if_small(folder):
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return model.to(device).eval()
+
+
+_LAYOUTS = {
+    "released": (_write_whole_released, _reload),
+    "adapter": (_write_adapter, _reload),
+    "transformers": (_write_native, _reload_native),
+}

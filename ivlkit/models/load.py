@@ -2,9 +2,10 @@
 
 import gc
 import json
+import os
 import warnings
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from .checkpoint import from_released, merge_released_lora, register_with_transf
 from .configuration import native_config, read_released_config
 from .families import NANO_FOLDER, Family, find_model
 from .processor import Processor, load_processor
+from .shards import fingerprint
 
 SMALL_BYTES = 1_000_000_000
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
@@ -92,20 +94,77 @@ def load(name, *, device=None, dtype=None):
     Returns: `VLM`.
     Raises: CheckpointError with file, what was found, what was expected. No code of the folder is ever run.
     """
-    folder = _final_folder(find_model(name))
+    folder = final_folder(find_model(name))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
-    if not (folder / ORIGIN_FILE).exists():
+    origin = read_origin(folder)
+    if origin is None:
         return _load_released(folder, device=device, dtype=dtype)
-    origin = json.loads((folder / ORIGIN_FILE).read_text())
-    base = find_model(origin["base"])
     if (folder / "adapter_config.json").exists():
-        vlm = _load_adapter(_load_released(base, device=device, dtype=dtype), folder)
+        base = load(find_base(folder), device=device, dtype=dtype)
+        base.merge_adapter()  # trained on what a run left: never two adapters on one layer
+        vlm = _load_adapter(base, folder)
     else:
-        vlm = _load_native(base, folder, device=device, dtype=dtype)
-    if origin.get("max_tiles"):  # asked with the tiles it was trained with
-        vlm.processor = vlm.processor.with_tiles(origin["max_tiles"])
+        vlm = _load_native(released_root(folder), folder, device=device, dtype=dtype)
+    vlm.processor = as_trained(vlm.processor, origin)
     return vlm
+
+
+def read_origin(folder):
+    """The dict of ivlkit.json beside weights that a run wrote: base, max_tiles, …; None for a model on its own."""
+    path = Path(folder) / ORIGIN_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+
+
+def find_base(folder):
+    """The folder of the model that what lies in `folder` was trained on.
+
+    Raises: CheckpointError if it is not here, or if its weights are not the ones that the folder names.
+    """
+    origin = read_origin(folder)
+    base = final_folder(_named_base(folder, origin))
+    expected = origin.get("base_fingerprint")
+    if expected and fingerprint(read_weight_files(base)) != expected:
+        raise CheckpointError(
+            f"{folder}: its adapter belongs to other weights than those in {base}; expected the base it was trained "
+            f"on ({origin['base']}{', revision ' + origin['base_revision'] if origin.get('base_revision') else ''}); "
+            "fetch that one"
+        )
+    return base
+
+
+def _named_base(folder, origin):
+    """By the name a run wrote; on a colleague's machine, by the folder's name where released models are looked for."""
+    try:
+        return find_model(origin["base"])
+    except CheckpointError as error:
+        name = origin.get("base_name") or Path(origin["base"]).name
+        for root in (Path(folder).parent, Path("pretrained"), Path(os.environ.get("IVLKIT_MODELS") or "pretrained")):
+            if (root / name / "config.json").exists():
+                return root / name
+        raise CheckpointError(f"{folder}: its base is not here; {error}") from error
+
+
+def released_root(folder):
+    """The folder in the released layout at the end of a chain of runs: its config.json and tokenizer hold for all."""
+    folder = final_folder(find_model(folder))
+    while read_origin(folder) is not None:
+        folder = find_base(folder)
+    return folder
+
+
+def as_trained(processor, origin):
+    """The processor with the tiles and the system prompt that a run wrote down."""
+    if origin.get("max_tiles"):
+        processor = processor.with_tiles(origin["max_tiles"])
+    if origin.get("system_message") is not None:
+        processor = replace(processor, system_message=origin["system_message"])
+    return processor
 
 
 def default_dtype(device):
@@ -115,7 +174,8 @@ def default_dtype(device):
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
-def _final_folder(folder):
+def final_folder(folder):
+    """A run's folder → its `final/`; any other folder as it is."""
     if not (folder / "run.yaml").exists():
         return folder
     if not (folder / "final").exists():
@@ -132,7 +192,7 @@ def _load_released(folder, *, device, dtype):
         return _load_released_lora(folder, config, processor, device=device, dtype=dtype)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     check_released_shapes(folder, config, native)
-    model = _from_pretrained(folder, native, dtype=dtype, device=device)
+    model = build_model(folder, native, dtype=dtype, device=device)
     return VLM(model, processor, config, folder)
 
 
@@ -140,9 +200,9 @@ def _load_released_lora(folder, config, processor, *, device, dtype):
     merged = merge_released_lora(_read_tensors(folder), dtype=dtype)
     config = config | {"use_llm_lora": 0, "use_backbone_lora": 0}
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    _check_shapes(_shapes(merged), _shapes(to_released(_meta_state(native), config)), folder)
+    check_shapes(shapes_of(merged), shapes_of(to_released(meta_state(native), config)), folder)
     state = {key: tensor.contiguous() for key, tensor in from_released(merged, config).items()}
-    model = _from_pretrained(None, native, dtype=dtype, device=device, state_dict=state)
+    model = build_model(None, native, dtype=dtype, device=device, state_dict=state)
     return VLM(model, processor, config, folder)
 
 
@@ -157,29 +217,50 @@ def _load_native(base, folder, *, device, dtype):
     config, processor = read_released_config(base), load_processor(base)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     tensors = _read_tensors(folder)
-    _check_shapes(_shapes(tensors), _shapes(_meta_state(native)), folder)
-    model = _from_pretrained(None, native, dtype=dtype, device=device, state_dict=tensors)
+    check_shapes(shapes_of(tensors), shapes_of(meta_state(native)), folder)
+    model = build_model(None, native, dtype=dtype, device=device, state_dict=tensors)
     return VLM(model, processor, config, folder)
 
 
 def _load_adapter(vlm, folder):
     """PEFT's own loader passes over missing tensors, opens pickles and asks the hub for a file that is not there."""
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
-    path = folder / "adapter_model.safetensors"
-    if not path.exists():
-        raise CheckpointError(f"{path}: missing; expected the adapter there; copy the folder again")
-    found = read_shapes([path])
     wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
-    expected = _shapes(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    _check_shapes(found, expected, folder, by="adapter_config.json")
-    set_peft_model_state_dict(wrapped, load_file(path))
+    set_peft_model_state_dict(wrapped, load_file(check_adapter(wrapped, folder)))
     wrapped.eval()
     return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
 
 
-def _from_pretrained(folder, native, *, dtype, device, **options):
-    with _quiet_if_small(folder):
+def wrap_on_meta(native, folder):
+    """PEFT's wrapper around a model without memory: which layers have an adapter, and its scales."""
+    from peft import PeftConfig, PeftModel
+
+    with torch.device("meta"), peft_is_quiet():
+        return PeftModel(ReleasedInternVLForConditionalGeneration(native), PeftConfig.from_pretrained(folder))
+
+
+def check_adapter(wrapped, folder):
+    """The adapter's file, once it has every tensor of its configuration and no other.
+
+    Raises: CheckpointError that names the file or the tensor.
+    """
+    from peft import get_peft_model_state_dict
+
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing; expected the adapter there; copy the folder again")
+    expected = shapes_of(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    check_shapes(read_shapes([path]), expected, folder, by="adapter_config.json")
+    return path
+
+
+def build_model(folder, native, *, dtype, device, **options):
+    """The model of an `InternVLConfig` with the weights of a folder, or of `state_dict=` and folder None.
+
+    Raises: CheckpointError for a missing, unexpected or misshapen tensor.
+    """
+    with quiet_if_small(folder):
         model, info = ReleasedInternVLForConditionalGeneration.from_pretrained(
             folder, config=native, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
@@ -200,7 +281,7 @@ def peft_is_quiet():
 
 
 @contextmanager
-def _quiet_if_small(folder):
+def quiet_if_small(folder):
     """transformers' progress bar only for weights that take seconds to read."""
     from transformers.utils import logging
 
@@ -215,12 +296,14 @@ def _quiet_if_small(folder):
             logging.enable_progress_bar()
 
 
-def _meta_state(native):
+def meta_state(native):
+    """The state dict of a configuration without memory: keys and shapes."""
     with torch.device("meta"):
         return ReleasedInternVLForConditionalGeneration(native).state_dict()
 
 
-def _shapes(tensors):
+def shapes_of(tensors):
+    """{key: tensor} → {key: shape}."""
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
@@ -231,11 +314,11 @@ def check_released_shapes(folder, config, native):
     Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
     """
     found = read_shapes(read_weight_files(folder))
-    _check_shapes(found, _shapes(to_released(_meta_state(native), config)), folder)
+    check_shapes(found, shapes_of(to_released(meta_state(native), config)), folder)
     return found
 
 
-def _check_shapes(found, expected, folder, *, by="config.json"):
+def check_shapes(found, expected, folder, *, by="config.json"):
     """Every key and shape of the architecture, no other: known before a byte of weights is read."""
     for key in sorted(expected.keys() - found.keys()):
         raise CheckpointError(f"{folder}: tensor {key} is missing; expected shape {expected[key]}; download it again")

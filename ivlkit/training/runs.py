@@ -261,6 +261,7 @@ def _execute(run):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
     vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
+    vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
     processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
     for where, note in check_rows(data, processor, recipe, progress=True):
         print(f"{where}: {note}")

@@ -2,15 +2,20 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ivlkit.cli import main
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, ExportError
 from ivlkit.models import export as export_module
-from ivlkit.models.export import export, save_released
+from ivlkit.models import proof, shards
+from ivlkit.models.export import export, push_to_hub, save_released, write_released
 from ivlkit.models.load import load
 from ivlkit.training.recipes import recipe
 from ivlkit.training.trainer import save_trained
@@ -26,18 +31,21 @@ def logits(vlm):
     return vlm.model(input_ids=input_ids, pixel_values=normalise_tiles(tiles)).logits
 
 
-def write_trained(tiny, folder, **changes):
+def write_trained(tiny, folder, *, system_message=None, **changes):
     """What a run leaves in `final/`, its weights moved away from the base's by random numbers."""
     vlm = load(tiny)
+    vlm.merge_adapter()
     model = prepare(vlm, recipe("nano-lora", model=str(tiny), **changes))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_trained(model, folder)
-    (folder / "ivlkit.json").write_text(json.dumps({"base": str(tiny), "template": "internlm2-chat"}))
+    origin = {"base": str(tiny), "template": "internlm2-chat", "max_tiles": changes.get("max_tiles")}
+    origin |= {"system_message": system_message} if system_message else {}
+    (folder / "ivlkit.json").write_text(json.dumps(origin))
     return folder
 
 
@@ -60,7 +68,7 @@ def test_an_export_is_the_trained_model_in_the_released_layout(trained, tiny, tm
     before.model.to(torch.bfloat16).float()
     torch.testing.assert_close(logits(after), logits(before), atol=1e-4, rtol=1e-4)
     names = {path.name for path in (tmp_path / "merged").iterdir()}
-    assert names == {path.name for path in tiny.iterdir()}
+    assert names == {path.name for path in tiny.iterdir()} | {"README.md", "chat_template.jinja", "lmdeploy.json"}
     assert load_file(tmp_path / "merged" / "model.safetensors").keys() == load_file(tiny / "model.safetensors").keys()
 
 
@@ -94,21 +102,44 @@ def test_an_existing_target_is_refused_and_left_alone(tiny, tmp_path):
 
 
 def test_a_layout_that_is_not_known_is_refused(tiny, tmp_path):
-    with pytest.raises(ExportError, match="layout 'gguf'; expected 'released'"):
+    with pytest.raises(ExportError, match="layout 'gguf'; expected one of released, adapter, transformers"):
         export(tiny, tmp_path / "merged", layout="gguf")
 
 
-def test_an_export_that_reloads_differently_is_refused_and_nothing_is_left(tiny, tmp_path, monkeypatch):
-    def spoil(vlm, folder):
-        save_released(vlm, folder)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tensor: tensor * 1.5, "reloading the export changed tensor lm_head.weight; expected equal bits"),
+        (lambda tensor: tensor[:-1], r"lm_head.weight|language_model.output.weight has shape"),
+    ],
+    ids=["other values", "another shape"],
+)
+def test_an_export_that_reloads_differently_is_refused_and_nothing_is_left(tiny, tmp_path, monkeypatch, spoil, message):
+    def write(source, folder):
+        write_released(source, folder)
         tensors = load_file(folder / "model.safetensors")
-        tensors["language_model.output.weight"] *= 1.5
+        tensors["language_model.output.weight"] = spoil(tensors["language_model.output.weight"]).contiguous()
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(export_module, "save_released", spoil)
-    with pytest.raises(ExportError, match="reloading the export changed logits by .*; nothing was written"):
+    monkeypatch.setattr(export_module, "write_released", write)
+    with pytest.raises((ExportError, CheckpointError), match=message):
         export(tiny, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_that_is_not_the_adapter_is_refused(tiny, tmp_path, monkeypatch):
+    """Ours is compared with PEFT's adapter as it runs, unmerged."""
+    from ivlkit.models import merge
+
+    trained = write_trained(tiny, tmp_path / "final")
+    right = merge.merge_layer
+    monkeypatch.setattr(
+        merge, "merge_layer", lambda weight, down, up, *, scale, length: right(weight, down, up, scale=scale / 2)
+    )
+    with pytest.raises(ExportError, match=r"merging changed logits by .*; expected at most 0.0001; nothing was"):
+        export(trained, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    assert not (tmp_path / "merged.part").exists()
 
 
 def test_a_loaded_model_with_changed_weights_exports_these_and_stays_as_it_is(tiny, tmp_path):
@@ -122,7 +153,7 @@ def test_a_loaded_model_with_changed_weights_exports_these_and_stays_as_it_is(ti
 
 
 def test_large_weights_are_written_in_shards_that_load(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 60_000)
     save_released(load(tiny), tmp_path / "again")
     files = sorted((tmp_path / "again").glob("*.safetensors"))
     assert len(files) > 2
@@ -134,6 +165,152 @@ def test_large_weights_are_written_in_shards_that_load(tiny, tmp_path, monkeypat
     after = {key: tensor for file in files for key, tensor in load_file(file).items()}
     assert all(torch.equal(before[key], after[key]) for key in before)
     load(tmp_path / "again")
+
+
+def test_what_is_written_beside_the_weights(tiny, tmp_path):
+    base = shutil.copytree(tiny, tmp_path / "base")
+    (base / "modeling_internvl_chat.py").write_bytes(b"# not imported,\r\n# copied\n")
+    (base / "generation_config.json").write_text("{}")
+    (base / "LICENSE").write_text("theirs")
+    (base / "README.md").write_text("theirs")
+    (base / "download.json").write_text("{}")
+    export(base, tmp_path / "copy")
+    assert (tmp_path / "copy" / "modeling_internvl_chat.py").read_bytes() == b"# not imported,\r\n# copied\n"
+    assert (tmp_path / "copy" / "generation_config.json").read_text() == "{}"
+    assert (tmp_path / "copy" / "LICENSE").read_text() == "theirs"
+    assert (tmp_path / "copy" / "README.md").read_text() != "theirs"
+    assert not (tmp_path / "copy" / "download.json").exists()
+
+
+def test_the_trained_prompt_and_tiles_are_stored(tiny, tmp_path):
+    trained = write_trained(tiny, tmp_path / "final", max_tiles=5, system_message="You count ships.")
+    export(trained, tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["system_message"], config["max_dynamic_patch"]) == ("You count ships.", 5)
+    processor = load(tmp_path / "merged").processor
+    assert (processor.system_message, processor.max_tiles) == ("You count ships.", 5)
+
+
+def test_a_full_disk_is_known_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
+    with pytest.raises(ExportError, match=r"0\.1 GB free; expected 0\.2 GB for the export; free some or choose"):
+        export(tiny, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_machine_proves_in_bfloat16_or_says_what_is_missing(tiny, tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    free = namedtuple("Memory", "available")
+    monkeypatch.setattr(proof.psutil, "virtual_memory", lambda: free(1.2 * 3 * 90_000))
+    trained = write_trained(tiny, tmp_path / "final")
+    export(trained, tmp_path / "merged", device="cpu")
+    assert "Reloaded in bfloat16 on cpu" in (tmp_path / "merged" / "README.md").read_text()
+    monkeypatch.setattr(proof.psutil, "virtual_memory", lambda: free(1000))
+    with pytest.raises(ExportError, match=r"cpu: 0\.0 GB of memory free; expected .* GB to load the export again"):
+        export(trained, tmp_path / "again", device="cpu")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from ivlkit.models import export as module, shards, card
+tiny, to = sys.argv[1:]
+real = {}
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+def die_after(function, times):
+    def counted(*arguments, **options):
+        nonlocal times
+        times -= 1
+        return die() if times < 0 else function(*arguments, **options)
+    return counted
+moments = {
+    "in the middle of the weights": (shards, "total_bytes", 60),
+    "before the small files": (module, "_copy_small_files", 0),
+    "before the proof": (module, "ask", 0),
+    "in the middle of the proof": (module, "ask", 2),
+    "before the card": (module, "write_card", 0),
+    "while it goes to the disk": (module, "_flush", 3),
+    "just before the last step": (module, "_flush", 7),
+    "just after it": (module, "_flush", 10),
+}
+for number, (name, (where, function, times)) in enumerate(moments.items()):
+    child = os.fork()  # before torch has started a thread
+    if not child:
+        setattr(where, function, die_after(getattr(where, function), times))
+        module.export(tiny, f"{to}/{number}")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, name)
+"""
+
+
+def test_killed_at_any_moment_there_is_no_folder_or_a_complete_one(tiny, tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, str(tiny), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    killed = [line.partition(" ") for line in done.stdout.splitlines()]
+    assert len(killed) == 8
+    assert {signal for signal, _, _ in killed} == {"9"}, killed
+    expected = {path.name for path in export(tiny, tmp_path / "whole").iterdir()}
+    there = []
+    for number in range(8):
+        folder = tmp_path / str(number)
+        if folder.exists():
+            there.append(number)
+            assert {path.name for path in folder.iterdir()} == expected
+            assert torch.equal(logits(load(folder)), logits(load(tiny)))
+        else:
+            export(tiny, folder)  # what was left aside is in nobody's way
+            assert {path.name for path in folder.iterdir()} == expected
+            assert not (tmp_path / f"{number}.part").exists()
+    assert there == [7]
+
+
+def test_writing_holds_less_than_two_shards(tmp_path):
+    """390 MB with an adapter in shards of 80; mapped files count, the proof (one model at a time) does not."""
+    command = [sys.executable, "benchmarks/export_memory.py", "--layers", "12", "--shard-mb", "80"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["model_mb"] > 350
+    assert result["peak_mb"] < 2 * result["largest_shard_mb"] + 60, result  # 60: the allocator and torch's buffers
+
+
+@pytest.mark.parametrize("layout", ["released", "transformers"])
+def test_the_command_line_takes_a_layout(tiny, tmp_path, capsys, layout):
+    assert main(["export", str(tiny), "--to", str(tmp_path / "out"), "--layout", layout]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out")
+    assert main(["export", str(tiny), "--to", str(tmp_path / "again"), "--layout", "adapter"]) == 2
+    assert 'no adapter; expected a LoRA run; use layout="released"' in capsys.readouterr().err
+
+
+def test_a_loaded_bfloat16_model_is_compared_as_coarsely_as_it_computes(tiny, tmp_path):
+    vlm = load(write_trained(tiny, tmp_path / "final"), dtype=torch.bfloat16)
+    folder = export(vlm, tmp_path / "merged", scores={"exact match on test.jsonl": 0.61})
+    card = (folder / "README.md").read_text()
+    assert "Reloaded in bfloat16 on cpu" in card
+    assert "| exact match on test.jsonl | 0.61 |" in card
+
+
+def test_the_hub_is_asked_only_on_request_and_only_for_an_export(tiny, tmp_path, monkeypatch):
+    sent = []
+
+    class Hub:
+        def create_repo(self, repo_id, *, private, exist_ok):
+            sent.append((repo_id, private, exist_ok))
+            return f"address of {repo_id}"
+
+        def upload_folder(self, *, folder_path, repo_id):
+            sent.append((folder_path, repo_id))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    folder = export(tiny, tmp_path / "out")
+    assert sent == []
+    assert push_to_hub(folder, "me/ships") == "address of me/ships"
+    assert sent == [("me/ships", True, True), (folder, "me/ships")]
+    assert main(["export", str(tiny), "--to", str(tmp_path / "again"), "--push-to-hub", "me/boats"]) == 0
+    assert sent[2] == ("me/boats", True, True)
+    with pytest.raises(ExportError, match="no model card beside weights; expected an exported folder"):
+        push_to_hub(tiny, "me/ships")
 
 
 # adapters ------------------------------------------------------------------------------------------------------------
@@ -198,5 +375,175 @@ def test_an_adapter_without_its_safetensors_file_is_refused(adapter):
 
 def test_an_adapter_whose_base_is_gone_is_refused(adapter):
     (adapter / "ivlkit.json").write_text(json.dumps({"base": str(adapter / "gone")}))
-    with pytest.raises(CheckpointError, match="gone: no such folder"):
+    with pytest.raises(CheckpointError, match="its base is not here; .*gone: no such folder"):
         load(adapter)
+
+
+def test_a_source_that_does_not_fit_its_config_is_refused(tiny, tmp_path, tiny_config):
+    base = shutil.copytree(tiny, tmp_path / "base")
+    tiny_config["llm_config"]["intermediate_size"] = 64
+    (base / "config.json").write_text(json.dumps(tiny_config))
+    with pytest.raises(CheckpointError, match=r"has shape \(.*\); expected \(.*\) by config.json"):
+        export(base, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+# the adapter layout --------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_exported_with_its_base_named(adapter, tiny, tmp_path):
+    folder = export(adapter, tmp_path / "out", layout="adapter")
+    assert {path.name for path in folder.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "ivlkit.json", "README.md"),
+        *("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    }
+    assert (folder / "adapter_model.safetensors").read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
+    origin = json.loads((folder / "ivlkit.json").read_text())
+    assert (origin["base_name"], origin["base_revision"], origin["template"]) == (tiny.name, None, "internlm2-chat")
+    assert (origin["tile_px"], origin["max_tiles"], len(origin["base_fingerprint"])) == (112, 12, 64)
+    assert torch.equal(logits(load(folder)), logits(load(adapter)))
+
+
+def test_the_revision_of_a_downloaded_base_is_named(tiny, tmp_path):
+    base = shutil.copytree(tiny, tmp_path / "base")
+    (base / "download.json").write_text(json.dumps({"revision": "abc123"}))
+    folder = export(write_trained(base, tmp_path / "final"), tmp_path / "out", layout="adapter")
+    assert json.loads((folder / "ivlkit.json").read_text())["base_revision"] == "abc123"
+    assert "revision abc123" in (folder / "README.md").read_text()
+
+
+def test_a_colleague_has_the_base_elsewhere(tiny, tmp_path):
+    base = shutil.copytree(tiny, tmp_path / "mine" / "Ships-2B")
+    trained = write_trained(base, tmp_path / "final")
+    wanted = logits(load(trained))
+    export(trained, tmp_path / "theirs" / "adapter", layout="adapter")
+    base.rename(tmp_path / "theirs" / "Ships-2B")
+    assert torch.equal(logits(load(tmp_path / "theirs" / "adapter")), wanted)
+
+
+def test_an_adapter_over_other_weights_is_refused(tiny, tmp_path):
+    base = shutil.copytree(tiny, tmp_path / "base")
+    folder = export(write_trained(base, tmp_path / "final"), tmp_path / "out", layout="adapter")
+    tensors = load_file(base / "model.safetensors")
+    save_file({key: tensor * 1.01 for key, tensor in tensors.items()}, base / "model.safetensors")
+    with pytest.raises(CheckpointError, match="belongs to other weights than those in .*base; expected the base it"):
+        load(folder)
+
+
+def test_an_adapter_is_loaded_by_plain_peft_on_plain_transformers(adapter, tiny, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    from ivlkit.models.load import peft_is_quiet
+
+    base = export(tiny, tmp_path / "base", layout="transformers")
+    folder = export(adapter, tmp_path / "out", layout="adapter")
+    with peft_is_quiet():
+        model = PeftModel.from_pretrained(
+            AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), folder
+        ).eval()
+    vlm = load(adapter)
+    before, after = proof.ask(vlm.model, vlm.processor), proof.ask(model, vlm.processor)
+    assert proof.compare(before, after, dtype=torch.float32, what="plain PEFT") < 1e-5
+
+
+def test_a_full_run_and_a_run_over_a_run_have_no_adapter_to_share(tiny, tmp_path):
+    full = write_trained(tiny, tmp_path / "full", **FULL)
+    with pytest.raises(ExportError, match='no adapter; expected a LoRA run; use layout="released"'):
+        export(full, tmp_path / "out", layout="adapter")
+    second = write_trained(full, tmp_path / "second")
+    with pytest.raises(ExportError, match="trained on another run .*; expected a released model as base"):
+        export(second, tmp_path / "out", layout="adapter")
+    assert not (tmp_path / "out").exists()
+    export(second, tmp_path / "merged")
+
+
+def test_a_loaded_adapter_is_exported_as_it_is_now(adapter, tmp_path):
+    vlm = load(adapter)
+    with torch.no_grad():
+        next(value for name, value in vlm.adapter.named_parameters() if "lora_B" in name).mul_(3)
+    wanted = logits(vlm)
+    assert torch.equal(logits(load(export(vlm, tmp_path / "adapter", layout="adapter"))), wanted)
+    merged = load(export(vlm, tmp_path / "merged"))
+    vlm.merge_adapter()
+    vlm.model.to(torch.bfloat16).float()
+    torch.testing.assert_close(logits(merged), logits(vlm), atol=1e-4, rtol=1e-4)
+
+
+# going on ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["adapter", "full", "released", "adapter layout"])
+def test_training_goes_on_from_what_was_trained_and_nothing_is_wrapped_twice(tiny, tmp_path, first):
+    start = write_trained(tiny, tmp_path / "first", **(FULL if first == "full" else {}))
+    if first in ("released", "adapter layout"):
+        start = export(start, tmp_path / "start", layout=first.partition(" ")[0])
+    second = write_trained(start, tmp_path / "second")
+    keys = load_file(second / "adapter_model.safetensors").keys()
+    assert not any("base_layer" in key or key.count("lora_") > 1 for key in keys)
+    assert len(keys) == len(load_file(write_trained(tiny, tmp_path / "single") / "adapter_model.safetensors"))
+    vlm = load(second)
+    assert not torch.allclose(logits(vlm), logits(load(start)), atol=1e-2)
+    folder = export(second, tmp_path / "merged")  # proves that the chain merged equals the chain as it runs
+    vlm.merge_adapter()
+    vlm.model.to(torch.bfloat16).float()
+    torch.testing.assert_close(logits(load(folder)), logits(vlm), atol=1e-3, rtol=1e-3)
+
+
+# outputs of the reference --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["26b", "2b", "4b"])
+def test_a_lora_over_a_released_model_keeps_keys_shapes_and_untrained_bits(reference, tmp_path, key):
+    base = reference / "checkpoints" / f"internvl-{key}"
+    trained = write_trained(base, tmp_path / "final", vision="frozen")
+    folder = export(trained, tmp_path / "merged")
+    before, after = load_file(base / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in before.items()}
+    adapted = ("wqkv", "wo", "w1", "w2", "w3", "qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    for name, tensor in after.items():
+        is_adapted = name.startswith("language_model.") and name.split(".")[-2] in adapted
+        assert torch.equal(tensor, before[name]) != is_adapted, name
+    assert load(folder).model.config.text_config.to_dict() == load(base).model.config.text_config.to_dict()
+
+
+@pytest.mark.parametrize("layout", ["released", "transformers"])
+@pytest.mark.parametrize("key", ["26b", "2b", "4b"])
+def test_an_export_of_a_released_model_has_the_logits_of_the_reference(reference, tmp_path, key, layout):
+    base = reference / "checkpoints" / f"internvl-{key}"
+    folder = export(base, tmp_path / "out", layout=layout)
+    if layout == "released":
+        model = load(folder).model
+    else:
+        from transformers import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = load_file(base / "reference.safetensors")
+    pixel_values = normalise_tiles(expected["tiles_uint8"].permute(0, 2, 3, 1))
+    with torch.inference_mode():
+        found = model(input_ids=expected["input_ids"], pixel_values=pixel_values).logits[0, -4:]
+    torch.testing.assert_close(found, expected["logits_last4"], atol=1e-4, rtol=0)
+
+
+def test_the_command_for_phi3_stays_below_its_long_rope(reference, tmp_path):
+    folder = export(reference / "checkpoints" / "internvl-4b", tmp_path / "out")
+    card = (folder / "README.md").read_text()
+    assert "vllm serve FOLDER --trust-remote-code --max-model-len 4096 --chat-template" in card
+    assert "--mm-processor-kwargs '{\"max_dynamic_patch\": 12}'" in card
+    assert "its InternVL has no Phi-3 language model" in card
+    lmdeploy = json.loads((folder / "lmdeploy.json").read_text())
+    assert lmdeploy["meta_instruction"] == "You are an AI assistant whose name is Phi-3."
+    assert lmdeploy["stop_words"] == ["<|end|>"]
+
+
+def test_a_released_style_lora_is_exported_plain(reference, tmp_path):
+    source = tmp_path / "lora"
+    source.mkdir()
+    for name in ("internvl-2b", "internvl-2b-lora"):
+        for path in (reference / "checkpoints" / name).iterdir():
+            if path.name != "model.safetensors" or name.endswith("lora"):
+                shutil.copyfile(path, source / path.name)
+    folder = export(source, tmp_path / "out")
+    expected = load_file(reference / "checkpoints" / "internvl-2b" / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}

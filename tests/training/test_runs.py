@@ -191,6 +191,21 @@ def test_a_lora_run_is_exported_with_equal_logits(rows, chosen, here, tmp_path):
         export(run, tmp_path / "merged")
 
 
+def test_a_run_goes_on_from_a_run_and_from_its_export_and_wraps_nothing_twice(rows, chosen, here, tmp_path):
+    first = here(write_run(chosen, open_data(rows)))
+    card = (export(first, tmp_path / "merged") / "README.md").read_text()
+    assert "nano-lora: nano, fine-tuned" in card
+    assert f"5 rows of `train.jsonl`, fingerprint `{open_data(rows).fingerprint}`" in card
+    assert "lora_dropout: 0.2" in card
+    assert str(tmp_path) not in card
+    expected = load_file(first.folder / "final" / "adapter_model.safetensors").keys()
+    for start in (first.folder, tmp_path / "merged"):
+        second = here(write_run(replace(chosen, model=str(start)), open_data(rows)))
+        assert load_file(second.folder / "final" / "adapter_model.safetensors").keys() == expected
+        assert not torch.allclose(logits(load(second.folder)), logits(load(start)), atol=1e-4)
+        assert (export(second, tmp_path / f"from {start.name}") / "README.md").exists()
+
+
 def test_the_tile_budget_of_the_recipe_is_trained_with_kept_and_exported(rows, tiny, here, tmp_path, draw_picture):
     draw_picture(640, 480).save(tmp_path / "0.png")
     few = recipe("nano-lora", model=str(tiny), max_tiles=1, epochs=1, total_batch=8, per_device_batch=8)
