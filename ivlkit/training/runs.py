@@ -143,6 +143,8 @@ class Run:
         if child is not None and child.poll() is not None:
             return None
         try:
+            if child is not None:  # its command line is empty for a moment after the start
+                return psutil.Process(child.pid)
             process = psutil.Process(int((self.folder / "pid").read_text()))
             is_ours = any("run.yaml" in part and self.folder.name in part for part in process.cmdline())
             return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None

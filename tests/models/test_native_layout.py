@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.data.conversation import TEMPLATES, render
-from ivlkit.data.encode import stack_tiles
 from ivlkit.data.records import Turn
 from ivlkit.errors import ExportError
 from ivlkit.models.export import export
@@ -137,7 +136,7 @@ def test_transformers_pil_processor_gives_our_pixels(folder, size):
     generator = np.random.default_rng(0)
     image = Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     tiles = processor.tile(image, max_tiles=processor.max_tiles)
-    expected = normalise_tiles(torch.from_numpy(stack_tiles(tiles, processor.tile_px)))
+    expected = normalise_tiles(torch.from_numpy(tiles))
     found = AutoImageProcessor.from_pretrained(folder, backend="pil")(image, return_tensors="pt")
     assert int(found["num_patches"][0]) == len(tiles)
     torch.testing.assert_close(found["pixel_values"], expected, atol=1e-5, rtol=0)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -79,6 +81,20 @@ def steps(run):
 
 
 # children ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_whose_command_line_is_still_empty_is_running(tmp_path, monkeypatch):
+    """The system fills it in a moment after the start; on a busy machine a run was taken for stopped."""
+    (tmp_path / "run.yaml").write_text("")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setitem(runs_module._children, tmp_path.resolve(), child)
+    monkeypatch.setattr("psutil.Process.cmdline", lambda self: [])
+    try:
+        assert Run(tmp_path).state == "running"
+    finally:
+        child.kill()
+        child.wait()
+    assert Run(tmp_path).state == "failed"
 
 
 def test_a_child_is_stopped_and_goes_on_to_the_bits_of_an_undisturbed_run(rows, chosen, here, tmp_path, tiny):
