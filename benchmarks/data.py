@@ -1,4 +1,4 @@
-"""What the data workbench costs: `python benchmarks/data.py doctor`, `… index`. Prints figures as they are measured.
+"""What the data workbench costs: `python benchmarks/data.py doctor`, `… index`, `… tiles`. Prints its figures.
 
 Rows and pictures are generated under --work (default: a folder of this benchmark in the system's temporary one) and
 found there again by a second run. Memory is summed over all processes, twice: as resident sets, which count shared
@@ -85,7 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ivlkit-benchmark-data")
     parts = parser.add_subparsers(required=True, metavar="PART")
-    for add in (add_doctor, add_index, add_check_once):
+    for add in (add_doctor, add_index, add_tiles, add_check_once):
         add(parts)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -305,6 +305,23 @@ def watch_memory(pid, peak, done):
             continue
         peak[0] = max(peak[0], sum(info.rss for info in infos) / 2**20)
         peak[1] = max(peak[1], sum(info.pss for info in infos) / 2**20)
+
+
+# tiles ---------------------------------------------------------------------------------------------------------------
+
+
+def add_tiles(parts):
+    """JPEG → tiles on one core, measured by benchmarks/tiles.py."""
+    parser = parts.add_parser("tiles", help="JPEG to tiles on one core, against a straightforward pipeline")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.set_defaults(run=run_tiles)
+
+
+def run_tiles(options):
+    """Its pictures come from scikit-learn."""
+    import tiles
+
+    tiles.main(["--repeats", str(options.repeats)])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_
 from .findings import ERROR, KINDS
 from .formats import IMAGE_PLACEHOLDER, as_released
 from .index import LineIndex
-from .media import image_size, is_data_uri, open_image
+from .media import image_size, is_data_uri, is_remote, open_image
 from .records import ROLES, Record, parse_row, read_released
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
@@ -460,6 +460,9 @@ class _BlockState:
         names = parsed.get("image")
         for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
             if not isinstance(name, str) or not name or is_data_uri(name):
+                continue
+            if is_remote(name):
+                self.say(place, "remote_media", f"the address {_short(name)}")
                 continue
             look = self.examiner.look(self.source.root / name)
             if look.code:
