@@ -1,4 +1,4 @@
-"""Examples → one padded batch, and uint8 tiles → pixel values on the device."""
+"""Examples → one padded or one packed batch, and uint8 tiles → pixel values on the device."""
 
 import numpy as np
 import torch
@@ -21,6 +21,41 @@ def collate(examples, *, pad_token_id):
         "attention_mask": torch.stack([_pad(np.ones(len(example), np.int64), length, 0) for example in examples]),
         "tiles": torch.from_numpy(np.concatenate([example.tiles for example in examples])),
     }
+
+
+def collate_packed(examples, *, pad_token_id=None):
+    """One sequence of whole samples that don't see each other: no padding, and no `attention_mask` either.
+
+    A mask of ones would let every sample see those before it. Instead positions restart, which transformers' sdpa, flex
+    and flash attention understand, and `cu_seqlens` bounds the samples for kernels that take it. The first label of a
+    sample is masked: the last token of the one before must not predict it.
+
+    Args: pad_token_id: not used; collate functions are called alike.
+    Returns: dict of input_ids, position_ids, labels and sample_ids int64 [1, ΣL], cu_seqlens int32 [samples + 1],
+        max_length, an int, and tiles uint8 [ΣT, S, S, 3]. Samples of 3 and 2 tokens: position_ids [[0, 1, 2, 0, 1]],
+        sample_ids [[0, 0, 0, 1, 1]], cu_seqlens [0, 3, 5], max_length 3.
+    """
+    lengths = [len(example) for example in examples]
+    labels = [_without_first(example.labels) for example in examples]
+    return {
+        "input_ids": _one_row([example.input_ids for example in examples]),
+        "position_ids": _one_row([np.arange(length) for length in lengths]),
+        "labels": _one_row(labels),
+        "sample_ids": _one_row([np.full(length, number) for number, length in enumerate(lengths)]),
+        "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "max_length": max(lengths),
+        "tiles": torch.from_numpy(np.concatenate([example.tiles for example in examples])),
+    }
+
+
+def _without_first(labels):
+    labels = np.array(labels, dtype=np.int64)
+    labels[0] = IGNORE_INDEX
+    return labels
+
+
+def _one_row(parts):
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))[None]  # [1, ΣL]
 
 
 def normalise_tiles(tiles, *, dtype=torch.float32):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ivlkit.data.collate import collate, normalise_tiles
+from ivlkit.data.collate import collate, collate_packed, normalise_tiles
 from ivlkit.data.encode import Example
 
 
@@ -60,3 +60,34 @@ def test_pixel_values_are_rounded_last_and_tiles_are_not_changed():
     assert torch.equal(normalise_tiles(tiles, dtype=torch.bfloat16), normalise_tiles(tiles).bfloat16())
     assert torch.equal(tiles, before)
     assert normalise_tiles(tiles[:0]).shape == (0, 3, 4, 4)
+
+
+# packed --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bin_by_hand():
+    batch = collate_packed([example([5, 2, 7], [5, 2, 7], tiles=2), example([9, 4], [-100, 4], tiles=1)])
+    assert batch["input_ids"].tolist() == [[5, 2, 7, 9, 4]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch["sample_ids"].tolist() == [[0, 0, 0, 1, 1]]
+    assert (batch["cu_seqlens"].tolist(), batch["cu_seqlens"].dtype) == ([0, 3, 5], torch.int32)
+    assert batch["max_length"] == 3
+    assert batch["tiles"][:, 0, 0, 0].tolist() == [3, 3, 2]
+
+
+def test_the_first_label_of_every_sample_is_masked_and_the_examples_are_not_changed():
+    """The token before it belongs to another sample."""
+    rows = [example([5, 2], [5, 2]), example([9, 4], [9, 4])]
+    assert collate_packed(rows)["labels"].tolist() == [[-100, 2, -100, 4]]
+    assert rows[1].labels.tolist() == [9, 4]
+
+
+def test_a_bin_has_no_attention_mask():
+    """One of ones would let every sample see those before it."""
+    assert "attention_mask" not in collate_packed([example([1, 2], [1, 2]), example([3], [3])])
+
+
+def test_a_bin_of_one_sample_and_of_text_alone():
+    batch = collate_packed([example([1, 2], [1, 2])])
+    assert (batch["cu_seqlens"].tolist(), batch["max_length"]) == ([0, 2], 2)
+    assert batch["tiles"].shape == (0, 2, 2, 3)
