@@ -114,3 +114,29 @@ def turns():
         return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
 
     return make
+
+
+@pytest.fixture
+def shaped(tiny_config):
+    """`shaped("2b" | "4b" | "26b")` → a random model of two layers built like that release; image token 99."""
+
+    def make(name):
+        import torch
+
+        from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
+        from ivlkit.models.configuration import native_config
+
+        language = tiny_config["llm_config"]
+        if name == "26b":
+            tiny_config["vision_config"] |= {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
+        if name == "4b":
+            language |= {
+                "architectures": ["Phi3ForCausalLM"],
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 4,
+            }
+            language |= {"rope_scaling": {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}}
+        torch.manual_seed(0)
+        return ReleasedInternVLForConditionalGeneration(native_config(tiny_config, image_token_id=99))
+
+    return make
