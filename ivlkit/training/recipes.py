@@ -18,7 +18,7 @@ _KINDS = {  # annotation of a field → how it is said, what is taken
 }
 _POSITIVE = {
     *("total_batch", "per_device_batch", "gpus", "epochs", "max_seq_length", "max_tiles", "lora_rank", "lora_alpha"),
-    *("learning_rate", "save_steps", "save_total_limit"),
+    *("learning_rate", "save_steps", "save_total_limit", "bin_tokens", "bin_tiles"),
 }
 
 
@@ -51,7 +51,10 @@ class Recipe:
     max_grad_norm: float = 1.0
     epochs: float = 1  # passes over the data; a fraction ends within a pass
     total_batch: int = 128  # samples an optimiser step (BATCH_SIZE)
-    per_device_batch: int = 4  # samples a micro-batch (PER_DEVICE_BATCH_SIZE)
+    per_device_batch: int = 4  # samples a padded micro-batch (PER_DEVICE_BATCH_SIZE)
+    packing: bool = True  # samples share bins and none is padded; false: padded batches of like length
+    bin_tokens: int | None = None  # tokens a bin; None: per_device_batch · max_seq_length
+    bin_tiles: int | None = None  # tiles a bin; None: as many as its tokens allow
     gpus: int = 1  # processes, one a GPU (GPUS)
     max_seq_length: int = 4096  # tokens a row, image tokens included
     max_tiles: int | None = None  # max_dynamic_patch; None: the checkpoint's
@@ -79,6 +82,11 @@ class Recipe:
             raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
         for field in fields(self):
             _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
+        if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:
+            raise RecipeError(
+                f"{self.name}: bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that "
+                "length fits in no bin; raise the one or lower the other"
+            )
 
     @property
     def parts(self):
@@ -86,8 +94,13 @@ class Recipe:
         return self.vision, self.projector, self.language
 
     @property
+    def budgets(self):
+        """(tokens, tiles or None) that a bin may hold: (16384, None) for 4 · 4,096."""
+        return self.bin_tokens or self.per_device_batch * self.max_seq_length, self.bin_tiles
+
+    @property
     def accumulation(self):
-        """Micro-batches an optimiser step and GPU: 128 samples = 8 GPUs · 2 · accumulation 8.
+        """Padded micro-batches an optimiser step and GPU: 128 samples = 8 GPUs · 2 · accumulation 8.
 
         Raises: RecipeError where it does not divide.
         """

@@ -22,13 +22,16 @@ import psutil
 import yaml
 from tqdm import tqdm
 
+from ..data.collate import collate, collate_packed
+from ..data.doctor import row_lengths
 from ..data.mixture import TRAIN, Data, open_data
 from ..errors import RecipeError, TrainingError
+from ..models.attention import NO_PACKING, choose_attention, rope_limits, use_attention
 from ..models.families import FAMILIES, find_model
 from ..models.load import ORIGIN_FILE, default_dtype, load
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
-from .schedule import MicroBatches, check_rows, plan_run
+from .schedule import MicroBatches, check_rows, plan_grouped, plan_packed, tile_cost
 from .tuning import prepare, summary_text
 
 LOG_FILE = "log.jsonl"
@@ -269,24 +272,42 @@ def _execute(run):
         print(f"{where}: {note}")
     set_seed(recipe.seed)  # the adapters' first values
     model = prepare(vlm, recipe)
-    print(summary_text(model, recipe), flush=True)
-    rank = int(os.environ.get("RANK", 0))
-    batches, steps = plan_run(len(data), recipe, rank=rank)
+    attention = choose_attention(device) if recipe.packing else NO_PACKING
+    micro_batches = _plan(data, processor, recipe, vlm.model.config, packed=attention.packs)
+    steps = micro_batches.batches.steps
+    print(summary_text(model, recipe), micro_batches.batches, attention, sep="\n", flush=True)
     trainer = KitTrainer(
         model=model,
         args=training_arguments(
-            recipe, run.folder, steps=steps, device_type=device.type, bf16=default_dtype(device) == torch.bfloat16
+            recipe,
+            run.folder,
+            steps=steps,
+            accumulation=micro_batches.batches.accumulation,
+            device_type=device.type,
+            bf16=default_dtype(device) == torch.bfloat16,
         ),
-        train_dataset=MicroBatches(data, processor, recipe, batches),
+        train_dataset=micro_batches,
         callbacks=[LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop],
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
+    with use_attention(model, attention.name):
+        trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
     if trainer.state.global_step < steps:
         print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")
     elif trainer.is_world_process_zero():
         _write_final(run, trainer.accelerator.unwrap_model(trainer.model), processor)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
+
+
+def _plan(data, processor, recipe, config, *, packed):
+    """This rank's `MicroBatches`: bins, or padded batches of like length."""
+    rope, rank = rope_limits(config.text_config), int(os.environ.get("RANK", 0))
+    tokens, tiles = row_lengths(data, processor, max_length=recipe.max_seq_length)
+    if packed:
+        plan = plan_packed(tokens, tiles, recipe, rank=rank, rope=rope, tile_cost=tile_cost(config, recipe))
+    else:
+        plan = plan_grouped(tokens, tiles, recipe, rank=rank, rope=rope)
+    return MicroBatches(data, processor, recipe, plan, collate=collate_packed if packed else collate, rope=rope)
 
 
 def _write_final(run, model, processor):
@@ -358,7 +379,8 @@ def _check(recipe):
     """What would fail in the child fails here: batch arithmetic, the model's folder, the number of GPUs."""
     import torch
 
-    assert recipe.accumulation >= 1
+    if not recipe.packing:
+        assert recipe.accumulation >= 1
     find_model(recipe.model)
     found = torch.cuda.device_count()
     if recipe.gpus > max(1, found):

@@ -2,13 +2,17 @@
 
 Every row is seen exactly `epochs` times, an optimiser step is exactly `total_batch` rows (the last may be smaller), and
 all ranks get the same number of micro-batches. No sampler draws or repeats anything later.
+
+Three plans: `plan_packed` (bins of whole rows, nothing padded), `plan_grouped` (padded batches of rows of like length)
+and `plan_run` (padded batches of rows whose lengths are not known).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from ..data.collate import collate
@@ -16,16 +20,23 @@ from ..data.doctor import examine_all
 from ..data.encode import encode
 from ..data.examine import BAD, Task, light_processor
 from ..data.findings import ERROR, KINDS, make_problem
+from ..data.packing import Budgets, group_step, pack_step, rope_groups
 from ..errors import DataError
 from .loss import sample_weights
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that one rank computes at once; a masked one only keeps ranks in step and weighs nothing."""
+    """Rows that one rank computes at once; a masked one only keeps ranks in step and weighs nothing.
+
+    One without rows is computed by no rank: it fills up a step of fewer micro-batches than the others.
+    """
 
     rows: tuple[tuple[int, int], ...]  # (epoch, row)
     masked: bool = False
+
+
+SKIPPED = MicroBatch((), masked=True)
 
 
 def plan_run(num_rows, recipe, *, rank=0):
@@ -33,12 +44,9 @@ def plan_run(num_rows, recipe, *, rank=0):
 
     Returns: (`Plan`, steps); 100 rows, total_batch 16, 1 epoch, batches of 4 → 25 micro-batches, 7 steps.
     """
-    total_rows = round(num_rows * recipe.epochs)
-    if not total_rows:
-        raise DataError(f"epochs {recipe.epochs} of {num_rows} rows are none; expected one row at least; raise epochs")
     plan = Plan(
         num_rows=num_rows,
-        total_rows=total_rows,
+        total_rows=_total_rows(num_rows, recipe),
         total_batch=recipe.total_batch,
         accumulation=recipe.accumulation,
         micro_rows=recipe.gpus * recipe.per_device_batch,
@@ -47,6 +55,167 @@ def plan_run(num_rows, recipe, *, rank=0):
         seed=recipe.seed,
     )
     return plan, plan.steps
+
+
+def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0.0):
+    """Bins within the recipe's two budgets, the same number on every rank: a `BinPlan`.
+
+    Args:
+        tokens, tiles: of every row (`doctor.row_lengths`).
+        rope: `attention.rope_limits` of the model: which rows may not share a bin.
+        tile_cost: tokens that cost as much as a tile in the vision tower (`tile_cost`), to balance ranks.
+    """
+    budgets = Budgets(*recipe.budgets)
+    cut = partial(pack_step, budgets=budgets, ranks=recipe.gpus, tile_cost=tile_cost)
+    return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=budgets.tokens)
+
+
+def plan_grouped(tokens, tiles, recipe, *, rank=0, rope=(None, True)):
+    """Padded batches of at most `per_device_batch` rows of like length, for cards without a kernel for bins."""
+    cut = partial(group_step, size=recipe.per_device_batch, ranks=recipe.gpus)
+    return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=None)
+
+
+def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
+    short_context, long_rows_mix = rope
+    return BinPlan(
+        tokens=tokens,
+        tiles=tiles,
+        groups=rope_groups(tokens, short_context=short_context, long_rows_mix=long_rows_mix),
+        total_rows=_total_rows(len(tokens), recipe),
+        total_batch=recipe.total_batch,
+        cut=cut,
+        bin_tokens=bin_tokens,
+        gpus=recipe.gpus,
+        rank=rank,
+        seed=recipe.seed,
+    )
+
+
+def _total_rows(num_rows, recipe):
+    total_rows = round(num_rows * recipe.epochs)
+    if not total_rows:
+        raise DataError(f"epochs {recipe.epochs} of {num_rows} rows are none; expected one row at least; raise epochs")
+    return total_rows
+
+
+def tile_cost(config, recipe):
+    """Tokens of the language model that cost as much arithmetic as one tile of the vision tower: 68 for 2b-lora.
+
+    By the matrices' sizes: forward is 2 operations a weight and token, backward through frozen weights 2 more, through
+    trained ones 4, and recomputed activations 2. Embeddings, attention scores and the head are left out.
+    """
+    vision, text = config.vision_config, config.text_config
+    side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
+    patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
+    per_token = vision.num_hidden_layers * (
+        4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    )
+    keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    language = (
+        text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
+    )
+    tower = 2 if recipe.vision == "frozen" else _operations(recipe.vision, recipe)
+    return per_token * ((side // patch) ** 2 + 1) * tower / (language * _operations(recipe.language, recipe))
+
+
+def _operations(tuning, recipe):
+    return (6 if tuning == "full" else 4) + (2 if recipe.gradient_checkpointing else 0)
+
+
+@dataclass(eq=False)
+class BinPlan(Sequence):
+    """The micro-batches of one rank where rows have known lengths. Each step is cut into bins when it is asked for.
+
+    Every step has `accumulation` micro-batches, as many as the fullest one needs; one that needs fewer begins with
+    micro-batches that no rank computes (`SKIPPED`). Cutting all steps once, to count them, takes about a millisecond
+    a step.
+    """
+
+    tokens: np.ndarray  # of every row
+    tiles: np.ndarray
+    groups: np.ndarray  # rows of different ones never share a bin
+    total_rows: int  # of the run
+    total_batch: int  # rows of an optimiser step
+    cut: partial  # (tokens, tiles, groups) of a step's rows → micro-batches of a bin a rank
+    bin_tokens: int | None  # None: padded batches
+    gpus: int
+    rank: int
+    seed: int
+    _kept: tuple = field(default=(None, None), init=False, repr=False)  # (step, its micro-batches)
+
+    @property
+    def steps(self):
+        """Optimiser steps of the run."""
+        return -(-self.total_rows // self.total_batch)
+
+    @cached_property
+    def accumulation(self):
+        """Micro-batches of every step."""
+        return int(self._counts[0].max())
+
+    @property
+    def fill(self):
+        """Share of the computed places that hold a row's token: of the bins' budget, or of the padded batches."""
+        return float(self._counts[1].sum() / self._counts[2].sum())
+
+    @cached_property
+    def _counts(self):
+        """(micro-batches, tokens, places for tokens) of every step, int64 [3, steps]."""
+        return np.array([self._count(step) for step in range(self.steps)], np.int64).T
+
+    def _count(self, step):
+        tokens, micro_batches = self._cut(step)
+        padded = [len(one) * max(tokens[row] for row in one) for bins in micro_batches for one in bins if one]
+        places = sum(padded) if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
+        return len(micro_batches), sum(tokens), places
+
+    def _cut(self, step):
+        _, rows = self._rows(step)
+        tokens = self.tokens[rows].tolist()
+        return tokens, self.cut(tokens, self.tiles[rows].tolist(), groups=self.groups[rows].tolist())
+
+    def _rows(self, step):
+        """(epoch of each, row of each) of a step, which may lie across the end of an epoch."""
+        first, num_rows = step * self.total_batch, len(self.tokens)
+        last = min(first + self.total_batch, self.total_rows)
+        places = [divmod(place, num_rows) for place in range(first, last)]
+        orders = {epoch: _epoch_order(num_rows, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
+        return [epoch for epoch, _ in places], np.array([orders[epoch][position] for epoch, position in places])
+
+    def __len__(self):
+        return self.steps * self.accumulation
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"micro-batch {number} of {len(self)}")
+        step, part = divmod(number % len(self), self.accumulation)
+        return self._step(step)[part]
+
+    def _step(self, step):
+        """This rank's micro-batches of a step; the last step asked for is kept."""
+        if self._kept[0] != step:
+            self._kept = step, self._micro_batches(step)
+        return self._kept[1]
+
+    def _micro_batches(self, step):
+        epochs, rows = self._rows(step)
+        tokens, micro_batches = self._cut(step)
+        shortest = tokens.index(min(tokens))
+        own = [bins[self.rank] for bins in micro_batches]
+        found = [MicroBatch(tuple((epochs[n], int(rows[n])) for n in one or [shortest]), masked=not one) for one in own]
+        return [SKIPPED] * (self.accumulation - len(found)) + found
+
+    def __str__(self):
+        counts = self._counts[0]
+        per_step = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        kind = f"bins of {self.bin_tokens:,} tokens" if self.bin_tokens else "padded batches of like length"
+        return (
+            f"{self.total_rows:,} rows in {self.steps:,} steps, each of {per_step} {kind} on {self.gpus} rank"
+            f"{'s' if self.gpus > 1 else ''}; {self.fill:.1%} of the places filled"
+        )
 
 
 @dataclass(frozen=True)
@@ -108,19 +277,26 @@ def _epoch_order(num_rows, seed, epoch):
 
 
 class MicroBatches(Dataset):
-    """The plan's micro-batches as tensors; item i depends on nothing but the plan and the data."""
+    """The plan's micro-batches as tensors; item i depends on nothing but the plan and the data.
 
-    def __init__(self, data, processor, recipe, batches):
+    `collate` makes a batch of examples: `collate` pads (the default), `collate_packed` makes a bin.
+    """
+
+    def __init__(self, data, processor, recipe, batches, *, collate=collate, rope=(None, True)):
         self.data, self.processor, self.recipe, self.batches = data, processor, recipe, batches
+        self.collate, self.rope = collate, rope
 
     def __len__(self):
         return len(self.batches)
 
     def __getitem__(self, number):
         batch = self.batches[number]
+        if not batch.rows:
+            return _nothing()
         examples = [self._encode(epoch, row) for epoch, row in batch.rows]
-        tensors = collate(examples, pad_token_id=self.processor.tokenizer.pad_token_id)
-        weights = sample_weights(tensors["labels"], self.recipe.weighting)
+        _check_rope(examples, self.rope)
+        tensors = self.collate(examples, pad_token_id=self.processor.tokenizer.pad_token_id)
+        weights = sample_weights(tensors["labels"], self.recipe.weighting, sample_ids=tensors.get("sample_ids"))
         tensors["weights"] = weights * 0 if batch.masked else weights
         tensors["where"] = [example.where for example in examples]
         return tensors
@@ -128,6 +304,25 @@ class MicroBatches(Dataset):
     def _encode(self, epoch, row):
         return encode(
             self.data[row], self.processor, max_length=self.recipe.max_seq_length, draw=(self.recipe.seed, epoch)
+        )
+
+
+def _nothing():
+    """A micro-batch without rows: the trainer computes none of it."""
+    none = torch.zeros(1, 0, dtype=torch.int64)
+    return {"input_ids": none, "labels": none, "weights": torch.zeros(1), "where": []}
+
+
+def _check_rope(examples, rope):
+    """A video's length depends on the epoch: rows that were planned together may have grown apart."""
+    short_context, long_rows_mix = rope
+    groups = rope_groups(
+        [len(example) for example in examples], short_context=short_context, long_rows_mix=long_rows_mix
+    )
+    if len(examples) > 1 and (len(set(groups.tolist())) > 1 or groups[0] < 0):
+        raise DataError(
+            f"{examples[0].where}: in a batch with {examples[-1].where}, more than {short_context} tokens beside less; "
+            f"expected them apart, since their rope differs; set max_seq_length={short_context}"
         )
 
 

@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data.collate import normalise_tiles
 from ..errors import CheckpointError, TrainingError
-from .loss import total_weight, weighted_cross_entropy
+from ..models.attention import packed_arguments
+from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
 
 
 class KitTrainer(Trainer):
@@ -34,31 +35,44 @@ class KitTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """W of the optimiser step, over its micro-batches and all ranks."""
-        weight = sum(total_weight(batch["labels"], batch["weights"]) for batch in batch_samples).to(device)
+        """W of the optimiser step, over its micro-batches and all ranks; each micro-batch learns its calls of the head.
+
+        ZeRO-3 fetches the head's weight at every call, so all ranks call it as often as the one with most positions.
+        """
+        weight = sum(_weight(batch) for batch in batch_samples)
+        said = torch.stack([weight, *(weight.new_tensor(count_supervised(one["labels"])) for one in batch_samples)])[
+            None
+        ]
         if self.args.world_size > 1:
-            weight = self.accelerator.gather(weight.reshape(1)).sum()
-        return weight
+            said = self.accelerator.gather(said.to(device)).cpu()  # [ranks, 1 + micro-batches]
+        for batch, most in zip(batch_samples, said[:, 1:].amax(dim=0).tolist(), strict=True):
+            batch["chunks"] = count_chunks(int(most))
+        return said[:, 0].sum().to(device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
-        labels, weights, where = inputs["labels"], inputs["weights"], inputs["where"]
-        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
-        pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            pixel_values=pixel_values,
-            use_cache=False,
-            head=partial(weighted_cross_entropy, labels=labels, weights=weights),
-        )
+        if not inputs["where"]:  # on no rank is there anything to compute
+            nothing = torch.zeros((), device=self.args.device, requires_grad=True)
+            return (nothing, {}) if return_outputs else nothing
+        # With a cache transformers takes a packed row for one sample.
+        outputs = model(**self._model_inputs(inputs), use_cache=False, head=_loss_of(inputs))
         loss = outputs.loss / num_items_in_batch * self.args.world_size
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"loss {loss.item()} at step {self.state.global_step}, rows {', '.join(where)}; expected a finite "
-                "loss; lower learning_rate or look at these rows; the last checkpoint is kept"
+                f"loss {loss.item()} at step {self.state.global_step}, rows {', '.join(inputs['where'])}; expected a "
+                "finite loss; lower learning_rate or look at these rows; the last checkpoint is kept"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _model_inputs(self, inputs):
+        """A padded batch goes with its mask, a packed one without any but with restarting positions and bounds."""
+        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
+        pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
+        both = {"input_ids": inputs["input_ids"], "pixel_values": pixel_values}
+        if "attention_mask" in inputs:
+            return both | {"attention_mask": inputs["attention_mask"]}
+        bounds = packed_arguments(inputs["cu_seqlens"], inputs["max_length"])
+        return both | bounds | {"position_ids": inputs["position_ids"]}
 
     def _save(self, output_dir=None, state_dict=None):
         """Adapter alone, or the whole model under transformers' own keys. No pickled arguments."""
@@ -70,6 +84,16 @@ class KitTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         load_trained(model or self.model, Path(resume_from_checkpoint))
+
+
+def _weight(batch):
+    return total_weight(batch["labels"], batch["weights"], sample_ids=batch.get("sample_ids"))
+
+
+def _loss_of(inputs):
+    """The loss as a function of hidden states and the head."""
+    names = {"labels", "weights", "sample_ids", "chunks"} & inputs.keys()
+    return partial(weighted_cross_entropy, **{name: inputs[name] for name in names})
 
 
 def save_trained(model, folder, *, state_dict=None):
@@ -112,14 +136,17 @@ def _check_keys(found, expected, path):
             )
 
 
-def training_arguments(recipe, folder, *, steps, device_type, bf16):
-    """The Trainer's arguments for a recipe. Mixed precision only where weights are float32 masters on a GPU."""
+def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation=None):
+    """The Trainer's arguments for a recipe. Mixed precision only where weights are float32 masters on a GPU.
+
+    Args: steps, accumulation: optimiser steps and micro-batches a step, of the plan; None for the recipe's own number.
+    """
     on_gpu = device_type == "cuda"
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=recipe.per_device_batch,
-        gradient_accumulation_steps=recipe.accumulation,
+        gradient_accumulation_steps=accumulation or recipe.accumulation,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         warmup_steps=round(recipe.warmup_ratio * steps),

@@ -338,3 +338,82 @@ def test_a_process_that_took_over_the_number_is_not_the_child(rows, chosen, tmp_
     (run.folder / "pid").write_text(str(os.getpid()))
     assert run.state == "stopped"
     run.stop()  # and is not sent a signal
+
+
+# packing, and two processes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed_rows(write_rows, turns, draw_picture, tmp_path):
+    """Seven rows of unequal length: pictures of one and of three tiles, and text alone."""
+    for number in range(7):
+        draw_picture(112 + 112 * (number % 2), 112, seed=number).save(tmp_path / f"{number}.png")
+    return write_rows(
+        [
+            ({} if number == 3 else {"image": f"{number}.png"})
+            | {"conversations": turns("Q", "word " * (number % 3) + str(number))}
+            for number in range(7)
+        ]
+    )
+
+
+# Ranks meet once: a second meeting in the same processes fails now and then.
+EXECUTE_ALL = """
+import sys
+from accelerate import Accelerator
+from ivlkit.training.runs import execute
+Accelerator.end_training = lambda self: None
+for folder in sys.argv[1:]:
+    execute(folder)
+"""
+
+
+def test_two_ranks_make_the_steps_of_one_packed_or_padded(mixed_rows, tiny, here, tmp_path):
+    """21 rows in six steps, the last of one row: a rank has none. Two processes over gloo, for all weightings."""
+    data = open_data(mixed_rows)
+    small = {"model": str(tiny), "total_batch": 4, "epochs": 3, "lora_dropout": 0.0, "max_seq_length": 100}
+    made = {}
+    for weighting in ("token", "sample", "square"):
+        for packing, gpus in ((True, 1), (True, 2), (False, 2)):
+            chosen = recipe("nano-lora", weighting=weighting, packing=packing, gpus=gpus, per_device_batch=2, **small)
+            made[weighting, packing, gpus] = write_run(chosen, data, tmp_path / f"{weighting}-{packing}-{gpus}")
+    script = tmp_path / "execute.py"
+    script.write_text(EXECUTE_ALL)
+    folders = [str(run.folder) for (_, _, gpus), run in made.items() if gpus == 2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run([*command, *folders], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 2 ranks" in done.stdout
+    for weighting in ("token", "sample", "square"):
+        expected = numbers(here(made[weighting, True, 1]))
+        assert expected.shape == (6, 2)
+        for packing in (True, False):
+            np.testing.assert_allclose(numbers(made[weighting, packing, 2]), expected, atol=1e-5, rtol=1e-4)
+
+
+def numbers(run):
+    """Loss and gradient norm of every step."""
+    return np.array([[line["loss"], line["grad_norm"]] for line in run.history])
+
+
+def test_a_packed_run_says_how_full_its_bins_are_and_goes_on_where_it_stopped(mixed_rows, chosen, here, capsys):
+    packed = replace(chosen, packing=True, max_seq_length=100, bin_tokens=140)
+    run = write_run(packed, open_data(mixed_rows))
+    here(run, stop_at=3)
+    assert run.state == "stopped"
+    said = capsys.readouterr().out
+    assert "63 rows in 16 steps, each of " in said and "bins of 140 tokens on 1 rank; " in said
+    assert "attention: sdpa (" in said
+    assert "16" in said
+    here(run)
+    assert (run.state, steps(run)) == ("finished", list(range(1, 17)))
+    whole = here(write_run(packed, open_data(mixed_rows), mixed_rows.parent / "whole"))
+    expected, found = (load_file(r.folder / "final" / "adapter_model.safetensors") for r in (whole, run))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_a_padded_run_says_so(mixed_rows, chosen, here, capsys):
+    here(write_run(replace(chosen, packing=False, epochs=1), open_data(mixed_rows)))
+    said = capsys.readouterr().out
+    assert "padded batches of like length on 1 rank; " in said
+    assert "attention: sdpa (padded batches, as the recipe says)" in said

@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from ivlkit.data.collate import collate_packed
 from ivlkit.data.mixture import open_data
 from ivlkit.data.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.training import schedule
 from ivlkit.training.recipes import recipe
-from ivlkit.training.schedule import MicroBatch, MicroBatches, check_rows, plan_run
+from ivlkit.training.schedule import (
+    MicroBatch,
+    MicroBatches,
+    check_rows,
+    plan_grouped,
+    plan_packed,
+    plan_run,
+    tile_cost,
+)
 
 
 def plan(num_rows, **changes):
@@ -215,3 +224,148 @@ def test_all_broken_rows_are_listed_at_once(checked, turns):
 def test_many_broken_rows_are_counted(checked):
     with pytest.raises(DataError, match="(?s)25 of 25 rows can't be used.*… and 15 more"):
         checked([{"image": "gone.png"}] * 25)
+
+
+# bins ----------------------------------------------------------------------------------------------------------------
+
+BINS = {"total_batch": 8, "per_device_batch": 2, "epochs": 1, "max_seq_length": 100, "bin_tokens": 200, "bin_tiles": 14}
+
+
+def lengths(num_rows, seed=0):
+    """(tokens, tiles) of rows of up to 100 tokens and 13 tiles."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(5, 100, num_rows), rng.integers(0, 13, num_rows)
+
+
+def bin_plans(tokens, tiles, kind=plan_packed, rope=(None, True), **changes):
+    """The plan of each rank."""
+    chosen = recipe("nano-lora", **BINS | changes)
+    return [kind(tokens, tiles, chosen, rank=rank, rope=rope) for rank in range(chosen.gpus)]
+
+
+KINDS_OF_PLAN = pytest.mark.parametrize("kind", [plan_packed, plan_grouped])
+
+
+@KINDS_OF_PLAN
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("epochs", [1, 2.5, 3])
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8, 9, 100])
+def test_bins_hold_every_row_once_an_epoch_in_steps_of_exactly_the_total_batch(num_rows, epochs, gpus, kind):
+    ranks = bin_plans(*lengths(num_rows), kind, epochs=epochs, gpus=gpus)
+    total = round(num_rows * epochs)
+    counts = Counter(row for plan in ranks for row in rows_of(plan))
+    assert max(counts.values()) == 1 and sum(counts.values()) == total
+    per_epoch = Counter(epoch for epoch, _ in counts)
+    assert [per_epoch[epoch] for epoch in range(int(epochs))] == [num_rows] * int(epochs)
+    steps, size = ranks[0].steps, ranks[0].accumulation
+    assert (steps, {len(plan) for plan in ranks}) == (-(-total // 8), {steps * size})
+    sizes = [sum(len(rows_of(plan[n * size : (n + 1) * size])) for plan in ranks) for n in range(steps)]
+    assert sizes == [8] * (steps - 1) + [total - 8 * (steps - 1)]
+
+
+def test_bins_keep_both_budgets_and_micro_batches_that_no_rank_computes_come_first():
+    tokens, tiles = lengths(100)
+    ranks = bin_plans(tokens, tiles, gpus=2)
+    for place in range(len(ranks[0])):
+        bins = [plan[place] for plan in ranks]
+        assert len({bool(one.rows) for one in bins}) == 1  # ranks compute together or not at all
+        for one in bins:
+            rows = [row for _, row in one.rows]
+            assert tokens[rows].sum() <= 200 and tiles[rows].sum() <= 14
+    computed = np.array([bool(one.rows) for one in ranks[0]]).reshape(-1, ranks[0].accumulation)
+    assert computed[:, -1].all()  # gradients are joined in the last one
+    assert (np.sort(computed, axis=1) == computed).all()
+    assert not computed.all()
+    assert ranks[0][list(computed.flatten()).index(False)] == MicroBatch((), masked=True)
+
+
+def test_a_rank_without_a_bin_computes_the_shortest_row_for_nothing():
+    first, second = bin_plans(np.array([40, 9]), np.array([0, 0]), gpus=2, total_batch=2)
+    assert [set(first[0].rows), second[0].masked] in ([{(0, 0)}, False], [{(0, 1)}, False])
+    first, second = bin_plans(np.array([40]), np.array([0]), gpus=2)
+    assert (list(first), list(second)) == ([MicroBatch(((0, 0),))], [MicroBatch(((0, 0),), masked=True)])
+    group = bin_plans(np.array([90, 8, 7]), np.array([0, 0, 0]), gpus=4, bin_tokens=100)
+    assert [plan[0] for plan in group if plan[0].masked] == [MicroBatch(((0, 2),), masked=True)]
+
+
+def test_ranks_get_other_bins_of_one_plan():
+    """The world size decides the bins, the seed and the epoch which rows meet."""
+    tokens, tiles = lengths(40)
+    (one,) = bin_plans(tokens, tiles, epochs=2)
+    (again,) = bin_plans(tokens, tiles, epochs=2)
+    (other,) = bin_plans(tokens, tiles, epochs=2, seed=1)
+    assert list(one) == list(again) != list(other)
+    first, second = (list(one[: len(one) // 2]), list(one[len(one) // 2 :]))
+    assert [[row for _, row in part.rows] for part in first] != [[row for _, row in part.rows] for part in second]
+    steps = [
+        {row for plan in bin_plans(tokens, tiles, gpus=gpus) for row in rows_of(plan[: plan.accumulation])}
+        for gpus in (1, 2)
+    ]
+    assert steps[0] == steps[1]  # the same eight samples whatever the number of ranks
+
+
+def test_a_plan_is_read_in_any_order_and_by_slices():
+    (plan,) = bin_plans(*lengths(50))
+    forwards = list(plan)
+    assert [plan[n] for n in reversed(range(len(plan)))][::-1] == forwards
+    assert plan[3:9:2] == forwards[3:9:2] and plan[-1] == forwards[-1]
+    with pytest.raises(IndexError, match="micro-batch"):
+        plan[len(plan)]
+
+
+def test_fill_by_hand():
+    """360 tokens in two bins of 200; of like length in three batches: 80, 80 + 60 and 60 + 40, 360 places for 320."""
+    tokens, tiles = np.array([80, 80, 80, 80, 40]), np.zeros(5, int)
+    (packed,) = bin_plans(tokens, tiles, total_batch=5)
+    assert packed.fill == pytest.approx(360 / 400)
+    (padded,) = bin_plans(np.array([80, 60, 80, 60, 40]), tiles, plan_grouped, total_batch=5)
+    assert padded.fill == pytest.approx(320 / 360)
+    assert str(packed) == "5 rows in 1 steps, each of 2 bins of 200 tokens on 1 rank; 90.0% of the places filled"
+
+
+@KINDS_OF_PLAN
+def test_phi3s_rows_of_up_to_4096_tokens_and_longer_ones_are_never_together(kind):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3000, 5200, 60)
+    for gpus in (1, 2):
+        plans = bin_plans(tokens, tokens * 0, kind, rope=(4096, True), gpus=gpus, max_seq_length=5200, bin_tokens=16384)
+        for one in (batch for plan in plans for batch in plan if batch.rows):
+            assert len({bool(tokens[row] > 4096) for _, row in one.rows}) == 1
+        assert sum(len(rows_of(plan)) for plan in plans) == 60
+
+
+def test_rows_that_grew_apart_after_planning_are_refused(data, processor):
+    """A video has other frames in another epoch: the bin is not computed with the wrong rope."""
+    batches = MicroBatches(data, processor, recipe("nano-lora"), [MicroBatch(((0, 0), (0, 2)))], rope=(58, True))
+    sizes = [len(batches._encode(0, row)) for row in (0, 2)]
+    batches.rope = (min(sizes), True)
+    assert sizes[0] < sizes[1]
+    with pytest.raises(DataError, match=r"train.jsonl:1: in a batch with train.jsonl:3, more than \d+ tokens"):
+        batches[0]
+
+
+def test_cost_of_a_tile_is_worked_out_from_the_matrices():
+    """2B: a ViT of 302 M weights on 1,025 tokens, forward, beside 1.51 B, forward, backward and again: 68 tokens."""
+    from types import SimpleNamespace as Config
+
+    vision = Config(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, image_size=[448, 448], patch_size=[14, 14]
+    )
+    text = Config(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8
+    )
+    config = Config(vision_config=vision, text_config=text)
+    assert tile_cost(config, recipe("2b-lora")) == pytest.approx(68.3, abs=0.1)
+    assert tile_cost(config, recipe("2b-full")) == pytest.approx(51.2, abs=0.1)
+
+
+def test_a_bin_becomes_tensors_with_the_weights_of_its_samples(data, processor):
+    chosen = recipe("nano-lora", weighting="sample")
+    batches = [MicroBatch(((0, 2), (0, 0))), MicroBatch(((0, 1),), masked=True), MicroBatch((), masked=True)]
+    made = MicroBatches(data, processor, chosen, batches, collate=collate_packed)
+    padded = MicroBatches(data, processor, chosen, batches)
+    assert torch.equal(made[0]["weights"], padded[0]["weights"])
+    assert made[0]["where"] == ["train.jsonl:3", "train.jsonl:1"]
+    assert made[0]["input_ids"].shape == (1, int(padded[0]["attention_mask"].sum()))
+    assert made[1]["weights"].tolist() == [0]
+    assert (made[2]["where"], made[2]["input_ids"].numel()) == ([], 0)

@@ -3,16 +3,19 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, set_seed
 
+from ivlkit.data.collate import collate, collate_packed
+from ivlkit.data.encode import encode
 from ivlkit.data.records import Record, Turn
 from ivlkit.errors import CheckpointError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.training.recipes import recipe
-from ivlkit.training.schedule import MicroBatches, plan_run
+from ivlkit.training.schedule import MicroBatches, plan_grouped, plan_packed, plan_run
 from ivlkit.training.trainer import (
     KitTrainer,
     LogToFile,
@@ -248,3 +251,96 @@ def test_the_released_deepspeed_files_have_their_numbers():
     assert (stage3["stage"], stage3["sub_group_size"], stage3["stage3_prefetch_bucket_size"]) == (3, 1e9, 1e9)
     assert (stage3["stage3_param_persistence_threshold"], stage3["stage3_max_live_parameters"]) == (1e7, 1e9)
     assert stage3["stage3_gather_16bit_weights_on_model_save"] is True
+
+
+# packed --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_packed(tiny, data, tmp_path):
+    """`start_packed("run", callbacks, **recipe changes)` → a trainer on bins, as a run makes it."""
+
+    def make(name="run", *callbacks, plan=plan_packed, **changes):
+        chosen = recipe("nano-lora", **SMALL | {"max_seq_length": 100} | changes)
+        vlm = load(tiny)
+        set_seed(chosen.seed)
+        model = prepare(vlm, chosen)
+        sizes = [encode(record, vlm.processor) for record in data]
+        tokens, tiles = np.array([len(one) for one in sizes]), np.array([len(one.tiles) for one in sizes])
+        batches = plan(tokens, tiles, chosen)
+        return KitTrainer(
+            model=model,
+            args=training_arguments(
+                chosen,
+                tmp_path / name,
+                steps=batches.steps,
+                accumulation=batches.accumulation,
+                device_type="cpu",
+                bf16=False,
+            ),
+            train_dataset=MicroBatches(
+                data, vlm.processor, chosen, batches, collate=collate_packed if plan is plan_packed else collate
+            ),
+            callbacks=list(callbacks),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("weighting", ["token", "sample", "square"])
+def test_packed_steps_are_the_padded_ones(start, start_packed, weighting):
+    """One bin a step, bins of two rows or so (some steps need fewer), and padded batches, plain and of like length."""
+    ends, losses = [], []
+    changes = FULL | {"weighting": weighting, "learning_rate": 1e-5}
+    for name, make, options in (
+        ("padded", start, {}),
+        ("one bin", start_packed, {"bin_tokens": 1000}),
+        ("bins", start_packed, {"bin_tokens": 140}),
+        ("tiles", start_packed, {"bin_tiles": 3}),
+        ("grouped", start_packed, {"plan": plan_grouped, "per_device_batch": 2}),
+    ):
+        seen = Losses()
+        trainer = make(name, seen, **changes, **options)
+        trainer.train()
+        assert trainer.state.global_step == 6
+        ends.append(weights(trainer))
+        losses.append(torch.tensor(seen.found))
+        if name == "bins":
+            plan = trainer.train_dataset.batches
+            assert trainer.args.gradient_accumulation_steps == plan.accumulation > 1
+            assert any(not batch.rows for batch in plan)
+    for end, loss in zip(ends[1:], losses[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], atol=1e-5, rtol=1e-5)
+        for name, tensor in ends[0].items():
+            torch.testing.assert_close(end[name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("changes", [FULL, {"lora_dropout": 0.3}], ids=["full", "lora with dropout"])
+def test_an_interrupted_packed_run_goes_on_to_the_same_bits(start_packed, tmp_path, changes):
+    changes = changes | {"bin_tokens": 140}
+    whole = start_packed("whole", **changes)
+    whole.train()
+    start_packed("run", StopAfter(2), **changes).train()
+    resumed = start_packed("run", **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.state.global_step == whole.state.global_step == 6
+    expected, found = weights(whole), weights(resumed)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_a_packed_run_has_the_same_steps_with_gradient_checkpointing(start_packed):
+    ends = []
+    for name, on in (("with", True), ("without", False)):
+        trainer = start_packed(name, gradient_checkpointing=on, vision="frozen", lora_dropout=0.0)
+        trainer.train()
+        ends.append(weights(trainer))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_a_packed_loss_that_is_not_finite_names_its_rows(start_packed):
+    trainer = start_packed("run", **FULL)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = float("nan")
+    with pytest.raises(TrainingError, match=r"loss nan at step 0, rows train\.jsonl:\d, .*; lower learning_rate"):
+        trainer.train()
