@@ -1,1 +1,1 @@
-"""A JSONL row → tensors: records, media, tiling, conversation, encode, mixture, doctor, collate."""
+"""A JSONL row → tensors: records, media, tiling, conversation, encode, mixture, doctor, packing, collate."""

@@ -24,6 +24,7 @@ RECIPE = {
     "epochs": 3.84,  # 3,600 steps
     "total_batch": 128,
     "per_device_batch": 128,
+    "packing": False,
     "max_seq_length": 512,
     "gradient_checkpointing": False,
     "save_steps": 1000,

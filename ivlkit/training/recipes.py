@@ -52,7 +52,7 @@ class Recipe:
     epochs: float = 1  # passes over the data; a fraction ends within a pass
     total_batch: int = 128  # samples an optimiser step (BATCH_SIZE)
     per_device_batch: int = 4  # samples a padded micro-batch (PER_DEVICE_BATCH_SIZE)
-    packing: bool = True  # samples share bins and none is padded; false: padded batches of like length
+    packing: bool = True  # samples share bins, nothing is padded; false: padded batches of rows of like length
     bin_tokens: int | None = None  # tokens a bin; None: per_device_batch · max_seq_length
     bin_tiles: int | None = None  # tiles a bin; None: as many as its tokens allow
     gpus: int = 1  # processes, one a GPU (GPUS)
@@ -161,6 +161,7 @@ _NANO = {
     "lora_alpha": 32,
     "total_batch": 16,
     "per_device_batch": 16,
+    "packing": False,  # short rows on a CPU: see benchmarks/packing.py
     "max_seq_length": 1024,
     "gradient_checkpointing": False,
     "workers": 0,

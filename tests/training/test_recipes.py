@@ -52,6 +52,22 @@ def test_the_accumulation_follows_from_the_batch():
     assert recipe("2b-lora", gpus=1, per_device_batch=1).accumulation == 16
 
 
+def test_bins_hold_what_a_padded_batch_would_unless_said():
+    assert recipe("2b-lora").budgets == (16384, None)
+    assert recipe("26b-lora").budgets == (8192, None)
+    assert recipe("2b-lora", bin_tokens=14336, bin_tiles=56).budgets == (14336, 56)
+    assert {found.packing for name, found in RECIPES.items() if name in RELEASED} == {True}
+
+
+def test_a_bin_that_the_longest_row_does_not_fit_is_refused():
+    with pytest.raises(RecipeError, match="bin_tokens=4000 below max_seq_length 4096; a row of that length fits in no"):
+        recipe("2b-lora", bin_tokens=4000)
+    assert recipe("2b-lora", bin_tokens=4096).budgets[0] == 4096
+    assert recipe("2b-lora", bin_tokens=4000, packing=False).bin_tokens == 4000
+    with pytest.raises(RecipeError, match="bin_tiles=0; expected more than 0"):
+        recipe("2b-lora", bin_tiles=0)
+
+
 @pytest.mark.parametrize("changes", [{"gpus": 3}, {"per_device_batch": 5}, {"total_batch": 2, "gpus": 1}])
 def test_a_batch_that_does_not_divide_is_refused(changes):
     with pytest.raises(
