@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from transformers import TrainerCallback, set_seed
 
 from ivlkit.data.collate import collate, collate_packed
 from ivlkit.data.encode import encode
 from ivlkit.data.records import Record, Turn
 from ivlkit.errors import CheckpointError, TrainingError
+from ivlkit.models import attention
 from ivlkit.models.load import load
 from ivlkit.training.recipes import recipe
 from ivlkit.training.schedule import MicroBatches, plan_grouped, plan_packed, plan_run
@@ -344,3 +346,40 @@ def test_a_packed_loss_that_is_not_finite_names_its_rows(start_packed):
         trainer.model.lm_head.weight[5] = float("nan")
     with pytest.raises(TrainingError, match=r"loss nan at step 0, rows train\.jsonl:\d, .*; lower learning_rate"):
         trainer.train()
+
+
+def test_the_kernel_for_bounds_gives_the_same_steps_under_peft_and_checkpointing(start_packed, monkeypatch):
+    """The kernel itself needs a GPU: here attention of one segment after another stands in for it."""
+    calls = []
+
+    def kernel(query, key, value, bounds, *_, scale, window_size):
+        calls.append(len(bounds) - 1)
+        parts = []
+        for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            states = (one[first:last].transpose(0, 1) for one in (query, key, value))
+            parts.append(F.scaled_dot_product_attention(*states, is_causal=True, scale=scale).transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: kernel)
+    ends = []
+    for name in ("sdpa", attention.VARLEN):
+        trainer = start_packed(name, vision="frozen", lora_dropout=0.0, gradient_checkpointing=True, epochs=1)
+        with attention.use_attention(trainer.model, name):
+            trainer.train()
+        ends.append(weights(trainer))
+    assert set(calls) == {3, 4}  # rows of the two steps, in one bin each
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+
+
+def test_ranks_call_the_head_as_often_as_the_one_with_most_positions(start_packed, monkeypatch):
+    """Under ZeRO-3 every call fetches the weight from all ranks: one call less would keep the others waiting."""
+    trainer = start_packed("run")
+    first, second = trainer.train_dataset[0], trainer.train_dataset[1]
+    weight = trainer._get_num_items_in_batch([first, second], "cpu")
+    assert (first["chunks"], second["chunks"]) == (1, 1)
+    other = torch.tensor([[5.0, 3000.0, 1.0]])  # W and the positions of another rank's two micro-batches
+    monkeypatch.setattr(type(trainer.args), "world_size", property(lambda _: 2))
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([own, other]))
+    assert trainer._get_num_items_in_batch([first, second], "cpu") == weight + 5
+    assert (first["chunks"], second["chunks"]) == (3, 1)
