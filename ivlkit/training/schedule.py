@@ -211,11 +211,11 @@ class BinPlan(Sequence):
     def __str__(self):
         counts = self._counts[0]
         per_step = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-        kind = f"bins of {self.bin_tokens:,} tokens" if self.bin_tokens else "padded batches of like length"
-        return (
-            f"{self.total_rows:,} rows in {self.steps:,} steps, each of {per_step} {kind} on {self.gpus} rank"
-            f"{'s' if self.gpus > 1 else ''}; {self.fill:.1%} of the places filled"
-        )
+        ranks = f"on {self.gpus} rank{'s' if self.gpus > 1 else ''}"
+        each = f"{self.total_rows:,} rows in {self.steps:,} steps, each of {per_step}"
+        if self.bin_tokens:
+            return f"{each} bins of at most {self.bin_tokens:,} tokens {ranks}; on average {self.fill:.1%} full"
+        return f"{each} padded batches of like length {ranks}; {self.fill:.1%} of their places filled"
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ def test_fill_by_hand():
     assert packed.fill == pytest.approx(360 / 400)
     (padded,) = bin_plans(np.array([80, 60, 80, 60, 40]), tiles, plan_grouped, total_batch=5)
     assert padded.fill == pytest.approx(320 / 360)
-    assert str(packed) == "5 rows in 1 steps, each of 2 bins of 200 tokens on 1 rank; 90.0% of the places filled"
+    assert str(packed) == "5 rows in 1 steps, each of 2 bins of at most 200 tokens on 1 rank; on average 90.0% full"
 
 
 @KINDS_OF_PLAN
