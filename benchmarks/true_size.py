@@ -78,7 +78,7 @@ PHI3_MINI = {
     "eos_token_id": 32000,
     "pad_token_id": 32000,
 }
-PARTS = {
+PARTS = {  # template, changes to nano's vision_config and llm_config
     "2b": ("internlm2-chat", VIT_300M, INTERNLM2_2B),
     "4b": ("phi3-chat", VIT_300M, PHI3_MINI),
     "26b": ("internlm2-chat", VIT_6B, INTERNLM2_20B),
@@ -116,13 +116,7 @@ def main():
 
 def write_random(folder, key, tokenizer):
     """A folder in the released layout with random bf16 weights."""
-    template, vision, language = PARTS[key]
-    config = copy.deepcopy(CONFIG) | {"force_image_size": 448, "template": template}
-    config["vision_config"] |= vision
-    config["llm_config"] |= language
-    del config["system_message"]
-    shutil.copytree(tokenizer, folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    config = write_config(folder, key, tokenizer)
     with torch.device("meta"):
         state = ReleasedInternVLForConditionalGeneration(native_config(config, image_token_id=5)).state_dict()
     torch.manual_seed(0)
@@ -132,6 +126,18 @@ def write_random(folder, key, tokenizer):
         tensors[name] = tensors[name].to(torch.bfloat16)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     write_shards(tensors, shapes, folder, dtype=torch.bfloat16)
+
+
+def write_config(folder, key, tokenizer):
+    """The tokenizer's files and config.json, which is returned; no weights."""
+    template, vision, language = PARTS[key]
+    config = copy.deepcopy(CONFIG) | {"force_image_size": 448, "template": template}
+    config["vision_config"] |= vision
+    config["llm_config"] |= language
+    del config["system_message"]
+    shutil.copytree(tokenizer, folder, ignore=shutil.ignore_patterns("*.safetensors", "reference_chat.json"))
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return config
 
 
 def fine_tune(work, options):

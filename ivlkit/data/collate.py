@@ -7,6 +7,7 @@ from .encode import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TAIL_SEGMENT = 1024  # tokens of a segment of padding
 
 
 def collate(examples, *, pad_token_id):
@@ -45,6 +46,34 @@ def collate_packed(examples, *, pad_token_id=None):
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "max_length": max(lengths),
         "tiles": torch.from_numpy(np.concatenate([example.tiles for example in examples])),
+    }
+
+
+def collate_fixed(examples, *, pad_token_id, length, samples, max_length):
+    """`collate_packed` in shapes that are the same for every bin, for layers compiled once.
+
+    The tail is filled up with segments of padding that nothing is learned from, as short ones since attention costs
+    their square. A bin that outgrew its plan (a video of more frames) is filled up to the next multiple.
+
+    Args: length: tokens of a bin; samples: the most rows of a bin; max_length: the longest row there can be.
+    Returns: as `collate_packed`: input_ids … [1, length], cu_seqlens int32 [samples + ⌈length / 1024⌉ + 1], whose last
+        bounds repeat, and max_length as given. Padding has a sample id of its own.
+    """
+    batch = collate_packed(examples)
+    bounds, used = batch["cu_seqlens"], batch["input_ids"].shape[1]
+    rest = -used % length
+    tails = {
+        "input_ids": torch.full((1, rest), pad_token_id),
+        "position_ids": torch.arange(rest)[None] % TAIL_SEGMENT,
+        "labels": torch.full((1, rest), IGNORE_INDEX),
+        "sample_ids": torch.full((1, rest), len(examples)),
+    }
+    ends = torch.arange(used, used + rest, TAIL_SEGMENT, dtype=torch.int32)[1:]
+    ends = torch.cat([bounds, ends, bounds.new_full((samples + -(-length // TAIL_SEGMENT) + 1,), used + rest)])
+    return batch | {
+        **{name: torch.cat([batch[name], tail], dim=1) for name, tail in tails.items()},
+        "cu_seqlens": ends[: samples + -(-length // TAIL_SEGMENT) + 1],
+        "max_length": max_length,
     }
 
 

@@ -5,6 +5,7 @@ computed before (a chat's earlier pictures), and a head of the caller's (trainin
 """
 
 import torch
+from torch.nn import functional as F
 from transformers import InternVLForConditionalGeneration
 from transformers.models.internvl.modeling_internvl import InternVLCausalLMOutputWithPast
 
@@ -13,6 +14,8 @@ TILES_A_CHUNK = 64  # bounds the tower's memory when it is frozen
 
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
+
+    tiles_a_call = None  # the tower sees exactly so many at once, blank ones if need be: a compiled tower has one shape
 
     def train(self, mode=True):
         """Train mode for the parts that train: a frozen tower stays in eval mode, so nothing in it is dropped."""
@@ -29,18 +32,20 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
     def encode_tiles(self, pixel_values):
         """Pixel values [T, 3, S, S] → features [T, 256, H] in the language model's space."""
         pixel_values = pixel_values.to(self.model.vision_tower.embeddings.cls_token.dtype)
-        if not self.vision_is_frozen:
-            return self._project(self._see(pixel_values))
-        with torch.no_grad():
-            patches = torch.cat([self._see(chunk) for chunk in pixel_values.split(TILES_A_CHUNK)])
+        frozen = self.vision_is_frozen
+        at_once = self.tiles_a_call or (TILES_A_CHUNK if frozen else len(pixel_values))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            patches = torch.cat([self._see(chunk) for chunk in pixel_values.split(at_once)])
         return self._project(patches)
 
     def _see(self, pixel_values):
         """Vision tower without CLS: [T, 3, S, S] → [T, P, C], P = (S / 14)²."""
-        layer = self.config.vision_feature_layer
+        count, layer = len(pixel_values), self.config.vision_feature_layer
+        if self.tiles_a_call:
+            pixel_values = F.pad(pixel_values, (*(0,) * 7, self.tiles_a_call - count))
         outputs = self.model.vision_tower(pixel_values=pixel_values, output_hidden_states=layer != -1)
         hidden = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
-        return hidden[:, 1:]
+        return hidden[:count, 1:]
 
     def _project(self, patches):
         """Pixel shuffle and projector: [T, P, C] → [T, P/4, 4C] → [T, P/4, H]."""

@@ -11,6 +11,7 @@ can't see padding or a cache, and refuses both rather than be wrong without a wo
 import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -96,15 +97,27 @@ def register_varlen():
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(VARLEN, varlen_attention)
+    ALL_ATTENTION_FUNCTIONS.register(VARLEN, partial(varlen_attention, kernel=_varlen_kernel()))
     ALL_MASK_ATTENTION_FUNCTIONS.register(VARLEN, _no_mask)
 
 
 def varlen_attention(
-    module, query, key, value, attention_mask, *, scaling=None, dropout=0.0, cu_seq_lens_q=None, max_length_q=None, **_
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    *,
+    kernel,
+    scaling=None,
+    dropout=0.0,
+    cu_seq_lens_q=None,
+    max_length_q=None,
+    **_,
 ):
     """Causal attention within each sample of one packed row. query [1, heads, L, D], key and value [1, kv heads, L, D].
 
+    Args: kernel: torch's `varlen_attn`, looked up beforehand: a compiled layer can't.
     Returns: ([1, L, heads, D], None). Raises: ValueError without bounds, or for what the kernel can't do.
     """
     if attention_mask is not None or cu_seq_lens_q is None or len(query) != 1:
@@ -115,7 +128,6 @@ def varlen_attention(
     query, key, value = (
         _rows(states, value.dtype, times) for states, times in ((query, 1), (key, groups), (value, groups))
     )
-    kernel = _varlen_kernel()
     output = kernel(
         query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0)
     )  # [L, heads, D]

@@ -61,6 +61,7 @@ class Recipe:
     drop_path: float = 0.0  # drop_path_rate; acts only in a vision tower that trains
     weighting: str = "token"  # a token, a sample or its square root weighs the same (loss_reduction)
     gradient_checkpointing: bool = True
+    compile: bool = False  # each layer compiled, bins of one length: minutes to start, then faster steps
     zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs; on one it is not used
     save_steps: int = 200  # optimiser steps between checkpoints
     save_total_limit: int = 1  # checkpoints kept
@@ -80,6 +81,13 @@ class Recipe:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
         if self.vision != "frozen" and self.drop_path:
             raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
+        if self.compile and not self.packing:
+            raise RecipeError(f"{self.name}: compile=true with packing=false; expected bins of one length; set packing")
+        if self.compile and self.gpus > 1 and self.zero_stage == 3:
+            raise RecipeError(
+                f"{self.name}: compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 "
+                "or compile=false"
+            )
         for field in fields(self):
             _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
         if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:

@@ -22,17 +22,14 @@ import psutil
 import yaml
 from tqdm import tqdm
 
-from ..data.collate import collate, collate_packed
-from ..data.doctor import row_lengths
 from ..data.mixture import TRAIN, Data, open_data
 from ..errors import RecipeError, TrainingError
-from ..models.attention import NO_PACKING, choose_attention, rope_limits, use_attention
 from ..models.families import FAMILIES, find_model
 from ..models.load import ORIGIN_FILE, default_dtype, load
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
-from .schedule import MicroBatches, check_rows, plan_grouped, plan_packed, tile_cost
-from .tuning import prepare, summary_text
+from .schedule import check_rows
+from .tuning import summary_text
 
 LOG_FILE = "log.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
@@ -256,9 +253,10 @@ def _reason(error):
 
 def _execute(run):
     import torch
-    from transformers import set_seed
 
-    from .trainer import KitTrainer, LogToFile, StopOnSignal, training_arguments
+    from ..models.attention import use_attention
+    from .build import build_trainer
+    from .trainer import LogToFile, StopOnSignal
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
@@ -270,44 +268,18 @@ def _execute(run):
     processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
     for where, note in check_rows(data, processor, recipe, progress=True):
         print(f"{where}: {note}")
-    set_seed(recipe.seed)  # the adapters' first values
-    model = prepare(vlm, recipe)
-    attention = choose_attention(device) if recipe.packing else NO_PACKING
-    micro_batches = _plan(data, processor, recipe, vlm.model.config, packed=attention.packs)
-    steps = micro_batches.batches.steps
-    print(summary_text(model, recipe), micro_batches.batches, attention, sep="\n", flush=True)
-    trainer = KitTrainer(
-        model=model,
-        args=training_arguments(
-            recipe,
-            run.folder,
-            steps=steps,
-            accumulation=micro_batches.batches.accumulation,
-            device_type=device.type,
-            bf16=default_dtype(device) == torch.bfloat16,
-        ),
-        train_dataset=micro_batches,
-        callbacks=[LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop],
-    )
-    with use_attention(model, attention.name):
+    callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
+    trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
+    plan = trainer.train_dataset.batches
+    print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+    with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
-    if trainer.state.global_step < steps:
-        print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")
+    if trainer.state.global_step < plan.steps:
+        print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     elif trainer.is_world_process_zero():
         _write_final(run, trainer.accelerator.unwrap_model(trainer.model), processor)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
-
-
-def _plan(data, processor, recipe, config, *, packed):
-    """This rank's `MicroBatches`: bins, or padded batches of like length."""
-    rope, rank = rope_limits(config.text_config), int(os.environ.get("RANK", 0))
-    tokens, tiles = row_lengths(data, processor, max_length=recipe.max_seq_length)
-    if packed:
-        plan = plan_packed(tokens, tiles, recipe, rank=rank, rope=rope, tile_cost=tile_cost(config, recipe))
-    else:
-        plan = plan_grouped(tokens, tiles, recipe, rank=rank, rope=rope)
-    return MicroBatches(data, processor, recipe, plan, collate=collate_packed if packed else collate, rope=rope)
 
 
 def _write_final(run, model, processor):

@@ -105,21 +105,25 @@ def tile_cost(config, recipe):
     By the matrices' sizes: forward is 2 operations a weight and token, backward through frozen weights 2 more, through
     trained ones 4, and recomputed activations 2. Embeddings, attention scores and the head are left out.
     """
+    tile, token = operations(config, recipe)
+    return tile / token
+
+
+def operations(config, recipe):
+    """Arithmetic operations of a training step: (a tile in the vision tower, a token in the decoder)."""
     vision, text = config.vision_config, config.text_config
     side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
     patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
-    per_token = vision.num_hidden_layers * (
-        4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-    )
+    tower = vision.num_hidden_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
     keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
     language = (
         text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
     )
-    tower = 2 if recipe.vision == "frozen" else _operations(recipe.vision, recipe)
-    return per_token * ((side // patch) ** 2 + 1) * tower / (language * _operations(recipe.language, recipe))
+    seen = 2 if recipe.vision == "frozen" else _per_weight(recipe.vision, recipe)
+    return tower * ((side // patch) ** 2 + 1) * seen, language * _per_weight(recipe.language, recipe)
 
 
-def _operations(tuning, recipe):
+def _per_weight(tuning, recipe):
     return (6 if tuning == "full" else 4) + (2 if recipe.gradient_checkpointing else 0)
 
 
@@ -159,16 +163,21 @@ class BinPlan(Sequence):
         """Share of the computed places that hold a row's token: of the bins' budget, or of the padded batches."""
         return float(self._counts[1].sum() / self._counts[2].sum())
 
+    @property
+    def bin_rows(self):
+        """The most rows in one bin."""
+        return int(self._counts[3].max())
+
     @cached_property
     def _counts(self):
-        """(micro-batches, tokens, places for tokens) of every step, int64 [3, steps]."""
+        """(micro-batches, tokens, places for tokens, most rows of a bin) of every step, int64 [4, steps]."""
         return np.array([self._count(step) for step in range(self.steps)], np.int64).T
 
     def _count(self, step):
         tokens, micro_batches = self._cut(step)
         padded = [len(one) * max(tokens[row] for row in one) for bins in micro_batches for one in bins if one]
         places = sum(padded) if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
-        return len(micro_batches), sum(tokens), places
+        return len(micro_batches), sum(tokens), places, max(len(one) for bins in micro_batches for one in bins)
 
     def _cut(self, step):
         _, rows = self._rows(step)

@@ -156,7 +156,6 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
         bf16=on_gpu and bf16,
         fp16=on_gpu and not bf16,
         use_cpu=not on_gpu,
-        **(_checkpointing() if recipe.gradient_checkpointing else {}),
         dataloader_num_workers=recipe.workers,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -169,13 +168,6 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
         disable_tqdm=True,
         deepspeed=_zero_config(recipe.zero_stage) if recipe.gpus > 1 and recipe.zero_stage else None,
     )
-
-
-def _checkpointing():
-    """Recompute activations in backward; transformers 5.23 renamed the argument."""
-    renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _zero_config(stage):

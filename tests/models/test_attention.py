@@ -184,15 +184,10 @@ def test_dynamic_rope_has_one_for_every_length_beyond_its_context_and_plain_rope
 
 
 def test_our_head_gives_the_loss_of_transformers_own_way(shaped, rows):
-    """`logits_to_keep` as a mask of the supervised positions, `shift_labels` for them: every token weighs the same."""
+    """Logits of every position, the mean over supervised ones: every token weighs the same."""
     model, batch = shaped("2b").eval(), collate_packed(rows)
-    places = F.pad(batch["labels"][:, 1:] != -100, (0, 1))
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)[places]
     with torch.no_grad():
-        theirs = model(
-            **inputs(batch), logits_to_keep=places, labels=batch["labels"], shift_labels=targets, use_cache=False
-        )
-    assert len(theirs.logits) == len(targets)
+        theirs = model(**inputs(batch), labels=batch["labels"], use_cache=False)
     ours, _ = loss_and_gradients(model, batch, "token")
     assert ours == pytest.approx(theirs.loss.item(), abs=1e-6)
 
@@ -215,7 +210,7 @@ def test_varlen_refuses_padding_a_cache_and_missing_bounds(shaped, rows, with_ke
             )
 
 
-def test_varlen_computes_in_the_dtype_of_the_values(with_kernel, monkeypatch):
+def test_varlen_computes_in_the_dtype_of_the_values():
     """Rotary embeddings leave queries and keys in float32 under autocast, which the kernel would not take."""
     seen = []
 
@@ -223,10 +218,9 @@ def test_varlen_computes_in_the_dtype_of_the_values(with_kernel, monkeypatch):
         seen.extend((query.dtype, key.dtype, value.dtype))
         return query
 
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: kernel)
     query, key, value = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8).bfloat16()
     output, none = attention.varlen_attention(
-        None, query, key, value, None, cu_seq_lens_q=torch.tensor([0, 3]), max_length_q=3
+        None, query, key, value, None, kernel=kernel, cu_seq_lens_q=torch.tensor([0, 3]), max_length_q=3
     )
     assert (seen, output.shape, none) == ([torch.bfloat16] * 3, (1, 3, 4, 8), None)
 

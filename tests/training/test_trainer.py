@@ -16,6 +16,7 @@ from ivlkit.data.records import Record, Turn
 from ivlkit.errors import CheckpointError, TrainingError
 from ivlkit.models import attention
 from ivlkit.models.load import load
+from ivlkit.training.layers import wrap_layers
 from ivlkit.training.recipes import recipe
 from ivlkit.training.schedule import MicroBatches, plan_grouped, plan_packed, plan_run
 from ivlkit.training.trainer import (
@@ -75,6 +76,7 @@ def start(tiny, data, tmp_path):
         vlm = load(tiny)
         set_seed(chosen.seed)
         model = prepare(vlm, chosen)
+        wrap_layers(model, chosen)
         batches, steps = plan_run(len(data), chosen)
         return KitTrainer(
             model=model,
@@ -267,6 +269,7 @@ def start_packed(tiny, data, tmp_path):
         vlm = load(tiny)
         set_seed(chosen.seed)
         model = prepare(vlm, chosen)
+        wrap_layers(model, chosen)
         sizes = [encode(record, vlm.processor) for record in data]
         tokens, tiles = np.array([len(one) for one in sizes]), np.array([len(one.tiles) for one in sizes])
         batches = plan(tokens, tiles, chosen)

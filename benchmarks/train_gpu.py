@@ -1,0 +1,478 @@
+"""Training speed and memory at true size, ours beside plain Hugging Face and TRL: one process a variant, one table.
+
+    python benchmarks/train_gpu.py --variants 2b-lora 2b-compiled --tokenizer 'FOLDER/internvl-{key}' --work /tmp/bench
+    python benchmarks/train_gpu.py --key nano --work /tmp/bench          # every variant of a size; nano runs on a CPU
+
+Every call begins with `2b-plain`, two steps, as calibration (`--no-calibration`: without). Weights are random, made on
+the device in seconds and equal in all variants; pictures are plain, of the mix's sizes; answers fill the rows up to the
+mix's mean length. FOLDER holds a family's tokenizer files. Rows go to `--out` (JSONL), and to a table beside it (.md).
+
+A variant is SIZE-WAY. Of ours, which train through `ivlkit.training`, LoRA of rank 16 with float32 masters computed in
+bf16, and no activation recomputed unless said:
+
+    lora                                         bins, torch's variable-length attention
+    checkpointed                                 the same, activations recomputed
+    compiled, compiled-checkpointed              layers compiled one by one, bins of one length
+    cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
+    full, full-compiled                          language model and projector in float32 masters, recomputed
+
+Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
+
+    plain, grouped                               transformers.Trainer(bf16=True); grouped by length
+    trl                                          TRL's SFTTrainer
+
+The first step (start-up, compiling) is left out of the rates and told apart. Useful tokens are those of rows, padding
+not counted. The share of the matrix rate counts useful arithmetic only, by the matrices' sizes: 4 operations a decoder
+weight and token for LoRA, 6 for full, 2 a vision weight and patch, nothing recomputed.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from packing import SHARES, SIZES_PX
+from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import SaveStrategy
+from true_size import draw_picture, write_config
+
+from ivlkit.data.collate import collate, normalise_tiles
+from ivlkit.data.doctor import row_lengths
+from ivlkit.data.encode import encode
+from ivlkit.data.mixture import open_data
+from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
+from ivlkit.models.attention import use_attention
+from ivlkit.models.configuration import native_config, read_released_config
+from ivlkit.models.load import VLM
+from ivlkit.models.processor import load_processor
+from ivlkit.nano.build import build
+from ivlkit.training.build import build_trainer
+from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import package_version
+from ivlkit.training.schedule import operations, plan_run
+from ivlkit.training.trainer import KitTrainer, training_arguments
+from ivlkit.training.tuning import prepare
+
+LORA = {"vision": "frozen", "projector": "frozen", "language": "lora", "gradient_checkpointing": False}
+FULL = {"vision": "frozen", "projector": "full", "language": "full", "gradient_checkpointing": True}
+OURS = {
+    "lora": LORA,
+    "checkpointed": LORA | {"gradient_checkpointing": True},
+    "compiled": LORA | {"compile": True},
+    "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": True},
+    "cast": LORA,
+    "full": FULL,
+    "full-compiled": FULL | {"compile": True},
+}
+PADDED = LORA | {"packing": False, "per_device_batch": 4}
+THEIRS = ("plain", "grouped", "trl")
+CALIBRATION = "2b-plain"
+SIZES = {  # rows of a step, tokens of a bin, tokens of a row at most
+    "nano": (16, 1024, 1024),
+    "2b": (64, 14336, 4096),
+    "4b": (64, 14336, 4096),
+    "26b": (16, 8192, 4096),
+}
+TEXT_TOKENS = 185  # of a row on average, beside its tiles; with 256 a tile the mix has 2,284 a row
+WORDS = ("red", "round", "left", "seven", "small", "under", "window", "about", "stone", "open", "water", "light")
+COLUMNS = {
+    "variant": "variant",
+    "tokens_a_second": "useful tokens/s",
+    "samples_a_second": "samples/s",
+    "peak_allocated_gib": "peak GiB",
+    "peak_reserved_gib": "reserved GiB",
+    "matrix_share": "of matrix rate",
+    "fill": "fill",
+    "loader_wait_seconds": "loader s/step",
+    "first_step_seconds": "first step s",
+    "dropout": "dropout",
+    "adapters": "trained in",
+    "attention": "attention",
+    "loss": "last loss",
+    "device": "device",
+}
+
+
+def main():
+    """Prepare each size once, run each variant in a process of its own, print the table."""
+    options = parse_options()
+    if options.child:
+        return child(options)
+    variants = options.variants or [f"{options.key}-{way}" for way in (*OURS, *THEIRS)]
+    calibration = [] if options.no_calibration else [CALIBRATION]
+    failed = []
+    for place, variant in enumerate([*calibration, *variants]):
+        steps = 2 if place < len(calibration) else options.steps
+        command = [sys.executable, __file__, "--child", variant, *sys.argv[1:], "--steps", str(steps)]
+        if subprocess.run(command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"}).returncode:
+            failed.append(variant)
+    table = table_of([json.loads(line) for line in options.out.read_text().splitlines()])
+    options.out.with_suffix(".md").write_text(table)
+    print(table)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", help="SIZE-WAY …; default: every way of --key")
+    parser.add_argument("--key", default="2b", choices=SIZES)
+    parser.add_argument("--steps", type=int, default=3, help="optimiser steps, of which the first is not counted")
+    parser.add_argument("--tokenizer", help="folder; {key} in it becomes the size")
+    parser.add_argument("--work", type=Path, required=True, help="folder for configurations and rows, used again")
+    parser.add_argument("--out", type=Path, default=Path("train_gpu.jsonl"))
+    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of this process's GPU memory")
+    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--total-batch", type=int, help="rows of a step; default by size")
+    parser.add_argument("--bin-tokens", type=int, help="default by size")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--no-calibration", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def child(options):
+    """One variant: a row for the table, with the error in it if there was one."""
+    row = {"variant": options.child, "date": time.strftime("%Y-%m-%d %H:%M"), **machine(options.memory_limit)}
+    try:
+        row |= measure(options)
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        raise
+    finally:
+        with open(options.out, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def machine(memory_limit_gib):
+    """What the figures depend on; sets the limit."""
+    versions = {name: package_version(name) for name in ("torch", "transformers", "peft", "trl")}
+    if not torch.cuda.is_available():
+        return versions | {"device": "cpu"}
+    total = torch.cuda.get_device_properties(0).total_memory
+    if memory_limit_gib:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit_gib * 2**30 / total))
+    return versions | {
+        "device": torch.cuda.get_device_name(0),
+        "memory_limit_gib": memory_limit_gib,
+        "matrix_tflops": round(matrix_rate() / 1e12, 1),
+    }
+
+
+def matrix_rate(size=8192, repeats=20):
+    """Operations a second of a bf16 matrix product of random numbers, after a warm-up."""
+    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for count in (3, repeats):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(count):
+            left @ right
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    del left, right
+    torch.cuda.empty_cache()
+    return 2 * size**3 * repeats / seconds
+
+
+def measure(options):
+    """Train the variant and tell its figures."""
+    key, _, way = options.child.partition("-")
+    if way not in (*OURS, *THEIRS):
+        raise ValueError(f"{options.child}: no such way; expected one of {', '.join((*OURS, *THEIRS))}")
+    folder = prepare_model(options.work / key, key, options.tokenizer)
+    processor = load_processor(folder)
+    chosen = choose_recipe(folder, key, OURS.get(way, PADDED), options)
+    data = open_data(write_mix(folder.parent, processor, rows=options.steps * chosen.total_batch))
+    tokens, tiles = row_lengths(data, processor, max_length=chosen.max_seq_length)
+    clock = Clock(tokens, tiles)
+    began = time.perf_counter()
+    model_class = ReleasedInternVLForConditionalGeneration if way in OURS else InternVLForConditionalGeneration
+    vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
+    loaded = time.perf_counter() - began
+    if way in OURS:
+        trainer, attention = ours(vlm, chosen, data, clock, cast=way == "cast", folder=folder.parent / "run")
+    else:
+        trainer, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
+    trainer.args.save_strategy = SaveStrategy.NO
+    with use_attention(trainer.model, attention):
+        trainer.train()
+    trained = next(value for value in trainer.model.parameters() if value.requires_grad)
+    return {
+        "attention": attention,
+        "adapters": str(trained.dtype).removeprefix("torch."),
+        "dropout": 0.0 if chosen.language == "full" else chosen.lora_dropout,
+        "total_batch": chosen.total_batch,
+        "bin_tokens": chosen.budgets[0] if chosen.packing else None,
+        "load_seconds": round(loaded, 1),
+        **clock.figures(*operations(vlm.model.config, replace(chosen, gradient_checkpointing=False))),
+    }
+
+
+def prepare_model(folder, key, tokenizer):
+    """A size's config.json and tokenizer, written once."""
+    model = folder / "model"
+    if not (model / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if key == "nano":
+            build(model)
+        elif tokenizer is None:
+            raise ValueError(f"{key}: no --tokenizer; expected the folder of its tokenizer files")
+        else:
+            write_config(model, key, Path(tokenizer.format(key=key)))
+    return model
+
+
+def choose_recipe(folder, key, changes, options):
+    total_batch, bin_tokens, max_seq_length = SIZES[key]
+    sizes = {
+        "gpus": 1,
+        "total_batch": options.total_batch or total_batch,
+        "bin_tokens": options.bin_tokens or bin_tokens,
+        "max_seq_length": max_seq_length,
+        "lora_dropout": options.dropout,
+        "workers": options.workers,
+        "warmup_ratio": 0.0,
+        "scheduler": "constant",
+        "learning_rate": 4e-5,
+    }
+    return recipe(f"{key}-lora", model=str(folder), **{"packing": True} | sizes | changes)
+
+
+def write_mix(folder, processor, *, rows, seed=0):
+    """A JSONL of `rows` rows in the mix's shares, each answer so long that the text has `TEXT_TOKENS` on average."""
+    path, draw = folder / f"mix-{rows}.jsonl", random.Random(seed)
+    if path.exists():
+        return path
+    for tiles, (width, height) in SIZES_PX.items():
+        scale = processor.tile_px // SIZES_PX[1][0]
+        draw_picture(width * scale, height * scale, tiles).save(folder / f"{tiles}.png")
+    counts = [tiles for tiles, share in SHARES.items() for _ in range(round(rows * share / 100))]
+    counts = (counts + [13] * rows)[:rows]
+    draw.shuffle(counts)
+    lines = [json.dumps(mix_row(tiles, processor, draw.randint(100, 2 * TEXT_TOKENS - 100), draw)) for tiles in counts]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def mix_row(tiles, processor, text_tokens, draw):
+    """A row whose text, prompt included, has about `text_tokens` tokens."""
+    words = draw.choices(WORDS, k=text_tokens)
+    prompt = len(processor.tokenizer(processor.system_message + " What is there, and where?")["input_ids"]) + 20
+    while len(words) > 1 and len(processor.tokenizer(" ".join(words))["input_ids"]) > max(8, text_tokens - prompt):
+        words.pop()
+    turns = [{"from": "human", "value": "What is there, and where?"}, {"from": "gpt", "value": " ".join(words)}]
+    return ({"image": f"{tiles}.png"} if tiles else {}) | {"conversations": turns}
+
+
+def random_vlm(folder, processor, model_class, *, full):
+    """Random weights made on the device: equal for every variant of a size, float32 for a full fine-tune."""
+    config = read_released_config(folder)
+    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        model = model_class._from_config(native, dtype=torch.float32 if full else torch.bfloat16)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return VLM(model.to(device), processor, config, folder)
+
+
+def ours(vlm, chosen, data, clock, *, cast, folder):
+    """(the kit's own trainer, its attention)."""
+    trainer, attention = build_trainer(
+        vlm, vlm.processor, chosen, data, folder, callbacks=[clock], trainer_class=MeasuredKitTrainer
+    )
+    trainer.clock = clock
+    for module in trainer.model.modules() if cast else ():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = True
+    print(trainer.train_dataset.batches, attention, sep="\n", flush=True)
+    return trainer, attention.name
+
+
+def theirs(way, vlm, chosen, data, clock, *, folder):
+    """transformers' or TRL's trainer on the same LoRA and the same rows a step."""
+    order = [row for batch in plan_run(len(data), chosen)[0] for _, row in batch.rows]
+    model = prepare(vlm, chosen)
+    on_gpu = vlm.model.device.type == "cuda"
+    steps = -(-len(order) // chosen.total_batch)
+    arguments = training_arguments(
+        chosen, folder, steps=steps, device_type="cuda" if on_gpu else "cpu", bf16=on_gpu or None
+    )
+    arguments.gradient_checkpointing = True
+    made = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": Numbers(order),
+        "data_collator": partial(encode_padded, data, vlm.processor),
+        "callbacks": [clock],
+    }
+    trainer = trl_trainer(made, vlm.processor.tokenizer) if way == "trl" else MeasuredTrainer(**made)
+    trainer.clock = clock
+    if way == "grouped":
+        lengths = clock.tokens[order].tolist()
+        trainer.sampler = LengthGroupedSampler(chosen.total_batch, lengths=lengths)
+    else:
+        trainer.sampler = torch.utils.data.SequentialSampler(order)
+    return trainer
+
+
+def trl_trainer(made, tokenizer):
+    """SFTTrainer on rows that are tokens already."""
+    from trl import SFTConfig, SFTTrainer
+
+    known = SFTConfig.__dataclass_fields__
+    values = {name: value for name, value in vars(made["args"]).items() if name in known and known[name].init}
+    config = SFTConfig(**values | {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}})
+    trainer_class = type("MeasuredSFTTrainer", (Measured, InOrder, SFTTrainer), {})
+    return trainer_class(**made | {"args": config}, processing_class=tokenizer)
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Row numbers; the collator reads the rows."""
+
+    def __init__(self, order):
+        self.order = order
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, place):
+        return {"row": self.order[place]}
+
+
+def encode_padded(data, processor, rows):
+    """A padded batch as Hugging Face's models take it: float pixel values, mask, labels."""
+    examples = [encode(data[row["row"]], processor) for row in rows]
+    batch = collate(examples, pad_token_id=processor.tokenizer.pad_token_id)
+    tiles = batch.pop("tiles")
+    return batch | ({"pixel_values": normalise_tiles(tiles)} if len(tiles) else {})
+
+
+class Measured:
+    """A Trainer that tells its clock how long it waited for batches, and what they held."""
+
+    def get_batch_samples(self, *args, **kwargs):
+        """The micro-batches of a step."""
+        began = time.perf_counter()
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            self.clock.got(batches, seconds=time.perf_counter() - began)
+        return batches, count
+
+
+class InOrder:
+    """A Trainer with a sampler given to it."""
+
+    def _get_train_sampler(self, *_):
+        return self.sampler
+
+
+class MeasuredKitTrainer(Measured, KitTrainer):
+    """Ours."""
+
+
+class MeasuredTrainer(Measured, InOrder, Trainer):
+    """transformers'."""
+
+
+class Clock(TrainerCallback):
+    """Seconds, losses, memory, and what was computed, step by step."""
+
+    def __init__(self, tokens, tiles):
+        self.tokens, self.tiles = tokens, tiles  # of every row
+        self.ends, self.losses, self.steps, self.graphs, self.peak = [], [], [], [], {}
+
+    def got(self, batches, *, seconds):
+        """A step's micro-batches and how long they were waited for."""
+        held = [self._held(batch) for batch in batches]
+        samples, tokens, tiles, places = (sum(column) for column in zip(*held, strict=True))
+        step = {"samples": samples, "tokens": tokens, "tiles": tiles, "places": places, "wait": seconds}
+        self.steps.append(step)
+
+    def _held(self, batch):
+        """(samples, useful tokens, tiles, places) of one micro-batch."""
+        places = batch["input_ids"].numel()
+        if "where" in batch:  # ours
+            rows = [int(where.rpartition(":")[2]) - 1 for where in batch["where"]] if batch["weights"].any() else []
+            return len(rows), int(self.tokens[rows].sum()), int(self.tiles[rows].sum()), places
+        tiles = len(batch["pixel_values"]) if "pixel_values" in batch else 0
+        return len(batch["input_ids"]), int(batch["attention_mask"].sum()), tiles, places
+
+    def _now(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self.peak = {
+                "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+                "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+            }
+        return time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **_):
+        """Memory from here on; that of making the weights is forgotten."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.ends.append(self._now())
+
+    def on_step_end(self, args, state, control, **_):
+        """Everything that was started is done."""
+        self.ends.append(self._now())
+        self.graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    def on_log(self, args, state, control, logs=None, **_):
+        """The step's loss."""
+        if "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+    def figures(self, operations_a_tile, operations_a_token):
+        """Rates over all steps but the first."""
+        assert len(self.steps) == len(self.ends) - 1 > 1
+        seconds = self.ends[-1] - self.ends[1]
+        total = {name: sum(step[name] for step in self.steps[1:]) for name in self.steps[0]}
+        rate = (total["tiles"] * operations_a_tile + total["tokens"] * operations_a_token) / seconds
+        each = [round(later - earlier, 3) for earlier, later in zip(self.ends, self.ends[1:], strict=False)]
+        return {
+            "tokens_a_second": round(total["tokens"] / seconds, 1),
+            "samples_a_second": round(total["samples"] / seconds, 3),
+            **self.peak,
+            "useful_tflops": round(rate / 1e12, 3),
+            "fill": round(total["tokens"] / total["places"], 4),
+            "tokens_a_sample": round(total["tokens"] / total["samples"], 1),
+            "loader_wait_seconds": round(total["wait"] / len(self.steps[1:]), 3),
+            "first_step_seconds": each[0],
+            "step_seconds": each[1:],
+            "compiled_graphs": self.graphs,
+            "losses": self.losses,
+            "loss": self.losses[-1],
+        }
+
+
+def table_of(rows):
+    """Markdown; a variant that failed shows why."""
+    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        if "matrix_tflops" in row and "useful_tflops" in row:
+            row["matrix_share"] = f"{row['useful_tflops'] / row['matrix_tflops']:.1%} of {row['matrix_tflops']:.0f}"
+        if "error" in row:
+            lines.append(f"| {row['variant']} | {row['error']} |" + " |" * (len(COLUMNS) - 2))
+        else:
+            lines.append("| " + " | ".join(str(row.get(name, "")) for name in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Model + recipe + data → a trainer that is ready to start."""
+
+import os
+from functools import partial
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import set_seed
+
+from ..data.collate import collate, collate_fixed, collate_packed
+from ..data.doctor import row_lengths
+from ..errors import TrainingError
+from ..models.attention import NO_PACKING, choose_attention, rope_limits
+from ..models.load import default_dtype
+from .layers import SayCompileTime, wrap_layers
+from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
+from .trainer import KitTrainer, training_arguments
+from .tuning import prepare
+
+
+def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer_class=KitTrainer):
+    """Freeze and wrap the model as the recipe says, plan the run, and put both into a Trainer.
+
+    Args:
+        vlm: a `VLM` without adapter, on the device that trains. processor: its own, with the tiles of the run.
+        folder: where checkpoints go.
+    Returns: (trainer, `AttentionChoice`); it trains under `use_attention(trainer.model, choice.name)`.
+    """
+    device = vlm.model.device
+    set_seed(recipe.seed)  # the adapters' first values
+    model = prepare(vlm, recipe)
+    attention = choose_attention(device) if recipe.packing else NO_PACKING
+    micro_batches = plan_micro_batches(data, processor, recipe, vlm.model.config, packed=attention.packs)
+    arguments = training_arguments(
+        recipe,
+        folder,
+        steps=micro_batches.batches.steps,
+        accumulation=micro_batches.batches.accumulation,
+        device_type=device.type,
+        bf16=default_dtype(device) == torch.bfloat16,
+    )
+    if arguments.bf16 or arguments.fp16:
+        leave_casts_to_autocast(model)
+    wrap_layers(model, recipe)
+    callbacks = [*callbacks, *([SayCompileTime()] if recipe.compile else [])]
+    return trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks), attention
+
+
+def plan_micro_batches(data, processor, recipe, config, *, packed):
+    """This rank's `MicroBatches`: bins, or padded batches of like length."""
+    rope, rank = rope_limits(config.text_config), int(os.environ.get("RANK", 0))
+    tokens, tiles = row_lengths(data, processor, max_length=recipe.max_seq_length)
+    if packed:
+        plan = plan_packed(tokens, tiles, recipe, rank=rank, rope=rope, tile_cost=tile_cost(config, recipe))
+    else:
+        plan = plan_grouped(tokens, tiles, recipe, rank=rank, rope=rope)
+    return MicroBatches(data, processor, recipe, plan, collate=_collate(recipe, plan, packed=packed), rope=rope)
+
+
+def _collate(recipe, plan, *, packed):
+    if not recipe.compile:
+        return collate_packed if packed else collate
+    if not packed:
+        raise TrainingError(f"{recipe.name}: compile=true on a card that packs no bins; set compile=false")
+    fixed = {"length": plan.bin_tokens, "samples": plan.bin_rows, "max_length": recipe.max_seq_length}
+    return partial(collate_fixed, **fixed)
+
+
+def leave_casts_to_autocast(model):
+    """Adapters in float32 take their inputs as they are: PEFT's own cast to float32 comes before autocast's to bf16.
+
+    Nothing is rounded otherwise, but every adapter of every layer is spared a copy of its input in float32. The model
+    then computes under autocast only.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
