@@ -78,7 +78,7 @@ CALIBRATION = "2b-plain"
 SIZES = {  # rows of a step, tokens of a bin, tokens of a row at most
     "nano": (16, 1024, 1024),
     "2b": (64, 14336, 4096),
-    "4b": (64, 14336, 4096),
+    "4b": (64, 8192, 4096),
     "26b": (16, 8192, 4096),
 }
 TEXT_TOKENS = 185  # of a row on average, beside its tiles; with 256 a tile the mix has 2,284 a row
@@ -312,7 +312,7 @@ def theirs(way, vlm, chosen, data, clock, *, folder):
     arguments = training_arguments(
         chosen, folder, steps=steps, device_type="cuda" if on_gpu else "cpu", bf16=on_gpu or None
     )
-    arguments.gradient_checkpointing = True
+    vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     made = {
         "model": model,
         "args": arguments,
@@ -331,14 +331,16 @@ def theirs(way, vlm, chosen, data, clock, *, folder):
 
 
 def trl_trainer(made, tokenizer):
-    """SFTTrainer on rows that are tokens already."""
+    """SFTTrainer on rows that are tokens already; it takes no other kind of data set than this."""
+    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     known = SFTConfig.__dataclass_fields__
     values = {name: value for name, value in vars(made["args"]).items() if name in known and known[name].init}
     config = SFTConfig(**values | {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}})
     trainer_class = type("MeasuredSFTTrainer", (Measured, InOrder, SFTTrainer), {})
-    return trainer_class(**made | {"args": config}, processing_class=tokenizer)
+    rows = Dataset.from_dict({"row": made["train_dataset"].order})
+    return trainer_class(**made | {"args": config, "train_dataset": rows}, processing_class=tokenizer)
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -136,7 +136,7 @@ def varlen_attention(
 
 def _rows(states, dtype, times):
     """[1, heads, L, D] → [L, heads · times, D]; rotary embeddings leave float32 behind under autocast."""
-    states = states[0].transpose(0, 1).to(dtype)  # [L, heads, D]
+    states = states[0].transpose(0, 1).to(dtype).contiguous()  # [L, heads, D]
     return states.repeat_interleave(times, dim=1) if times > 1 else states
 
 

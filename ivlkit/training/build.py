@@ -17,6 +17,8 @@ from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
 from .trainer import KitTrainer, training_arguments
 from .tuning import prepare
 
+LENGTH_STEP = 128  # a compiled bin's length is a multiple: matrix kernels work in tiles of that
+
 
 def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer_class=KitTrainer):
     """Freeze and wrap the model as the recipe says, plan the run, and put both into a Trainer.
@@ -62,8 +64,9 @@ def _collate(recipe, plan, *, packed):
         return collate_packed if packed else collate
     if not packed:
         raise TrainingError(f"{recipe.name}: compile=true on a card that packs no bins; set compile=false")
-    fixed = {"length": plan.bin_tokens, "samples": plan.bin_rows, "max_length": recipe.max_seq_length}
-    return partial(collate_fixed, **fixed)
+    rows, tokens = plan.largest_bin
+    length = -(-tokens // LENGTH_STEP) * LENGTH_STEP
+    return partial(collate_fixed, length=length, samples=rows, max_length=recipe.max_seq_length)
 
 
 def leave_casts_to_autocast(model):

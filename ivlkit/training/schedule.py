@@ -164,20 +164,21 @@ class BinPlan(Sequence):
         return float(self._counts[1].sum() / self._counts[2].sum())
 
     @property
-    def bin_rows(self):
-        """The most rows in one bin."""
-        return int(self._counts[3].max())
+    def largest_bin(self):
+        """(the most rows, the most tokens) of a bin, not of the same one."""
+        return int(self._counts[3].max()), int(self._counts[4].max())
 
     @cached_property
     def _counts(self):
-        """(micro-batches, tokens, places for tokens, most rows of a bin) of every step, int64 [4, steps]."""
+        """(micro-batches, tokens, places for tokens, most rows and tokens of a bin) of every step, int64 [5, steps]."""
         return np.array([self._count(step) for step in range(self.steps)], np.int64).T
 
     def _count(self, step):
         tokens, micro_batches = self._cut(step)
-        padded = [len(one) * max(tokens[row] for row in one) for bins in micro_batches for one in bins if one]
-        places = sum(padded) if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
-        return len(micro_batches), sum(tokens), places, max(len(one) for bins in micro_batches for one in bins)
+        bins = [[tokens[row] for row in one] for together in micro_batches for one in together if one]
+        padded = sum(len(one) * max(one) for one in bins)
+        places = padded if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
+        return len(micro_batches), sum(tokens), places, max(map(len, bins)), max(map(sum, bins))
 
     def _cut(self, step):
         _, rows = self._rows(step)
