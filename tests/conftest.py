@@ -117,6 +117,20 @@ def turns():
 
 
 @pytest.fixture
+def mixed_rows(write_rows, turns, draw_picture, tmp_path):
+    """A JSONL of seven rows of unequal length: pictures of one and of three tiles, and text alone."""
+    for number in range(7):
+        draw_picture(112 + 112 * (number % 2), 112, seed=number).save(tmp_path / f"{number}.png")
+    return write_rows(
+        [
+            ({} if number == 3 else {"image": f"{number}.png"})
+            | {"conversations": turns("Q", "word " * (number % 3) + str(number))}
+            for number in range(7)
+        ]
+    )
+
+
+@pytest.fixture
 def shaped(tiny_config):
     """`shaped("2b" | "4b" | "26b")` → a random model of two layers built like that release; image token 99."""
 

@@ -260,6 +260,12 @@ def _execute(run):
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
+    checkpoint = _last_checkpoint(run.folder)
+    if checkpoint and "packing" not in run.spec["recipe"]:
+        raise TrainingError(
+            f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
+            "its checkpoints, or train in another folder"
+        )
     data = _open_again(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
@@ -273,7 +279,7 @@ def _execute(run):
     plan = trainer.train_dataset.batches
     print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
     with use_attention(trainer.model, attention.name):
-        trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < plan.steps:
         print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     elif trainer.is_world_process_zero():

@@ -21,6 +21,20 @@ def test_a_tile_of_112_px_is_sixteen_features(model):
     assert model.encode_tiles(pixels(3)).shape == (3, 16, 32)
 
 
+def test_a_tower_of_fixed_calls_sees_blank_tiles_and_leaves_them_out(model, monkeypatch):
+    sizes = []
+    see = model.model.vision_tower.forward
+    monkeypatch.setattr(
+        model.model.vision_tower,
+        "forward",
+        lambda pixel_values, **rest: (sizes.append(len(pixel_values)), see(pixel_values, **rest))[1],
+    )
+    expected = model.encode_tiles(pixels(5))
+    model.tiles_a_call = 3
+    torch.testing.assert_close(model.encode_tiles(pixels(5)), expected, atol=1e-5, rtol=1e-5)
+    assert sizes == [5, 3, 3]
+
+
 def test_v1_is_v2_with_rows_and_columns_swapped(model):
     with torch.no_grad():
         v2 = model.encode_tiles(pixels(2)).unflatten(1, (4, 4))

@@ -206,7 +206,7 @@ def test_varlen_refuses_padding_a_cache_and_missing_bounds(shaped, rows, with_ke
             model.generate(input_ids=torch.tensor([[3, 4, 5]]), max_new_tokens=2, do_sample=False)
         with pytest.raises(ValueError, match="dropout 0.1; the kernel has none"):
             attention.varlen_attention(
-                None, *[torch.zeros(1, 2, 3, 4)] * 3, None, dropout=0.1, cu_seq_lens_q=torch.tensor([0, 3])
+                None, *[torch.zeros(1, 2, 3, 4)] * 3, None, kernel=None, dropout=0.1, cu_seq_lens_q=torch.tensor([0, 3])
             )
 
 

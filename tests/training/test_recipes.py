@@ -141,6 +141,8 @@ def test_yaml_without_name_or_model_is_refused():
         ({"seed": "x"}, "seed='x'; expected a whole number"),
         ({"gradient_checkpointing": "no"}, "gradient_checkpointing='no'; expected true or false"),
         ({"scheduler": 3}, "scheduler=3; expected text"),
+        ({"compile": True, "packing": False}, "compile=true with packing=false; expected bins of one length"),
+        ({"compile": True, "zero_stage": 3}, "compile=true with zero_stage=3, which fetches weights inside a layer"),
     ],
 )
 def test_contradictions_and_wrong_values_are_refused(changes, message):

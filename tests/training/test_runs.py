@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -343,20 +344,6 @@ def test_a_process_that_took_over_the_number_is_not_the_child(rows, chosen, tmp_
 # packing, and two processes ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mixed_rows(write_rows, turns, draw_picture, tmp_path):
-    """Seven rows of unequal length: pictures of one and of three tiles, and text alone."""
-    for number in range(7):
-        draw_picture(112 + 112 * (number % 2), 112, seed=number).save(tmp_path / f"{number}.png")
-    return write_rows(
-        [
-            ({} if number == 3 else {"image": f"{number}.png"})
-            | {"conversations": turns("Q", "word " * (number % 3) + str(number))}
-            for number in range(7)
-        ]
-    )
-
-
 # Ranks meet once: a second meeting in the same processes fails now and then.
 EXECUTE_ALL = """
 import sys
@@ -409,6 +396,20 @@ def test_a_packed_run_says_how_full_its_bins_are_and_goes_on_where_it_stopped(mi
     whole = here(write_run(packed, open_data(mixed_rows), mixed_rows.parent / "whole"))
     expected, found = (load_file(r.folder / "final" / "adapter_model.safetensors") for r in (whole, run))
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_a_run_from_before_bins_is_read_and_begins_anew_but_does_not_go_on(rows, chosen, here):
+    run = here(write_run(chosen, open_data(rows)), stop_at=6)
+    path = run.folder / "run.yaml"
+    older = path.read_text().replace("  packing: false\n", "").replace("  compile: false\n", "")
+    assert older.count("\n") == path.read_text().count("\n") - 2
+    path.write_text(older)
+    assert (run.recipe.packing, run.recipe.compile, steps(run)) == (True, False, list(range(1, 8)))
+    with pytest.raises(TrainingError, match="begun by an earlier ivlkit, which cut batches otherwise; .*; remove its"):
+        here(run)
+    for checkpoint in run.folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert here(run).state == "finished"
 
 
 def test_a_padded_run_says_so(mixed_rows, chosen, here, capsys):

@@ -1,0 +1,170 @@
+"""Layers that are recomputed and compiled: the same steps, few graphs, no way into a frozen tower."""
+
+import pytest
+import torch
+from torch import _dynamo as dynamo
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from ivlkit.data.mixture import open_data
+from ivlkit.errors import TrainingError
+from ivlkit.models import attention
+from ivlkit.models.load import load
+from ivlkit.training import build, layers
+from ivlkit.training.build import build_trainer, leave_casts_to_autocast
+from ivlkit.training.recipes import recipe
+
+SMALL = {"total_batch": 4, "epochs": 3, "max_seq_length": 100, "bin_tokens": 140, "save_steps": 100, "packing": True}
+FROZEN_TOWER = {"vision": "frozen", "lora_dropout": 0.0}
+FULL = {"vision": "full", "projector": "full", "language": "full"}
+
+
+class Watch(TrainerCallback):
+    """(loss, gradient norm) and the number of compiled graphs, step by step."""
+
+    def __init__(self):
+        self.numbers, self.graphs = [], []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.numbers.append((logs["loss"], logs["grad_norm"]))
+            self.graphs.append(dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.fixture
+def start(tiny, mixed_rows, tmp_path, monkeypatch):
+    """`start("run", **recipe changes)` → (trainer, its `Watch`): bins of two rows or so, six steps; no C++ compiler."""
+    monkeypatch.setattr(layers, "BACKEND", "aot_eager")
+
+    def make(name, **changes):
+        dynamo.reset()
+        dynamo.utils.counters.clear()
+        watch, vlm = Watch(), load(tiny)
+        chosen = recipe("nano-lora", **SMALL | changes)
+        trainer, _ = build_trainer(
+            vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / name, callbacks=[watch]
+        )
+        return trainer, watch
+
+    yield make
+    dynamo.reset()
+
+
+def dense_kernel(query, key, value, bounds, *_, scale, window_size):
+    """Attention within segments by a mask, in operations that compile anywhere: the real kernel needs a GPU."""
+    places = torch.arange(len(query))
+    segment = torch.bucketize(places, bounds, right=True)
+    mask = (segment[:, None] == segment) & (places[:, None] >= places)
+    states = (one.transpose(0, 1) for one in (query, key, value))
+    return F.scaled_dot_product_attention(*states, attn_mask=mask, scale=scale).transpose(0, 1)
+
+
+@pytest.mark.parametrize("name", ["sdpa", attention.VARLEN])
+@pytest.mark.parametrize(
+    ("changes", "graphs"),
+    [
+        (FROZEN_TOWER, 3),  # a vision layer, the first decoder layer (its input needs no gradient), the others
+        (FROZEN_TOWER | {"gradient_checkpointing": True}, 3),
+        (FULL | {"gradient_checkpointing": True, "learning_rate": 1e-5}, 2),  # every layer's input does
+    ],
+    ids=["lora", "lora recomputed", "full recomputed"],
+)
+def test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice(start, monkeypatch, name, changes, graphs):
+    """Bins of unequal rows, tiles and length; steps of fewer bins; the last step of one row."""
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: dense_kernel)
+    found = {}
+    for compiled in (False, True):
+        trainer, watch = start(f"{compiled}", compile=compiled, **changes)
+        with attention.use_attention(trainer.model, name):
+            trainer.train()
+        found[compiled] = torch.tensor(watch.numbers), watch.graphs
+    torch.testing.assert_close(found[True][0], found[False][0], atol=1e-5, rtol=1e-4)
+    assert found[False][1] == [0] * 6
+    assert found[True][1] == [graphs] * 6
+
+
+def test_compiled_layers_have_bins_and_tiles_of_one_shape(start):
+    trainer, _ = start("run", compile=True, **FROZEN_TOWER)
+    batches = [batch for batch in trainer.train_dataset if batch["where"]]
+    assert {tuple(batch["input_ids"].shape) for batch in batches} == {(1, 256)}  # 140 at most, a multiple of 128
+    assert len({tuple(batch["cu_seqlens"].shape) for batch in batches}) == 1
+    assert {batch["max_length"] for batch in batches} == {100}
+    assert len({len(batch["tiles"]) for batch in batches}) > 1
+    assert trainer.model.get_base_model().tiles_a_call == layers.COMPILED_TILES
+
+
+def test_the_weights_of_padding_are_those_of_a_sample_without_answers(start):
+    trainer, _ = start("run", compile=True, **FROZEN_TOWER)
+    batch = next(batch for batch in trainer.train_dataset if batch["where"])
+    assert len(batch["weights"]) == len(batch["where"]) + 1
+    assert batch["weights"][-1] == 0 and (batch["weights"][:-1] > 0).all()
+
+
+def test_saved_names_are_the_uncompiled_ones(start):
+    names = [
+        set(start(f"{on}", compile=on, gradient_checkpointing=on, **FROZEN_TOWER)[0].model.state_dict())
+        for on in (False, True)
+    ]
+    assert names[0] == names[1]
+
+
+def test_the_time_that_compiling_took_is_printed_once(start, capsys):
+    start("run", compile=True, **FROZEN_TOWER)[0].train()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compile: ")]
+    assert len(said) == 1
+    first, more = (float(word) for word in said[0].split() if word.replace(".", "").replace("-", "").isdigit())
+    assert 0 < more <= first  # the second step may round to nothing
+
+
+def test_compiling_on_a_card_without_bins_is_refused(start, monkeypatch):
+    old = attention.AttentionChoice("sdpa", "an old card", packs=False)
+    monkeypatch.setattr(build, "choose_attention", lambda _: old)
+    with pytest.raises(TrainingError, match="compile=true on a card that packs no bins; set compile=false"):
+        start("run", compile=True, **FROZEN_TOWER)
+
+
+def bytes_kept(trainer, batch):
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: (sizes.append(one.nbytes), one)[1], lambda one: one):
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1.0))
+    return sum(sizes)
+
+
+def test_recomputing_keeps_the_layers_inputs_only(start):
+    """Bytes that backward keeps, with and without: a layer's insides are many times its input."""
+    kept = {}
+    for on in (False, True):
+        trainer, _ = start(f"{on}", gradient_checkpointing=on, **FROZEN_TOWER)
+        trainer.model.train()
+        batch = next(batch for batch in trainer.train_dataset if batch["where"])
+        kept[on] = bytes_kept(trainer, batch)
+    assert kept[True] < kept[False] / 3
+
+
+def test_recomputing_leaves_a_frozen_tower_out_of_backward(start, monkeypatch):
+    """transformers' own switch would make the patch embedding's output require gradients."""
+    trainer, _ = start("run", gradient_checkpointing=True, **FROZEN_TOWER)
+    base = trainer.model.get_base_model()
+    seen = []
+    project = base._project
+    monkeypatch.setattr(base, "_project", lambda patches: (seen.append(patches.requires_grad), project(patches))[1])
+    trainer.train()
+    assert seen and not any(seen)
+    assert base.model.vision_tower.embeddings._forward_hooks == {}
+
+
+def test_adapters_in_float32_take_their_inputs_uncast_under_autocast(start):
+    """The same bits as with PEFT's cast to float32 before autocast's to bf16."""
+    trainer, _ = start("run", **FROZEN_TOWER)
+    model = trainer.model.eval()
+    layer = model.get_base_model().model.language_model.layers[0].mlp.gate_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    layer.base_layer.to(torch.bfloat16)
+    inputs = torch.randn(5, 32).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(inputs)
+        leave_casts_to_autocast(model)
+        seen = []
+        layer.lora_A["default"].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+        torch.testing.assert_close(layer(inputs), expected, atol=0, rtol=0)
+    assert seen == [torch.bfloat16]
