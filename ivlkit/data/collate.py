@@ -53,7 +53,7 @@ def collate_fixed(examples, *, pad_token_id, length, samples, max_length):
     """`collate_packed` in shapes that are the same for every bin, for layers compiled once.
 
     The tail is filled up with segments of padding that nothing is learned from, as short ones since attention costs
-    their square. A bin that outgrew its plan (a video of more frames) is filled up to the next multiple.
+    their square. A bin that outgrew its plan (a picture was replaced) is filled up to the next multiple.
 
     Args: length: tokens of a bin; samples: the most rows of a bin; max_length: the longest row there can be.
     Returns: as `collate_packed`: input_ids … [1, length], cu_seqlens int32 [samples + ⌈length / 1024⌉ + 1], whose last

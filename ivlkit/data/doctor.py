@@ -33,6 +33,7 @@ from .index import CACHE_FOLDER, STORED_FROM_BYTES, LineIndex, load_array, store
 from .mixture import Data, Source, read_entries, read_source
 
 BLOCK_ROWS = 2048
+_VIDEO = 1 << 31  # in a stored length
 BLOCK_BYTES = 8 << 20
 ROWS_PER_PROCESS = 20_000  # fewer rows are done before another process has started
 FILES_LOOKED_AT = 200_000  # of a root, when looking for unused ones
@@ -325,9 +326,36 @@ def _no_main_module():
 def row_lengths(data, processor, *, max_length=None, workers=None):
     """(tokens, tiles) of every row of `Data` as it is trained, int64 each; 0 tokens for a row that can't be used.
 
-    From the pictures' headers only. Kept beside the files and used again for the same file, model and max_length; they
-    don't notice a picture that was replaced by one of another size.
+    From the pictures' headers only; videos at draw (0, 0). Kept beside the files and used again for the same file,
+    model and max_length; they don't notice a picture that was replaced by one of another size.
     """
+    both, _, _ = _stored_lengths(data, processor, max_length, workers)
+    return both >> 32, both & (_VIDEO - 1)
+
+
+def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=None):
+    """`row_lengths` in the epochs of a run: a video gives another number of frames in each.
+
+    Returns: (tokens, tiles), int64 [rows] each; [epochs, rows] where there are videos, whose headers are read again for
+        every epoch.
+    """
+    both, sources, rows = _stored_lengths(data, processor, max_length, workers)
+    lengths, is_video = np.stack([both >> 32, both & (_VIDEO - 1)]), (both & _VIDEO) > 0
+    if not is_video.any():
+        return lengths[0], lengths[1]
+    wanted = [np.unique(rows[is_video & (sources == number)]) for number in range(len(data.sources))]
+    drawn = np.repeat(lengths[:, None], epochs, axis=1)  # [2, epochs, rows]
+    for epoch in range(epochs):
+        task = Task(data.sources, light_processor(processor), max_length, draw=(seed, epoch), wanted=frozenset())
+        for block in examine_all(task, wanted, workers=workers):
+            places = np.flatnonzero(is_video & (sources == block.source))
+            places = places[np.isin(rows[places], block.rows)]
+            drawn[:, epoch, places] = block.final[:, np.searchsorted(block.rows, rows[places])]
+    return drawn[0], drawn[1]
+
+
+def _stored_lengths(data, processor, max_length, workers):
+    """(tokens, tiles and whether it is a video in one int64, source, row of the source) of every row."""
     stored = [_load_lengths(source, processor, max_length) for source in data.sources]
     missing = [number for number, lengths in enumerate(stored) if lengths is None]
     if missing:
@@ -335,13 +363,14 @@ def row_lengths(data, processor, *, max_length=None, workers=None):
         final = [np.zeros((2, len(data.indexes[number])), np.int64) for number in missing]
         for block in examine_all(task, [None] * len(missing), workers=workers):
             final[block.source][:, block.rows] = block.final
+            final[block.source][1, block.videos] |= _VIDEO
         for number, lengths in zip(missing, final, strict=True):
             stored[number] = _store_lengths(data.sources[number], data.indexes[number], lengths, processor, max_length)
     sources, rows = data.places()
     both = np.empty(len(data), np.int64)
     for number, lengths in enumerate(stored):
         both[sources == number] = lengths[rows[sources == number]]
-    return both >> 32, both & 0xFFFFFFFF
+    return both, sources, rows
 
 
 def _lengths_kind(source, processor, max_length):
@@ -353,7 +382,7 @@ def _lengths_kind(source, processor, max_length):
         source.format,
         str(source.root.resolve()),
     )
-    return f"lengths-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}"
+    return f"lengths2-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}"
 
 
 def _load_lengths(source, processor, max_length):
@@ -362,7 +391,7 @@ def _load_lengths(source, processor, max_length):
 
 
 def _store_lengths(source, index, final, processor, max_length):
-    """Tokens and tiles share 8 bytes: tokens · 2³² + tiles."""
+    """Tokens and tiles share 8 bytes: tokens · 2³² + tiles, whose highest bit marks a video."""
     tokens, tiles = final.astype(np.int64)
     found = source.annotation.stat()
     parts = [np.array([1, found.st_size, found.st_mtime_ns], np.int64), tokens << 32 | tiles]

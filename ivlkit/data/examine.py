@@ -81,6 +81,7 @@ class Block:
     answer_hash: np.ndarray  # uint64, of the last answer
     lengths: np.ndarray  # int32 [3, rows]: tokens without pictures, tiles at the set's budget, supervised tokens
     final: np.ndarray  # int32 [2, rows]: tokens and tiles as trained, after shrinking
+    videos: np.ndarray  # int64, rows of the file whose length depends on the draw
     pictures: np.ndarray  # PICTURE [pictures]
     problems: list  # (row, code, found, expected, todo)
     counts: Counter  # of every problem, also those not described
@@ -162,7 +163,7 @@ class _BlockState:
         self.hashes = np.zeros((3, count), np.uint64)
         self.lengths = np.zeros((3, count), np.int32)
         self.final = np.zeros((2, count), np.int32)
-        self.pictures, self.problems, self.counts = [], [], Counter()
+        self.videos, self.pictures, self.problems, self.counts = [], [], [], Counter()
         self.to_measure = []  # (place, record, sizes)
         self.duplicate_keys = []
 
@@ -175,6 +176,7 @@ class _BlockState:
             *self.hashes,
             self.lengths,
             self.final,
+            np.array(self.videos, np.int64),
             pictures,
             sorted(self.problems, key=lambda problem: problem[0]),  # lengths were counted after the rest
             self.counts,
@@ -390,6 +392,8 @@ class _BlockState:
         supervised = int((text.labels >= 0).sum())
         self.lengths[:, place] = tokens - processor.num_image_token * tiles, tiles, supervised
         self.final[:, place] = tokens, tiles
+        if record.video:
+            self.videos.append(int(self.rows[place]))
         for note in text.notes:
             self.say(place, "fewer_tiles", note)
         return None

@@ -1,5 +1,6 @@
 """Model + recipe + data → a trainer that is ready to start."""
 
+import math
 import os
 from functools import partial
 
@@ -8,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
 
 from ..data.collate import collate, collate_fixed, collate_packed
-from ..data.doctor import row_lengths
+from ..data.doctor import epoch_lengths
 from ..errors import TrainingError
 from ..models.attention import NO_PACKING, choose_attention, rope_limits
 from ..models.load import default_dtype
@@ -51,7 +52,8 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
 def plan_micro_batches(data, processor, recipe, config, *, packed):
     """This rank's `MicroBatches`: bins, or padded batches of like length."""
     rope, rank = rope_limits(config.text_config), int(os.environ.get("RANK", 0))
-    tokens, tiles = row_lengths(data, processor, max_length=recipe.max_seq_length)
+    epochs = math.ceil(recipe.epochs)
+    tokens, tiles = epoch_lengths(data, processor, seed=recipe.seed, epochs=epochs, max_length=recipe.max_seq_length)
     if packed:
         plan = plan_packed(tokens, tiles, recipe, rank=rank, rope=rope, tile_cost=tile_cost(config, recipe))
     else:

@@ -61,7 +61,7 @@ def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0
     """Bins within the recipe's two budgets, the same number on every rank: a `BinPlan`.
 
     Args:
-        tokens, tiles: of every row (`doctor.row_lengths`).
+        tokens, tiles: of every row, int64 [rows], or [epochs, rows] where they differ (`doctor.epoch_lengths`).
         rope: `attention.rope_limits` of the model: which rows may not share a bin.
         tile_cost: tokens that cost as much as a tile in the vision tower (`tile_cost`), to balance ranks.
     """
@@ -77,12 +77,12 @@ def plan_grouped(tokens, tiles, recipe, *, rank=0, rope=(None, True)):
 
 
 def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
-    short_context, long_rows_mix = rope
+    tokens, tiles = np.atleast_2d(tokens), np.atleast_2d(tiles)
     return BinPlan(
         tokens=tokens,
         tiles=tiles,
-        groups=rope_groups(tokens, short_context=short_context, long_rows_mix=long_rows_mix),
-        total_rows=_total_rows(len(tokens), recipe),
+        rope=rope,
+        total_rows=_total_rows(tokens.shape[1], recipe),
         total_batch=recipe.total_batch,
         cut=cut,
         bin_tokens=bin_tokens,
@@ -136,9 +136,9 @@ class BinPlan(Sequence):
     a step.
     """
 
-    tokens: np.ndarray  # of every row
+    tokens: np.ndarray  # [epochs, rows], or [1, rows] where they are the same in all
     tiles: np.ndarray
-    groups: np.ndarray  # rows of different ones never share a bin
+    rope: tuple  # `attention.rope_limits`: rows of different groups never share a bin
     total_rows: int  # of the run
     total_batch: int  # rows of an optimiser step
     cut: partial  # (tokens, tiles, groups) of a step's rows → micro-batches of a bin a rank
@@ -181,13 +181,14 @@ class BinPlan(Sequence):
         return len(micro_batches), sum(tokens), places, max(map(len, bins)), max(map(sum, bins))
 
     def _cut(self, step):
-        _, rows = self._rows(step)
-        tokens = self.tokens[rows].tolist()
-        return tokens, self.cut(tokens, self.tiles[rows].tolist(), groups=self.groups[rows].tolist())
+        epochs, rows = self._rows(step)
+        epochs = np.array(epochs) % len(self.tokens)
+        tokens, tiles = self.tokens[epochs, rows].tolist(), self.tiles[epochs, rows].tolist()
+        return tokens, self.cut(tokens, tiles, groups=_rope_groups(tokens, self.rope).tolist())
 
     def _rows(self, step):
         """(epoch of each, row of each) of a step, which may lie across the end of an epoch."""
-        first, num_rows = step * self.total_batch, len(self.tokens)
+        first, num_rows = step * self.total_batch, self.tokens.shape[1]
         last = min(first + self.total_batch, self.total_rows)
         places = [divmod(place, num_rows) for place in range(first, last)]
         orders = {epoch: _epoch_order(num_rows, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
@@ -324,16 +325,18 @@ def _nothing():
 
 
 def _check_rope(examples, rope):
-    """A video's length depends on the epoch: rows that were planned together may have grown apart."""
-    short_context, long_rows_mix = rope
-    groups = rope_groups(
-        [len(example) for example in examples], short_context=short_context, long_rows_mix=long_rows_mix
-    )
+    """Lengths are planned from headers that were read once: a picture may have been replaced by a larger one."""
+    groups = _rope_groups([len(example) for example in examples], rope)
     if len(examples) > 1 and (len(set(groups.tolist())) > 1 or groups[0] < 0):
         raise DataError(
-            f"{examples[0].where}: in a batch with {examples[-1].where}, more than {short_context} tokens beside less; "
-            f"expected them apart, since their rope differs; set max_seq_length={short_context}"
+            f"{examples[0].where}: in a batch with {examples[-1].where}, more than {rope[0]} tokens beside less; "
+            "expected them apart, since their rope differs; a picture of theirs is not the one that was measured: "
+            "remove the stored lengths (.ivlkit beside the file) and train again"
         )
+
+
+def _rope_groups(tokens, rope):
+    return rope_groups(tokens, short_context=rope[0], long_rows_mix=rope[1])
 
 
 def check_rows(data, processor, recipe, *, progress=False):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ivlkit as ivl
-from ivlkit.data.doctor import diagnose, examine_all, row_lengths
+from ivlkit.data.doctor import diagnose, epoch_lengths, examine_all, row_lengths
 from ivlkit.data.encode import encode
 from ivlkit.data.examine import BAD, GOOD, Task, light_processor
 from ivlkit.data.findings import KINDS, LEVELS
@@ -302,6 +303,24 @@ def test_lengths_of_rows_follow_repeats_and_parts(write_rows, pictures, processo
     assert tiles.tolist() == [0, 1, 0]
     again, _ = row_lengths(data.select([1, 1, 0]), processor)
     assert again.tolist() == tokens[[1, 1, 0]].tolist()
+
+
+def test_a_videos_length_is_that_of_its_epoch(write_rows, pictures, processor, tmp_path, draw_picture):
+    """40 frames give 8 to 32 of 16 tokens, another number in every epoch; a picture stays as it is."""
+    (tmp_path / "clip").mkdir()
+    for number in range(40):
+        draw_picture(112, 112, seed=number).save(tmp_path / "clip" / f"{number:02}.png")
+    shutil.copy(pictures / "a.png", tmp_path / "a.png")
+    clip = {"video": "clip", "conversations": talk("<video>\nQ", "A")}
+    data = open_data(write_rows([picture_row(), clip, row(), clip])).select([3, 0, 2, 1, 3])
+    tokens, tiles = epoch_lengths(data, processor, seed=7, epochs=3, max_length=700)
+    for epoch in range(3):
+        encoded = [encode(record, processor, max_length=700, draw=(7, epoch)) for record in data]
+        assert tokens[epoch].tolist() == [len(one) for one in encoded]
+        assert tiles[epoch].tolist() == [len(one.tiles) for one in encoded]
+    assert len(set(tiles[:, 0].tolist())) > 1 and tokens.max() <= 700
+    still, _ = epoch_lengths(data.select([1, 2]), processor, seed=7, epochs=3, max_length=700)
+    assert still.shape == (2,)
 
 
 def test_stored_lengths_are_used_again_until_the_file_changes(tmp_path, pictures, processor, monkeypatch):

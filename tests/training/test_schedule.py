@@ -323,6 +323,20 @@ def test_fill_by_hand():
     assert str(packed) == "5 rows in 1 steps, each of 2 bins of at most 200 tokens on 1 rank; on average 90.0% full"
 
 
+def test_a_step_is_planned_with_the_lengths_of_its_epochs():
+    """A video of 60 tokens in one epoch and 190 in the next; a step lies across both."""
+    first, second = np.array([60, 100, 40, 90]), np.array([190, 100, 40, 90])
+    (plan,) = bin_plans(np.stack([first, second]), np.zeros((2, 4), int), epochs=2, total_batch=4)
+    for one in (batch for batch in plan if batch.rows):
+        assert sum((first, second)[epoch][row] for epoch, row in one.rows) <= 200
+    (across,) = bin_plans(np.stack([first, second]), np.zeros((2, 4), int), epochs=2, total_batch=8)
+    assert sorted(row for batch in across for row in batch.rows) == [
+        (epoch, row) for epoch in (0, 1) for row in range(4)
+    ]
+    assert all(sum((first, second)[epoch][row] for epoch, row in one.rows) <= 200 for one in across)
+    assert across.fill == pytest.approx((290 + 420) / (200 * len(across)))
+
+
 def test_the_largest_bin_by_hand():
     """Three bins of 200 are needed; longest first into the shortest: 180, 100, 90 + 60, then 50 and 40 beside 100."""
     tokens = np.array([180, 100, 90, 60, 50, 40])
@@ -343,7 +357,7 @@ def test_phi3s_rows_of_up_to_4096_tokens_and_longer_ones_are_never_together(kind
 
 
 def test_rows_that_grew_apart_after_planning_are_refused(data, processor):
-    """A video has other frames in another epoch: the bin is not computed with the wrong rope."""
+    """A picture was replaced by a larger one: the bin is not computed with the wrong rope."""
     batches = MicroBatches(data, processor, recipe("nano-lora"), [MicroBatch(((0, 0), (0, 2)))], rope=(58, True))
     sizes = [len(batches._encode(0, row)) for row in (0, 2)]
     batches.rope = (min(sizes), True)
