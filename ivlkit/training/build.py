@@ -43,6 +43,7 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
         bf16=default_dtype(device) == torch.bfloat16,
     )
     if arguments.bf16 or arguments.fp16:
+        keep_float32_masters(model)
         leave_casts_to_autocast(model)
     wrap_layers(model, recipe)
     callbacks = [*callbacks, *([SayCompileTime()] if recipe.compile else [])]
@@ -69,6 +70,13 @@ def _collate(recipe, plan, *, packed):
     rows, tokens = plan.largest_bin
     length = -(-tokens // LENGTH_STEP) * LENGTH_STEP
     return partial(collate_fixed, length=length, samples=rows, max_length=recipe.max_seq_length)
+
+
+def keep_float32_masters(model):
+    """What trains is float32, though the rest is half precision: PEFT sees to its adapters, not to a projector."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def leave_casts_to_autocast(model):

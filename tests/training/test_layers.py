@@ -11,8 +11,9 @@ from ivlkit.errors import TrainingError
 from ivlkit.models import attention
 from ivlkit.models.load import load
 from ivlkit.training import build, layers
-from ivlkit.training.build import build_trainer, leave_casts_to_autocast
+from ivlkit.training.build import build_trainer, keep_float32_masters, leave_casts_to_autocast
 from ivlkit.training.recipes import recipe
+from ivlkit.training.tuning import prepare
 
 SMALL = {"total_batch": 4, "epochs": 3, "max_seq_length": 100, "bin_tokens": 140, "save_steps": 100, "packing": True}
 FROZEN_TOWER = {"vision": "frozen", "lora_dropout": 0.0}
@@ -151,6 +152,17 @@ def test_recomputing_leaves_a_frozen_tower_out_of_backward(start, monkeypatch):
     trainer.train()
     assert seen and not any(seen)
     assert base.model.vision_tower.embeddings._forward_hooks == {}
+
+
+def test_a_projector_that_trains_beside_adapters_has_float32_masters_too(tiny):
+    """In bf16 most of its weights would never move."""
+    vlm = load(tiny, dtype=torch.bfloat16)
+    model = prepare(vlm, recipe("nano-lora", projector="full"))
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert {value.dtype for name, value in trained.items() if "projector" in name} == {torch.bfloat16}
+    keep_float32_masters(model)
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    assert vlm.model.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_adapters_in_float32_take_their_inputs_uncast_under_autocast(start):
