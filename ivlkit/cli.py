@@ -500,16 +500,15 @@ def _nano(commands):
         commands,
         "nano",
         _run_nano,
-        "Make the embedded model anew, from random weights.",
+        "Make the embedded model anew, from random weights; called again it goes on.",
         ["ivlkit nano train --to runs/nano"],
     )
     parser.add_argument("action", choices=["train"])
     parser.add_argument("--to", default="runs/nano")
-    parser.add_argument("--rows", type=int, help="rows of the curriculum")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw and prepare rows")
 
 
 def _run_nano(options):
-    from .nano.train import ROWS, train_nano
+    from .nano.train import train_nano
 
-    print(train_nano(options.to, rows=options.rows or ROWS, workers=options.workers))
+    print(train_nano(options.to, workers=options.workers))

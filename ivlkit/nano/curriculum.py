@@ -156,6 +156,8 @@ class Curriculum:
         return self.rows
 
     def __getitem__(self, row):
+        if not 0 <= row < self.rows:
+            raise IndexError(f"row {row} of {self.rows}")
         task, sample = self.draw(row)
         question, answer = sample.turns[0]
         first = "\n".join([*[IMAGE_PLACEHOLDER] * len(sample.pictures), question])

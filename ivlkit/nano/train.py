@@ -7,7 +7,7 @@ frozen language model, `all` trains everything together.
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from ..errors import TrainingError
 from ..models.export import save_released
 from ..models.load import VLM, default_dtype, load
 from ..training.recipes import Recipe
+from ..training.runs import LOG_FILE, last_checkpoint
 from ..training.schedule import MicroBatches, plan_run
 from ..training.trainer import KitTrainer, LogToFile, training_arguments
 from ..training.tuning import prepare
@@ -65,42 +66,55 @@ STAGES = (
 def train_nano(folder, *, stages=STAGES, seed=0, workers=2):
     """Train nano from random weights, stage after stage; each leaves its model in `folder/<stage>`.
 
+    Called again it goes on from the last checkpoint of the stage that was interrupted.
+
     Args: workers: processes that draw and prepare rows.
     Returns: the last stage's folder, in the released layout. `folder/summary.json` has rows, steps, seconds, losses.
+    Raises: TrainingError if the folder holds a training of other stages or another seed.
     """
     folder = Path(folder)
-    start = folder / "random"
-    if start.exists():
-        raise TrainingError(f"{folder}: exists already; expected a new folder; remove it or choose another")
-    model = build(start, seed=seed)
+    model = _begin(folder, stages, seed)
     summary = []
     for number, stage in enumerate(stages):
         recipe = stage.recipe(model, seed=seed, workers=workers)
         data = Curriculum(stage.steps * recipe.total_batch, seed=f"{seed}.{number}", shares=stage.shares)
-        model = train_stage(recipe, data, folder / stage.name)
-        summary.append({"stage": stage.name, "rows": len(data), **_summarise(model / "log.jsonl")})
+        model = folder / stage.name
+        if not (model / "model.safetensors").exists():
+            train_stage(recipe, data, model)
+        summary.append({"stage": stage.name, "rows": len(data), **_summarise(model / LOG_FILE)})
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return model
 
 
+def _begin(folder, stages, seed):
+    """The folder of the random weights, made once; a plan that differs from the one begun here is refused."""
+    plan = {"seed": seed, "stages": [asdict(stage) | {"trains": list(stage.trains)} for stage in stages]}
+    path = folder / "plan.json"
+    if path.exists() and json.loads(path.read_text()) != plan:
+        raise TrainingError(f"{folder}: holds another training; expected a new folder; remove it or choose another")
+    if not path.exists():
+        build(folder / "random", seed=seed)
+        path.write_text(json.dumps(plan, indent=1))
+    return folder / "random"
+
+
 def train_stage(recipe, data, folder):
-    """One stage: the recipe's model trained on drawn rows, saved to `folder` with its log. Returns the folder."""
+    """One stage: the recipe's model trained on drawn rows, saved to `folder` beside its log."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vlm = load(recipe.model, device=device, dtype=torch.float32)
     set_seed(recipe.seed)
     batches, steps = plan_run(len(data), recipe)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     bf16 = default_dtype(device) == torch.bfloat16
     trainer = NanoTrainer(
         model=prepare(vlm, recipe),
         args=training_arguments(recipe, folder, steps=steps, device_type=device.type, bf16=bf16),
         train_dataset=MicroBatches(data, vlm.processor, recipe, batches),
-        callbacks=[LogToFile(folder / "log.jsonl", epochs=recipe.epochs)],
+        callbacks=[LogToFile(folder / LOG_FILE, epochs=recipe.epochs)],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     save_released(VLM(trainer.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)
-    return folder
 
 
 class NanoTrainer(KitTrainer):
@@ -136,12 +150,25 @@ class TwoOptimizers(torch.optim.Optimizer):
         for optimizer in self.both:
             optimizer.step()
 
+    def state_dict(self):
+        """Of both, in order."""
+        return {"both": [optimizer.state_dict() for optimizer in self.both]}
+
+    def load_state_dict(self, state_dict):
+        """Of both; their groups become this one's again."""
+        for optimizer, state in zip(self.both, state_dict["both"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = self.both[0].param_groups + self.both[1].param_groups
+
 
 def _summarise(log):
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    """Steps, seconds and the closing loss; a step that was done twice after an interruption counts once."""
+    lines = list({line["step"]: line for line in map(json.loads, log.read_text().splitlines())}.values())
+    clock = [line["seconds"] for line in lines]  # starts anew when a training goes on
+    ends = [earlier for earlier, later in zip(clock, clock[1:], strict=False) if later < earlier]
     losses = [line["loss"] for line in lines[-50:]]
     return {
         "steps": len(lines),
-        "seconds": lines[-1]["seconds"],
+        "seconds": round(sum(ends) + clock[-1], 1),
         "loss_last_50_steps": round(sum(losses) / len(losses), 4),
     }

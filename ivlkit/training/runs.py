@@ -280,7 +280,7 @@ def _execute(run):
         train_dataset=MicroBatches(data, processor, recipe, batches),
         callbacks=[LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop],
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(run.folder))
     if trainer.state.global_step < steps:
         print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")
     elif trainer.is_world_process_zero():
@@ -324,7 +324,8 @@ def _open_again(run):
     return data
 
 
-def _last_checkpoint(folder):
+def last_checkpoint(folder):
+    """The newest complete checkpoint of a run's folder, or None."""
     found = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
     return str(found[-1].parent) if found else None
 
