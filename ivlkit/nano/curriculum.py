@@ -569,11 +569,14 @@ def one_question(scene, rng, material):
 
 
 def conversation(rng, material):
-    """Two or three different questions in a row about one scene."""
+    """Two or three different questions in a row about one scene; what was said before does not give the last answer."""
     drawn = rng.choice(SEEN)(rng, material)
-    return Sample(
-        drawn.pictures, drawn.ask(*rng.sample(drawn.questions, 2 + (len(drawn.questions) > 2 and rng.random() < 0.5)))
-    )
+    most = min(3, len(drawn.questions))
+    for _ in range(20):  # a scene with one fact only repeats it
+        *before, last = drawn.ask(*rng.sample(drawn.questions, rng.randint(2, most)))
+        if not any(last[1] in text for turn in before for text in turn):
+            break
+    return Sample(drawn.pictures, (*before, last))
 
 
 def from_text(rng, material):
