@@ -33,7 +33,7 @@ SHARED = {
     "warmup_ratio": 0.05,
     "max_seq_length": 1024,
     "gradient_checkpointing": False,
-    "save_steps": 500,
+    "save_steps": 250,
     "hardware": "one GPU, minutes",
 }
 PARTS = ("vision", "projector", "language")
@@ -59,7 +59,7 @@ class Stage:
 STAGES = (
     Stage("language", ("language",), TEXT_SHARES, 400),
     Stage("vision", ("vision", "projector"), SEEN_SHARES, 400),
-    Stage("all", PARTS, TASK_SHARES, 4200),
+    Stage("all", PARTS, TASK_SHARES, 5600),
 )
 
 
