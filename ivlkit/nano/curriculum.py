@@ -72,6 +72,7 @@ SCENE_GRIDS = [(1, 1)] * 6 + [(2, 1)] * 3 + [(1, 2), (2, 2), (2, 2), (3, 2), (2,
 WIDE_GRIDS = [(2, 1)] * 3 + [(3, 1)] * 3 + [(4, 1), (4, 2)]
 # Receipts and charts are one tile wide: (tiles high, lines a tile). Squeezed into a single tile their print is lost.
 FINE_PRINT = [(2, 3), (2, 4), (3, 2), (3, 3), (4, 2), (4, 2)]
+MOST_LINES = 5  # of items or bars
 OPPOSITES = [
     ("hot", "cold"),
     ("big", "small"),
@@ -98,7 +99,7 @@ OPPOSITES = [
 class Material:
     """What a split may show."""
 
-    words: tuple  # common English words, lower case
+    words: tuple  # common English words, lower case; validation's are never read in training
     fonts: tuple  # names of matplotlib's bundled TrueType files, without ".ttf"
 
 
@@ -247,10 +248,10 @@ LINE_QUESTIONS = (
 
 
 def printed_lines(rng, material):
-    """Up to four short lines, each a number or a word."""
+    """Up to three short lines, each a number or a word."""
     picture, ink = print_paper(rng, (1, 1))
-    count = rng.randint(1, 4)
-    lines = [_number(rng, 6) if rng.random() < 0.5 else _word(rng, material) for _ in range(count)]
+    count = rng.randint(1, 3)
+    lines = [_number(rng, 4) if rng.random() < 0.5 else _word(rng) for _ in range(count)]
     font = font_of(rng.choice(material.fonts), _line_px(rng, picture, lines))
     left_px, pitch_px = rng.uniform(0.02, 0.1) * picture.width, picture.height / count
     for place, line in enumerate(lines):
@@ -283,8 +284,17 @@ def printed_rows(rng, material):
 
 
 def printed_word(rng, material):
-    """A word, in small letters or capitals; half are made up, so that letters must be read."""
-    word = _word(rng, material)
+    """One of the words that nano knows, in small letters or capitals."""
+    return _print_word(rng, material, _word(rng))
+
+
+def unknown_word(rng, material):
+    """A word that it can't know, so that letters must be read: made up, or of the split's own words."""
+    word = _made_up_word(rng) if rng.random() < 0.5 else rng.choice(material.words)
+    return _print_word(rng, material, _set_case(rng, word))
+
+
+def _print_word(rng, material, word):
     picture, ink = print_paper(rng, rng.choice(WIDE_GRIDS))
     print_line(picture, word, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
     return Scene((picture,), WORD_QUESTIONS, {"word": word}, f"It says {word}.")
@@ -356,8 +366,8 @@ def shape_name(rng, material):
 
 
 def count_shapes(rng, material):
-    """One to six shapes of one kind and up to two of another, each in its own cell of a grid."""
-    (shape, other), count, others = rng.sample(list(SHAPES), 2), rng.randint(1, 6), rng.choice((0, 0, 1, 2))
+    """One to five shapes of one kind and up to two of another, each in its own cell of a grid."""
+    (shape, other), count, others = rng.sample(list(SHAPES), 2), rng.randint(1, 5), rng.choice((0, 0, 1, 2))
     picture = paper(rng, rng.choice(SCENE_GRIDS))
     places = rng.sample(cells(picture, *((4, 2) if picture.width >= picture.height else (2, 4))), count + others)
     kinds = [shape] * count + [other] * others
@@ -448,7 +458,7 @@ def receipt(rng, material):
     """A narrow receipt in fine print: what things cost, and the total."""
     tiles, lines = rng.choice(FINE_PRINT)
     picture, ink = print_paper(rng, (1, tiles))
-    items = rng.sample(ITEMS, rng.randint(3, tiles * lines - 2))
+    items = rng.sample(ITEMS, rng.randint(3, min(MOST_LINES, tiles * lines - 2)))
     cents = rng.sample(range(50, 1000, 5), len(items))
     rows = [("RECEIPT", ""), *zip(items, map(_price, cents), strict=True), ("TOTAL", _price(sum(cents)))]
     print_fine = _fine_printer(picture, rng, material, ink=ink, lines=tiles * lines)
@@ -465,7 +475,7 @@ def chart(rng, material):
     """A narrow bar chart whose labels and values are fine print."""
     tiles, lines = rng.choice(FINE_PRINT)
     picture, ink = print_paper(rng, (1, tiles))
-    labels = rng.sample(LABELS, rng.randint(3, min(len(LABELS), tiles * lines)))
+    labels = rng.sample(LABELS, rng.randint(3, MOST_LINES))
     values = rng.sample(range(10, 100, 3), len(labels))
     print_fine = _fine_printer(picture, rng, material, ink=ink, lines=tiles * lines)
     colour = rng.choice(list(COLOURS))
@@ -591,6 +601,7 @@ SEEN = (
     printed_number,
     printed_rows,
     printed_word,
+    unknown_word,
     shape_colour,
     shape_name,
     list_shapes,
@@ -608,32 +619,33 @@ TOLD = (name, simple_sum, repeat_word, opposite)
 TASKS = {scene.__name__: partial(one_question, scene) for scene in (*SEEN, *TOLD)}
 TASKS |= {"conversation": conversation, "from_text": from_text}
 TASK_SHARES = {
-    "printed_lines": 12,
-    "printed_number": 12,
-    "printed_rows": 3,
+    "printed_lines": 10,
+    "printed_number": 10,
+    "printed_rows": 2,
     "printed_word": 8,
+    "unknown_word": 5,
     "shape_colour": 1,
-    "shape_name": 2,
+    "shape_name": 1,
     "list_shapes": 5,
-    "count_shapes": 6,
+    "count_shapes": 9,
     "side_of_shapes": 7,
-    "compare_sizes": 4,
-    "find_box": 6,
-    "name_box": 4,
-    "receipt": 7,
-    "chart": 6,
+    "compare_sizes": 5,
+    "find_box": 7,
+    "name_box": 2,
+    "receipt": 8,
+    "chart": 7,
     "whole_print": 6,
     "two_pictures": 6,
     "conversation": 5,
     "name": 1,
-    "simple_sum": 1,
-    "repeat_word": 2,
+    "simple_sum": 2,
+    "repeat_word": 3,
     "opposite": 1,
     "from_text": 4,
 }
 TEXT_SHARES = {"from_text": 24, "name": 1, "simple_sum": 1, "repeat_word": 3, "opposite": 1}
-SEEN_SHARES = {"printed_lines": 12, "printed_number": 6, "printed_word": 3, "list_shapes": 5, "find_box": 2}
-SEEN_SHARES |= {"whole_print": 6}
+SEEN_SHARES = {"printed_lines": 12, "printed_number": 6, "printed_word": 3, "unknown_word": 3, "list_shapes": 5}
+SEEN_SHARES |= {"find_box": 2, "whole_print": 6}
 
 
 # Drawing and writing
@@ -688,7 +700,7 @@ def _thousandths(box, picture):
 
 def _fine_printer(picture, rng, material, *, ink, lines):
     """A function (line, share of the width, text, anchor) that prints a line and returns its middle in px."""
-    font = font_of(rng.choice(material.fonts), rng.choice((13, 14, 15)))
+    font = font_of(rng.choice(material.fonts), rng.choice((14, 15, 16)))
     line_px = picture.height / lines
 
     def print_fine(line, across, text, anchor):
@@ -777,9 +789,12 @@ def _number(rng, most_digits):
     return "".join(rng.choices("0123456789", k=rng.randint(1, most_digits)))
 
 
-def _word(rng, material):
-    """A word, half of them made up, in small letters, capitals or with a first capital."""
-    word = _made_up_word(rng) if rng.random() < 0.5 else rng.choice(material.words)
+def _word(rng):
+    """A word of both splits, in small letters, capitals or with a first capital."""
+    return _set_case(rng, rng.choice(WORDS))
+
+
+def _set_case(rng, word):
     return rng.choice((str.lower, str.upper, str.title))(word)
 
 
