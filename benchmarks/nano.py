@@ -31,7 +31,7 @@ from ivlkit.training.runs import train
 FINE_PRINT = ("receipt", "chart", "whole_print")
 DIGITS = (3, 3)
 STRIPS = {"validation": 166, "test": 166}  # of three of the split's 500 digits, each used once
-TRAIN_ROWS = 4800  # strips of one to three digits
+TRAIN_ROWS = 4500  # strips of one to three digits
 RECIPES = ("nano-lora", "nano-full", "nano-projector")
 CURVE_ROWS = (25, 50, 100, 200, 400)
 OLD_SHARE = 0.1
@@ -117,10 +117,10 @@ def _trainable(run):
 
 
 def handwriting(options, folder):
-    """Before, and after each recipe, on the same strips."""
+    """Before, and after each recipe (`--recipes`), on the same strips."""
     test, data = write_strips(folder, options.split), write_strips(folder, "train")
     say_score("before", ask(options.model, test, options))
-    for name in RECIPES:
+    for name in options.recipes:
         run, cost = fit(name, data, folder / name, options)
         say_score(name, ask(run.folder, test, options), **cost)
 
@@ -177,6 +177,7 @@ def main():
     parser.add_argument("--model", default="nano", help="a key or a folder")
     parser.add_argument("--rows", type=int, default=1000, help="of the curriculum")
     parser.add_argument("--split", choices=STRIPS, default="validation", help="digits that are asked about")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
