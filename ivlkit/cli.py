@@ -41,7 +41,7 @@ def _parser():
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
-    for add in (*looking, _train, _runs, _evaluate, _compare, _export, _demo, _nano):
+    for add in (*looking, _train, _runs, _evaluate, _benchmark, _compare, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -418,6 +418,51 @@ def _run_evaluate(options):
     if options.html:
         report.save_html(options.html)
     _print(report.to_dict() if options.json else report, options.json)
+
+
+def _benchmark(commands):
+    parser = _command(
+        commands,
+        "benchmark",
+        _run_benchmark,
+        "Score a model on a public benchmark that you have downloaded, beside the published scores.",
+        [
+            "ivlkit benchmark                # which there are",
+            "ivlkit benchmark docvqa         # what to download, and where it goes",
+            "ivlkit benchmark docvqa 2b data/docvqa --to runs/docvqa",
+            "ivlkit benchmark docvqa 2b data/docvqa --split test --to runs/test --submission docvqa.json",
+        ],
+    )
+    parser.add_argument("name", nargs="?", help="textvqa, docvqa, chartqa, pope, refcoco, coco_captions")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("folder", nargs="?", help="where the benchmark's files lie")
+    parser.add_argument("--split", help="default the one that scores are usually given for")
+    parser.add_argument("--images", help="folder of the pictures, if they lie elsewhere")
+    parser.add_argument("--rows", type=int, help="so many rows, drawn by seed 0, instead of all")
+    parser.add_argument("--to", help="folder that keeps the replies: a stopped evaluation goes on there")
+    parser.add_argument("--submission", help="write the replies as the benchmark's server takes them")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_benchmark(options):
+    from .evaluation.benchmarks import BENCHMARKS, describe, open_benchmark
+    from .models.load import load
+
+    if not options.model:
+        return print("\n".join(map(describe, [options.name] if options.name else BENCHMARKS)))
+    if not options.folder:
+        raise DataError(
+            f"benchmark: no folder of {options.name}'s files; expected one last; ivlkit benchmark "
+            f"{options.name} says what to download"
+        )
+    task = open_benchmark(options.name, options.folder, split=options.split, images=options.images, rows=options.rows)
+    report = task.evaluate(load(options.model), to=options.to, batch_size=options.batch_size)
+    if options.submission:
+        print(task.save_submission(report, options.submission), file=sys.stderr)
+    if task.has_truth:
+        scores = task.scores(report)
+        _print(scores.to_dict() if options.json else scores, options.json)
 
 
 def _compare(commands):
