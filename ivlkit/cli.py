@@ -384,12 +384,16 @@ def _evaluate(commands):
         "evaluate",
         _run_evaluate,
         "Score greedy replies to every row of a data set.",
-        ["ivlkit evaluate nano test.jsonl --html report.html", "ivlkit evaluate runs/demo/run test.jsonl --json"],
+        [
+            "ivlkit evaluate nano test.jsonl --html report.html",
+            "ivlkit evaluate runs/demo/run test.jsonl --json",
+            "ivlkit evaluate runs/demo/run text-control   # questions without pictures: what was forgotten?",
+        ],
     )
     parser.add_argument("model")
-    parser.add_argument("data")
+    parser.add_argument("data", help="what training takes, or text-control: 70 questions that come with the kit")
     parser.add_argument("--root", help="folder of the pictures of a .jsonl")
-    parser.add_argument("--metric", default="exact_match")
+    parser.add_argument("--metric", help="default exact_match; of text-control contains")
     parser.add_argument("--pictures", default="right", help="right, shuffled or none: does it look?")
     parser.add_argument("--max-tiles", type=int, help="tile budget instead of the model's (max_dynamic_patch)")
     parser.add_argument("--to", help="folder that keeps the replies: a stopped evaluation goes on there")
@@ -401,14 +405,16 @@ def _evaluate(commands):
 
 def _run_evaluate(options):
     from .data.mixture import open_data
+    from .evaluation.control import TEXT_CONTROL, text_control
     from .evaluation.evaluate import evaluate
     from .models.load import load
 
-    data = open_data(options.data, root=options.root)
+    is_control = options.data == TEXT_CONTROL
+    data = text_control() if is_control else open_data(options.data, root=options.root)
     report = evaluate(
         load(options.model),
         data,
-        metric=options.metric,
+        metric=options.metric or ("contains" if is_control else "exact_match"),
         pictures=options.pictures,
         max_tiles=options.max_tiles,
         to=options.to,
