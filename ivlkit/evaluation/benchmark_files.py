@@ -92,6 +92,8 @@ def read_refcoco(path):
         if len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
             raise DataError(f"{where}: `bbox` is {box!r:.80}; expected [x1, y1, x2, y2] in pixels")
         sides = [_field(entry, name, (int, float), where) for name in ("width", "height")]
+        if min(sides) <= 0:
+            raise DataError(f"{where}: a picture of {sides[0]} x {sides[1]} px; expected the benchmark's own numbers")
         shares = [1000 * value / side for value, side in zip(box, sides * 2, strict=True)]
         yield Question(
             where,

@@ -62,7 +62,6 @@ class Task:
 
     benchmark: Benchmark
     split: str
-    path: Path
     records: tuple[Record, ...]
     total: int  # rows of the whole split
     has_truth: bool  # else only the benchmark's server can score it
@@ -75,7 +74,7 @@ class Task:
 
     @property
     def name(self):
-        """ "docvqa val"."""
+        """ "docvqa val": what a report says about its data."""
         return f"{self.benchmark.name} {self.split}"
 
     def evaluate(self, vlm, **options):
@@ -221,7 +220,7 @@ def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):
     records = tuple(
         _record(benchmark, part, question, path) for (part, question), path in zip(kept, paths, strict=True)
     )
-    return Task(benchmark, split, folder, records, total, has_truth)
+    return Task(benchmark, split, records, total, has_truth)
 
 
 def describe(name):

@@ -219,6 +219,13 @@ class TestRefCoco:
         for reply, score in [("<box>[[100, 100, 300, 500]]</box>", 100.0), ("[[100, 100, 299, 500]]", 0.0), ("?", 0.0)]:
             assert task.scores(answer(task, [reply])).measured == {"refcoco+_testA": score}
 
+    @pytest.mark.parametrize("change", [{"bbox": [1, 2, 3]}, {"bbox": [1, 2, 3, "4"]}, {"width": 0}])
+    def test_a_box_that_is_none_is_refused(self, refcoco, change):
+        path = refcoco / "refcoco_val.jsonl"
+        write(path, lines(json.loads(path.read_text()) | change))
+        with pytest.raises(DataError, match=r"refcoco_val\.jsonl:1: (`bbox` is|a picture of 0 x 480 px)"):
+            open_benchmark("refcoco", refcoco, split="refcoco_val")
+
     def test_all_eight_sets_stand_beside_the_published_ones(self, refcoco, answer):
         task = open_benchmark("refcoco", refcoco)
         found = task.scores(answer(task, ["[[100, 100, 500, 500]]"] * 7 + [""]))
@@ -351,7 +358,7 @@ class TestWithAModel:
     def test_replies_are_kept_and_the_loaded_report_gives_the_same_scores(self, docvqa, tiny_vlm, tmp_path):
         task = open_benchmark("docvqa", docvqa)
         report = task.evaluate(tiny_vlm, to=tmp_path / "kept", progress=False, max_new_tokens=3)
-        assert (report.details["max_tiles"], report.metric) == (18, "anls")
+        assert (report.details["data"], report.details["max_tiles"], report.metric) == ("docvqa val", 18, "anls")
         assert task.scores(Report.load(tmp_path / "kept")).to_dict() == task.scores(report).to_dict()
 
     def test_a_caption_has_at_least_8_tokens_even_if_the_model_wants_to_end(self, coco, tiny_vlm, monkeypatch):
