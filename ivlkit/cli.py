@@ -439,7 +439,7 @@ def _benchmark(commands):
             "ivlkit benchmark docvqa 2b data/docvqa --split test --to runs/test --submission docvqa.json",
         ],
     )
-    parser.add_argument("name", nargs="?", help="textvqa, docvqa, chartqa, pope, refcoco, coco_captions")
+    parser.add_argument("name", nargs="?", help="textvqa, docvqa, infovqa, chartqa, pope, refcoco, coco_captions")
     parser.add_argument("model", nargs="?")
     parser.add_argument("folder", nargs="?", help="where the benchmark's files lie")
     parser.add_argument("--split", help="default the one that scores are usually given for")
@@ -463,6 +463,10 @@ def _run_benchmark(options):
             f"{options.name} says what to download"
         )
     task = open_benchmark(options.name, options.folder, split=options.split, images=options.images, rows=options.rows)
+    if options.submission:
+        task.check_submission()
+    elif not task.has_truth:
+        raise DataError(f"{task.name}: only the benchmark's server has the truths; expected --submission FILE for it")
     report = task.evaluate(load(options.model), to=options.to, batch_size=options.batch_size)
     if options.submission:
         print(task.save_submission(report, options.submission), file=sys.stderr)

@@ -42,16 +42,25 @@ def read_textvqa(path):
 
 def read_docvqa(path):
     """DocVQA's *_v1.0.json and *_v1.0_withQT.json: `data` with questionId, image, and accepted answers, if given."""
+    return _read_rrc(path, picture="image", kinds="question_types")
+
+
+def read_infovqa(path):
+    """InfographicVQA's *_v1.0.json and *_v1.0_withQT.json: the same, with image_local_name."""
+    return _read_rrc(path, picture="image_local_name", kinds="answer_type")
+
+
+def _read_rrc(path, *, picture, kinds):
+    """Files of the Robust Reading Competition: names of the fields that differ."""
     for where, entry in _entries(_load(path, dict), "data", path):
         answers = _texts(entry, "answers", where) if entry.get("answers") else None
-        kinds = {"question_types": entry["question_types"]} if "question_types" in entry else {}
         yield Question(
             where,
             _field(entry, "questionId", (int, str), where),
-            _field(entry, "image", str, where),
+            _field(entry, picture, str, where),
             _field(entry, "question", str, where),
             answers[0] if answers else None,
-            kinds | ({"answers": answers} if answers else {}),
+            {name: entry[name] for name in (kinds,) if name in entry} | ({"answers": answers} if answers else {}),
         )
 
 

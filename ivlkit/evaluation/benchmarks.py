@@ -21,6 +21,7 @@ from .benchmark_files import (
     read_chartqa,
     read_coco_captions,
     read_docvqa,
+    read_infovqa,
     read_pope,
     read_refcoco,
     read_textvqa,
@@ -105,19 +106,21 @@ class Task:
     def save_submission(self, report, path):
         """Write the replies as the benchmark's server takes them: a JSON list, one {id, reply} a question.
 
-        Raises: DataError if there is no server, or the report is not of the whole split.
+        Raises: DataError if `check_submission` does, or if the report is of other rows.
         """
-        keys = self.benchmark.answer_keys
-        if keys is None:
-            raise DataError(f"{self.benchmark.name}: has no server; expected a report that is scored here")
+        self.check_submission()
         check_rows_of(report, self.records)
-        if len(self) != self.total:
-            raise DataError(
-                f"{self.name}: a report of {len(self):,} of {self.total:,} rows; a server wants all; leave out rows="
-            )
+        id_key, reply_key = self.benchmark.answer_keys
         pairs = zip(self.records, report.rows, strict=True)
-        answers = [dict(zip(keys, (record.id, row.reply), strict=True)) for record, row in pairs]
+        answers = [{id_key: record.id, reply_key: row.reply} for record, row in pairs]
         return write_text(path, json.dumps(answers, ensure_ascii=False))
+
+    def check_submission(self):
+        """Raise DataError if the benchmark has no server, or if these are not all rows of the split."""
+        if self.benchmark.answer_keys is None:
+            raise DataError(f"{self.benchmark.name}: has no server; expected a report that is scored here")
+        if len(self) != self.total:
+            raise DataError(f"{self.name}: {len(self):,} of {self.total:,} rows; a server wants all; leave out rows")
 
     def __repr__(self):
         rows = f"{len(self):,}" if len(self) == self.total else f"{len(self):,} of {self.total:,}"
@@ -196,7 +199,7 @@ def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):
     """Open a public benchmark that you have downloaded: `open_benchmark("docvqa", "data/docvqa").evaluate(vlm)`.
 
     Args:
-        name: one of BENCHMARKS: textvqa, docvqa, chartqa, pope, refcoco, coco_captions.
+        name: one of BENCHMARKS: textvqa, docvqa, infovqa, chartqa, pope, refcoco, coco_captions.
         folder: where its files lie, as unpacked; `describe(name)` says what to get.
         split: default the one that scores are usually given for.
         images: folder of the pictures, if they lie elsewhere.
@@ -204,9 +207,7 @@ def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):
     Returns: `Task`.
     Raises: DataError for an unknown name or split, for missing files with what to get, and for a broken entry.
     """
-    if name not in BENCHMARKS:
-        raise DataError(f"benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
-    benchmark, folder = BENCHMARKS[name], Path(folder)
+    benchmark, folder = _find(name), Path(folder)
     split = split or next(iter(benchmark.splits))
     if split not in benchmark.splits:
         raise DataError(f"{name}: split {split!r}; expected one of {', '.join(benchmark.splits)}")
@@ -225,9 +226,7 @@ def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):
 
 def describe(name):
     """What a benchmark asks, how it is scored, what to fetch and where it goes: a text."""
-    if name not in BENCHMARKS:
-        raise DataError(f"benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
+    benchmark = _find(name)
     files = [names[0] for names in next(iter(benchmark.splits.values())).values()]
     return "\n".join(
         [
@@ -238,6 +237,12 @@ def describe(name):
             f"  get     {benchmark.get}",
         ]
     )
+
+
+def _find(name):
+    if name not in BENCHMARKS:
+        raise DataError(f"benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
 
 
 def unscored(reply, truth):
@@ -337,6 +342,25 @@ BENCHMARKS = {
             published={"val": {"val": _by_model(90.5, 86.6, 83.9)}, "test": {"test": _by_model(90.9, None, None)}},
             answer_keys=("questionId", "answer"),
             get="the annotations and pictures of Task 1 (Single Page Document VQA) from "
+            "https://rrc.cvc.uab.es/?ch=17&com=downloads, which wants an account, and unpack both here",
+        ),
+        Benchmark(
+            name="infovqa",
+            about="questions about infographics",
+            read=read_infovqa,
+            splits={
+                "val": {"val": ("infographicsVQA_val_v1.0_withQT.json", "infographicsVQA_val_v1.0.json")},
+                "test": {"test": ("infographicsVQA_test_v1.0.json",)},
+            },
+            places=("", "infographicsvqa_qas"),
+            pictures=("infographicsvqa_images", ""),
+            prompt="{} " + SHORT_ANSWER,
+            metric="anls",
+            max_tiles=24,
+            max_new_tokens=100,
+            published={"val": {"val": _by_model(72.4, 64.6, 55.9)}, "test": {"test": _by_model(72.5, None, None)}},
+            answer_keys=("questionId", "answer"),
+            get="the annotations and pictures of Task 3 (Infographics VQA) from "
             "https://rrc.cvc.uab.es/?ch=17&com=downloads, which wants an account, and unpack both here",
         ),
         Benchmark(

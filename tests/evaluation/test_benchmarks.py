@@ -177,6 +177,24 @@ class TestDocVqa:
         assert json.loads(path.read_text())[1] == {"questionId": 49151, "answer": "b"}
 
 
+class TestInfoVqa:
+    def test_it_is_docvqa_with_other_names(self, tmp_path, answer):
+        entry = {
+            "questionId": 98313,
+            "question": "How many?",
+            "image_local_name": "37313.jpeg",
+            "image_url": "http://x",
+        }
+        entry |= {"answers": ["20 %", "20%"], "answer_type": ["single span"], "data_split": "val"}
+        head = {"dataset_name": "infographicVQA", "dataset_version": "1.0", "dataset_split": "val"}
+        write(tmp_path / "infographicsVQA_val_v1.0_withQT.json", head | {"data": [entry]})
+        draw(tmp_path / "infographicsvqa_images", "37313.jpeg")
+        task = open_benchmark("infovqa", tmp_path)
+        assert asked(task) == f"How many? {SHORT}" and task.benchmark.max_tiles == 24
+        report = answer(task, ["20%"])
+        assert (report.score, report.rows[0].extra["answer_type"]) == (1.0, ["single span"])
+
+
 class TestChartQa:
     def test_the_score_is_the_mean_of_both_sets(self, chartqa, answer):
         task = open_benchmark("chartqa", chartqa)
@@ -315,7 +333,7 @@ class TestOpening:
         assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 4
         task = open_benchmark("docvqa", docvqa, rows=1)
         assert repr(task) == "Task(docvqa val: 1 of 2 rows, anls, at most 18 tiles)"
-        with pytest.raises(DataError, match="a report of 1 of 2 rows; a server wants all"):
+        with pytest.raises(DataError, match="docvqa val: 1 of 2 rows; a server wants all"):
             task.save_submission(answer(task, ["x"]), tmp_path / "s.json")
         with pytest.raises(DataError, match="rows=3 of 2; expected 1 to 2"):
             open_benchmark("docvqa", docvqa, rows=3)
@@ -388,5 +406,16 @@ class TestWithAModel:
         assert all(f"{name}: " in printed for name in BENCHMARKS)
         assert main(["benchmark", "docvqa"]) == 0
         assert capsys.readouterr().out.strip() == describe("docvqa")
-        assert main(["benchmark", "docvqa", "nano"]) == 2
-        assert "no folder of docvqa's files" in capsys.readouterr().err
+
+    def test_the_command_line_refuses_what_would_be_for_nothing_before_it_loads_a_model(self, docvqa, chartqa, capsys):
+        for arguments, said in [
+            (["docvqa", "nowhere"], "no folder of docvqa's files"),
+            (["docvqa", "nowhere", str(docvqa), "--split", "test"], "expected --submission FILE"),
+            (
+                ["docvqa", "nowhere", str(docvqa), "--rows", "1", "--submission", "s.json"],
+                "1 of 2 rows; a server wants",
+            ),
+            (["chartqa", "nowhere", str(chartqa), "--submission", "s.json"], "chartqa: has no server"),
+        ]:
+            assert main(["benchmark", *arguments]) == 2
+            assert said in capsys.readouterr().err
