@@ -220,6 +220,17 @@ def check_same_rows(first, second):
             )
 
 
+def check_rows_of(report, records):
+    """The report is of these records, in their order. Raises: DataError with the first row that is not."""
+    if len(report.rows) != len(records):
+        raise DataError(
+            f"a report of {len(report.rows):,} rows for {len(records):,} records; expected one of the same data"
+        )
+    for row, record in zip(report.rows, records, strict=True):
+        if (row.where, row.truth) != (record.where, record.answer):
+            raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
+
+
 def write_text(path, text):
     """Write a whole file or none: a reader never sees half of it."""
     path = Path(path)

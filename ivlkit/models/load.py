@@ -226,7 +226,8 @@ def _load_adapter(vlm, folder):
     """PEFT's own loader passes over missing tensors, opens pickles and asks the hub for a file that is not there."""
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
-    wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
+    with peft_is_quiet():
+        wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
     set_peft_model_state_dict(wrapped, load_file(check_adapter(wrapped, folder)))
     wrapped.eval()
     return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)

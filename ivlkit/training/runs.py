@@ -260,7 +260,7 @@ def _execute(run):
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    checkpoint = _last_checkpoint(run.folder)
+    checkpoint = last_checkpoint(run.folder)
     if checkpoint and "packing" not in run.spec["recipe"]:
         raise TrainingError(
             f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
@@ -323,7 +323,8 @@ def _open_again(run):
     return data
 
 
-def _last_checkpoint(folder):
+def last_checkpoint(folder):
+    """The newest complete checkpoint of a run's folder, or None."""
     found = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
     return str(found[-1].parent) if found else None
 

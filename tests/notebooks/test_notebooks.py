@@ -43,11 +43,31 @@ def expect_finetune_lora(results):
     assert results["same_reply_after_export"]
 
 
+def expect_evaluate(results):
+    assert results["steps"][0] == 0 and results["steps"] == sorted(results["steps"])
+    assert results["scores"][-1] > results["scores"][0] and results["difference_at_least"] > 0
+    assert results["won"] > results["lost"]
+    assert results["rows_in_csv"] == 240 and results["page_mb"] < 10
+    assert results["right"] - max(results["shuffled"], results["none"]) > 0.25
+    assert results["believed_to_look"] and results["lazy_test_warned"]
+    assert results["asked_again"] == 0 and results["text_rows"] == 70
+
+
+def expect_export_and_share(results):
+    assert set(results["replies"]) == {"run", "released", "adapter", "plain transformers"}
+    assert results["same_reply_everywhere"] and results["fresh_process_exit_code"] == 0
+    assert 0 < results["sizes_mb"]["adapter"] < results["sizes_mb"]["released"] / 2
+    assert results["card_has_scores"] and results["card_has_fingerprint"] and results["card_serves"]
+    assert results["next_state"] == "finished" and results["forged_refused"]
+
+
 EXPECTED = {
     "00_first_look.ipynb": expect_first_look,
     "01_download.ipynb": expect_download,
     "05_your_data.ipynb": expect_your_data,
     "07_finetune_lora.ipynb": expect_finetune_lora,
+    "08_evaluate.ipynb": expect_evaluate,
+    "10_export_and_share.ipynb": expect_export_and_share,
 }
 
 
