@@ -197,6 +197,15 @@ class Data:
 
         return HTML(gallery_html(self, rows=rows))
 
+    def show_tokens(self, processor, *, row=0, max_length=None):
+        """The microscope: a row's tiles and every token, coloured by what training does with it, with a row picker.
+
+        Args: processor: of the model (`vlm.processor`, `ivlkit.load_processor`); max_length: as in `ivlkit.encode`.
+        """
+        from ..show.tokens import tokens_live
+
+        return tokens_live(self, processor, row=row, max_length=max_length)
+
 
 def open_data(path, *, root=None, seed=0, split=TRAIN):
     """Open a meta JSON or a JSONL, or what `convert` can make one of: a table, a JSON list, a folder with classes.

@@ -5,8 +5,8 @@ from html import escape
 from matplotlib.ticker import MaxNLocator
 
 from .dataset import pictures_html
-from .figure import ShownFigure
-from .html import cards_html, figure_html, fragment, page_html, table_html, text_html
+from .figure import ShownFigure, plain_text
+from .html import cards_html, fragment, page_html, table_html, text_html
 
 LEVEL_COLOURS = {"error": "#d55e00", "warning": "#b07b00", "info": "#0072b2"}
 LISTED_IN_NOTEBOOK = 20
@@ -26,7 +26,7 @@ def report_page(report):
         _count_table(report),
         f"<h2>Problems</h2>{_problem_table(report.problems)}{_more(report, len(report.problems))}",
         f"<h2>Pictures with a finding</h2>{samples}" if report.samples else "",
-        f"<h2>Figures</h2>{figure_html(report_figure(report), alt=_figure_alt(report))}",
+        f"<h2>Figures</h2>{report_figure(report).to_html()}",
         _source_table(report),
         _answer_table(report),
     ]
@@ -67,7 +67,8 @@ def report_figure(report):
         )
         if key in stats
     ]
-    figure = ShownFigure(figsize=(10, 3 * ((len(drawn) + 1) // 2)), layout="constrained")
+    size = (10, 3 * ((len(drawn) + 1) // 2))
+    figure = ShownFigure(figsize=size, layout="constrained", alt=_figure_alt(report))
     for place, (draw, title, values) in enumerate(drawn, start=1):
         axes = figure.add_subplot((len(drawn) + 1) // 2, 2, place)
         axes.set_title(title, fontsize=10)
@@ -97,14 +98,8 @@ def _draw_aspects(axes, aspects):
 def _draw_answers(axes, answers):
     top = answers["top"][:10][::-1]
     axes.barh(range(len(top)), [count for _, count in top])
-    axes.set_yticks(range(len(top)), [_plain(text) for text, _ in top], fontsize=7)
+    axes.set_yticks(range(len(top)), [plain_text(text) for text, _ in top], fontsize=7)
     _label(axes, "rows", "")
-
-
-def _plain(text, limit=24):
-    """Text for matplotlib: one printable line in which no $ starts a formula."""
-    line = "".join(character if character.isprintable() else " " for character in str(text))
-    return (line if len(line) <= limit else line[: limit - 1] + "…").replace("$", r"\$")
 
 
 def _label(axes, horizontal, vertical):

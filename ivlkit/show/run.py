@@ -1,7 +1,7 @@
 """A run: its loss and learning rate, as a figure and as HTML."""
 
 from .figure import ShownFigure
-from .html import figure_html, fragment, text_html
+from .html import fragment, text_html
 
 
 def loss_figure(histories, *, title="training loss"):
