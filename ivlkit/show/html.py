@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .token code { background: none; padding: 0; color: inherit; }
 .ivl .token img, .ivl .tiles img { display: inline-block; vertical-align: middle; margin: 1px 4px 1px 0; }
 .ivl .token img { height: 28px; } .ivl .token img, .ivl .tiles img { outline: 1px solid #8888; }
-.ivl .trained { background: #0072b255; border-color: #0072b2; } .ivl .image { background: #e69f0044; border-color: #e69f00; }
+.ivl .trained { background: #0072b255; border-color: #0072b2; }
+.ivl .image { background: #e69f0044; border-color: #e69f00; }
 .ivl .special { background: #cc79a744; border-color: #cc79a7; border-style: dashed; }
 .ivl .masked { background: #8882; } .ivl .padding { opacity: .6; border-style: dotted; }
 .ivl .cut { border: 3px solid #d55e00; }
@@ -101,4 +102,3 @@ def page_html(title, body):
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f'<body class="ivl"><h1>{escape(title)}</h1>{body}</body></html>'
     )
-

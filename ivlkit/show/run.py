@@ -1,5 +1,7 @@
 """A run: its loss and learning rate, as a figure and as HTML."""
 
+from itertools import starmap
+
 from .figure import ShownFigure
 from .html import fragment, text_html
 
@@ -10,7 +12,7 @@ def loss_figure(histories, *, title="training loss"):
     Args: histories: {name: `Run.history`}.
     Returns: matplotlib figure.
     """
-    figure = ShownFigure(figsize=(7, 3.2))
+    figure = ShownFigure(figsize=(7, 3.2), alt="; ".join(starmap(_said_of, histories.items())))
     axes = figure.subplots()
     for name, history in histories.items():
         steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
@@ -23,6 +25,10 @@ def loss_figure(histories, *, title="training loss"):
     return figure
 
 
+def _said_of(name, history):
+    return f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
+
+
 def run_html(run):
     """State, last numbers and the loss curve of a run."""
     history = run.history
@@ -30,8 +36,7 @@ def run_html(run):
     if run.error:
         lines.append(f"<div>{text_html(run.error)}</div>")
     if len(history) > 1:
-        alt = f"loss from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
-        lines.append(figure_html(loss_figure({run.folder.name: history}), alt=alt))
+        lines.append(loss_figure({run.folder.name: history}).to_html())
     return fragment("".join(lines))
 
 

@@ -1,7 +1,7 @@
 """The microscope: a row as the model sees it, read back from the batch that training would get.
 
-A batch is padded (`attention_mask`) or packed (`cu_seqlens` or `sample_ids`); either way it is taken apart into samples.
-Nothing here encodes by itself, so what is shown is what is trained on.
+A batch is padded (`attention_mask`) or packed (`cu_seqlens` or `sample_ids`); either way it is taken
+apart into samples. Nothing here encodes by itself, so what is shown is what is trained on.
 """
 
 from dataclasses import dataclass
@@ -211,7 +211,9 @@ def _pictures(sample, record):
         return ""
     tiles = "".join(_tile_html(tile, number) for number, tile in enumerate(sample.tiles, start=1))
     picture = f"<div>{media_html(record, max_px=240)}</div>" if record else ""
-    return f'<div class="cards">{picture}<div><div class="dim">as tiles</div><div class="tiles">{tiles}</div></div></div>'
+    return (
+        f'<div class="cards">{picture}<div><div class="dim">as tiles</div><div class="tiles">{tiles}</div></div></div>'
+    )
 
 
 def _tile_html(tile, number):
