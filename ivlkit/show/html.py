@@ -22,7 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .token { border: 1px solid #8888; border-radius: 4px; padding: 1px 4px; margin: 1px; overflow-wrap: anywhere; }
 .ivl .token { display: inline-block; line-height: 1.5; vertical-align: middle; max-width: 100%; white-space: pre-wrap; }
 .ivl .token sub { opacity: .7; font-size: .7em; margin-left: 3px; font-weight: normal; font-style: normal; }
-.ivl .token code { background: none; padding: 0; color: inherit; }
+.ivl .tokens .token code { background: none; padding: 0; color: inherit; }
 .ivl .token img, .ivl .tiles img { display: inline-block; vertical-align: middle; margin: 1px 4px 1px 0; }
 .ivl .token img { height: 28px; } .ivl .token img, .ivl .tiles img { outline: 1px solid #8888; }
 .ivl .trained { background: #0072b255; border-color: #0072b2; }

@@ -31,12 +31,13 @@ class Live:
 
     def redraw(self):
         """Show the present state in the cell where this was shown."""
-        from IPython.display import HTML, display
+        from IPython.display import display
 
+        shown = {"text/html": self.to_html(), "text/plain": "Shown as HTML."}
         if self._handle is None:
-            self._handle = display(HTML(self.to_html()), display_id=True)
+            self._handle = display(shown, display_id=True, raw=True)
         else:
-            self._handle.update(HTML(self.to_html()))
+            self._handle.update(shown, raw=True)
 
     def _redraw_if_live(self, _change):
         if self._handle is not None:

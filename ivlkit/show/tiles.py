@@ -24,7 +24,9 @@ def tiles_figure(image, processor, *, max_tiles=None):
     tiles = processor.tile(image, max_tiles=budget)
     tokens = len(tiles) * processor.num_image_token
     said = f"{image.width} × {image.height} px → {cols} × {rows} grid, {_tiles_text(len(tiles))}, {tokens:,} tokens"
-    figure = ShownFigure(figsize=(12, 4), layout="constrained", alt=f"{said}; at most {budget} tiles and the thumbnail")
+    figure = ShownFigure(
+        figsize=(10.5, 3.6), layout="constrained", alt=f"{said}; at most {budget} tiles and the thumbnail"
+    )
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 0.8, 1.3))
     _draw_grid(left, image, cols, rows)
     _draw_candidates(middle, image, processor, budget, (cols, rows))

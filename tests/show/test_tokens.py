@@ -152,7 +152,7 @@ class TestPicker:
         shown = []
         monkeypatch.setattr("IPython.display.display", lambda value, **_: shown.append(value))
         data.show_tokens(processor)._ipython_display_()
-        assert "VBox" not in str(shown[:-1]) and "<b>" in shown[-1].data
+        assert "VBox" not in str(shown[:-1]) and "<b>" in shown[-1]["text/html"]
 
 
 def test_a_row_that_is_too_long_says_so(processor):
