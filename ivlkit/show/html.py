@@ -29,6 +29,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .image { background: #e69f0044; border-color: #e69f00; }
 .ivl .special { background: #cc79a744; border-color: #cc79a7; border-style: dashed; }
 .ivl .masked { background: #8882; } .ivl .padding { opacity: .6; border-style: dotted; }
+.ivl .share { display: inline-block; height: 10px; background: #0072b2; }
 .ivl .cut { border: 3px solid #d55e00; }
 .ivl .bar { display: flex; height: 12px; border: 1px solid #8888; margin: .4em 0; } .ivl .bar span { border-width: 0; }
 .ivl .bar .trained { background: #0072b2; } .ivl .bar .image { background: #e69f00; }

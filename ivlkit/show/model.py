@@ -7,11 +7,11 @@ from ..data.media import open_image
 from ..models.families import FAMILIES
 from ..models.load import read_shapes, read_weight_files
 from ..models.verify import DATA
-from .figure import ShownFigure
+from .figure import BLUE, ORANGE, PINK, ShownFigure
 from .html import cards_html, fragment, picture_html, table_html, text_html
 
 GIB = 1024**3
-PART_COLOURS = {"vision tower": "#0072b2", "projector": "#cc79a7", "language model": "#e69f00"}
+PART_COLOURS = {"vision tower": BLUE, "projector": PINK, "language model": ORANGE}
 RELEASED_PREFIXES = {"vision_model.": "vision tower", "mlp1.": "projector", "language_model.": "language model"}
 FILES = {
     "config.json": "sizes of every part, template, tile settings",
