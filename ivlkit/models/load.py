@@ -77,6 +77,12 @@ class VLM:
 
         return parts_figure(self, recipe)
 
+    def ask(self, question="What is in the picture?", image=None):
+        """A cell to ask in: upload a picture, type a question, see the answer as it is written."""
+        from ..show.ask import ask_live
+
+        return ask_live(self, question, image)
+
     def show_walk(self, question, images=None):
         """Every shape on a question's way to the next token, as HTML; pictures as in `chat`."""
         from IPython.display import HTML

@@ -43,10 +43,13 @@ class Live:
         if self._handle is not None:
             self.redraw()
 
-    def _ipython_display_(self):
+    def show(self):
+        """Display controls and content here; a notebook does it by itself for the value of a cell."""
         show_controls(self.controls)
         self._handle = None  # shown once more: the last place is the live one
         self.redraw()
+
+    _ipython_display_ = show
 
 
 def show_controls(controls):

@@ -66,7 +66,12 @@ class Run:
 
     @property
     def history(self):
-        """The log so far: a dict a step with step, loss, learning_rate, grad_norm, epoch, seconds."""
+        """The log so far: a dict a step with step, steps, epoch, loss, learning_rate, grad_norm, tokens, memory_gib and
+        seconds.
+
+        Tokens (without padding) and seconds count from the latest start of its process; memory_gib is the most that was
+        in use of a GPU, or what the process holds in RAM.
+        """
         try:
             lines = (self.folder / LOG_FILE).read_text().splitlines()
         except FileNotFoundError:
@@ -112,15 +117,17 @@ class Run:
                 if not running:
                     break
                 time.sleep(0.3)
+        self._raise_if_failed()
+        return self
+
+    def _raise_if_failed(self):
         if self.state == "failed":
             raise TrainingError(f"{self.folder}: {self.error}")
-        return self
 
     def stop(self, *, timeout_seconds=600):
         """Save a checkpoint and end; training the same recipe on the same data goes on from it."""
-        process = self._process()
+        process = self.request_stop()
         if process is not None:
-            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout_seconds)
             except psutil.TimeoutExpired as error:
@@ -128,6 +135,27 @@ class Run:
                     f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
                 ) from error
         return self
+
+    def request_stop(self):
+        """Ask the run to save a checkpoint and end, and return at once: its process, or None if there is none."""
+        process = self._process()
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+        return process
+
+    def watch(self):
+        """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
+
+        Interrupting this, closing the notebook or losing its kernel does not touch the run; `ivlkit.attach()` finds it
+        again. What stays is a picture. While a cell runs, the button needs a notebook that handles widgets beside it
+        (JupyterLab 4.4 with ipykernel 7 does); elsewhere interrupt the cell and call `stop`.
+
+        Raises: TrainingError with the reason if it failed.
+        """
+        from ..show.run import watch
+
+        watch(self)
+        self._raise_if_failed()
 
     def load(self, **options):
         """The trained model, ready to answer: `ivlkit.load` on this run."""

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -21,6 +22,8 @@ from .loss import total_weight, weighted_cross_entropy
 
 class KitTrainer(Trainer):
     """Trains what `tuning.prepare` returned on `MicroBatches`."""
+
+    tokens_read = 0  # by this rank, since the process started; padding not counted
 
     def get_train_dataloader(self):
         """The plan in order; sharding over ranks happened when it was made."""
@@ -39,6 +42,17 @@ class KitTrainer(Trainer):
         if self.args.world_size > 1:
             weight = self.accelerator.gather(weight.reshape(1)).sum()
         return weight
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; its tokens are counted for the log."""
+        mask = inputs.get("attention_mask")
+        self.tokens_read += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs, start_time=None):
+        """Also the tokens that all ranks have read since this process started."""
+        read = torch.tensor([self.tokens_read], device=self.args.device)
+        super().log(logs | {"tokens": int(self.accelerator.gather(read).sum())}, start_time)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
@@ -180,7 +194,7 @@ def _zero_config(stage):
 
 
 class LogToFile(TrainerCallback):
-    """Appends each step's numbers to the run's log: step, loss, learning_rate, grad_norm, epoch, seconds."""
+    """Appends each step's numbers to the run's log: see `Run.history`."""
 
     def __init__(self, path, *, epochs):
         self.path, self.epochs, self.started = path, epochs, time.monotonic()
@@ -196,10 +210,19 @@ class LogToFile(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
+            "tokens": logs.get("tokens"),
+            "memory_gib": round(_memory_bytes(args.device) / 1024**3, 3),
             "seconds": round(time.monotonic() - self.started, 3),
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _memory_bytes(device):
+    """The most that tensors took of a GPU since the start; on a CPU what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 class StopOnSignal(TrainerCallback):

@@ -1,6 +1,5 @@
 """Pictures of dynamic tiling: grid, candidates, tiles, tokens, and what stays readable."""
 
-import datetime
 import io
 from dataclasses import replace
 
@@ -67,20 +66,14 @@ class TestSlider:
         live.controls[0].value = 6
         assert "7 tiles, 1,792 tokens" in live.to_html()
 
-    def test_an_uploaded_picture_takes_the_place(self, released):
+    def test_an_uploaded_picture_takes_the_place(self, released, upload):
         live = tiles_live(Image.new("RGB", (640, 480), "white"), released)
         buffer = io.BytesIO()
         Image.new("RGB", (500, 500)).save(buffer, "png")
-        live.controls[1].value = (_file(buffer.getvalue()),)
+        live.controls[1].value = upload(buffer.getvalue())
         assert "500 × 500 px → 1 × 1 grid" in live.to_html()
 
-    def test_an_upload_that_is_no_picture_is_named_in_its_place(self, released):
+    def test_an_upload_that_is_no_picture_is_named_in_its_place(self, released, upload):
         live = tiles_live(Image.new("RGB", (64, 64)), released)
-        live.controls[1].value = (_file(b"<script>alert(1)</script>"),)
+        live.controls[1].value = upload(b"<script>alert(1)</script>")
         assert "card bad" in live.to_html() and "<script>" not in live.to_html()
-
-
-def _file(content):
-    return {"name": "mine.png", "type": "image/png", "size": len(content), "content": memoryview(content)} | {
-        "last_modified": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-    }
