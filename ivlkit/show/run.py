@@ -1,6 +1,6 @@
 """A run: its curves and numbers, live while it trains and as a picture afterwards. All of it comes from its log."""
 
-import time
+import asyncio
 from itertools import pairwise, starmap
 from statistics import median
 
@@ -41,7 +41,7 @@ def run_figure(name, history):
         for title, (draw, values) in _SMALL_PANELS.items()
         if any(y is not None for _, y in values(history))
     ]
-    figure = ShownFigure(figsize=(3.3 * len(panels) + 1, 2.8), layout="constrained", alt=_said_of(name, history))
+    figure = ShownFigure(figsize=(2.6 * len(panels) + 1, 2.6), layout="constrained", alt=_said_of(name, history))
     every = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.5] + [1] * (len(panels) - 1))[0]
     for axes, (title, draw) in zip(every, panels, strict=True):
         draw(axes, history)
@@ -91,7 +91,7 @@ def _small_panel(values, colour):
     def draw(axes, history):
         known = [(step, value) for step, value in values(history) if value is not None]
         axes.plot(*zip(*known, strict=True), color=colour)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(value for _, value in known) or 1)
 
     return draw, values
 
@@ -147,22 +147,51 @@ def duration_text(seconds):
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+class Watching:
+    """A run that is being watched; `await` it to keep the cell until the run ends."""
+
+    def __init__(self, run, task):
+        self.run, self.task = run, task
+
+    def __await__(self):
+        yield from self.task.__await__()
+        self.run.raise_if_failed()
+
+    def _ipython_display_(self):
+        """Nothing: it shows itself already."""
+
+
 def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
-    """Show a run until it ends, with a stop button; what stays is a picture. See `Run.watch`."""
+    """Show a run here and keep it up to date until it ends. See `Run.watch`.
+
+    Returns: `Watching` in a notebook; where no event loop runs, nothing, once the run has ended.
+    """
     controls = make_controls(lambda widgets: [widgets.Button(description="stop", tooltip="saves a checkpoint first")])
     live = Live(lambda: run_html(run))
     live.controls = controls
     for button in controls:
         button.on_click(lambda clicked: _stop(run, clicked))
     live.show()
+    following = _follow(run, live, every_seconds)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(following)
+        run.raise_if_failed()
+        return None
+    return Watching(run, loop.create_task(following))
+
+
+async def _follow(run, live, every_seconds):
+    """Redraw until the run ends, or nobody follows any more; what stays is the last state and a dead button."""
     try:
         while run.state == "running":
-            time.sleep(every_seconds)
+            await asyncio.sleep(every_seconds)
             live.redraw()
     finally:
         live.redraw()
-        for button in controls:
-            button.disabled = True
+        for button in live.controls:
+            button.disabled, button.description = True, "ended"
 
 
 def _stop(run, button):

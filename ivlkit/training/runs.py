@@ -117,10 +117,11 @@ class Run:
                 if not running:
                     break
                 time.sleep(0.3)
-        self._raise_if_failed()
+        self.raise_if_failed()
         return self
 
-    def _raise_if_failed(self):
+    def raise_if_failed(self):
+        """Raise TrainingError with the reason if the run failed."""
         if self.state == "failed":
             raise TrainingError(f"{self.folder}: {self.error}")
 
@@ -146,16 +147,16 @@ class Run:
     def watch(self):
         """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
 
-        Interrupting this, closing the notebook or losing its kernel does not touch the run; `ivlkit.attach()` finds it
-        again. What stays is a picture. While a cell runs, the button needs a notebook that handles widgets beside it
-        (JupyterLab 4.4 with ipykernel 7 does); elsewhere interrupt the cell and call `stop`.
+        `run.watch()` leaves the notebook free and stands still while another cell computes. `await run.watch()` keeps
+        the cell until the run has ended; its button then needs ipykernel 7.4, and with an older one: interrupt the cell
+        and call `stop`. Interrupting, closing the notebook or losing its kernel does not touch the run:
+        `ivlkit.attach()` finds it again. What stays is a picture.
 
-        Raises: TrainingError with the reason if it failed.
+        Raises: TrainingError with the reason if it failed, when awaited.
         """
         from ..show.run import watch
 
-        watch(self)
-        self._raise_if_failed()
+        return watch(self)
 
     def load(self, **options):
         """The trained model, ready to answer: `ivlkit.load` on this run."""

@@ -1,11 +1,16 @@
 """A run's curves and numbers from its log, and watching it: live, stopped, failed, started again."""
 
+import asyncio
+import importlib.util
+
 import pytest
 
 from ivlkit.errors import TrainingError
 from ivlkit.show import run as show_run
 from ivlkit.show.run import duration_text, loss_figure, run_figure, run_html, seconds_left, token_rates, watch
 from ivlkit.training.runs import Run
+
+WIDGETS = importlib.util.find_spec("ipywidgets") is not None
 
 
 def make_history(steps, *, total=10, pace=2.0, **other):
@@ -111,15 +116,27 @@ class TestWatching:
         assert "<script>" not in shown[-1]["text/html"] and "&lt;script&gt;" in shown[-1]["text/html"]
 
     def test_interrupting_leaves_a_picture_and_the_run_alone(self, make_run, shown, monkeypatch):
-        def interrupt(_):
-            raise KeyboardInterrupt
-
         monkeypatch.setattr(Run, "request_stop", lambda _: pytest.fail("the run was asked to stop"))
-        run = make_run(["running"])
-        monkeypatch.setattr("ivlkit.show.run.time.sleep", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            watch(run)
+
+        async def cell():
+            watching = watch(make_run(["running"]), every_seconds=0.01)
+            asyncio.get_running_loop().call_later(0.1, watching.task.cancel)
+            await watching
+
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(cell())
         assert 'alt="loss of' in shown[-1]["text/html"]
+
+    def test_a_cell_is_free_at_once_or_waits_for_the_end(self, make_run, shown):
+        async def cells():
+            watching = make_run(["running"] * 4 + ["finished"]).watch()
+            first = len(shown)
+            await watching
+            return first, len(shown)
+
+        first, last = asyncio.run(cells())
+        assert first == (2 if WIDGETS else 1) and last > first
+        assert "finished" in shown[-1]["text/html"]
 
     def test_before_the_first_step_it_says_what_it_waits_for(self, make_run, monkeypatch):
         run = make_run(["running"])
