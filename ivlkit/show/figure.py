@@ -10,7 +10,7 @@ from .html import embed_html
 
 # Okabe and Ito's palette: told apart by the colour-blind, and readable on white and on black.
 BLUE, ORANGE, GREEN, PINK, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
-PIXELS_PER_INCH = 160  # as drawn; shown at 96, so that a sharp screen has something to show
+PIXELS_PER_INCH = 128  # as drawn; shown at 96, so that a sharp screen has something to show
 
 
 class ShownFigure(Figure):

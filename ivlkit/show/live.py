@@ -23,21 +23,25 @@ class Live:
 
     def to_html(self):
         """The static form as it is now; an error of the input stands in its place."""
+        return self._bundle()["text/html"]
+
+    def _bundle(self):
         try:
             shown = self.draw()
         except IvlkitError as error:
-            return fragment(f'<div class="card bad">{text_html(error)}</div>')
-        return shown if isinstance(shown, str) else shown.to_html()
+            shown = fragment(f'<div class="card bad">{text_html(error)}</div>')
+        if isinstance(shown, str):
+            return {"text/html": shown, "text/plain": "Shown as HTML."}
+        return {"text/html": shown.to_html(), "text/plain": repr(shown)}
 
     def redraw(self):
         """Show the present state in the cell where this was shown."""
         from IPython.display import display
 
-        shown = {"text/html": self.to_html(), "text/plain": "Shown as HTML."}
         if self._handle is None:
-            self._handle = display(shown, display_id=True, raw=True)
+            self._handle = display(self._bundle(), display_id=True, raw=True)
         else:
-            self._handle.update(shown, raw=True)
+            self._handle.update(self._bundle(), raw=True)
 
     def _redraw_if_live(self, _change):
         if self._handle is not None:

@@ -125,7 +125,7 @@ def readable_figure(image, processor, *, region, budgets=(1, 2, 4, 6, 12)):
     down = -(-len(shown) // across)
     shape = (region[3] - region[1]) / (region[2] - region[0])
     alt = "the same region: " + "; ".join(name.replace("\n", ", ") for name, _ in shown)
-    figure = ShownFigure(figsize=(12, down * (0.6 + 12 / across * min(1.5, shape))), alt=alt, layout="constrained")
+    figure = ShownFigure(figsize=(10, down * (0.6 + 10 / across * min(1.5, shape))), alt=alt, layout="constrained")
     for place, axis in enumerate(figure.subplots(down, across, squeeze=False).flat):
         axis.axis("off")
         if place < len(shown):
