@@ -16,7 +16,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .card { border: 1px solid #8886; border-radius: 6px; padding: 8px; max-width: 340px; overflow-wrap: anywhere; }
 .ivl img { max-width: 100%; height: auto; display: block; margin-bottom: 6px; }
 .ivl .good { border-left: 5px solid #0072b2; } .ivl .bad { border-left: 5px solid #d55e00; }
-.ivl .dim { opacity: .7; }
+.ivl .answer { padding-left: 5px; } .ivl .dim { opacity: .7; }
 .ivl .big { font-size: 1.6em; font-weight: 600; }
 .ivl .tokens { line-height: 2.1; margin: .6em 0; }
 .ivl .token { border: 1px solid #8888; border-radius: 4px; padding: 1px 4px; margin: 1px; overflow-wrap: anywhere; }

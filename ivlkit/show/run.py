@@ -10,6 +10,7 @@ from .live import Live, make_controls
 
 REDRAWN_EVERY_SECONDS = 1.0
 RECENT_STEPS = 20  # whose time tells what is left
+SAMPLE_STEPS = 6  # shown: the first and the latest
 STOPPING = "stopping …"
 
 
@@ -119,9 +120,31 @@ def run_html(run):
         parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
     if len(history) > 1:
         parts += [_numbers(history, is_running=state == "running"), run_figure(run.folder.name, history).to_html()]
-    elif state == "running":
+    if run.samples:
+        parts.append(_samples_html(run.samples))
+    if len(history) < 2 and state == "running":
         parts.append("<div>reading the data and the model; the first steps follow</div>")
     return fragment("".join(parts))
+
+
+def _samples_html(samples):
+    """A line a row: its truth, and its answer at each step that was asked, the latest last; ✓ and ✗ beside colours."""
+    steps = samples if len(samples) <= SAMPLE_STEPS else [samples[0], *samples[-SAMPLE_STEPS + 1 :]]
+    head = "".join(f"<th>step {line['step']:,}</th>" for line in steps)
+    rows = "".join(_sample_row([line["answers"][place] for line in steps]) for place in range(len(steps[0]["answers"])))
+    said = "Rows of the training data, each token predicted from the truth before it."
+    return f'<table><tr><th>row</th><th>truth</th>{head}</tr>{rows}</table><div class="dim">{said}</div>'
+
+
+def _sample_row(answers):
+    first = answers[0]
+    cells = "".join(
+        f'<td><span class="{"good" if each["right"] else "bad"} answer">{"✓" if each["right"] else "✗"} '
+        f"{text_html(each['reply'], 40)}</span></td>"
+        for each in answers
+    )
+    question = text_html(first["question"].replace("<image>", "").strip(), 60)
+    return f"<tr><td>{question}</td><td><b>{text_html(first['truth'], 60)}</b></td>{cells}</tr>"
 
 
 def _numbers(history, *, is_running):

@@ -32,6 +32,7 @@ from .schedule import MicroBatches, check_rows, plan_run
 from .tuning import prepare, summary_text
 
 LOG_FILE = "log.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
@@ -72,8 +73,21 @@ class Run:
         Tokens (without padding) and seconds count from the latest start of its process; memory_gib is the most that was
         in use of a GPU, or what the process holds in RAM.
         """
+        return self._read_steps(LOG_FILE)
+
+    @property
+    def samples(self):
+        """A few rows of the data and how they were answered at some steps so far: dicts with step and answers.
+
+        Each answer is a dict of where, question, truth, reply and right; see `training.samples.SampleAnswers`. None are
+        written by runs on several GPUs.
+        """
+        return self._read_steps(SAMPLES_FILE)
+
+    def _read_steps(self, name):
+        """The lines of a log that still hold: what was done again from a checkpoint counts once."""
         try:
-            lines = (self.folder / LOG_FILE).read_text().splitlines()
+            lines = (self.folder / name).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
         history = []
@@ -284,6 +298,7 @@ def _execute(run):
     import torch
     from transformers import set_seed
 
+    from .samples import SampleAnswers
     from .trainer import KitTrainer, LogToFile, StopOnSignal, training_arguments
 
     recipe, stop = run.recipe, StopOnSignal()
@@ -309,6 +324,7 @@ def _execute(run):
         train_dataset=MicroBatches(data, processor, recipe, batches),
         callbacks=[LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop],
     )
+    trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
     trainer.train(resume_from_checkpoint=_last_checkpoint(run.folder))
     if trainer.state.global_step < steps:
         print(f"stopped at step {trainer.state.global_step} of {steps}; train again to go on")

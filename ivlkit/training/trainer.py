@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data.collate import normalise_tiles
+from ..data.encode import IGNORE_INDEX
 from ..errors import CheckpointError, TrainingError
 from .loss import total_weight, weighted_cross_entropy
 
@@ -57,15 +58,8 @@ class KitTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
         labels, weights, where = inputs["labels"], inputs["weights"], inputs["where"]
-        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
-        pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            pixel_values=pixel_values,
-            use_cache=False,
-            head=partial(weighted_cross_entropy, labels=labels, weights=weights),
-        )
+        head = partial(weighted_cross_entropy, labels=labels, weights=weights)
+        outputs = model(**self._model_inputs(inputs), use_cache=False, head=head)
         loss = outputs.loss / num_items_in_batch * self.args.world_size
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -73,6 +67,34 @@ class KitTrainer(Trainer):
                 "loss; lower learning_rate or look at these rows; the last checkpoint is kept"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _model_inputs(self, inputs):
+        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
+        pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
+        return {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": inputs["attention_mask"],
+            "pixel_values": pixel_values,
+        }
+
+    @torch.no_grad()
+    def predict_tokens(self, batch):
+        """The most probable token at every supervised place, each from the true tokens before it: int64 [N].
+
+        Nothing is dropped and no random number is drawn, so training goes on as if this had not been asked.
+        """
+        inputs = self._prepare_inputs(batch)
+        is_answer = inputs["labels"][:, 1:] != IGNORE_INDEX
+        was_training = self.model.training
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            outputs = self.model(
+                **self._model_inputs(inputs),
+                use_cache=False,
+                head=lambda hidden, lm_head: lm_head(hidden[:, :-1][is_answer]).argmax(dim=-1),
+            )
+        self.model.train(was_training)
+        return outputs.loss.cpu()
 
     def _save(self, output_dir=None, state_dict=None):
         """Adapter alone, or the whole model under transformers' own keys. No pickled arguments."""

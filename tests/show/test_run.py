@@ -142,3 +142,24 @@ class TestWatching:
         run = make_run(["running"])
         monkeypatch.setattr(Run, "history", property(lambda _: []))
         assert "the first steps follow" in run_html(run)
+
+
+class TestSamples:
+    def sample(self, step, *replies):
+        answers = [
+            {"where": f"a:{n}", "question": "<image>\nWhat?", "truth": "7", "reply": reply, "right": reply == "7"}
+            for n, reply in enumerate(replies)
+        ]
+        return {"step": step, "answers": answers}
+
+    def test_answers_turn_from_wrong_to_right_in_the_order_of_steps(self, make_run, monkeypatch):
+        found = [self.sample(0, "x", "<script>"), self.sample(5, "7", "y")]
+        monkeypatch.setattr(Run, "samples", property(lambda _: found))
+        html = run_html(make_run(["running"]))
+        assert html.index("step 0") < html.index("step 5")
+        assert html.count("✓") == 1 and html.count("✗") == 3 and "<script>" not in html
+
+    def test_of_many_steps_the_first_and_the_latest_are_shown(self, make_run, monkeypatch):
+        monkeypatch.setattr(Run, "samples", property(lambda _: [self.sample(n, "x") for n in range(0, 100, 10)]))
+        html = run_html(make_run(["running"]))
+        assert [f"step {n}<" in html for n in (0, 10, 50, 90)] == [True, False, True, True]
