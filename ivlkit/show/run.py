@@ -10,7 +10,7 @@ from .live import Live, make_controls
 
 REDRAWN_EVERY_SECONDS = 1.0
 RECENT_STEPS = 20  # whose time tells what is left
-SAMPLE_STEPS = 6  # shown: the first and the latest
+SAMPLE_STEPS = 6  # shown, spread over the run
 STOPPING = "stopping …"
 
 
@@ -128,8 +128,9 @@ def run_html(run):
 
 
 def _samples_html(samples):
-    """A line a row: its truth, and its answer at each step that was asked, the latest last; ✓ and ✗ beside colours."""
-    steps = samples if len(samples) <= SAMPLE_STEPS else [samples[0], *samples[-SAMPLE_STEPS + 1 :]]
+    """A line a row: its truth, and its answer at some of the steps, the latest last; ✓ and ✗ beside the colours."""
+    shown = min(SAMPLE_STEPS, len(samples))
+    steps = [samples[round(place * (len(samples) - 1) / max(1, shown - 1))] for place in range(shown)]
     head = "".join(f"<th>step {line['step']:,}</th>" for line in steps)
     rows = "".join(_sample_row([line["answers"][place] for line in steps]) for place in range(len(steps[0]["answers"])))
     said = "Rows of the training data, each token predicted from the truth before it."
