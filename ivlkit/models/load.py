@@ -77,8 +77,11 @@ class VLM:
 
         return parts_figure(self, recipe)
 
-    def ask(self, question="What is in the picture?", image=None):
-        """A cell to ask in: upload a picture, type a question, see the answer as it is written."""
+    def ask(self, question=None, image=None):
+        """A cell to ask in: upload a picture, type a question, see the answer as it is written.
+
+        Args: question, image: asked at once, so that the cell shows an answer without a click.
+        """
         from ..show.ask import ask_live
 
         return ask_live(self, question, image)

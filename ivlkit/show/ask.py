@@ -8,6 +8,7 @@ from ..errors import IvlkitError
 from .html import fragment, picture_html, text_html
 from .live import Live, make_controls, uploaded
 
+FIRST_QUESTION = "What is in the picture?"
 REDRAWN_EVERY_SECONDS = 0.1
 
 
@@ -36,6 +37,8 @@ class Asking:
 
     def to_html(self):
         """Picture, question, and the answer so far."""
+        if not self.question:
+            return fragment("<div>Choose a picture, type a question, press ask.</div>")
         picture = "" if self.image is None else picture_html(self.image, alt="your picture")
         said = f'<div><span class="dim">{self.vlm.family.key}</span> <b>{text_html(self.answer)}</b></div>'
         return fragment(
@@ -43,18 +46,19 @@ class Asking:
         )
 
 
-def ask_live(vlm, question, image=None):
+def ask_live(vlm, question=None, image=None):
     """An upload button, a question and a button to ask; below them picture, question and the streamed answer.
 
-    The question given, with its picture, is answered before it is shown.
+    A question that is given, with its picture, is answered before it is shown.
     """
     asking = Asking(vlm)
-    asking.ask(question, image)
+    if question is not None:
+        asking.ask(question, image)
     live = Live(asking.to_html)
     live.controls = make_controls(
         lambda widgets: [
             widgets.FileUpload(accept="image/*", multiple=False, description="picture"),
-            widgets.Text(value=question, description="question", layout={"width": "420px"}),
+            widgets.Text(value=question or FIRST_QUESTION, description="question", layout={"width": "420px"}),
             widgets.Button(description="ask", button_style="primary"),
         ]
     )

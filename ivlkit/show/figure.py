@@ -16,8 +16,8 @@ PIXELS_PER_INCH = 128  # as drawn; shown at 96, so that a sharp screen has somet
 class ShownFigure(Figure):
     """matplotlib's Figure; as the value of a cell it is its picture. `alt` says in words what it shows."""
 
-    def __init__(self, *args, alt="", **options):
-        super().__init__(*args, **options)
+    def __init__(self, *, alt, **options):
+        super().__init__(**options)
         self.alt = alt
 
     def to_image(self):

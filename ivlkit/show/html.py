@@ -34,6 +34,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .bar { display: flex; height: 12px; border: 1px solid #8888; margin: .4em 0; } .ivl .bar span { border-width: 0; }
 .ivl .bar .trained { background: #0072b2; } .ivl .bar .image { background: #e69f00; }
 .ivl .bar .special { background: #cc79a7; } .ivl .bar .masked { background: #888; }
+.ivl .bar .sample { background: #8884; border-right: 3px solid #d55e00; }
 .ivl .bar .padding { background: repeating-linear-gradient(45deg, #888 0 3px, transparent 3px 6px); }
 """
 

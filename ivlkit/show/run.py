@@ -12,6 +12,7 @@ REDRAWN_EVERY_SECONDS = 1.0
 RECENT_STEPS = 20  # whose time tells what is left
 SAMPLE_STEPS = 6  # shown, spread over the run
 STOPPING = "stopping …"
+_following = set()  # a loop alone would let its tasks be collected as garbage
 
 
 def loss_figure(histories, *, title="training loss"):
@@ -114,14 +115,14 @@ def seconds_left(history):
 
 def run_html(run):
     """State, last numbers and curves of a run."""
-    history, state = run.history, run.state
+    history, state, samples = run.history, run.state, run.samples
     parts = [f"<b>{text_html(run)}</b>"]
     if run.error:
         parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
     if len(history) > 1:
         parts += [_numbers(history, is_running=state == "running"), run_figure(run.folder.name, history).to_html()]
-    if run.samples:
-        parts.append(_samples_html(run.samples))
+    if samples:
+        parts.append(_samples_html(samples))
     if len(history) < 2 and state == "running":
         parts.append("<div>reading the data and the model; the first steps follow</div>")
     return fragment("".join(parts))
@@ -203,7 +204,10 @@ def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
         asyncio.run(following)
         run.raise_if_failed()
         return None
-    return Watching(run, loop.create_task(following))
+    task = loop.create_task(following)
+    _following.add(task)
+    task.add_done_callback(_following.discard)
+    return Watching(run, task)
 
 
 async def _follow(run, live, every_seconds):

@@ -1,7 +1,7 @@
 """The microscope: a row as the model sees it, read back from the batch that training would get.
 
 A batch is padded (`attention_mask`) or packed (`cu_seqlens` or `sample_ids`); either way it is taken
-apart into samples. Nothing here encodes by itself, so what is shown is what is trained on.
+apart into samples. Nothing here decides what is trained: that is read from the batch's own labels.
 """
 
 from dataclasses import dataclass
@@ -163,8 +163,8 @@ def _neighbours(samples, records, *, packed):
         )
         for number, sample in enumerate(samples)
     ]
-    shares = _bar([(len(sample.input_ids), MASKED if number % 2 else TRAINED) for number, sample in enumerate(samples)])
-    return f"<div>{said}</div>{shares}{table_html(rows, header=('sample', 'row', 'tokens', *KINDS))}"
+    shares = [(len(sample.input_ids), PADDING if sample.is_padding else "sample") for sample in samples]
+    return f"<div>{said}</div>{_bar(shares)}{table_html(rows, header=('sample', 'row', 'tokens', *KINDS))}"
 
 
 def _title(sample, number, record):

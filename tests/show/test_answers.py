@@ -91,3 +91,7 @@ class TestAsking:
     def test_an_upload_that_is_no_picture_is_named_in_the_answers_place(self, tiny_vlm):
         html = ask_live(tiny_vlm, "What?", io.BytesIO(b"<script>")).to_html()
         assert "your picture" in html and "<script>" not in html
+
+    def test_without_a_question_nothing_is_asked(self, tiny_vlm, monkeypatch):
+        monkeypatch.setattr(type(tiny_vlm), "chat", lambda *_, **__: pytest.fail("asked"))
+        assert "press ask" in tiny_vlm.ask().to_html()

@@ -158,3 +158,9 @@ class TestPicker:
 def test_a_row_that_is_too_long_says_so(processor):
     with pytest.raises(DataError, match="expected at most 8"):
         tokens_html(make_record(), processor, max_length=8)
+
+
+def test_pieces_that_make_no_letter_are_still_shown(processor):
+    """A character the vocabulary lacks is three byte pieces."""
+    html = tokens_html(make_record("日\n7"), processor)
+    assert "&lt;0xE6&gt;" in html and "↵" in html
