@@ -38,6 +38,8 @@ class ShownFigure(Figure):
     def __repr__(self):
         return f"Figure: {self.alt}"
 
+    __str__ = __repr__
+
 
 def plain_text(text, limit=24):
     """Text for matplotlib: one printable line in which no $ starts a formula."""

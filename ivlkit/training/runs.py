@@ -141,14 +141,13 @@ class Run:
 
     def stop(self, *, timeout_seconds=600):
         """Save a checkpoint and end; training the same recipe on the same data goes on from it."""
-        process = self.request_stop()
-        if process is not None:
-            try:
-                process.wait(timeout_seconds)
-            except psutil.TimeoutExpired as error:
+        process, end = self.request_stop(), time.monotonic() + timeout_seconds
+        while self._process() is not None:  # one that ended but whose parent has not noticed counts as ended
+            if time.monotonic() > end:
                 raise TrainingError(
                     f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
-                ) from error
+                )
+            time.sleep(0.1)
         return self
 
     def request_stop(self):

@@ -110,7 +110,9 @@ def problems(page):
         """() => {
         const all = selector => [...document.querySelectorAll('.jp-OutputArea-output ' + selector)];
         return {
-            errors: document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]').length,
+            errors: [...window.jupyterapp.shell.currentWidget.content.model.cells]
+                .filter(cell => cell.type === 'code').flatMap(cell => cell.outputs.toJSON())
+                .filter(output => output.output_type === 'error').length,
             unnamed: all('img').filter(image => !image.alt).length,
             broken: all('img').filter(image => !image.naturalWidth).length,
             wide: [...document.querySelectorAll('.jp-OutputArea-output')]
@@ -191,6 +193,18 @@ def test_the_stop_button_stops_a_run_and_leaves_a_picture(lab, open_notebook, ru
     _wait_for(lambda: '"loss of' in (text := (run_folder / "run.ipynb").read_text()) or "loss of" in text, "the file")
     kept = json.loads((run_folder / "run.ipynb").read_text())["cells"][1]["outputs"]
     assert any("loss of" in "".join(output["data"].get("text/html", "")) for output in kept)
+
+
+def test_interrupting_the_cell_touches_neither_the_run_nor_the_picture(lab, open_notebook, run_folder):
+    write_run_notebook(run_folder, "await run.watch()")
+    page = open_notebook(f"{run_folder.name}/run.ipynb")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    page.wait_for_selector('img[alt^="loss of"]', timeout=90_000)
+    page.evaluate(f"() => {{ {KERNEL}.interrupt() }}")
+    page.wait_for_function(f"() => {KERNEL}.status === 'idle'", timeout=20_000)
+    steps = logged_steps(run_folder)
+    _wait_for(lambda: logged_steps(run_folder) > steps + 2, "steps after the interrupt")
+    assert page.locator('img[alt^="loss of"]').count() == 1
 
 
 def test_a_run_outlives_its_kernel_and_is_found_again(lab, open_notebook, run_folder):
