@@ -148,6 +148,17 @@ class Report:
             if round(self.score - score, 9) < LOOKS
         ]
 
+    def show(self, *, before=None, rows=12):
+        """Bars of every slice and the worst rows with pictures, under a picker of other rows.
+
+        Args: before: a report of the same rows; both replies then stand beside the truth.
+        """
+        from ..show.answers import answers_live
+
+        if before:
+            check_same_rows(self, before)
+        return answers_live(self, before=before, rows=rows)
+
     def save_html(self, path, *, before=None, title="Evaluation"):
         """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
         from ..show.answers import report_page

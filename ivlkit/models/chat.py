@@ -78,16 +78,22 @@ def chat(
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
+    asked = {"video": video, "history": history, "max_tiles": max_tiles, "system_message": system_message}
+    prompt = _encode(vlm, make_prompt(vlm, question, images, **asked))
+    if stream:
+        return Stream(vlm, prompt, generation)
+    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+
+
+def make_prompt(vlm, question, images=None, *, video=None, history=None, max_tiles=None, system_message=None):
+    """The `Prompt` of a question: tokens and tiles, nothing encoded. Arguments as in `chat`."""
     pictures = _as_list(images)
     asked = _ask(question, len(pictures))
     if video is not None:
         asked, pictures = _ask_about_video(question, video, pictures)
     turns = history.turns if history else _opening(system_message)
     cut = _cut(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
-    prompt = _encode(vlm, _prompt(vlm, *cut, history=history))
-    if stream:
-        return Stream(vlm, prompt, generation)
-    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+    return _prompt(vlm, *cut, history=history)
 
 
 def chat_batch(vlm, questions, images=None, *, system_message=None, **options):

@@ -32,6 +32,7 @@ from .schedule import check_rows
 from .tuning import summary_text
 
 LOG_FILE = "log.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
@@ -66,9 +67,27 @@ class Run:
 
     @property
     def history(self):
-        """The log so far: a dict a step with step, loss, learning_rate, grad_norm, epoch, seconds."""
+        """The log so far: a dict a step with step, steps, epoch, loss, learning_rate, grad_norm, tokens, memory_gib and
+        seconds.
+
+        Tokens (without padding) and seconds count from the latest start of its process; memory_gib is the most that was
+        in use of a GPU, or what the process holds in RAM.
+        """
+        return self._read_steps(LOG_FILE)
+
+    @property
+    def samples(self):
+        """A few rows of the data and how they were answered at some steps so far: dicts with step and answers.
+
+        Each answer is a dict of where, question, truth, reply and right; see `training.samples.SampleAnswers`. None are
+        written by runs on several GPUs.
+        """
+        return self._read_steps(SAMPLES_FILE)
+
+    def _read_steps(self, name):
+        """The lines of a log that still hold: what was done again from a checkpoint counts once."""
         try:
-            lines = (self.folder / LOG_FILE).read_text().splitlines()
+            lines = (self.folder / name).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
         history = []
@@ -112,22 +131,45 @@ class Run:
                 if not running:
                     break
                 time.sleep(0.3)
+        self.raise_if_failed()
+        return self
+
+    def raise_if_failed(self):
+        """Raise TrainingError with the reason if the run failed."""
         if self.state == "failed":
             raise TrainingError(f"{self.folder}: {self.error}")
-        return self
 
     def stop(self, *, timeout_seconds=600):
         """Save a checkpoint and end; training the same recipe on the same data goes on from it."""
+        process, end = self.request_stop(), time.monotonic() + timeout_seconds
+        while self._process() is not None:  # one that ended but whose parent has not noticed counts as ended
+            if time.monotonic() > end:
+                raise TrainingError(
+                    f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
+                )
+            time.sleep(0.1)
+        return self
+
+    def request_stop(self):
+        """Ask the run to save a checkpoint and end, and return at once: its process, or None if there is none."""
         process = self._process()
         if process is not None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout_seconds)
-            except psutil.TimeoutExpired as error:
-                raise TrainingError(
-                    f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
-                ) from error
-        return self
+        return process
+
+    def watch(self):
+        """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
+
+        `run.watch()` leaves the notebook free and stands still while another cell computes. `await run.watch()` keeps
+        the cell until the run has ended; its button then needs ipykernel 7.4, and with an older one: interrupt the cell
+        and call `stop`. Interrupting, closing the notebook or losing its kernel does not touch the run:
+        `ivlkit.attach()` finds it again. What stays is a picture.
+
+        Raises: TrainingError with the reason if it failed, when awaited.
+        """
+        from ..show.run import watch
+
+        return watch(self)
 
     def load(self, **options):
         """The trained model, ready to answer: `ivlkit.load` on this run."""
@@ -256,6 +298,7 @@ def _execute(run):
 
     from ..models.attention import use_attention
     from .build import build_trainer
+    from .samples import SampleAnswers
     from .trainer import LogToFile, StopOnSignal
 
     recipe, stop = run.recipe, StopOnSignal()
@@ -278,6 +321,8 @@ def _execute(run):
     trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
     plan = trainer.train_dataset.batches
     print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+    if not recipe.compile:  # whose layers would be compiled again without gradients
+        trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < plan.steps:
