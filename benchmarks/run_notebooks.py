@@ -44,7 +44,8 @@ def run(path):
         cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    nbformat.write(notebook, path)
+    text = nbformat.writes(notebook)
+    path.write_text(text.replace(str(path.resolve().parents[1]), "..") + "\n", encoding="utf-8")  # no one's own paths
 
 
 if __name__ == "__main__":
