@@ -5,6 +5,7 @@ checkpoint-N/ while it trains and `final/` when it is done. The same recipe and 
 running a cell again attaches to the run instead of training twice.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +23,7 @@ import psutil
 import yaml
 from tqdm import tqdm
 
+from ..data.files import appearing
 from ..data.mixture import TRAIN, Data, open_data
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
@@ -32,6 +34,8 @@ from .schedule import check_rows
 from .tuning import summary_text
 
 LOG_FILE = "log.jsonl"
+NOTICES_FILE = "notices.txt"  # what happened to it that should be known
+PLAN_FILE = "plan.sha256"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
@@ -81,6 +85,12 @@ class Run:
         return history
 
     @property
+    def notices(self):
+        """What happened to it that should be known: damaged checkpoints that were skipped, a line each."""
+        path = self.folder / NOTICES_FILE
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    @property
     def error(self):
         """Why it failed, or None."""
         return self._failure() if self.state == "failed" else None
@@ -88,7 +98,7 @@ class Run:
     def _failure(self):
         """What the child wrote, or how it ended without a word; "" if nothing is known."""
         path = self.folder / "error.txt"
-        if path.exists():
+        if path.exists() and path.read_text():  # it is empty where the disk was full
             return path.read_text()
         child = _children.get(self.folder.resolve())
         code = child.poll() if child else None
@@ -101,9 +111,13 @@ class Run:
 
         Raises: TrainingError with the reason if it failed.
         """
+        said = 0
         with tqdm(desc=self.folder.name, unit="step") as bar:
             while True:
                 running = self.state == "running"
+                for notice in self.notices[said:]:
+                    bar.write(notice, file=sys.stderr)
+                    said += 1
                 history = self.history
                 if history:
                     bar.total = history[-1]["steps"]
@@ -241,12 +255,15 @@ def execute(folder):
     try:
         _execute(Run(folder))
     except Exception as error:
-        (folder / "error.txt").write_text(_reason(error))
+        with suppress(OSError):  # the disk may be full: then the process's exit code tells that it failed
+            (folder / "error.txt").write_text(_reason(error, folder))
         raise
 
 
-def _reason(error):
+def _reason(error, folder):
     """The error in a line; of one that a worker process raised, its own last line."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {folder} is full; make room and train again: it goes on from its last checkpoint"
     text = f"{type(error).__name__}: {error}"
     return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 
@@ -260,7 +277,7 @@ def _execute(run):
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    checkpoint = _last_checkpoint(run.folder)
+    checkpoint = _last_checkpoint(run)
     if checkpoint and "packing" not in run.spec["recipe"]:
         raise TrainingError(
             f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
@@ -274,9 +291,11 @@ def _execute(run):
     processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
     for where, note in check_rows(data, processor, recipe, progress=True):
         print(f"{where}: {note}")
+    _end_last_line(run.folder / LOG_FILE)
     callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
     trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
     plan = trainer.train_dataset.batches
+    _check_plan(run, plan, goes_on=checkpoint is not None)
     print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -289,16 +308,13 @@ def _execute(run):
 
 
 def _write_final(run, model, processor):
-    """Write aside, then rename: `final/` is complete whenever it exists."""
+    """`final/` is complete whenever it exists."""
     from .trainer import save_trained
 
-    aside = run.folder / "final.part"
-    aside.mkdir(exist_ok=True)
     recipe = run.recipe
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = recipe.model
-    save_trained(model, aside)
     base = recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve())
     origin = {
         "base": base,
@@ -307,8 +323,9 @@ def _write_final(run, model, processor):
         "max_tiles": processor.max_tiles,
         "recipe": recipe.name,
     }
-    (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
-    aside.rename(run.folder / "final")
+    with appearing(run.folder / "final") as aside:
+        save_trained(model, aside)
+        (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
 
 
 def _open_again(run):
@@ -323,9 +340,41 @@ def _open_again(run):
     return data
 
 
-def _last_checkpoint(folder):
-    found = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
-    return str(found[-1].parent) if found else None
+def _last_checkpoint(run):
+    """The newest whole checkpoint; rank 0 takes damaged ones out of the way and says so."""
+    from .checkpoints import last_whole, tidy
+
+    found, damaged = last_whole(run.folder)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for path, damage in damaged.items():
+            instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
+            _notice(run, f"{path.name} is skipped: {damage}; going on from {instead}")
+        tidy(run.folder, damaged)
+    return str(found) if found else None
+
+
+def _notice(run, text):
+    print(text, flush=True)
+    with open(run.folder / NOTICES_FILE, "a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def _check_plan(run, plan, *, goes_on):
+    """A checkpoint's place in the data means something only in the plan that it was made by."""
+    path = run.folder / PLAN_FILE
+    if goes_on and path.exists() and path.read_text() != plan.digest:
+        raise TrainingError(
+            f"{run.folder}: the rows are now cut into other batches than when it was begun; expected its own plan (the "
+            "same ivlkit, the same pictures); remove its checkpoints, or train in another folder"
+        )
+    path.write_text(plan.digest)
+
+
+def _end_last_line(path):
+    """What a dying machine wrote of a line must not spoil the next one."""
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        with open(path, "a") as file:
+            file.write("\n")
 
 
 def _start(run):

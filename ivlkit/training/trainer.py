@@ -5,6 +5,7 @@ stopped.
 """
 
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,15 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..data.collate import normalise_tiles
 from ..errors import CheckpointError, TrainingError
 from ..models.attention import packed_arguments
+from .checkpoints import check_finite, keep_newest, writing_checkpoint
 from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
 
 
 class KitTrainer(Trainer):
     """Trains what `tuning.prepare` returned on `MicroBatches`."""
+
+    step_rows = ()  # of the optimiser step that is computed, on this rank
+    _saving_to = None  # where the checkpoint that is being written grows
 
     def get_train_dataloader(self):
         """The plan in order; sharding over ranks happened when it was made."""
@@ -39,6 +44,7 @@ class KitTrainer(Trainer):
 
         ZeRO-3 fetches the head's weight at every call, so all ranks call it as often as the one with most positions.
         """
+        self.step_rows = [where for batch in batch_samples for where in batch["where"]]
         weight = sum(_weight(batch) for batch in batch_samples)
         said = torch.stack([weight, *(weight.new_tensor(count_supervised(one["labels"])) for one in batch_samples)])[
             None
@@ -73,6 +79,29 @@ class KitTrainer(Trainer):
             return both | {"attention_mask": inputs["attention_mask"]}
         bounds = packed_arguments(inputs["cu_seqlens"], inputs["max_length"])
         return both | bounds | {"position_ids": inputs["position_ids"]}
+
+    def log(self, logs, start_time=None):
+        """A gradient that is not finite has spoilt the weights: it stops the run before a checkpoint is made of them."""
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm) and not self.args.fp16:  # fp16's scaler skips such a step
+            raise TrainingError(
+                f"gradient norm {norm} at step {self.state.global_step}, rows {', '.join(self.step_rows)}; expected a "
+                "finite one; lower learning_rate or look at these rows; the last checkpoint is kept"
+            )
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial):
+        return str(self._saving_to or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial):
+        """Whole or not at all; older ones go once it is there."""
+        check_finite(model, self.state.global_step)
+        folder = Path(self.args.output_dir)
+        with writing_checkpoint(folder / f"checkpoint-{self.state.global_step}", self.accelerator) as self._saving_to:
+            super()._save_checkpoint(model, trial)
+        self._saving_to = None
+        if self.args.should_save:
+            keep_newest(folder, self.args.save_total_limit)
 
     def _save(self, output_dir=None, state_dict=None):
         """Adapter alone, or the whole model under transformers' own keys. No pickled arguments."""
