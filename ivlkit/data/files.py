@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 PART = ".part"  # ends the name of what is being written, or removed
@@ -30,9 +31,10 @@ def vanish(folder):
 
 
 def flush_folder(folder):
-    """A folder and all that is in it onto the disk."""
-    for path in (*folder.rglob("*"), folder):
-        flush(path)
+    """A folder and all that is in it onto the disk; at once, since a disk takes as long for many files as for one."""
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        list(threads.map(flush, folder.rglob("*")))
+    flush(folder)
 
 
 def flush(path):

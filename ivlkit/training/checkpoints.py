@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written aside, flushed, renamed, and read through before a run goes on.
 
-A checkpoint's `checkpoint.json` is written last and holds size and SHA-256 of every other file. One that does not fit it
-is set aside, and the one before is taken.
+A checkpoint's `checkpoint.json` is written last and holds size and SHA-256 of every other file. A checkpoint that does
+not fit it is set aside, and the one before is taken.
 """
 
 import errno
@@ -73,11 +73,11 @@ def _not_written(to, error):
 
 def write_contents(folder):
     """Bring a folder's files onto the disk, and then the list of them."""
+    contents = json.dumps(_contents(folder), indent=1)
     flush_folder(folder)
     path = folder / CONTENTS_FILE
-    path.write_text(json.dumps(_contents(folder), indent=1))
+    path.write_text(contents)
     flush(path)
-    flush(folder)
 
 
 def _contents(folder):

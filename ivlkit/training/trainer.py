@@ -81,9 +81,9 @@ class KitTrainer(Trainer):
         return both | bounds | {"position_ids": inputs["position_ids"]}
 
     def log(self, logs, start_time=None):
-        """A gradient that is not finite has spoilt the weights: it stops the run before a checkpoint is made of them."""
-        norm = logs.get("grad_norm")
-        if norm is not None and not math.isfinite(norm) and not self.args.fp16:  # fp16's scaler skips such a step
+        """A gradient that is not finite has spoilt the weights; it stops the run before they become a checkpoint."""
+        norm = logs.get("grad_norm", 0.0)
+        if not math.isfinite(norm) and not self.args.fp16:  # fp16's scaler leaves such a step out
             raise TrainingError(
                 f"gradient norm {norm} at step {self.state.global_step}, rows {', '.join(self.step_rows)}; expected a "
                 "finite one; lower learning_rate or look at these rows; the last checkpoint is kept"
