@@ -98,6 +98,8 @@ def find_damage(folder):
     """What is wrong with a checkpoint, "" for nothing: "optimizer.pt is not as it was written"."""
     try:
         expected = json.loads((folder / CONTENTS_FILE).read_text())
+        if not expected:
+            return f"{CONTENTS_FILE} lists nothing"
         missing = [name for name in expected if not (folder / name).is_file()]
         cut = [name for name in expected if name not in missing and (folder / name).stat().st_size != expected[name][0]]
         if missing or cut:
