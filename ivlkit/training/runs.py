@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ import yaml
 from tqdm import tqdm
 
 from ..data.files import appearing
-from ..data.mixture import TRAIN, Data, open_data
+from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
 from ..models.load import ORIGIN_FILE, default_dtype, load
+from .history import read_steps
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
 from .schedule import check_rows
@@ -37,6 +38,8 @@ LOG_FILE = "log.jsonl"
 NOTICES_FILE = "notices.txt"  # what happened to it that should be known
 PLAN_FILE = "plan.sha256"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
+VALIDATION_ROWS_FILE = "validation_rows.npy"
+VALIDATION = "validation"  # the split of a meta file
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
 
@@ -71,18 +74,12 @@ class Run:
     @property
     def history(self):
         """The log so far: a dict a step with step, loss, learning_rate, grad_norm, epoch, seconds."""
-        try:
-            lines = (self.folder / LOG_FILE).read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        history = []
-        for line in lines:
-            with suppress(ValueError):  # a line that is being written, or was when the machine died
-                entry = json.loads(line)
-                while history and history[-1]["step"] >= entry["step"]:
-                    history.pop()  # done again from the last checkpoint
-                history.append(entry)
-        return history
+        return read_steps(self.folder / LOG_FILE)
+
+    @property
+    def validation(self):
+        """The validations so far: dicts with step, loss, score, seconds and answers; see `validation.Validate`."""
+        return read_steps(self.folder / "validation.jsonl")
 
     @property
     def notices(self):
@@ -178,7 +175,7 @@ class Run:
         return run_html(self)
 
 
-def train(recipe, data, *, folder=None):
+def train(recipe, data, *, validation=None, metric=None, folder=None):
     """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
 
     If this recipe was already trained on this data, the finished or running run is attached to; a stopped or failed one
@@ -187,39 +184,59 @@ def train(recipe, data, *, folder=None):
     Args:
         recipe: a `Recipe` or its name.
         data: what `open_data` gives, or a path.
+        validation: the same, of rows apart: every `eval_steps` their loss and answers to `eval_samples` of them, and
+            the best weights are the run's final ones. Default: the entries of a meta file whose split is "validation".
+        metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
+            the loss; of a module, since another process calls it: `ivlkit.evaluation.metrics.exact_match`.
         folder: default `runs/<recipe>-<hash of recipe and data>`.
     Raises: RecipeError, DataError before anything starts.
     """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
-    _check(recipe)
-    run = write_run(recipe, data, folder)
+    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
+    _check(recipe, validation, metric)
+    run = write_run(recipe, data, folder, validation=validation, metric=metric)
     if run.state not in ("running", "finished"):
         _start(run)
     return run
 
 
-def write_run(recipe, data, folder=None):
+def _validation_of(data):
+    """The validation split of a meta file whose training split is trained on, or None."""
+    if data.path.suffix != ".json" or data.part != TRAIN or data.selection is not None:
+        return None
+    has_one = any(source.split == VALIDATION for source in read_meta(data.path))
+    return open_data(data.path, seed=data.seed, split=VALIDATION) if has_one else None
+
+
+def write_run(recipe, data, folder=None, *, validation=None, metric=None):
     """Create the run's folder with run.yaml, or find the one of the same recipe and data."""
     spec = {"recipe": asdict(recipe), "data": _describe(data)}
+    if validation is not None:
+        spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
+    if metric is not None:
+        from .validation import metric_name
+
+        spec["metric"] = metric_name(metric)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}"
     path = folder / "run.yaml"
     if path.exists():
         existing = yaml.safe_load(path.read_text())
-        if {key: existing[key] for key in spec} != spec:
+        if {key: existing[key] for key in existing if key != "versions"} != spec:
             raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
         return Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("torch", "transformers", "peft", "ivlkit")
     versions = {name: package_version(name) for name in packages}
-    if data.selection is not None:
-        np.save(folder / ROWS_FILE, np.asarray(data.selection, np.int64))
+    for part, rows_file in ((data, ROWS_FILE), (validation, VALIDATION_ROWS_FILE)):
+        if part is not None and part.selection is not None:
+            np.save(folder / rows_file, np.asarray(part.selection, np.int64))
     path.write_text(yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
     return Run(folder)
 
 
-def _describe(data):
+def _describe(data, rows_file=ROWS_FILE):
     """What a child needs to open the same data again; the rows of a part of it lie beside run.yaml."""
     spec = {
         "path": str(data.path.resolve()),
@@ -229,7 +246,7 @@ def _describe(data):
         "fingerprint": data.fingerprint,
     }
     part = {} if data.part == TRAIN else {"split": data.part}
-    return spec | part | ({} if data.selection is None else {"selection": ROWS_FILE})
+    return spec | part | ({} if data.selection is None else {"selection": rows_file})
 
 
 def attach(folder=None):
@@ -291,23 +308,55 @@ def _execute(run):
     processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
     for where, note in check_rows(data, processor, recipe, progress=True):
         print(f"{where}: {note}")
-    _end_last_line(run.folder / LOG_FILE)
     callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
     trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
     plan = trainer.train_dataset.batches
     _check_plan(run, plan, goes_on=checkpoint is not None)
     print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+    validate = _add_validation(run, trainer, replace(vlm, processor=processor), packed=attention.packs)
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.global_step < plan.steps:
+    if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):
         print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     elif trainer.is_world_process_zero():
-        _write_final(run, trainer.accelerator.unwrap_model(trainer.model), processor)
+        model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step
+        _write_final(run, model, processor, step=_take_best(run, model, step) if validate else step)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
 
 
-def _write_final(run, model, processor):
+def _add_validation(run, trainer, vlm, *, packed):
+    """The run's `Validate`, or None for a run without validation data."""
+    from .build import plan_validation
+    from .validation import Validate, find_metric
+
+    if VALIDATION not in run.spec:
+        return None
+    data, recipe, metric = _open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
+    for where, note in check_rows(data, vlm.processor, recipe):
+        print(f"{where}: {note}")
+    dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
+    validate = Validate(trainer, vlm, dataset, recipe, run.folder, metric=find_metric(metric) if metric else None)
+    trainer.add_callback(validate)
+    return validate
+
+
+def _take_best(run, model, last_step):
+    """Load the best weights into the model and say so; the step they are of."""
+    from .trainer import load_trained
+    from .validation import find_best
+
+    best = find_best(run.folder)
+    if best is None:
+        _notice(run, f"no whole best-* is here; the final weights are those of step {last_step}")
+        return last_step
+    load_trained(model, best["path"])
+    score = f"loss {best['loss']:.4f}" + ("" if best["score"] is None else f", score {best['score']:.4f}")
+    _notice(run, f"the final weights are the best, of step {best['step']}: {score} in validation; ended at {last_step}")
+    return best["step"]
+
+
+def _write_final(run, model, processor, *, step):
     """`final/` is complete whenever it exists."""
     from .trainer import save_trained
 
@@ -322,14 +371,15 @@ def _write_final(run, model, processor):
         "system_message": processor.system_message,
         "max_tiles": processor.max_tiles,
         "recipe": recipe.name,
+        "step": step,
     }
     with appearing(run.folder / "final") as aside:
         save_trained(model, aside)
         (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
 
 
-def _open_again(run):
-    spec = run.spec["data"]
+def _open_again(run, part="data"):
+    spec = run.spec[part]
     path = Path(spec["path"])
     root = spec["root"] if path.suffix != ".json" else None
     data = open_data(path, root=root, seed=spec["seed"], split=spec.get("split", TRAIN))
@@ -370,13 +420,6 @@ def _check_plan(run, plan, *, goes_on):
     path.write_text(plan.digest)
 
 
-def _end_last_line(path):
-    """What a dying machine wrote of a line must not spoil the next one."""
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        with open(path, "a") as file:
-            file.write("\n")
-
-
 def _start(run):
     command = [sys.executable, "-m", "ivlkit", "train", str((run.folder / "run.yaml").resolve())]
     if run.recipe.gpus > 1:
@@ -402,9 +445,12 @@ def _start(run):
     (run.folder / "pid").write_text(str(child.pid))
 
 
-def _check(recipe):
+def _check(recipe, validation, metric):
     """What would fail in the child fails here: batch arithmetic, the model's folder, the number of GPUs."""
     import torch
+
+    if validation is None and (metric is not None or recipe.patience is not None):
+        raise RecipeError(f"{recipe.name}: a metric or patience, and no validation data; give validation=…")
 
     if not recipe.packing:
         assert recipe.accumulation >= 1

@@ -4,7 +4,6 @@ One plan serves the whole run, so the Trainer sees a single epoch of it; resumin
 stopped.
 """
 
-import json
 import math
 import time
 from functools import partial
@@ -19,6 +18,7 @@ from ..data.collate import normalise_tiles
 from ..errors import CheckpointError, TrainingError
 from ..models.attention import packed_arguments
 from .checkpoints import check_finite, keep_newest, writing_checkpoint
+from .history import append_step
 from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
 
 
@@ -30,8 +30,12 @@ class KitTrainer(Trainer):
 
     def get_train_dataloader(self):
         """The plan in order; sharding over ranks happened when it was made."""
+        return self.loader(self.train_dataset)
+
+    def loader(self, dataset):
+        """The micro-batches of a `MicroBatches` in order."""
         return DataLoader(
-            self.train_dataset,
+            dataset,
             batch_size=1,
             collate_fn=_only,
             num_workers=self.args.dataloader_num_workers,
@@ -40,11 +44,15 @@ class KitTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """W of the optimiser step, over its micro-batches and all ranks; each micro-batch learns its calls of the head.
+        """W of the optimiser step, whose rows are remembered."""
+        self.step_rows = [where for batch in batch_samples for where in batch["where"]]
+        return self.weigh(batch_samples, device)
+
+    def weigh(self, batch_samples, device):
+        """W of micro-batches, over them and all ranks; each micro-batch learns its calls of the head.
 
         ZeRO-3 fetches the head's weight at every call, so all ranks call it as often as the one with most positions.
         """
-        self.step_rows = [where for batch in batch_samples for where in batch["where"]]
         weight = sum(_weight(batch) for batch in batch_samples)
         said = torch.stack([weight, *(weight.new_tensor(count_supervised(one["labels"])) for one in batch_samples)])[
             None
@@ -246,8 +254,7 @@ class LogToFile(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "seconds": round(time.monotonic() - self.started, 3),
         }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_step(self.path, line)
 
 
 class StopOnSignal(TrainerCallback):
