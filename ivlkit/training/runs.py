@@ -343,12 +343,14 @@ def _add_validation(run, trainer, vlm, *, packed):
 
 def _take_best(run, model, last_step):
     """Load the best weights into the model and say so; the step they are of."""
+    from .checkpoints import find_damage
     from .trainer import load_trained
     from .validation import find_best
 
     best = find_best(run.folder)
-    if best is None:
-        _notice(run, f"no whole best-* is here; the final weights are those of step {last_step}")
+    damage = find_damage(best["path"]) if best else "none was kept"
+    if damage:
+        _notice(run, f"the best weights can't be taken: {damage}; the final ones are those of step {last_step}")
         return last_step
     load_trained(model, best["path"])
     score = f"loss {best['loss']:.4f}" + ("" if best["score"] is None else f", score {best['score']:.4f}")

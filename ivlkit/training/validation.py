@@ -7,7 +7,7 @@ is in the run's folder, so that a run that was killed goes on as if it had not b
 import importlib
 import json
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..data.records import accepted_truth
 from ..errors import RecipeError
 from ..models.attention import use_attention
 from ..models.chat import reply_batch
-from .checkpoints import find_damage, step_of, write_contents
+from .checkpoints import step_of, write_contents
 from .history import append_step, read_steps
 
 VALIDATION_FILE = "validation.jsonl"
@@ -54,8 +54,8 @@ class Validate(TrainerCallback):
         """As the model is before the first step."""
         if state.global_step == 0:
             self._validate(0)
-        elif state.is_world_process_zero:
-            self.gave_up = self._is_patience_over(state.global_step)
+        else:
+            (self.gave_up,) = broadcast_object_list([self._is_patience_over(state.global_step)])
 
     def on_step_end(self, args, state, control, **_):
         """Validate when it is time; a better model is kept before a checkpoint can say that this step is done."""
@@ -157,7 +157,7 @@ def find_best(folder):
     """The best validation so far, as {"step", "loss", "score", "path"}, or None."""
     best = None
     for path in _kept(folder):  # two, if it was killed before the older one went
-        if not find_damage(path):
+        with suppress(OSError, ValueError):  # damaged, or gone while another rank looks
             found = json.loads((path / BEST_FILE).read_text()) | {"path": path}
             best = found if best is None or _is_better(found, best) else best
     return best

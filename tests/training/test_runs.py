@@ -412,11 +412,13 @@ def test_two_ranks_make_the_steps_of_one_packed_or_padded(mixed_rows, tiny, here
     """21 rows in six steps, the last of one row: a rank has none. Two processes over gloo, for all weightings."""
     data = open_data(mixed_rows)
     small = {"model": str(tiny), "total_batch": 4, "epochs": 3, "lora_dropout": 0.0, "max_seq_length": 100}
+    small |= {"eval_steps": 2, "save_steps": 3}
     made = {}
     for weighting in ("token", "sample", "square"):
         for packing, gpus in ((True, 1), (True, 2), (False, 2)):
             chosen = recipe("nano-lora", weighting=weighting, packing=packing, gpus=gpus, per_device_batch=2, **small)
-            made[weighting, packing, gpus] = write_run(chosen, data, tmp_path / f"{weighting}-{packing}-{gpus}")
+            folder = tmp_path / f"{weighting}-{packing}-{gpus}"
+            made[weighting, packing, gpus] = write_run(chosen, data, folder, validation=data)
     script = tmp_path / "execute.py"
     script.write_text(EXECUTE_ALL)
     folders = [str(run.folder) for (_, _, gpus), run in made.items() if gpus == 2]
@@ -428,7 +430,11 @@ def test_two_ranks_make_the_steps_of_one_packed_or_padded(mixed_rows, tiny, here
         expected = numbers(here(made[weighting, True, 1]))
         assert expected.shape == (6, 2)
         for packing in (True, False):
-            np.testing.assert_allclose(numbers(made[weighting, packing, 2]), expected, atol=1e-5, rtol=1e-4)
+            run = made[weighting, packing, 2]
+            np.testing.assert_allclose(numbers(run), expected, atol=1e-5, rtol=1e-4)
+            losses = [[line["loss"] for line in one.validation] for one in (run, made[weighting, True, 1])]
+            np.testing.assert_allclose(*losses, atol=1e-5, rtol=1e-4)
+            assert [line["step"] for line in run.validation] == [0, 2, 4, 6]
 
 
 def numbers(run):

@@ -175,10 +175,11 @@ def test_a_damaged_best_is_not_taken_for_one(chosen, data, here):
     content = bytearray((best / "adapter_model.safetensors").read_bytes())
     content[-1] ^= 1
     (best / "adapter_model.safetensors").write_bytes(content)
-    assert find_best(run.folder) is None
     shutil.rmtree(run.folder / "final")
     here(run)
-    assert run.notices[-1] == "no whole best-* is here; the final weights are those of step 5"
+    damage = "adapter_model.safetensors is not as it was written"
+    assert run.notices[-1] == f"the best weights can't be taken: {damage}; the final ones are those of step 5"
+    assert json.loads((run.folder / "final" / "ivlkit.json").read_text())["step"] == 5
 
 
 # what is asked of a run ----------------------------------------------------------------------------------------------
