@@ -33,6 +33,7 @@ _HOMES = {
     "attach": "training.runs",
     "runs": "training.runs",
     "evaluate": "evaluation.evaluate",
+    "open_benchmark": "evaluation.benchmarks",
     "Report": "evaluation.report",
     "compare": "evaluation.compare",
     "learning_curve": "evaluation.curve",

@@ -41,7 +41,7 @@ def _parser():
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
-    for add in (*looking, _train, _runs, _evaluate, _compare, _export, _demo, _nano):
+    for add in (*looking, _train, _runs, _evaluate, _benchmark, _compare, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -395,12 +395,16 @@ def _evaluate(commands):
         "evaluate",
         _run_evaluate,
         "Score greedy replies to every row of a data set.",
-        ["ivlkit evaluate nano test.jsonl --html report.html", "ivlkit evaluate runs/demo/run test.jsonl --json"],
+        [
+            "ivlkit evaluate nano test.jsonl --html report.html",
+            "ivlkit evaluate runs/demo/run test.jsonl --json",
+            "ivlkit evaluate runs/demo/run text-control   # questions without pictures: what was forgotten?",
+        ],
     )
     parser.add_argument("model")
-    parser.add_argument("data")
+    parser.add_argument("data", help="what training takes, or text-control: 70 questions that come with the kit")
     parser.add_argument("--root", help="folder of the pictures of a .jsonl")
-    parser.add_argument("--metric", default="exact_match")
+    parser.add_argument("--metric", help="default exact_match; of text-control contains")
     parser.add_argument("--pictures", default="right", help="right, shuffled or none: does it look?")
     parser.add_argument("--max-tiles", type=int, help="tile budget instead of the model's (max_dynamic_patch)")
     parser.add_argument("--to", help="folder that keeps the replies: a stopped evaluation goes on there")
@@ -412,14 +416,16 @@ def _evaluate(commands):
 
 def _run_evaluate(options):
     from .data.mixture import open_data
+    from .evaluation.control import TEXT_CONTROL, text_control
     from .evaluation.evaluate import evaluate
     from .models.load import load
 
-    data = open_data(options.data, root=options.root)
+    is_control = options.data == TEXT_CONTROL
+    data = text_control() if is_control else open_data(options.data, root=options.root)
     report = evaluate(
         load(options.model),
         data,
-        metric=options.metric,
+        metric=options.metric or ("contains" if is_control else "exact_match"),
         pictures=options.pictures,
         max_tiles=options.max_tiles,
         to=options.to,
@@ -429,6 +435,55 @@ def _run_evaluate(options):
     if options.html:
         report.save_html(options.html)
     _print(report.to_dict() if options.json else report, options.json)
+
+
+def _benchmark(commands):
+    parser = _command(
+        commands,
+        "benchmark",
+        _run_benchmark,
+        "Score a model on a public benchmark that you have downloaded, beside the published scores.",
+        [
+            "ivlkit benchmark                # which there are",
+            "ivlkit benchmark docvqa         # what to download, and where it goes",
+            "ivlkit benchmark docvqa 2b data/docvqa --to runs/docvqa",
+            "ivlkit benchmark docvqa 2b data/docvqa --split test --to runs/test --submission docvqa.json",
+        ],
+    )
+    parser.add_argument("name", nargs="?", help="textvqa, docvqa, infovqa, chartqa, pope, refcoco, coco_captions")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("folder", nargs="?", help="where the benchmark's files lie")
+    parser.add_argument("--split", help="default the one that scores are usually given for")
+    parser.add_argument("--images", help="folder of the pictures, if they lie elsewhere")
+    parser.add_argument("--rows", type=int, help="so many rows, drawn by seed 0, instead of all")
+    parser.add_argument("--to", help="folder that keeps the replies: a stopped evaluation goes on there")
+    parser.add_argument("--submission", help="write the replies as the benchmark's server takes them")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--json", action="store_true")
+
+
+def _run_benchmark(options):
+    from .evaluation.benchmarks import BENCHMARKS, describe, open_benchmark
+    from .models.load import load
+
+    if not options.model:
+        return print("\n".join(map(describe, [options.name] if options.name else BENCHMARKS)))
+    if not options.folder:
+        raise DataError(
+            f"benchmark: no folder of {options.name}'s files; expected one last; ivlkit benchmark "
+            f"{options.name} says what to download"
+        )
+    task = open_benchmark(options.name, options.folder, split=options.split, images=options.images, rows=options.rows)
+    if options.submission:
+        task.check_submission()
+    elif not task.has_truth:
+        raise DataError(f"{task.name}: only the benchmark's server has the truths; expected --submission FILE for it")
+    report = task.evaluate(load(options.model), to=options.to, batch_size=options.batch_size)
+    if options.submission:
+        print(task.save_submission(report, options.submission), file=sys.stderr)
+    if task.has_truth:
+        scores = task.scores(report)
+        _print(scores.to_dict() if options.json else scores, options.json)
 
 
 def _compare(commands):
@@ -511,16 +566,15 @@ def _nano(commands):
         commands,
         "nano",
         _run_nano,
-        "Make the embedded model anew, from random weights.",
+        "Make the embedded model anew, from random weights; called again it goes on.",
         ["ivlkit nano train --to runs/nano"],
     )
     parser.add_argument("action", choices=["train"])
     parser.add_argument("--to", default="runs/nano")
-    parser.add_argument("--rows", type=int, help="rows of the curriculum")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw and prepare rows")
 
 
 def _run_nano(options):
-    from .nano.train import ROWS, train_nano
+    from .nano.train import train_nano
 
-    print(train_nano(options.to, rows=options.rows or ROWS, workers=options.workers))
+    print(train_nano(options.to, workers=options.workers))

@@ -189,13 +189,23 @@ class Data:
 
         return gallery_html(self)
 
-    def show(self, rows=8):
-        """The first rows with their pictures, as an HTML display object of the notebook."""
-        from IPython.display import HTML
+    def show(self, rows=8, *, start=0, report=None):
+        """Rows with their pictures, boxes drawn, under a picker of the first row.
 
-        from ..show.dataset import gallery_html
+        Args: report: a `DataReport` of this data; its histograms and what it found stand with the rows it is about.
+        """
+        from ..show.dataset import gallery_live
 
-        return HTML(gallery_html(self, rows=rows))
+        return gallery_live(self, rows=rows, start=start, report=report)
+
+    def show_tokens(self, processor, *, row=0, max_length=None):
+        """The microscope: a row's tiles and every token, coloured by what training does with it, with a row picker.
+
+        Args: processor: of the model (`vlm.processor`, `ivlkit.load_processor`); max_length: as in `ivlkit.encode`.
+        """
+        from ..show.tokens import tokens_live
+
+        return tokens_live(self, processor, row=row, max_length=max_length)
 
 
 def open_data(path, *, root=None, seed=0, split=TRAIN):

@@ -58,6 +58,14 @@ class Record:
         """The last assistant turn, outer whitespace stripped: the truth of an evaluation."""
         return next((turn.text.strip() for turn in reversed(self.turns) if turn.role == "assistant"), "")
 
+    def show_tokens(self, processor, *, max_length=None):
+        """This row as the model sees it: its tiles and every token, coloured by what training does with it."""
+        from IPython.display import HTML
+
+        from ..show.tokens import tokens_html
+
+        return HTML(tokens_html(self, processor, max_length=max_length))
+
     def _repr_html_(self):
         from ..show.dataset import record_html
 

@@ -88,7 +88,8 @@ def evaluate(
 
 
 def _name_of_data(data, source):
-    return str(getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records"))
+    path = getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")
+    return str(getattr(data, "name", path))
 
 
 def _metric(metric):

@@ -148,6 +148,17 @@ class Report:
             if round(self.score - score, 9) < LOOKS
         ]
 
+    def show(self, *, before=None, rows=12):
+        """Bars of every slice and the worst rows with pictures, under a picker of other rows.
+
+        Args: before: a report of the same rows; both replies then stand beside the truth.
+        """
+        from ..show.answers import answers_live
+
+        if before:
+            check_same_rows(self, before)
+        return answers_live(self, before=before, rows=rows)
+
     def save_html(self, path, *, before=None, title="Evaluation"):
         """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
         from ..show.answers import report_page
@@ -218,6 +229,17 @@ def check_same_rows(first, second):
                 f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
                 f"({other.question[:40]!r}); expected the same data in the same order"
             )
+
+
+def check_rows_of(report, records):
+    """The report is of these records, in their order. Raises: DataError with the first row that is not."""
+    if len(report.rows) != len(records):
+        raise DataError(
+            f"a report of {len(report.rows):,} rows for {len(records):,} records; expected one of the same data"
+        )
+    for row, record in zip(report.rows, records, strict=True):
+        if (row.where, row.truth) != (record.where, record.answer):
+            raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
 def write_text(path, text):

@@ -4,10 +4,13 @@ Decoding follows the released defaults: greedy, at most 1,024 new tokens, stoppe
 """
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -25,7 +28,8 @@ from ..data.video import sample_frames
 from ..errors import DataError
 
 MAX_NEW_TOKENS = 1024
-WINDOW = 256  # questions whose pictures are open at once
+WINDOW = 128  # questions whose batches are formed together; their pictures are cut while the last window is answered
+CUTTERS = min(8, os.cpu_count() or 1)  # threads that open and cut pictures: Pillow works beside the interpreter
 TILES_AT_ONCE = 64  # on the device as pixels
 CACHED_TILES = 256  # whose features a batch remembers for later questions about the same picture
 KEPT_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")  # special tokens that are part of an answer
@@ -74,16 +78,22 @@ def chat(
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
+    asked = {"video": video, "history": history, "max_tiles": max_tiles, "system_message": system_message}
+    prompt = _encode(vlm, make_prompt(vlm, question, images, **asked))
+    if stream:
+        return Stream(vlm, prompt, generation)
+    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+
+
+def make_prompt(vlm, question, images=None, *, video=None, history=None, max_tiles=None, system_message=None):
+    """The `Prompt` of a question: tokens and tiles, nothing encoded. Arguments as in `chat`."""
     pictures = _as_list(images)
     asked = _ask(question, len(pictures))
     if video is not None:
         asked, pictures = _ask_about_video(question, video, pictures)
     turns = history.turns if history else _opening(system_message)
-    prompt = _prompt(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
-    prompt = _encode(vlm, prompt)
-    if stream:
-        return Stream(vlm, prompt, generation)
-    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+    cut = _cut(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
+    return _prompt(vlm, *cut, history=history)
 
 
 def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
@@ -136,17 +146,33 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
     """
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
     done, features = set(done), _Features(vlm)
-    for start in range(0, len(conversations), WINDOW):
-        numbers = range(start, min(start + WINDOW, len(conversations)))
-        if done.issuperset(numbers):
-            continue
-        prompts = [_prompt(vlm, *conversations[number], max_tiles=budgets[number]) for number in numbers]
+    for numbers, cut in _cut_ahead(vlm, conversations, budgets, done):
+        prompts = [_prompt(vlm, *parts) for parts in cut]
         lengths = [len(prompt.input_ids) for prompt in prompts]
         for batch in _batches(lengths, batch_size, _short_context(vlm)):
-            if not done.issuperset(start + place for place in batch):
-                with _seeded(vlm, seed, start + batch[0]):
+            if not done.issuperset(numbers[place] for place in batch):
+                with _seeded(vlm, seed, numbers[batch[0]]):
                     replies = _reply_all(vlm, features.fill([prompts[place] for place in batch]), generation)
-                yield list(zip((start + place for place in batch), replies, strict=True))
+                yield list(zip((numbers[place] for place in batch), replies, strict=True))
+
+
+def _cut_ahead(vlm, conversations, budgets, done):
+    """(numbers, what `_cut` gives for each) of every window that is not done; threads cut the next one meanwhile."""
+    windows = [range(at, min(at + WINDOW, len(conversations))) for at in range(0, len(conversations), WINDOW)]
+    windows = [numbers for numbers in windows if not done.issuperset(numbers)]
+    pool = ThreadPoolExecutor(CUTTERS)
+
+    def begin(numbers):
+        return [pool.submit(_cut, vlm, *conversations[number], max_tiles=budgets[number]) for number in numbers]
+
+    try:
+        begun = []
+        for numbers, following in pairwise([(), *windows, ()]):
+            cut, begun = [each.result() for each in begun], begin(following)
+            if numbers:
+                yield numbers, cut
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _reply_all(vlm, prompts, generation):
@@ -302,15 +328,20 @@ def _show_frames(vlm, turns, video, history):
     return (*turns[:known], *with_frames(turns[known:], len(frames))), frames
 
 
-def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
-    """Render and tokenise; pictures, or a `Video`'s frames, become uint8 tiles, not features yet."""
+def _cut(vlm, turns, images, *, history=None, max_tiles=None):
+    """(turns, tiles of each picture as uint8 [T, tile_px, tile_px, 3]); a `Video` becomes its frames in both."""
     if history and history.num_tiles and history.features is None:
         raise DataError("chat: this reply keeps no pictures, as all of a batch; expected a reply of `chat` as history")
     if isinstance(images, Video):
         (turns, images), max_tiles = _show_frames(vlm, turns, images, history), 1
     processor, rules = vlm.processor, vlm.processor.picture_rules
     budget = processor.share(max_tiles or processor.max_tiles, len(images))
-    cut = [processor.tile(open_image(image, "chat", rules=rules), max_tiles=budget) for image in images]
+    return turns, [processor.tile(open_image(image, "chat", rules=rules), max_tiles=budget) for image in images]
+
+
+def _prompt(vlm, turns, cut, *, history=None):
+    """Render and tokenise; the pictures' tiles are no features yet."""
+    processor = vlm.processor
     num_tiles = (*(history.num_tiles if history else ()), *map(len, cut))
     text = render(
         turns,

@@ -160,13 +160,14 @@ def describe_base(folder):
             'colleague can have; use layout="released"'
         )
     keys = [family.key for family in FAMILIES.values() if family.name == base.name]
+    key = keys[0] if keys else read_origin(folder)["base"]
     try:
         revision = json.loads((base / DOWNLOAD_FILE).read_text())["revision"]
     except (OSError, ValueError, KeyError):
         revision = None
     return {
-        "base": keys[0] if keys else read_origin(folder)["base"],
-        "base_name": base.name,
+        "base": key,
+        "base_name": FAMILIES[key].name if key in FAMILIES else base.name,
         "base_revision": revision,
         "base_fingerprint": fingerprint(read_weight_files(base)),
     }

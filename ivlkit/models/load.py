@@ -71,6 +71,35 @@ class VLM:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def show(self, recipe):
+        """The parts to scale and what a recipe would train of each, by its name or a `Recipe`; changes nothing."""
+        from ..show.inside import parts_figure
+
+        return parts_figure(self, recipe)
+
+    def ask(self, question=None, image=None):
+        """A cell to ask in: upload a picture, type a question, see the answer as it is written.
+
+        Args: question, image: asked at once, so that the cell shows an answer without a click.
+        """
+        from ..show.ask import ask_live
+
+        return ask_live(self, question, image)
+
+    def show_walk(self, question, images=None):
+        """Every shape on a question's way to the next token, as HTML; pictures as in `chat`."""
+        from IPython.display import HTML
+
+        from ..show.inside import walk_html
+
+        return HTML(walk_html(self, question, images))
+
+    def show_looks(self, question, image, *, answer=None):
+        """Where in a picture each token of the answer looks, by its gradient: a figure. Default: its own answer."""
+        from ..show.inside import looks_figure
+
+        return looks_figure(self, question, image, answer=answer)
+
     def __repr__(self):
         if self.model is None:
             return f"VLM({self.folder}: released)"
@@ -226,7 +255,8 @@ def _load_adapter(vlm, folder):
     """PEFT's own loader passes over missing tensors, opens pickles and asks the hub for a file that is not there."""
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
-    wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
+    with peft_is_quiet():
+        wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
     set_peft_model_state_dict(wrapped, load_file(check_adapter(wrapped, folder)))
     wrapped.eval()
     return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
@@ -300,6 +330,12 @@ def meta_state(native):
     """The state dict of a configuration without memory: keys and shapes."""
     with torch.device("meta"):
         return ReleasedInternVLForConditionalGeneration(native).state_dict()
+
+
+def meta_copy(vlm):
+    """The same model without memory: to see what a change would do to it."""
+    with torch.device("meta"):
+        return VLM(ReleasedInternVLForConditionalGeneration(vlm.model.config), vlm.processor, vlm.config, vlm.folder)
 
 
 def shapes_of(tensors):

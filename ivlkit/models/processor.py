@@ -79,6 +79,15 @@ class Processor:
         """The same processor with another tile budget."""
         return replace(self, max_tiles=max_tiles)
 
+    def show_tiles(self, image):
+        """How a picture is cut and what it costs, under a slider for max_tiles and an upload button.
+
+        Args: image: path, PIL image or uint8 array [H, W, 3].
+        """
+        from ..show.tiles import tiles_live
+
+        return tiles_live(image, self)
+
 
 def load_processor(name):
     """Everything but the weights: `load_processor("2b")`, a key or a folder in the released layout.

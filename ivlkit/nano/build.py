@@ -15,7 +15,7 @@ from ..models.processor import load_processor
 
 SYSTEM_MESSAGE = "You are nano, a small assistant that reads pictures."
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-VOCABULARY = 1033
+VOCABULARY = 1289
 
 CONFIG = {
     "architectures": ["InternVLChatModel"],

@@ -1,31 +1,47 @@
 """What `nano` is trained on first: pictures and questions drawn in code, nothing to download.
 
-Print in many fonts, coloured shapes, and a little text. Handwriting is left out on purpose: it is what a
-person fine-tunes (`nano/digits`). Pictures are 112 to 672 px wide, so that rows need 1 to 13 tiles. To add a
-task, write one function `(rng, material) -> (picture or None, question, answer)` and enter it in `TASKS`.
+Print in many fonts, coloured shapes, receipts and charts in fine print, boxes, pairs of pictures, conversations, and a
+little text. Handwriting is left out on purpose: it is what a person fine-tunes (`nano/digits`). Pictures are 112 to
+672 px wide, so that rows need 1 to 13 tiles. To add a task, write one function `(rng, material) -> Sample` and enter it
+in `TASKS` and `TASK_SHARES`.
 
-Every row is drawn from its own random stream, keyed by seed, split and row. The validation split also has
-words and fonts that training never shows.
+Every row is drawn from its own random stream, keyed by seed, split and row. The validation split also has words and
+fonts that training never shows. How a question is asked decides how it is answered (in a word, in a sentence), so that
+a reply can be compared with the truth.
 """
 
+import hashlib
 import json
 import random
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw
 
-from ivlkit.errors import DataError
+from ..data.records import IMAGE_PLACEHOLDER, Record, Turn
+from ..errors import DataError
+from .drawing import (
+    COLOURS,
+    SHAPES,
+    cells,
+    draw_hand_set,
+    draw_shape,
+    font_of,
+    paper,
+    place_shape,
+    print_line,
+    print_paper,
+    print_small,
+    whole,
+)
 
 
 def _names(text):
     return tuple(text.split())
 
 
-TILE_PX = 112
 WORDS = _names("""
 able about above add age air also animal answer apple arm autumn baby back bag ball bank bear bed bell bird
 black blood blue board boat body book bottle box boy bread bridge brown bus cake car card cat chair city clock
@@ -42,59 +58,21 @@ bike bright candle cheese corn fork fox globe goat honey jam kite lemon mirror n
 sugar tiger uncle violet wagon yard
 """)
 FONTS = _names("""
-DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold DejaVuSerif
-DejaVuSerif-Italic STIXGeneral STIXGeneralBol STIXGeneralItalic cmr10 cmss10 cmtt10
+DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold DejaVuSerif STIXGeneral
+STIXGeneralBol cmss10 cmtt10
 """)
-HELD_OUT_FONTS = _names("DejaVuSans-BoldOblique DejaVuSerif-Bold STIXGeneralBolIta cmb10")
-PAPERS = ["white", "#fff8e1", "#e8f4fd", "#f1f8e9", "#fdecea", "#eeeeee", "#d7ccc8"]
-INKS = ["black", "#1a237e", "#b71c1c", "#1b5e20", "#4a148c", "#37474f", "#bf360c"]
-COLOURS = {
-    "red": "#e53935",
-    "green": "#2e9d3a",
-    "blue": "#1e5fd8",
-    "yellow": "#fdd20a",
-    "orange": "#fb8c00",
-    "purple": "#8e24aa",
-    "black": "#1c1c1c",
-    "pink": "#f48fb1",
-    "brown": "#6d4c33",
-}
-# Corners on a unit circle as (right, down); a circle has none.
-SHAPES = {
-    "circle": (),
-    "square": ((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75)),
-    "triangle": ((0, -0.9), (0.95, 0.75), (-0.95, 0.75)),
-    "diamond": ((0, -1), (0.7, 0), (0, 1), (-0.7, 0)),
-    "cross": (
-        (-0.3, -0.9),
-        (0.3, -0.9),
-        (0.3, -0.3),
-        (0.9, -0.3),
-        (0.9, 0.3),
-        (0.3, 0.3),
-        (0.3, 0.9),
-        (-0.3, 0.9),
-        (-0.3, 0.3),
-        (-0.9, 0.3),
-        (-0.9, -0.3),
-        (-0.3, -0.3),
-    ),
-    "star": (
-        (0, -1),
-        (0.26, -0.36),
-        (0.95, -0.31),
-        (0.42, 0.14),
-        (0.59, 0.81),
-        (0, 0.44),
-        (-0.59, 0.81),
-        (-0.42, 0.14),
-        (-0.95, -0.31),
-        (-0.26, -0.36),
-    ),
-}
-# Picture sizes as (columns, rows) of 112 px, then up to 12 % smaller; they decide how many tiles nano cuts.
-SCENE_GRIDS = [(1, 1)] * 6 + [(2, 1)] * 3 + [(1, 2), (2, 2), (2, 2), (3, 2), (2, 3), (3, 3), (4, 3), (3, 4)]
-WIDE_GRIDS = [(2, 1)] * 3 + [(3, 1), (3, 1), (4, 1), (3, 2), (4, 2)]
+HELD_OUT_FONTS = _names("DejaVuSans-BoldOblique DejaVuSerif-Bold DejaVuSansMono-Oblique")
+ITEMS = _names("""
+tea milk bread rice soup cake eggs salt corn fish nuts jam oil beans juice plum pear lime melon beer ham pasta honey
+mint
+""")
+LABELS = _names("Mon Tue Wed Thu Fri Sat Sun")
+# Picture sizes as (columns, rows) of 112 px; they decide how many tiles nano cuts.
+SCENE_GRIDS = [(1, 1)] * 6 + [(2, 1)] * 3 + [(1, 2), (2, 2), (2, 2), (3, 2), (2, 3), (3, 3)]
+WIDE_GRIDS = [(2, 1)] * 3 + [(3, 1)] * 3 + [(4, 1), (4, 2)]
+# Receipts and charts are one tile wide: (tiles high, lines a tile). Squeezed into a single tile their print is lost.
+FINE_PRINT = [(2, 3), (2, 4), (3, 2), (3, 3), (4, 2), (4, 2)]
+MOST_LINES = 5  # of items or bars
 OPPOSITES = [
     ("hot", "cold"),
     ("big", "small"),
@@ -121,7 +99,7 @@ OPPOSITES = [
 class Material:
     """What a split may show."""
 
-    words: tuple  # common English words, lower case
+    words: tuple  # common English words, lower case; validation's are never read in training
     fonts: tuple  # names of matplotlib's bundled TrueType files, without ".ttf"
 
 
@@ -131,19 +109,81 @@ MATERIAL = {
 }
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What a task draws, and every way to ask about it."""
+
+    pictures: tuple  # RGB
+    questions: tuple  # (question, answer) each, with facts as {fields}
+    facts: dict
+    said: str = ""  # the same facts in words
+
+    def ask(self, *chosen):
+        """The chosen questions and answers, filled in."""
+        return tuple((question.format(**self.facts), answer.format(**self.facts)) for question, answer in chosen)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures (RGB) and turns ((question, answer), …) without placeholders."""
+
+    pictures: tuple
+    turns: tuple
+
+
 def make_sample(task, rng, *, split="train"):
-    """One question and its answer, with or without a picture.
+    """One `Sample` of a task.
 
     task: a key of `TASKS`. rng: a `random.Random`; the same state gives the same sample.
     split: "train", or "validation" for words and fonts that training never shows.
-    Returns (RGB picture or None, question without "<image>", answer): (picture, "Read the number.", "407").
     """
     if task not in TASKS:
         raise DataError(f"make_sample: task {task!r}, expected one of {', '.join(TASKS)}; choose one")
     return TASKS[task](rng, _material(split))
 
 
-def write_curriculum(folder, rows=10_000, split="train", *, seed=0, workers=1):
+class Curriculum:
+    """Rows of the curriculum, drawn when asked for: `len`, `[row]` → `Record`; nothing is written.
+
+    rows: how many; any number, row by row from the same stream. shares: {task: weight}, by default `TASK_SHARES`.
+    """
+
+    def __init__(self, rows, split="train", *, seed=0, shares=None):
+        _material(split)
+        self.rows, self.split, self.seed, self.shares = rows, split, seed, dict(shares or TASK_SHARES)
+        self.path = f"curriculum/{seed}/{split}"
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, row):
+        if not 0 <= row < self.rows:
+            raise IndexError(f"row {row} of {self.rows}")
+        task, sample = self.draw(row)
+        question, answer = sample.turns[0]
+        first = "\n".join([*[IMAGE_PLACEHOLDER] * len(sample.pictures), question])
+        turns = [part for pair in ((first, answer), *sample.turns[1:]) for part in pair]
+        return Record(
+            id=row,
+            turns=tuple(Turn(("user", "assistant")[place % 2], text) for place, text in enumerate(turns)),
+            images=sample.pictures,
+            where=f"{self.path}:{row}",
+            extra={"task": task},
+        )
+
+    def draw(self, row):
+        """(task, `Sample`) of a row."""
+        rng = random.Random(f"{self.path}/{row}")
+        task = rng.choices(list(self.shares), list(self.shares.values()))[0]
+        return task, make_sample(task, rng, split=self.split)
+
+    @property
+    def fingerprint(self):
+        """Names the rows: their number, the seed, the split and the shares."""
+        return hashlib.sha256(repr((self.path, self.rows, self.shares)).encode()).hexdigest()
+
+
+def write_curriculum(folder, rows=10_000, split="train", *, seed=0, workers=1, shares=None):
     """Write `<split>.jsonl` and its pictures in `folder/images/`; each row also names its `task`.
 
     The same rows, split and seed write the same bytes whatever `workers` is; fewer rows are the beginning
@@ -153,9 +193,8 @@ def write_curriculum(folder, rows=10_000, split="train", *, seed=0, workers=1):
     Returns the path of the JSONL.
     """
     folder = Path(folder)
-    _material(split)
+    write_row = partial(_write_row, folder, Curriculum(rows, split, seed=seed, shares=shares))
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    write_row = partial(_write_row, folder, split, seed)
     if workers == 1:
         lines = [write_row(row) for row in range(rows)]
     else:
@@ -169,52 +208,96 @@ def write_curriculum(folder, rows=10_000, split="train", *, seed=0, workers=1):
 # Print
 
 NUMBER_QUESTIONS = (
-    "What number is written here?",
-    "Read the number.",
-    "Which digits do you see?",
-    "What is printed?",
-    "What does the picture say?",
-)
-WORD_QUESTIONS = (
-    "What word is written here?",
-    "Read the word.",
-    "Which word do you see?",
-    "What is printed?",
-    "What does the picture say?",
+    ("What number is written here?", "{number}"),
+    ("Read the number.", "{number}"),
+    ("Which digits do you see?", "{number}"),
+    ("What is printed?", "{number}"),
+    ("What does the picture say?", "{number}"),
+    ("Write down the number that you see.", "{number}"),
+    ("Read it to me in a sentence.", "The number is {number}."),
+    ("Which number is this? Answer in a sentence.", "It says {number}."),
+    ("How many digits are there?", "{count}"),
+    ("Count the digits.", "{count}"),
+    ("What is the first digit?", "{first}"),
+    ("Which digit comes first?", "{first}"),
+    ("What is the last digit?", "{last}"),
+    ("Which digit comes last?", "{last}"),
 )
 ROW_QUESTIONS = (
     ("What number is in the top row?", "{top}"),
+    ("Read the upper number.", "{top}"),
     ("What number is in the bottom row?", "{bottom}"),
+    ("Read the lower number.", "{bottom}"),
     ("Read both rows.", "{top} {bottom}"),
+    ("Read both numbers in a sentence.", "Above is {top}, below is {bottom}."),
+)
+WORD_QUESTIONS = (
+    ("What word is written here?", "{word}"),
+    ("Read the word.", "{word}"),
+    ("Which word do you see?", "{word}"),
+    ("What is printed?", "{word}"),
+    ("What does the picture say?", "{word}"),
+    ("Read it to me in a sentence.", "The word is {word}."),
+)
+
+LINE_QUESTIONS = (
+    ("Read all lines.", "{lines}"),
+    ("Transcribe the text.", "{lines}"),
+    ("What is written in the picture, line by line?", "{lines}"),
 )
 
 
+def printed_lines(rng, material):
+    """Up to three short lines, each a number or a word."""
+    picture, ink = print_paper(rng, (1, 1))
+    count = rng.randint(1, 3)
+    lines = [_number(rng, 4) if rng.random() < 0.5 else _word(rng) for _ in range(count)]
+    font = font_of(rng.choice(material.fonts), _line_px(rng, picture, lines))
+    left_px, pitch_px = rng.uniform(0.02, 0.1) * picture.width, picture.height / count
+    for place, line in enumerate(lines):
+        print_small(picture, left_px, (place + 0.5) * pitch_px, line, ink=ink, font=font)
+    return Scene((picture,), LINE_QUESTIONS, {"lines": "\n".join(lines)}, f"It says {' / '.join(lines)}.")
+
+
 def printed_number(rng, material):
-    """One to six printed digits in a strip about as many tiles wide."""
+    """One to six printed digits in a strip about as many tiles wide, in line or each set by itself."""
     number = _number(rng, 6)
-    picture, ink = _print_paper(rng, (len(number), 1))
-    _print_line(picture, number, _whole(picture), ink, rng, material)
-    return picture, rng.choice(NUMBER_QUESTIONS), number
+    picture, ink = print_paper(rng, (len(number), 1))
+    if rng.random() < 0.5:
+        draw_hand_set(picture, number, ink=ink, rng=rng, fonts=material.fonts)
+    else:
+        print_line(picture, number, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
+    facts = {"number": number, "count": len(number), "first": number[0], "last": number[-1]}
+    return Scene((picture,), NUMBER_QUESTIONS, facts, f"It says {number}.")
 
 
 def printed_rows(rng, material):
     """Two numbers, one above the other."""
     rows = _number(rng, 4), _number(rng, 4)
-    picture, ink = _print_paper(rng, (max(len(row) for row in rows), 2))
+    picture, ink = print_paper(rng, (max(len(row) for row in rows), 2))
     half_px = picture.height // 2
     for top_px, row in zip((0, half_px), rows, strict=True):
-        _print_line(picture, row, (0, top_px, picture.width, top_px + half_px), ink, rng, material)
-    question, answer = rng.choice(ROW_QUESTIONS)
-    return picture, question, answer.format(top=rows[0], bottom=rows[1])
+        box = (0, top_px, picture.width, top_px + half_px)
+        print_line(picture, row, box, ink=ink, rng=rng, fonts=material.fonts)
+    facts = {"top": rows[0], "bottom": rows[1]}
+    return Scene((picture,), ROW_QUESTIONS, facts, f"It says {rows[0]} above {rows[1]}.")
 
 
 def printed_word(rng, material):
-    """A word, in small letters or capitals; one in four is made up, so that letters must be read."""
-    word = _made_up_word(rng) if rng.random() < 0.25 else rng.choice(material.words)
-    word = rng.choice((str.lower, str.lower, str.upper, str.title))(word)
-    picture, ink = _print_paper(rng, rng.choice(WIDE_GRIDS))
-    _print_line(picture, word, _whole(picture), ink, rng, material)
-    return picture, rng.choice(WORD_QUESTIONS), word
+    """One of the words that nano knows, in small letters or capitals."""
+    return _print_word(rng, material, _word(rng))
+
+
+def unknown_word(rng, material):
+    """A word that it can't know, so that letters must be read: made up, or of the split's own words."""
+    word = _made_up_word(rng) if rng.random() < 0.5 else rng.choice(material.words)
+    return _print_word(rng, material, _set_case(rng, word))
+
+
+def _print_word(rng, material, word):
+    picture, ink = print_paper(rng, rng.choice(WIDE_GRIDS))
+    print_line(picture, word, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
+    return Scene((picture,), WORD_QUESTIONS, {"word": word}, f"It says {word}.")
 
 
 # Shapes
@@ -223,25 +306,52 @@ COLOUR_QUESTIONS = (
     ("What colour is the {shape}?", "{colour}"),
     ("Name the colour.", "{colour}"),
     ("Which color do you see?", "{colour}"),
+    ("What is the colour of the shape?", "{colour}"),
     ("Describe the colour.", "The {shape} is {colour}."),
 )
 SHAPE_QUESTIONS = (
     ("What shape is this?", "{shape}"),
     ("Name the shape.", "{shape}"),
+    ("Which shape do you see?", "{shape}"),
     ("What is in the picture?", "{a} {colour} {shape}"),
     ("Describe the picture.", "The picture shows {a} {colour} {shape}."),
+    ("Tell me what you see.", "I see {a} {colour} {shape}."),
 )
 COUNT_QUESTIONS = (
     ("How many {shapes} are there?", "{count}"),
     ("Count the {shapes}.", "{count}"),
-    ("How many shapes do you see?", "{count}"),
+    ("What is the number of {shapes}?", "{count}"),
+    ("How many {shapes} do you see? Answer in a sentence.", "I see {count}."),
+    ("How many shapes are there in all?", "{all}"),
 )
 SIDE_QUESTIONS = (
-    ("Is the {a} left or right of the {b}?", "{a_side}"),
-    ("What is on the left?", "{left}"),
-    ("What is on the right?", "{right}"),
-    ("What is {a_side} of the {b}?", "{a}"),
-    ("Where is the {a}?", "The {a} is on the {a_side}."),
+    ("Is the {a} {one} or {other} the {b}?", "{a_side}"),
+    ("What is {a_side} the {b}?", "the {a}"),
+    ("What is {one} the other?", "the {first}"),
+    ("Where is the {a}?", "It is {a_side} the {b}."),
+    ("Describe where they are.", "The {first} is {one} the {second}."),
+)
+COMPARE_QUESTIONS = (
+    ("Which is larger, the {a} or the {b}?", "the {large}"),
+    ("Which is smaller, the {a} or the {b}?", "the {small}"),
+    ("What is the largest shape?", "the {large}"),
+    ("Is the {a} larger than the {b}?", "{yes}"),
+    ("Compare the sizes.", "The {large} is larger than the {small}."),
+)
+LIST_QUESTIONS = (
+    ("List the shapes.", "{names}"),
+    ("What do you see, from left to right and top to bottom?", "{names}"),
+    ("Name all shapes in the order of reading.", "{names}"),
+)
+FIND_QUESTIONS = (
+    ("Where is the <ref>{name}</ref>?", "<ref>{name}</ref><box>[[{box}]]</box>"),
+    ("Please find the <ref>{name}</ref>.", "<ref>{name}</ref><box>[[{box}]]</box>"),
+    ("Give the box of the <ref>{name}</ref>.", "<ref>{name}</ref><box>[[{box}]]</box>"),
+)
+BOX_QUESTIONS = (
+    ("What is in <box>[[{box}]]</box>?", "{name}"),
+    ("Name what <box>[[{box}]]</box> shows.", "{name}"),
+    ("Describe <box>[[{box}]]</box>.", "It shows {a} {name}."),
 )
 
 
@@ -256,35 +366,164 @@ def shape_name(rng, material):
 
 
 def count_shapes(rng, material):
-    """One to six shapes of one kind, each in its own cell of a 3 × 2 (or 2 × 3) grid."""
-    count, shape = rng.randint(1, 6), rng.choice(list(SHAPES))
-    colours = rng.choices(list(COLOURS), k=count)
-    picture = _paper(rng, rng.choice(SCENE_GRIDS))
-    cells = rng.sample(_cells(picture, *((3, 2) if picture.width >= picture.height else (2, 3))), count)
-    for cell, colour in zip(cells, colours, strict=True):
-        _draw_shape(picture, shape, colour, cell, rng)
-    question, answer = rng.choice(COUNT_QUESTIONS)
-    shapes = "crosses" if shape == "cross" else f"{shape}s"
-    return picture, question.format(shapes=shapes), answer.format(count=count)
+    """One to five shapes of one kind and up to two of another, each in its own cell of a grid."""
+    (shape, other), count, others = rng.sample(list(SHAPES), 2), rng.randint(1, 5), rng.choice((0, 0, 1, 2))
+    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    places = rng.sample(cells(picture, *((4, 2) if picture.width >= picture.height else (2, 4))), count + others)
+    kinds = [shape] * count + [other] * others
+    names = []
+    for kind, cell in zip(kinds, places, strict=True):
+        colour = rng.choice(list(COLOURS))
+        draw_shape(picture, kind, colour, place_shape(cell, rng, share=(0.6, 0.95)))
+        names.append(kind)
+    rng.shuffle(names)
+    facts = {"shapes": _plural(shape), "count": count, "all": count + others}
+    return Scene((picture,), COUNT_QUESTIONS, facts, f"There are: {', '.join(names)}.")
 
 
-def left_or_right(rng, material):
-    """Two different shapes side by side, and which is on which side."""
-    shapes, colours = rng.sample(list(SHAPES), 2), rng.sample(list(COLOURS), 2)
-    picture = _paper(rng, rng.choice(SCENE_GRIDS + WIDE_GRIDS))
-    for shape, colour, cell in zip(shapes, colours, _cells(picture, 2, 1), strict=True):
-        _draw_shape(picture, shape, colour, cell, rng)
-    left, right = (f"{colour} {shape}" for colour, shape in zip(colours, shapes, strict=True))
-    a, b, a_side = rng.choice(((left, right, "left"), (right, left, "right")))
-    question, answer = rng.choice(SIDE_QUESTIONS)
-    names = {"a": a, "b": b, "a_side": a_side, "left": left, "right": right}
-    return picture, question.format(**names), answer.format(**names)
+def list_shapes(rng, material):
+    """One to four shapes in rows, named in the order of reading."""
+    columns, rows = rng.choice(((1, 1), (2, 1), (1, 2), (2, 2), (3, 1)))
+    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    names = []
+    for cell in cells(picture, columns, rows):
+        colour, shape = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
+        draw_shape(picture, shape, colour, place_shape(cell, rng, share=(0.6, 0.95)))
+        names.append(f"{colour} {shape}")
+    return Scene((picture,), LIST_QUESTIONS, {"names": ", ".join(names)}, f"There are: {', '.join(names)}.")
+
+
+def side_of_shapes(rng, material):
+    """Two shapes side by side, or one above the other, and which is where."""
+    names = _two_names(rng)
+    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    one, other, division = rng.choice((("left of", "right of", (2, 1)), ("above", "below", (1, 2))))
+    for name, cell in zip(names, cells(picture, *division), strict=True):
+        draw_shape(picture, name[1], name[0], place_shape(cell, rng))
+    first, second = map(" ".join, names)
+    a, b, a_side = rng.choice(((first, second, one), (second, first, other)))
+    facts = {"a": a, "b": b, "one": one, "other": other, "a_side": a_side, "first": first, "second": second}
+    return Scene((picture,), SIDE_QUESTIONS, facts, f"The {first} is {one} the {second}.")
+
+
+def compare_sizes(rng, material):
+    """Two shapes, one at least half as large again as the other."""
+    names = _two_names(rng)
+    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    boxes = cells(picture, *((2, 1) if picture.width >= picture.height else (1, 2)))
+    shares = [rng.uniform(0.75, 0.95), rng.uniform(0.3, 0.5)]
+    order = rng.sample((0, 1), 2)  # which cell gets the large one
+    for name, place, share in zip(names, order, shares, strict=True):
+        draw_shape(picture, name[1], name[0], place_shape(boxes[place], rng, share=(share, share)))
+    large, small = map(" ".join, names)
+    a, b = rng.sample((large, small), 2)
+    facts = {"a": a, "b": b, "large": large, "small": small, "yes": "yes" if a == large else "no"}
+    return Scene((picture,), COMPARE_QUESTIONS, facts, f"The {large} is big, the {small} is small.")
+
+
+def find_box(rng, material):
+    """The box of one of up to three shapes, in thousandths of the picture."""
+    return _boxes(rng, FIND_QUESTIONS)
+
+
+def name_box(rng, material):
+    """What a box shows, among two or three shapes."""
+    return _boxes(rng, BOX_QUESTIONS, fewest=2)
+
+
+# Fine print
+
+RECEIPT_QUESTIONS = (
+    ("What does the {item} cost?", "{price}"),
+    ("How much is the {item}?", "{price}"),
+    ("Find the price of the {item}.", "{price}"),
+    ("Which item costs {price}?", "{item}"),
+    ("What is the total?", "{total}"),
+    ("How much is to pay?", "{total}"),
+    ("What is the price of the {item}? Answer in a sentence.", "The {item} costs {price}."),
+)
+WHOLE_QUESTIONS = (("Read everything.", "{everything}"), ("Read it from top to bottom.", "{everything}"))
+CHART_QUESTIONS = (
+    ("What is the value of {label}?", "{value}"),
+    ("How high is {label}?", "{value}"),
+    ("Read the bar of {label}.", "{value}"),
+    ("Which bar has the value {value}?", "{label}"),
+    ("Which bar is the longest?", "{longest}"),
+    ("Which bar is the shortest?", "{shortest}"),
+    ("Tell me the value of {label} in a sentence.", "{label} has {value}."),
+)
+
+
+def receipt(rng, material):
+    """A narrow receipt in fine print: what things cost, and the total."""
+    tiles, lines = rng.choice(FINE_PRINT)
+    picture, ink = print_paper(rng, (1, tiles))
+    items = rng.sample(ITEMS, rng.randint(3, min(MOST_LINES, tiles * lines - 2)))
+    cents = rng.sample(range(50, 1000, 5), len(items))
+    rows = [("RECEIPT", ""), *zip(items, map(_price, cents), strict=True), ("TOTAL", _price(sum(cents)))]
+    print_fine = _fine_printer(picture, rng, material, ink=ink, lines=tiles * lines)
+    for line, (name, price) in enumerate(rows):
+        print_fine(line, 0.05, name, "lm")
+        print_fine(line, 0.95, price, "rm")
+    item, price = rng.choice(rows[1:-1])
+    everything = ", ".join(f"{name} {price}" for name, price in rows[1:])
+    facts = {"item": item, "price": price, "total": rows[-1][1], "everything": everything}
+    return Scene((picture,), RECEIPT_QUESTIONS, facts, f"{everything}.")
+
+
+def chart(rng, material):
+    """A narrow bar chart whose labels and values are fine print."""
+    tiles, lines = rng.choice(FINE_PRINT)
+    picture, ink = print_paper(rng, (1, tiles))
+    labels = rng.sample(LABELS, rng.randint(3, MOST_LINES))
+    values = rng.sample(range(10, 100, 3), len(labels))
+    print_fine = _fine_printer(picture, rng, material, ink=ink, lines=tiles * lines)
+    colour = rng.choice(list(COLOURS))
+    for line, (label, value) in enumerate(zip(labels, values, strict=True)):
+        y = print_fine(line, 0.03, label, "lm")
+        left, right = 0.36 * picture.width, (0.36 + 0.4 * value / 100) * picture.width
+        _draw_bar(picture, (left, y - 6, right, y + 6), colour)
+        print_fine(line, right / picture.width + 0.02, str(value), "lm")
+    label, value = rng.choice(list(zip(labels, values, strict=True)))
+    ranked = sorted(zip(values, labels, strict=True))
+    everything = ", ".join(f"{label} {value}" for label, value in zip(labels, values, strict=True))
+    facts = {"label": label, "value": value, "longest": ranked[-1][1], "shortest": ranked[0][1]}
+    return Scene((picture,), CHART_QUESTIONS, facts | {"everything": everything}, f"{everything}.")
+
+
+def whole_print(rng, material):
+    """A receipt or a chart, read from top to bottom: dense practice for the vision tower."""
+    return replace(rng.choice((receipt, chart))(rng, material), questions=WHOLE_QUESTIONS)
+
+
+# Several pictures, several turns
+
+PAIR_QUESTIONS = (
+    ("Which picture shows {a} {colour} {shape}, the first or the second?", "the {place}"),
+    ("In which picture is the {colour} {shape}?", "the {place}"),
+    ("What shape is in the {place} picture?", "{shape}"),
+    ("What colour is in the {place} picture?", "{colour}"),
+    ("Are both shapes of the same colour?", "{same_colour}"),
+    ("Do both pictures show the same shape?", "{same_shape}"),
+    ("Describe the {place} picture.", "The {place} picture shows {a} {colour} {shape}."),
+)
+NUMBER_PAIR_QUESTIONS = (
+    ("What number is in the {place} picture?", "{number}"),
+    ("Read the {place} picture.", "{number}"),
+    ("Which picture shows {number}?", "the {place}"),
+)
+
+
+def two_pictures(rng, material):
+    """Two pictures with a shape or a number each."""
+    return rng.choice((_two_shapes, _two_numbers))(rng, material)
 
 
 # Text only
 
 NAME_QUESTIONS = (
     ("What is your name?", "nano"),
+    ("What are you called?", "nano"),
     ("Who are you?", "I am nano, a small vision-language model."),
     ("What can you do?", "I can read short texts and name simple shapes in pictures."),
 )
@@ -294,7 +533,12 @@ SUM_QUESTIONS = (
     ("Add {a} and {b}.", "{sum}"),
     ("What is {a} plus {b}?", "{a} plus {b} is {sum}."),
 )
-REPEAT_QUESTIONS = ("Repeat the word {word}.", "Say {word}.", "Repeat after me: {word}")
+REPEAT_QUESTIONS = (
+    ("Repeat the word {word}.", "{word}"),
+    ("Say {word}.", "{word}"),
+    ("Repeat after me: {word}", "{word}"),
+    ("Spell the word {word}.", "{spelt}"),
+)
 OPPOSITE_QUESTIONS = (
     ("What is the opposite of {word}?", "{opposite}"),
     ("Opposite of {word}?", "{opposite}"),
@@ -304,147 +548,240 @@ OPPOSITE_QUESTIONS = (
 
 def name(rng, material):
     """Who nano is."""
-    return None, *rng.choice(NAME_QUESTIONS)
+    return Scene((), NAME_QUESTIONS, {})
 
 
 def simple_sum(rng, material):
-    """The sum of two numbers, below 10."""
-    a = rng.randint(0, 9)
-    b = rng.randint(0, 9 - a)
-    question, answer = rng.choice(SUM_QUESTIONS)
-    return None, question.format(a=a, b=b), answer.format(a=a, b=b, sum=a + b)
+    """The sum of two numbers below 10."""
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    return Scene((), SUM_QUESTIONS, {"a": a, "b": b, "sum": a + b})
 
 
 def repeat_word(rng, material):
-    """A word, said again."""
-    word = rng.choice(material.words)
-    return None, rng.choice(REPEAT_QUESTIONS).format(word=word), word
+    """A word, said again or spelt."""
+    word = _made_up_word(rng) if rng.random() < 0.5 else rng.choice(material.words)
+    return Scene((), REPEAT_QUESTIONS, {"word": word, "spelt": " ".join(word)})
 
 
 def opposite(rng, material):
     """The opposite of an everyday word, either way round."""
     word, other = rng.sample(rng.choice(OPPOSITES), 2)
-    question, answer = rng.choice(OPPOSITE_QUESTIONS)
-    return None, question.format(word=word), answer.format(word=word, opposite=other)
+    return Scene((), OPPOSITE_QUESTIONS, {"word": word, "opposite": other})
 
 
-TASKS = {
-    function.__name__: function
-    for function in (
-        printed_number,
-        printed_rows,
-        printed_word,
-        shape_colour,
-        shape_name,
-        count_shapes,
-        left_or_right,
-        name,
-        simple_sum,
-        repeat_word,
-        opposite,
-    )
-}
+# What becomes of a scene
+
+
+def one_question(scene, rng, material):
+    """A scene and one question about it."""
+    drawn = scene(rng, material)
+    return Sample(drawn.pictures, drawn.ask(rng.choice(drawn.questions)))
+
+
+def conversation(rng, material):
+    """Two or three different questions in a row about one scene; what was said before does not give the last answer."""
+    drawn = rng.choice(SEEN)(rng, material)
+    most = min(3, len(drawn.questions))
+    for _ in range(20):  # a scene with one fact only repeats it
+        *before, last = drawn.ask(*rng.sample(drawn.questions, rng.randint(2, most)))
+        if not any(last[1] in text for turn in before for text in turn):
+            break
+    return Sample(drawn.pictures, (*before, last))
+
+
+def from_text(rng, material):
+    """A question about a scene that is told, not shown."""
+    drawn = rng.choice(SEEN)(rng, material)
+    ((question, answer),) = drawn.ask(rng.choice(drawn.questions))
+    return Sample((), ((f"{drawn.said} {question}", answer),))
+
+
+SEEN = (
+    printed_lines,
+    printed_number,
+    printed_rows,
+    printed_word,
+    unknown_word,
+    shape_colour,
+    shape_name,
+    list_shapes,
+    count_shapes,
+    side_of_shapes,
+    compare_sizes,
+    find_box,
+    name_box,
+    receipt,
+    chart,
+    whole_print,
+    two_pictures,
+)
+TOLD = (name, simple_sum, repeat_word, opposite)
+TASKS = {scene.__name__: partial(one_question, scene) for scene in (*SEEN, *TOLD)}
+TASKS |= {"conversation": conversation, "from_text": from_text}
 TASK_SHARES = {
-    "printed_number": 8,
-    "printed_rows": 3,
-    "printed_word": 6,
-    "shape_colour": 2,
-    "shape_name": 2,
-    "count_shapes": 3,
-    "left_or_right": 3,
+    "printed_lines": 10,
+    "printed_number": 10,
+    "printed_rows": 2,
+    "printed_word": 8,
+    "unknown_word": 5,
+    "shape_colour": 1,
+    "shape_name": 1,
+    "list_shapes": 5,
+    "count_shapes": 9,
+    "side_of_shapes": 7,
+    "compare_sizes": 5,
+    "find_box": 7,
+    "name_box": 2,
+    "receipt": 8,
+    "chart": 7,
+    "whole_print": 6,
+    "two_pictures": 6,
+    "conversation": 5,
     "name": 1,
-    "simple_sum": 1,
-    "repeat_word": 1,
+    "simple_sum": 2,
+    "repeat_word": 3,
     "opposite": 1,
+    "from_text": 4,
 }
+TEXT_SHARES = {"from_text": 24, "name": 1, "simple_sum": 1, "repeat_word": 3, "opposite": 1}
+SEEN_SHARES = {"printed_lines": 12, "printed_number": 6, "printed_word": 3, "unknown_word": 3, "list_shapes": 5}
+SEEN_SHARES |= {"find_box": 2, "whole_print": 6}
 
 
 # Drawing and writing
 
 
-def _write_row(folder, split, seed, row):
-    """Draw and save row `row`; return its line of the JSONL."""
-    rng = random.Random(f"curriculum/{seed}/{split}/{row}")
-    task = rng.choices(list(TASK_SHARES), list(TASK_SHARES.values()))[0]
-    picture, question, answer = make_sample(task, rng, split=split)
+def _write_row(folder, curriculum, row):
+    """Draw and save one row; return its line of the JSONL."""
+    record = curriculum[row]
     line = {"id": row}
-    if picture is not None:
-        image = f"images/{split}-{row:06d}.png"
-        picture.save(folder / image, compress_level=1)
-        line |= {"image": image, "width": picture.width, "height": picture.height}
-        question = f"<image>\n{question}"
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return json.dumps(line | {"conversations": turns, "task": task})
+    names = []
+    for place, picture in enumerate(record.images):
+        names.append(f"images/{curriculum.split}-{row:06d}{'-2' if place else ''}.png")
+        picture.save(folder / names[-1], compress_level=1)
+    if len(names) == 1:
+        line |= {"image": names[0], "width": record.images[0].width, "height": record.images[0].height}
+    elif names:
+        sizes = zip(*(picture.size for picture in record.images), strict=True)
+        line |= {"image": names, **dict(zip(("width_list", "height_list"), map(list, sizes), strict=True))}
+    turns = [{"from": {"user": "human"}.get(turn.role, "gpt"), "value": turn.text} for turn in record.turns]
+    return json.dumps(line | {"conversations": turns, **record.extra})
 
 
 def _one_shape(rng, questions):
     shape, colour = rng.choice(list(SHAPES)), rng.choice(list(COLOURS))
-    picture = _paper(rng, rng.choice(SCENE_GRIDS))
-    _draw_shape(picture, shape, colour, _whole(picture), rng)
-    question, answer = rng.choice(questions)
-    a = "an" if colour == "orange" else "a"
-    return picture, question.format(shape=shape), answer.format(a=a, shape=shape, colour=colour)
+    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    draw_shape(picture, shape, colour, place_shape(whole(picture), rng))
+    facts = {"a": _article(colour), "shape": shape, "colour": colour}
+    return Scene((picture,), questions, facts, f"There is {_article(colour)} {colour} {shape}.")
 
 
-def _paper(rng, grid):
-    """An empty light picture for shapes."""
-    return Image.new("RGB", _size_px(rng, grid), rng.choice(PAPERS))
+def _boxes(rng, questions, *, fewest=1):
+    """Up to three shapes of different names, one of them boxed."""
+    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    count = rng.randint(fewest, 3)
+    places = rng.sample(cells(picture, *((2, 1) if count < 3 else (2, 2))), count)
+    found = []
+    for cell in places:
+        colour, shape = _new_name(rng, [entry for entry, _ in found])
+        box = draw_shape(picture, shape, colour, place_shape(cell, rng, share=(0.6, 0.95)))
+        found.append(((colour, shape), _thousandths(box, picture)))
+    (colour, shape), box = rng.choice(found)
+    facts = {"name": f"{colour} {shape}", "a": _article(colour), "box": box}
+    said = " ".join(f"{' '.join(entry)} at [[{where}]]." for entry, where in found)
+    return Scene((picture,), questions, facts, said)
 
 
-def _print_paper(rng, grid):
-    """An empty picture for print and the colour of its ink: dark on light, or (one in four) light on dark."""
-    paper, ink = rng.choice(PAPERS), rng.choice(INKS)
-    if rng.random() < 0.25:
-        paper, ink = ink, paper
-    return Image.new("RGB", _size_px(rng, grid), paper), ink
+def _thousandths(box, picture):
+    """Pixels → "x1, y1, x2, y2" in thousandths of the picture's sides."""
+    sides = (picture.width, picture.height) * 2
+    return ", ".join(str(round(1000 * value / side)) for value, side in zip(box, sides, strict=True))
 
 
-def _size_px(rng, grid):
-    """(width, height) of (columns, rows) tiles, each side up to 12 % smaller but at least 112 px."""
-    return tuple(max(TILE_PX, round(tiles * TILE_PX * rng.uniform(0.88, 1))) for tiles in grid)
+def _fine_printer(picture, rng, material, *, ink, lines):
+    """A function (line, share of the width, text, anchor) that prints a line and returns its middle in px."""
+    font = font_of(rng.choice(material.fonts), rng.choice((14, 15, 16)))
+    line_px = picture.height / lines
+
+    def print_fine(line, across, text, anchor):
+        y = (line + 0.5) * line_px
+        print_small(picture, across * picture.width, y, text, ink=ink, font=font, anchor=anchor)
+        return y
+
+    return print_fine
 
 
-def _print_line(picture, text, box, ink, rng, material):
-    """Print text somewhere in box = (left, top, right, bottom) in px, as large as fits or down to half of
-    that."""
-    width_px, height_px = box[2] - box[0], box[3] - box[1]
-    font_name = rng.choice(material.fonts)
-    # Measured over WORDS in capitals: in every font a character is at most 0.94 em wide and 1.02 em high.
-    largest_px = min(height_px / 1.05, width_px / (0.95 * len(text)))
-    size_px = largest_px * rng.uniform(0.5, 1)
-    font = _font(font_name, max(16, 4 * int(size_px / 4)))  # steps of 4 px: loaded fonts are used again
-    left, top, right, bottom = font.getbbox(text)
-    x = box[0] - left + rng.random() * (width_px - (right - left))
-    y = box[1] - top + rng.random() * (height_px - (bottom - top))
-    ImageDraw.Draw(picture).text((round(x), round(y)), text, fill=ink, font=font)
+def _draw_bar(picture, box, colour):
+    ImageDraw.Draw(picture).rectangle(box, fill=COLOURS[colour])
 
 
-def _draw_shape(picture, shape, colour, cell, rng):
-    """Draw a shape at a random place and size in cell = (left, top, right, bottom) in px."""
-    width_px, height_px = cell[2] - cell[0], cell[3] - cell[1]
-    radius_px = min(width_px, height_px) / 2 * rng.uniform(0.5, 0.95)
-    x = rng.uniform(cell[0] + radius_px, cell[2] - radius_px)
-    y = rng.uniform(cell[1] + radius_px, cell[3] - radius_px)
-    draw = ImageDraw.Draw(picture)
-    if shape == "circle":
-        draw.circle((x, y), radius_px * 0.9, fill=COLOURS[colour])
-    else:
-        corners = [(x + radius_px * right, y + radius_px * down) for right, down in SHAPES[shape]]
-        draw.polygon(corners, fill=COLOURS[colour])
+def _line_px(rng, picture, lines):
+    """A size of print at which the lines fit, at least 12 px."""
+    largest_px = min(0.8 * picture.height / len(lines), 0.9 * picture.width / (0.95 * max(map(len, lines))))
+    return max(12, 2 * int(largest_px * rng.uniform(0.5, 1) / 2))
 
 
-def _cells(picture, columns, rows):
-    """Boxes (left, top, right, bottom) in px that divide a picture, row by row."""
-    width_px, height_px = picture.width // columns, picture.height // rows
-    return [
-        (x * width_px, y * height_px, (x + 1) * width_px, (y + 1) * height_px)
-        for y in range(rows)
-        for x in range(columns)
-    ]
+def _two_shapes(rng, material):
+    colours = rng.choices(list(COLOURS), k=2)
+    shapes = rng.choices(list(SHAPES), k=2)
+    if rng.random() < 0.3:
+        colours[1] = colours[0]
+    pictures = tuple(paper(rng, rng.choice(SCENE_GRIDS[:9])) for _ in range(2))
+    for picture, shape, colour in zip(pictures, shapes, colours, strict=True):
+        draw_shape(picture, shape, colour, place_shape(whole(picture), rng))
+    chosen = rng.randrange(2)
+    facts = {
+        "place": ("first", "second")[chosen],
+        "shape": shapes[chosen],
+        "colour": colours[chosen],
+        "a": _article(colours[chosen]),
+        "same_colour": ("no", "yes")[colours[0] == colours[1]],
+        "same_shape": ("no", "yes")[shapes[0] == shapes[1]],
+    }
+    alike = colours[0] == colours[1] and shapes[0] == shapes[1]
+    said = f"The first shows a {colours[0]} {shapes[0]}. The second shows a {colours[1]} {shapes[1]}."
+    return Scene(pictures, PAIR_QUESTIONS[2:] if alike else PAIR_QUESTIONS, facts, said)
 
 
-def _whole(picture):
-    return 0, 0, picture.width, picture.height
+def _two_numbers(rng, material):
+    numbers = [_number(rng, 3), _number(rng, 3)]
+    while numbers[1] == numbers[0]:
+        numbers[1] = _number(rng, 3)
+    pictures = []
+    for number in numbers:
+        picture, ink = print_paper(rng, (len(number), 1))
+        print_line(picture, number, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
+        pictures.append(picture)
+    chosen = rng.randrange(2)
+    facts = {"place": ("first", "second")[chosen], "number": numbers[chosen]}
+    said = f"The first says {numbers[0]}. The second says {numbers[1]}."
+    return Scene(tuple(pictures), NUMBER_PAIR_QUESTIONS, facts, said)
+
+
+def _two_names(rng):
+    """Two (colour, shape) that differ in both."""
+    return list(zip(rng.sample(list(COLOURS), 2), rng.sample(list(SHAPES), 2), strict=True))
+
+
+def _new_name(rng, taken):
+    """A (colour, shape) not taken yet."""
+    while True:
+        entry = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
+        if entry not in taken:
+            return entry
+
+
+def _article(colour):
+    return "an" if colour == "orange" else "a"
+
+
+def _plural(shape):
+    return "crosses" if shape == "cross" else f"{shape}s"
+
+
+def _price(cents):
+    """350 → "3.50"."""
+    return f"{cents // 100}.{cents % 100:02d}"
 
 
 def _number(rng, most_digits):
@@ -452,22 +789,21 @@ def _number(rng, most_digits):
     return "".join(rng.choices("0123456789", k=rng.randint(1, most_digits)))
 
 
+def _word(rng):
+    """A word of both splits, in small letters, capitals or with a first capital."""
+    return _set_case(rng, rng.choice(WORDS))
+
+
+def _set_case(rng, word):
+    return rng.choice((str.lower, str.upper, str.title))(word)
+
+
 def _made_up_word(rng):
     """Two or three syllables that are no word, for example "tolamu"."""
-    return "".join(rng.choice("bcdfghjklmnprstvwyz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
+    return "".join(rng.choice("bcdfghjklmnpqrstvwxyz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
 
 
 def _material(split):
     if split not in MATERIAL:
         raise DataError(f"nano/curriculum: split {split!r}, expected {' or '.join(MATERIAL)}; choose one")
     return MATERIAL[split]
-
-
-def font_path(font_name):
-    """Where matplotlib keeps one of its fonts, for example "DejaVuSans"."""
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font_name}.ttf"
-
-
-@lru_cache(maxsize=1024)
-def _font(font_name, size_px):
-    return ImageFont.truetype(font_path(font_name), size_px)

@@ -2,13 +2,15 @@
 
 A released folder holds a sentencepiece BPE (no dummy prefix, identity normaliser, byte fallback) whose last
 pieces are unused placeholders; `tokenizer_config.json` puts the chat tokens on them, and appends nine tokens
-for pictures. With 1,024 pieces this one comes to 1,033 ids:
+for pictures. With 1,280 pieces this one comes to 1,289 ids:
 
-    0 <unk>   1 <s>   2 </s>   3–258 bytes   259–1017 text
-    1018–1023 <|plugin|> … <|im_start|>   1024–1032 <img> … </box>
+    0 <unk>   1 <s>   2 </s>   3–258 bytes   259–1273 text
+    1274–1279 <|plugin|> … <|im_start|>   1280–1288 <img> … </box>
 
-Every digit is a token of its own. Words to be read from a picture are left out of the training text, so that
-they are spelt in short pieces, as are words that nano never saw.
+Its merges are not those that sentencepiece would learn. A common word is one token after a space or (with a capital)
+at the start of a sentence, and grows letter by letter from there; everything else, such as a word that a picture shows
+as an answer by itself, is spelt: a token a letter, a token a digit. A model this small reads letters it sees far
+better than pieces such as "ther" that it would have to guess the borders of.
 
 The weights of nano belong to the files in `nano/model/`. A curriculum that asks in other words gives another
 tokenizer, so train it again only when the weights are trained again.
@@ -17,6 +19,8 @@ tokenizer, so train it again only when the weights are trained again.
 import io
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
 import sentencepiece
@@ -24,14 +28,15 @@ from sentencepiece import sentencepiece_model_pb2
 
 from ivlkit.nano import curriculum, digits
 
-TEXT_PIECES = 1018  # <unk>, <s>, </s>, 256 bytes, and 759 pieces of text
+TEXT_PIECES = 1274  # <unk>, <s>, </s>, 256 bytes, and 1,015 pieces of text
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 FIRST_PLACEHOLDER = 141  # the released placeholders under the chat tokens are [UNUSED_TOKEN_141] to 146
+NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
 USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+WORD = re.compile("▁[A-Za-z]+|^[A-Z][a-z]+")  # after a space, or first in a line with a capital
 CHARACTERS = "\n" + "".join(map(chr, range(33, 127)))  # each has a piece, whether or not the text has it
-SPELT_TASKS = ("printed_number", "printed_rows", "printed_word", "repeat_word")  # whose answers are left out
-ROLES = ("system", "user", "assistant")
+SPELT = (curriculum.printed_word, curriculum.unknown_word, curriculum.repeat_word)
 SENTENCES = """
 You are an AI assistant whose name is nano.
 You are an AI assistant whose name is InternLM.
@@ -79,7 +84,7 @@ def train_tokenizer(folder):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(add_placeholders(train_bpe(training_text())))
+    (folder / "tokenizer.model").write_bytes(add_placeholders(make_bpe(training_text())))
     _write_json(folder / "tokenizer_config.json", tokenizer_config())
     _write_json(folder / "special_tokens_map.json", special_tokens_map())
     _write_json(folder / "added_tokens.json", added_tokens())
@@ -87,25 +92,60 @@ def train_tokenizer(folder):
 
 
 def training_text():
-    """Lines of text: what the curriculum asks and replies, questions about handwriting, and plain English."""
+    """Lines of text: what the curriculum asks and replies, questions about handwriting, and plain English.
+
+    Words to be read or repeated are left out, so that they are spelt.
+    """
     rng = random.Random("tokenizer")
-    asked = [question for task in digits.TASK_SHARES for question in digits.QUESTIONS[task]]
-    lines = [*SENTENCES, *asked, *ROLES * 20]
-    for task in curriculum.TASKS:
-        for _ in range(40):
-            _, question, answer = curriculum.make_sample(task, rng)
-            lines += [question] if task in SPELT_TASKS else [question, answer]
+    lines = [*SENTENCES, *(question for questions in digits.QUESTIONS.values() for question in questions)]
+    for task in curriculum.SEEN + curriculum.TOLD:
+        for _ in range(20):
+            scene = task(rng, curriculum.MATERIAL["train"])
+            asked = scene.questions if task in SPELT else scene.ask(*scene.questions)
+            lines += [text for turn in asked for text in turn]
     return lines
 
 
-def train_bpe(lines):
-    """Train a byte-pair encoding of `TEXT_PIECES` pieces; returns the bytes of its sentencepiece model."""
+def make_bpe(lines):
+    """A byte-pair encoding of `TEXT_PIECES` pieces; returns the bytes of its sentencepiece model.
+
+    The trainer gives the frame (settings, control pieces, bytes); its merges are replaced by `grow_words`.
+    """
+    frame = sentencepiece_model_pb2.ModelProto.FromString(_train_frame(lines))
+    kept = [piece for piece in frame.pieces if piece.type != NORMAL]
+    characters = ["▁", *CHARACTERS]
+    grown = grow_words(lines, TEXT_PIECES - len(kept) - len(characters))
+    del frame.pieces[:]
+    frame.pieces.extend(kept)
+    for place, piece in enumerate([*grown, *characters]):
+        frame.pieces.add(piece=piece, score=-float(place), type=NORMAL)
+    return frame.SerializeToString(deterministic=True)
+
+
+def grow_words(lines, count):
+    """The beginnings of the most frequent words, `count` in all, shorter before longer: "▁w", "▁wh", …, "▁what".
+
+    Each is a shorter one and one more letter, so that merging pairs arrives at the longest.
+    """
+    words = Counter(word for line in lines for word in WORD.findall("▁".join(line.split(" "))))
+    grown = {}
+    for word, _ in sorted(words.items(), key=lambda entry: (-entry[1], entry[0])):
+        beginnings = [word[:end] for end in range(2, len(word) + 1)]
+        missing = [beginning for beginning in beginnings if beginning not in grown]
+        if len(grown) + len(missing) <= count:
+            grown |= dict.fromkeys(missing)
+    assert len(grown) == count, f"{len(grown)} pieces of {count}: more text is needed"
+    return sorted(grown, key=len)
+
+
+def _train_frame(lines):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
         model_type="bpe",
         vocab_size=TEXT_PIECES,
+        hard_vocab_limit=False,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,

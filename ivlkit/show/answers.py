@@ -2,7 +2,9 @@
 
 from ..evaluation.report import RIGHT
 from .dataset import media_html
+from .figure import BLUE, ShownFigure, plain_text
 from .html import cards_html, fragment, page_html, table_html, text_html
+from .live import Live, make_controls
 
 EXAMPLES = 48  # pictures of a page: about 10 KB each
 ROWS_OF_A_GROUP = {"won": 40, "lost": 40, "neither": 20, "both": 20}  # of a comparison's page, in this order
@@ -33,6 +35,78 @@ def report_page(report, *, before=None, title="Evaluation", examples=EXAMPLES):
     return page_html(title, _body(report, before, examples))
 
 
+def slices_figure(report, field, *, before=None):
+    """Score of each value of a field as bars with their 95 % intervals, before and after beside each other.
+
+    Returns: matplotlib figure.
+    """
+    reports = [("before", before, "#999999"), ("after", report, BLUE)] if before else [("score", report, BLUE)]
+    values = list(report.by(field))
+    names = [plain_text("(none)" if value is None else value) for value in values]
+    alt = f"{report.metric} by {field}: " + "; ".join(
+        f"{name} {_slice(report, field, value)}" for name, value in zip(names, values, strict=True)
+    )
+    figure = ShownFigure(figsize=(7, 0.9 + 0.3 * len(values) * len(reports)), layout="constrained", alt=alt)
+    axes = figure.subplots()
+    for place, (name, each, colour) in enumerate(reports):
+        parts = [each.select(**{field: value}) for value in values]
+        at = [row + (place - (len(reports) - 1) / 2) * 0.4 for row in range(len(values))]
+        spread = [(part.score - part.interval[0], part.interval[1] - part.score) for part in parts]
+        scores = [part.score for part in parts]
+        axes.barh(at, scores, height=0.36, color=colour, label=name, hatch="//" if name == "before" else "", alpha=0.85)
+        axes.errorbar(scores, at, xerr=list(zip(*spread, strict=True)), fmt="none", ecolor="black", capsize=3)
+    axes.set_yticks(
+        range(len(values)), [f"{name} ({report.by(field)[v][1]})" for name, v in zip(names, values, strict=True)]
+    )
+    axes.set(
+        xlabel=f"{report.metric}, with its 95 % interval",
+        xlim=(0, max(1, report.score)),
+        title=plain_text(f"by {field} (rows)"),
+    )
+    axes.invert_yaxis()
+    if before:
+        axes.legend(loc="lower right", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def answers_live(report, *, before=None, rows=12):
+    """Bars of every slice, and below them rows of one kind, worst first, under a picker of the kind.
+
+    With `before`, a report of the same rows, both replies stand beside the truth.
+    """
+    kinds = _kinds_of_rows(report, before)
+    controls = make_controls(lambda widgets: [widgets.Dropdown(options=list(kinds), description="rows")])
+
+    def draw():
+        chosen = controls[0].value if controls else next(iter(kinds))
+        numbers = kinds[chosen]
+        cards = [_card(report.rows[n], before and before.rows[n]) for n in numbers[:rows]]
+        bars = "".join(slices_figure(report, field, before=before).to_html() for field in report.slice_fields[:3])
+        head = f"<p><b>{text_html(chosen)}</b>: {len(numbers)} of {len(report.rows)} rows, {len(cards)} shown</p>"
+        return fragment(f"{_scores(_named(report, before))}{bars}{head}{cards_html(cards)}")
+
+    return Live(draw, controls)
+
+
+def _kinds_of_rows(report, before):
+    """{what a picker calls them: numbers of the rows, worst first}."""
+    order = sorted(range(len(report.rows)), key=lambda number: report.rows[number].score)
+    kinds = {"worst first": order, "right": [n for n in order if report.rows[n].is_right]}
+    if before:
+        right = [row.is_right for row in before.rows]
+        kinds["turned right"] = [n for n in kinds["right"] if not right[n]]
+        kinds["turned wrong"] = [n for n in order if right[n] and not report.rows[n].is_right]
+    for field in report.slice_fields:
+        groups = report.groups(field)
+        kinds |= {f"{field}: {value}": [n for n in order if groups[n] == value] for value in report.by(field)}
+    return kinds
+
+
+def _named(report, before):
+    return [("before", before), ("after", report)] if before else [("", report)]
+
+
 def rows_html(rows):
     """Rows of a report, or pairs of them, as cards."""
     pairs = [(row.after, row.before) if hasattr(row, "after") else (row, None) for row in rows]
@@ -40,7 +114,7 @@ def rows_html(rows):
 
 
 def _body(report, before, examples):
-    reports = [("before", before), ("after", report)] if before else [("", report)]
+    reports = _named(report, before)
     parts = [f"<p><b>{text_html(warning)}</b></p>" for warning in report.warnings]
     parts.append(_scores(reports))
     parts += [_slices(field, reports) for field in report.slice_fields]

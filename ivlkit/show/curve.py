@@ -1,7 +1,7 @@
 """A learning curve: score over the rows that were trained on."""
 
 from .figure import ShownFigure
-from .html import figure_html, fragment, table_html
+from .html import fragment, table_html
 
 
 def learning_curve_figure(curve):
@@ -11,7 +11,9 @@ def learning_curve_figure(curve):
     Returns: matplotlib figure.
     """
     before, *trained = curve.points
-    figure = ShownFigure(figsize=(7, 3.2))
+    last = curve.points[-1]
+    alt = f"score from {before.report.score:.1%} before training to {last.report.score:.1%} on {last.rows:,} rows"
+    figure = ShownFigure(figsize=(7, 3.2), alt=alt)
     axes = figure.subplots()
     rows, scores = [point.rows for point in trained], [point.report.score for point in trained]
     spread = [
@@ -36,6 +38,4 @@ def learning_curve_html(curve):
         low, high = point.report.interval
         rows.append((f"{point.rows:,}", point.steps, f"{point.report.score:.1%}", f"{low:.1%} – {high:.1%}"))
     table = table_html(rows, header=("training rows", "steps", curve.points[0].report.metric, "95 %"))
-    first, last = curve.points[0], curve.points[-1]
-    alt = f"score from {first.report.score:.1%} before training to {last.report.score:.1%} on {last.rows:,} rows"
-    return fragment(figure_html(learning_curve_figure(curve), alt=alt) + table)
+    return fragment(learning_curve_figure(curve).to_html() + table)

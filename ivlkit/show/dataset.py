@@ -1,33 +1,107 @@
-"""Rows of a data set as pictures with their questions and answers."""
+"""Rows of a data set as pictures with their questions and answers, boxes drawn where a text names them."""
+
+import hashlib
+import re
+
+from PIL import ImageDraw, ImageFont
 
 from ..data.media import open_image
 from ..data.video import sample_frames
 from ..errors import DataError
+from ..evaluation.metrics import parse_boxes
+from .figure import BLUE, GREEN, ORANGE, PINK, RED
 from .html import cards_html, fragment, picture_html, text_html
+from .live import Live, make_controls
+
+BOX_COLOURS = (RED, BLUE, GREEN, ORANGE, PINK)
+_NAMED_BOXES = re.compile(r"(?:<ref>(?P<name>[^<]{0,80})</ref>\s*)?<box>(?P<boxes>.*?)</box>", re.S)
 
 
 def record_html(record):
     """One row: its pictures and its turns."""
-    return fragment(cards_html([(_card(record), "")]))
+    return fragment(cards_html([(card_html(record), "")]))
 
 
-def gallery_html(data, *, rows=8):
-    """The first rows of a data set and its size."""
-    cards = [(_card(data[number]), "") for number in range(min(rows, len(data)))]
-    return fragment(f"<b>{text_html(data)}</b>{cards_html(cards)}")
+def gallery_html(data, *, rows=8, start=0, report=None):
+    """Rows of a data set and its size; with a `DataReport` also its histograms and what it found, linked both ways.
+
+    A row that can't be read is named in its place.
+    """
+    numbers = range(start, min(start + rows, len(data)))
+    found = _findings(report)
+    parts = [f"<b>{text_html(data)}</b>", _found_html(report), cards_html([_row_card(data, n, found) for n in numbers])]
+    return fragment("".join(parts))
 
 
-def _card(record):
+def gallery_live(data, *, rows=8, start=0, report=None):
+    """`gallery_html` under a picker of the first row."""
+    last = max(0, len(data) - 1)
+    controls = make_controls(
+        lambda widgets: [widgets.BoundedIntText(value=start, min=0, max=last, step=rows, description="first row")]
+    )
+
+    def draw():
+        return gallery_html(data, rows=rows, start=controls[0].value if controls else start, report=report)
+
+    return Live(draw, controls)
+
+
+def _findings(report):
+    """{where: problems of that row}."""
+    found = {}
+    for problem in report.problems if report else ():
+        found.setdefault(problem.where, []).append(problem)
+    return found
+
+
+def _found_html(report):
+    from .doctor import LISTED_IN_NOTEBOOK, figures_html, problem_table
+
+    if report is None:
+        return ""
+    return figures_html(report) + problem_table(report.problems[:LISTED_IN_NOTEBOOK])
+
+
+def _row_card(data, number, found):
+    from .doctor import remarks_html
+
+    source, row = data.place(number)
+    where = data.indexes[source].where(row)
+    problems = found.get(where, [])
+    try:
+        card = card_html(data[number])
+    except DataError as error:
+        card = f'<div id="{row_anchor(where)}">{text_html(error)}</div>'
+        return card + remarks_html(problems), "bad"
+    return card + remarks_html(problems), "bad" if problems else ""
+
+
+def row_anchor(where):
+    """The name by which a page links to the card of a row."""
+    return f"row-{hashlib.sha256(str(where).encode(errors='replace')).hexdigest()[:12]}"
+
+
+def card_html(record, *, max_px=320):
+    """A row's pictures with the boxes of its turns, its turns and where it stands."""
     turns = "".join(
         f'<div><span class="dim">{turn.role}</span> {text_html(turn.text, 400)}</div>' for turn in record.turns
     )
-    return f'{media_html(record)}{turns}<div class="dim">{text_html(record.where)}</div>'
+    boxes = named_boxes("\n".join(turn.text for turn in record.turns))
+    where = f'<div class="dim">{text_html(record.where)}</div>'
+    return f'<div id="{row_anchor(record.where)}">{media_html(record, max_px=max_px, boxes=boxes)}{turns}{where}</div>'
 
 
-def media_html(record, *, frames=4, max_px=320):
+def named_boxes(text):
+    """[(name, (x1, y1, x2, y2))] of a text, in thousandths of the picture: <ref>cup</ref><box>[[0, 0, 500, 1000]]</box>
+    gives ("cup", (0, 0, 500, 1000)).
+    """
+    return [(found["name"] or "", box) for found in _NAMED_BOXES.finditer(text) for box in parse_boxes(found["boxes"])]
+
+
+def media_html(record, *, frames=4, max_px=320, boxes=()):
     """The pictures of a row, or a few frames of its video; what can't be opened is named in its place."""
     if not record.video:
-        return pictures_html(record.images, record.where, max_px=max_px)
+        return pictures_html(record.images, record.where, max_px=max_px, boxes=boxes)
     try:
         shown = list(sample_frames(record.video, record.where, num_frames=frames))
     except DataError as error:
@@ -35,12 +109,47 @@ def media_html(record, *, frames=4, max_px=320):
     return pictures_html(shown, record.where, max_px=max_px)
 
 
-def pictures_html(images, where, *, max_px=320):
-    """Pictures of a row; one that can't be opened is named in its place."""
+def pictures_html(images, where, *, max_px=320, boxes=()):
+    """Pictures of a row; one that can't be opened is named in its place. Boxes are drawn where there is one picture."""
     shown = []
     for image in images:
         try:
-            shown.append(picture_html(open_image(image, where), alt=f"picture of {where}", max_px=max_px))
+            opened = open_image(image, where)
         except DataError as error:
             shown.append(f"<div>{text_html(error)}</div>")
+            continue
+        if boxes and len(images) == 1:
+            opened = draw_boxes(opened, boxes, shown_px=max_px)
+        names = "".join(f", {name or 'a box'}" for name, _ in boxes) if len(images) == 1 else ""
+        shown.append(picture_html(opened, alt=f"picture of {where}{names}", max_px=max_px))
     return "".join(shown)
+
+
+def draw_boxes(image, boxes, *, shown_px=320):
+    """A copy of a picture with named boxes, drawn to be seen at a size of `shown_px`.
+
+    Each has a white rim, a colour and a number or its name, so that it shows on any picture and to any eye.
+
+    Args: boxes: as `named_boxes` gives them; what lies outside of the picture is drawn at its edge.
+    """
+    image = image.copy()
+    image.thumbnail((2 * shown_px, 2 * shown_px))
+    pen, line = ImageDraw.Draw(image), max(2, round(max(image.size) / shown_px * 2))
+    font = ImageFont.load_default(size=6 * line)
+    for number, (name, box) in enumerate(boxes):
+        colour = BOX_COLOURS[number % len(BOX_COLOURS)]
+        left, top, right, bottom = _pixels(box, image.size)
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
+        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+        label = "".join(filter(str.isprintable, name))[:24] or str(number + 1)
+        place = pen.textbbox((left + 2 * line, top + line), label, font=font)
+        pen.rectangle((place[0] - line, place[1] - line, place[2] + line, place[3] + line), fill="white")
+        pen.text((left + 2 * line, top + line), label, fill="black", font=font)
+    return image
+
+
+def _pixels(box, size):
+    """A box in thousandths → pixels inside the picture, left before right."""
+    xs = sorted(min(max(value, 0), 1000) * (size[0] - 1) / 1000 for value in box[0::2])
+    ys = sorted(min(max(value, 0), 1000) * (size[1] - 1) / 1000 for value in box[1::2])
+    return xs[0], ys[0], xs[1], ys[1]

@@ -4,18 +4,19 @@ from html import escape
 
 from matplotlib.ticker import MaxNLocator
 
-from .dataset import pictures_html
-from .figure import ShownFigure
-from .html import cards_html, figure_html, fragment, page_html, table_html, text_html
+from .dataset import pictures_html, row_anchor
+from .figure import ShownFigure, plain_text
+from .html import cards_html, fragment, page_html, table_html, text_html
 
 LEVEL_COLOURS = {"error": "#d55e00", "warning": "#b07b00", "info": "#0072b2"}
 LISTED_IN_NOTEBOOK = 20
 
 
 def report_html(report):
-    """The report in a notebook: a line of numbers and the first problems."""
-    listed = _problem_table(report.problems[:LISTED_IN_NOTEBOOK])
-    return fragment(f"{_head(report)}{_count_table(report)}{listed}{_more(report, LISTED_IN_NOTEBOOK)}")
+    """The report in a notebook: a line of numbers, the first problems and the histograms."""
+    listed = problem_table(report.problems[:LISTED_IN_NOTEBOOK])
+    more = _more(report, LISTED_IN_NOTEBOOK)
+    return fragment(f"{_head(report)}{_count_table(report)}{listed}{more}{figures_html(report)}")
 
 
 def report_page(report):
@@ -24,9 +25,9 @@ def report_page(report):
     parts = [
         _head(report),
         _count_table(report),
-        f"<h2>Problems</h2>{_problem_table(report.problems)}{_more(report, len(report.problems))}",
+        f"<h2>Problems</h2>{problem_table(report.problems)}{_more(report, len(report.problems))}",
         f"<h2>Pictures with a finding</h2>{samples}" if report.samples else "",
-        f"<h2>Figures</h2>{figure_html(report_figure(report), alt=_figure_alt(report))}",
+        f"<h2>Figures</h2>{figures_html(report)}",
         _source_table(report),
         _answer_table(report),
     ]
@@ -43,36 +44,47 @@ def contact_sheet_html(report, data, *, rows=24):
 
 def _sheet_card(record, said):
     problems = said.get(record.where, [])
-    remarks = "".join(
-        f'<div style="color:{LEVEL_COLOURS[problem.level]}">{problem.level}: {text_html(problem.found, 120)}</div>'
-        for problem in problems
-    )
     inner = (
         f"{pictures_html(record.images[:2], record.where, max_px=140)}<div><b>{text_html(record.answer, 60)}</b></div>"
-        f'<div class="dim">{text_html(record.where, 120)}</div>{remarks}'
+        f'<div class="dim">{text_html(record.where, 120)}</div>{remarks_html(problems)}'
     )
     return inner, "bad" if problems else "good"
 
 
+def remarks_html(problems):
+    """What was found about one row, each linked to its line in the table of problems."""
+    return "".join(
+        f'<div>{_level_html(problem.level)} <a href="#{anchor(problem)}">{text_html(problem.found, 120)}</a></div>'
+        for problem in problems
+    )
+
+
 def report_figure(report):
     """Histograms of tokens, tiles and aspect ratios, and the most frequent answers."""
-    stats = report.stats
-    drawn = [
-        (draw, title, stats[key])
-        for key, draw, title in (
-            ("tokens", _draw_tokens, "tokens of a row"),
-            ("tiles", _draw_tiles, "tiles of a row"),
-            ("aspect_ratios", _draw_aspects, "width : height of a picture"),
-            ("answers", _draw_answers, "most frequent answers"),
-        )
-        if key in stats
-    ]
-    figure = ShownFigure(figsize=(10, 3 * ((len(drawn) + 1) // 2)), layout="constrained")
+    drawn = _drawn(report.stats)
+    size = (10, 3 * ((len(drawn) + 1) // 2))
+    figure = ShownFigure(figsize=size, layout="constrained", alt=_figure_alt(report))
     for place, (draw, title, values) in enumerate(drawn, start=1):
         axes = figure.add_subplot((len(drawn) + 1) // 2, 2, place)
         axes.set_title(title, fontsize=10)
         draw(axes, values)
     return figure
+
+
+def figures_html(report):
+    """`report_figure`, or nothing where no row is usable."""
+    return report_figure(report).to_html() if _drawn(report.stats) else ""
+
+
+def _drawn(stats):
+    """(function, title, values) of each figure that has something to show."""
+    known = (
+        ("tokens", _draw_tokens, "tokens of a row", lambda values: values["histogram"]["counts"]),
+        ("tiles", _draw_tiles, "tiles of a row", lambda values: values["histogram"]),
+        ("aspect_ratios", _draw_aspects, "width : height of a picture", lambda values: values["counts"]),
+        ("answers", _draw_answers, "most frequent answers", lambda values: values["top"]),
+    )
+    return [(draw, title, stats[key]) for key, draw, title, counts in known if key in stats and any(counts(stats[key]))]
 
 
 def _draw_tokens(axes, tokens):
@@ -97,14 +109,8 @@ def _draw_aspects(axes, aspects):
 def _draw_answers(axes, answers):
     top = answers["top"][:10][::-1]
     axes.barh(range(len(top)), [count for _, count in top])
-    axes.set_yticks(range(len(top)), [_plain(text) for text, _ in top], fontsize=7)
+    axes.set_yticks(range(len(top)), [plain_text(text) for text, _ in top], fontsize=7)
     _label(axes, "rows", "")
-
-
-def _plain(text, limit=24):
-    """Text for matplotlib: one printable line in which no $ starts a formula."""
-    line = "".join(character if character.isprintable() else " " for character in str(text))
-    return (line if len(line) <= limit else line[: limit - 1] + "…").replace("$", r"\$")
 
 
 def _label(axes, horizontal, vertical):
@@ -142,20 +148,25 @@ def _count_table(report):
     return table_html(rows, header=("level", "kind", "found", "expected")) if rows else "<div>Nothing found.</div>"
 
 
-def _problem_table(problems):
+def problem_table(problems):
+    """Problems as lines of a table, each linked to the card of its row where the page has one."""
     rows = "".join(_problem_row(problem) for problem in problems)
     head = "<tr><th>where</th><th>level</th><th>found</th><th>expected</th><th>what to do</th></tr>"
     return f"<table>{head}{rows}</table>" if problems else ""
 
 
 def _problem_row(problem):
-    colour = LEVEL_COLOURS[problem.level]
+    where = text_html(problem.where, 300)
+    if problem.row is not None:
+        where = f'<a href="#{row_anchor(problem.where)}">{where}</a>'
     said = (problem.found, problem.expected, problem.todo)
     cells = "".join(f"<td>{text_html(cell, 400)}</td>" for cell in said)
-    return (
-        f'<tr id="{anchor(problem)}"><td>{text_html(problem.where, 300)}</td>'
-        f'<td style="color:{colour}">{problem.level}</td>{cells}</tr>'
-    )
+    return f'<tr id="{anchor(problem)}"><td>{where}</td><td>{_level_html(problem.level)}</td>{cells}</tr>'
+
+
+def _level_html(level):
+    """The word in the theme's own colour beside a mark in the level's: readable on white and on black."""
+    return f'<b style="border-left:5px solid {LEVEL_COLOURS[level]};padding-left:4px">{level}</b>'
 
 
 def anchor(problem):
@@ -170,9 +181,9 @@ def _more(report, listed):
 
 def _card(problem, record):
     inner = (
-        f"{pictures_html(record.images[:2], record.where)}"
+        f'<div id="{row_anchor(record.where)}">{pictures_html(record.images[:2], record.where)}</div>'
         f"<div>{text_html(record.question, 200)}</div><div><b>{text_html(record.answer, 200)}</b></div>"
-        f'<div><a href="#{anchor(problem)}">{text_html(problem.where, 300)}</a> {text_html(problem.found, 200)}</div>'
+        f'<div class="dim">{text_html(problem.where, 300)}</div>{remarks_html([problem])}'
     )
     return inner, "bad" if problem.level == "error" else ""
 

@@ -16,17 +16,39 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .card { border: 1px solid #8886; border-radius: 6px; padding: 8px; max-width: 340px; overflow-wrap: anywhere; }
 .ivl img { max-width: 100%; height: auto; display: block; margin-bottom: 6px; }
 .ivl .good { border-left: 5px solid #0072b2; } .ivl .bad { border-left: 5px solid #d55e00; }
-.ivl .dim { opacity: .7; }
+.ivl .answer { padding-left: 5px; } .ivl .dim { opacity: .7; }
 .ivl .big { font-size: 1.6em; font-weight: 600; }
+.ivl .tokens { line-height: 2.1; margin: .6em 0; }
+.ivl .token { border: 1px solid #8888; border-radius: 4px; padding: 1px 4px; margin: 1px; overflow-wrap: anywhere; }
+.ivl .token { display: inline-block; line-height: 1.5; vertical-align: middle; max-width: 100%; white-space: pre-wrap; }
+.ivl .token sub { opacity: .7; font-size: .7em; margin-left: 3px; font-weight: normal; font-style: normal; }
+.ivl .tokens .token code { background: none; padding: 0; color: inherit; }
+.ivl .token img, .ivl .tiles img { display: inline-block; vertical-align: middle; margin: 1px 4px 1px 0; }
+.ivl .token img { height: 28px; } .ivl .token img, .ivl .tiles img { outline: 1px solid #8888; }
+.ivl .trained { background: #0072b255; border-color: #0072b2; }
+.ivl .image { background: #e69f0044; border-color: #e69f00; }
+.ivl .special { background: #cc79a744; border-color: #cc79a7; border-style: dashed; }
+.ivl .masked { background: #8882; } .ivl .padding { opacity: .6; border-style: dotted; }
+.ivl .share { display: inline-block; height: 10px; background: #0072b2; }
+.ivl .cut { border: 3px solid #d55e00; }
+.ivl .bar { display: flex; height: 12px; border: 1px solid #8888; margin: .4em 0; } .ivl .bar span { border-width: 0; }
+.ivl .bar .trained { background: #0072b2; } .ivl .bar .image { background: #e69f00; }
+.ivl .bar .special { background: #cc79a7; } .ivl .bar .masked { background: #888; }
+.ivl .bar .sample { background: #8884; border-right: 3px solid #d55e00; }
+.ivl .bar .padding { background: repeating-linear-gradient(45deg, #888 0 3px, transparent 3px 6px); }
 """
 
 
 def text_html(text, limit=1500):
     """Any text as escaped HTML; control and bidirectional marks become visible, a long one is cut with its length."""
+    return f'<span dir="auto" style="white-space:pre-wrap">{escape_text(text, limit)}</span>'
+
+
+def escape_text(text, limit=1500):
+    """The same without an element of its own."""
     text = str(text)
     cut = f"… ({len(text):,} characters)" if len(text) > limit else ""
-    visible = "".join(_visible(character) for character in text[:limit])
-    return f'<span dir="auto" style="white-space:pre-wrap">{escape(visible)}{cut}</span>'
+    return escape("".join(map(_visible, text[:limit]))) + cut
 
 
 def _visible(character):
@@ -38,6 +60,11 @@ def picture_html(image, *, alt, max_px=320):
     """A PIL image as an embedded PNG or JPEG, scaled down to fit max_px, with its alternative text."""
     image = image.convert("RGB")
     image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+    return embed_html(image, alt=alt)
+
+
+def embed_html(image, *, alt, width_px=None):
+    """A PIL image in RGB as it is, as PNG or JPEG, whichever is smaller; `width_px` is the width it is shown at."""
     encodings = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
         buffer = io.BytesIO()
@@ -45,7 +72,8 @@ def picture_html(image, *, alt, max_px=320):
         encodings.append((len(buffer.getvalue()), kind, buffer.getvalue()))
     _, kind, data = min(encodings)
     encoded = base64.b64encode(data).decode()
-    return f'<img src="data:image/{kind};base64,{encoded}" alt="{escape(str(alt), quote=True)}">'
+    width = f' width="{width_px}"' if width_px else ""
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{escape_text(alt)}"{width}>'
 
 
 def table_html(rows, *, header=None, title=None):
@@ -76,9 +104,3 @@ def page_html(title, body):
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f'<body class="ivl"><h1>{escape(title)}</h1>{body}</body></html>'
     )
-
-
-def figure_html(figure, *, alt):
-    """A `ShownFigure` as an embedded PNG."""
-    encoded = base64.b64encode(figure._repr_png_()).decode()
-    return f'<img src="data:image/png;base64,{encoded}" alt="{escape(alt, quote=True)}">'

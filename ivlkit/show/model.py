@@ -7,11 +7,11 @@ from ..data.media import open_image
 from ..models.families import FAMILIES
 from ..models.load import read_shapes, read_weight_files
 from ..models.verify import DATA
-from .figure import ShownFigure
+from .figure import BLUE, ORANGE, PINK, ShownFigure
 from .html import cards_html, fragment, picture_html, table_html, text_html
 
 GIB = 1024**3
-PART_COLOURS = {"vision tower": "#0072b2", "projector": "#cc79a7", "language model": "#e69f00"}
+PART_COLOURS = {"vision tower": BLUE, "projector": PINK, "language model": ORANGE}
 RELEASED_PREFIXES = {"vision_model.": "vision tower", "mlp1.": "projector", "language_model.": "language model"}
 FILES = {
     "config.json": "sizes of every part, template, tile settings",
@@ -78,7 +78,8 @@ def sizes_figure(machine):
     Returns: matplotlib figure; lines for free disk, RAM and each GPU's memory, arrows for what lies beyond the edge.
     """
     families = [family for family in FAMILIES.values() if family.parts]
-    figure = ShownFigure(figsize=(9, 3.6))
+    said = "; ".join(f"{each.key}: {2 * sum(each.parts) / 1e9:.1f} GB" for each in families)
+    figure = ShownFigure(figsize=(9, 3.6), alt=f"weights in bf16, {said}")
     axes = figure.subplots()
     for row, family in enumerate(families):
         left = 0.0

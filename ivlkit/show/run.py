@@ -1,7 +1,18 @@
-"""A run: its loss and learning rate, as a figure and as HTML."""
+"""A run: its curves and numbers, live while it trains and as a picture afterwards. All of it comes from its log."""
 
-from .figure import ShownFigure
-from .html import figure_html, fragment, text_html
+import asyncio
+from itertools import pairwise, starmap
+from statistics import median
+
+from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure, plain_text
+from .html import fragment, table_html, text_html
+from .live import Live, make_controls
+
+REDRAWN_EVERY_SECONDS = 1.0
+RECENT_STEPS = 20  # whose time tells what is left
+SAMPLE_STEPS = 6  # shown, spread over the run
+STOPPING = "stopping …"
+_following = set()  # a loop alone would let its tasks be collected as garbage
 
 
 def loss_figure(histories, *, title="training loss"):
@@ -10,12 +21,10 @@ def loss_figure(histories, *, title="training loss"):
     Args: histories: {name: `Run.history`}.
     Returns: matplotlib figure.
     """
-    figure = ShownFigure(figsize=(7, 3.2))
+    figure = ShownFigure(figsize=(7, 3.2), alt="; ".join(starmap(_said_of, histories.items())))
     axes = figure.subplots()
     for name, history in histories.items():
-        steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
-        (line,) = axes.plot(steps, losses, alpha=0.3)
-        axes.plot(steps, _smooth(losses), color=line.get_color(), label=name)
+        _draw_loss(axes, history, label=plain_text(name))
     axes.set(xlabel="optimiser step", ylabel="loss", title=title)
     if len(histories) > 1:
         axes.legend()
@@ -23,16 +32,199 @@ def loss_figure(histories, *, title="training loss"):
     return figure
 
 
+def run_figure(name, history):
+    """Loss, learning rate, and where they were logged tokens a second and memory, each over the steps.
+
+    Returns: matplotlib figure.
+    """
+    panels = [("loss", _draw_loss)]
+    panels += [
+        (title, draw)
+        for title, (draw, values) in _SMALL_PANELS.items()
+        if any(y is not None for _, y in values(history))
+    ]
+    figure = ShownFigure(figsize=(2.6 * len(panels) + 1, 2.6), layout="constrained", alt=_said_of(name, history))
+    every = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.5] + [1] * (len(panels) - 1))[0]
+    for axes, (title, draw) in zip(every, panels, strict=True):
+        draw(axes, history)
+        axes.set_xlabel("optimiser step", fontsize=8)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _said_of(name, history):
+    return f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
+
+
+def _draw_loss(axes, history, label=None):
+    """Each step pale, the running mean strong."""
+    steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
+    (line,) = axes.plot(steps, losses, alpha=0.3, color=None if label else BLUE)
+    axes.plot(steps, _smooth(losses), color=line.get_color(), label=label)
+
+
+def learning_rates(history):
+    """[(step, learning rate)]."""
+    return [(line["step"], line.get("learning_rate")) for line in history]
+
+
+def token_rates(history):
+    """[(step, tokens a second)] of each step; none for the first of a start, whose time is not known."""
+    return [
+        (line["step"], (line["tokens"] - before["tokens"]) / (line["seconds"] - before["seconds"]))
+        for before, line in pairwise(history)
+        if _goes_on(before, line) and line.get("tokens") is not None and before.get("tokens") is not None
+    ]
+
+
+def memory(history):
+    """[(step, GiB)]: of a GPU the most that was in use, of a CPU what the process holds."""
+    return [(line["step"], line.get("memory_gib")) for line in history]
+
+
+def _goes_on(before, line):
+    """Whether the clock went on: a run that was started again counts seconds and tokens from there."""
+    return line["seconds"] > before["seconds"]
+
+
+def _small_panel(values, colour):
+    def draw(axes, history):
+        known = [(step, value) for step, value in values(history) if value is not None]
+        axes.plot(*zip(*known, strict=True), color=colour)
+        axes.set_ylim(0, 1.15 * max(value for _, value in known) or 1)
+
+    return draw, values
+
+
+_SMALL_PANELS = {
+    "learning rate": _small_panel(learning_rates, ORANGE),
+    "tokens a second": _small_panel(token_rates, GREEN),
+    "memory, GiB": _small_panel(memory, PINK),
+}
+
+
+def seconds_left(history):
+    """Seconds to the last step at the pace of the latest ones; None before two steps."""
+    paces = [line["seconds"] - before["seconds"] for before, line in pairwise(history) if _goes_on(before, line)]
+    if not paces:
+        return None
+    return median(paces[-RECENT_STEPS:]) * (history[-1]["steps"] - history[-1]["step"])
+
+
 def run_html(run):
-    """State, last numbers and the loss curve of a run."""
-    history = run.history
-    lines = [f"<b>{text_html(run)}</b>"]
+    """State, last numbers and curves of a run."""
+    history, state, samples = run.history, run.state, run.samples
+    parts = [f"<b>{text_html(run)}</b>"]
     if run.error:
-        lines.append(f"<div>{text_html(run.error)}</div>")
+        parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
     if len(history) > 1:
-        alt = f"loss from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
-        lines.append(figure_html(loss_figure({run.folder.name: history}), alt=alt))
-    return fragment("".join(lines))
+        parts += [_numbers(history, is_running=state == "running"), run_figure(run.folder.name, history).to_html()]
+    if samples:
+        parts.append(_samples_html(samples))
+    if len(history) < 2 and state == "running":
+        parts.append("<div>reading the data and the model; the first steps follow</div>")
+    return fragment("".join(parts))
+
+
+def _samples_html(samples):
+    """A line a row: its truth, and its answer at some of the steps, the latest last; ✓ and ✗ beside the colours."""
+    shown = min(SAMPLE_STEPS, len(samples))
+    steps = [samples[round(place * (len(samples) - 1) / max(1, shown - 1))] for place in range(shown)]
+    head = "".join(f"<th>step {line['step']:,}</th>" for line in steps)
+    rows = "".join(_sample_row([line["answers"][place] for line in steps]) for place in range(len(steps[0]["answers"])))
+    said = "Rows of the training data, each token predicted from the truth before it."
+    return f'<table><tr><th>row</th><th>truth</th>{head}</tr>{rows}</table><div class="dim">{said}</div>'
+
+
+def _sample_row(answers):
+    first = answers[0]
+    cells = "".join(
+        f'<td><span class="{"good" if each["right"] else "bad"} answer">{"✓" if each["right"] else "✗"} '
+        f"{text_html(each['reply'], 40)}</span></td>"
+        for each in answers
+    )
+    question = text_html(first["question"].replace("<image>", "").strip(), 60)
+    return f"<tr><td>{question}</td><td><b>{text_html(first['truth'], 60)}</b></td>{cells}</tr>"
+
+
+def _numbers(history, *, is_running):
+    """The latest step in a line."""
+    last, rates = history[-1], token_rates(history)
+    cells = {"step": f"{last['step']:,} of {last['steps']:,}", "loss": f"{last['loss']:.4f}"}
+    if last.get("learning_rate") is not None:
+        cells["learning rate"] = f"{last['learning_rate']:.2e}"
+    if rates:
+        cells["tokens a second"] = f"{median(rate for _, rate in rates[-RECENT_STEPS:]):,.0f}"
+    if last.get("memory_gib") is not None:
+        cells["memory"] = f"{last['memory_gib']:.1f} GiB"
+    if is_running and seconds_left(history) is not None:
+        cells["left"] = duration_text(seconds_left(history))
+    return table_html([cells.values()], header=cells.keys())
+
+
+def duration_text(seconds):
+    """ "45 s", "12 min", "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Watching:
+    """A run that is being watched; `await` it to keep the cell until the run ends."""
+
+    def __init__(self, run, task):
+        self.run, self.task = run, task
+
+    def __await__(self):
+        yield from self.task.__await__()
+        self.run.raise_if_failed()
+
+    def _ipython_display_(self):
+        """Nothing: it shows itself already."""
+
+
+def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
+    """Show a run here and keep it up to date until it ends. See `Run.watch`.
+
+    Returns: `Watching` in a notebook; where no event loop runs, nothing, once the run has ended.
+    """
+    controls = make_controls(lambda widgets: [widgets.Button(description="stop", tooltip="saves a checkpoint first")])
+    live = Live(lambda: run_html(run))
+    live.controls = controls
+    for button in controls:
+        button.on_click(lambda clicked: _stop(run, clicked))
+    live.show()
+    following = _follow(run, live, every_seconds)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(following)
+        run.raise_if_failed()
+        return None
+    task = loop.create_task(following)
+    _following.add(task)
+    task.add_done_callback(_following.discard)
+    return Watching(run, task)
+
+
+async def _follow(run, live, every_seconds):
+    """Redraw until the run ends, or nobody follows any more; what stays is the last state and a dead button."""
+    try:
+        while run.state == "running":
+            await asyncio.sleep(every_seconds)
+            live.redraw()
+    finally:
+        live.redraw()
+        for button in live.controls:
+            button.disabled, button.description = True, "ended"
+
+
+def _stop(run, button):
+    button.disabled, button.description = True, STOPPING
+    run.request_stop()
 
 
 def _smooth(values, weight=0.9):

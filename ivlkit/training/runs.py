@@ -37,6 +37,7 @@ from .tuning import summary_text
 LOG_FILE = "log.jsonl"
 NOTICES_FILE = "notices.txt"  # what happened to it that should be known
 PLAN_FILE = "plan.sha256"
+SAMPLES_FILE = "samples.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 VALIDATION_ROWS_FILE = "validation_rows.npy"
 VALIDATION = "validation"  # the split of a meta file
@@ -73,8 +74,22 @@ class Run:
 
     @property
     def history(self):
-        """The log so far: a dict a step with step, loss, learning_rate, grad_norm, epoch, seconds."""
+        """The log so far: a dict a step with step, steps, epoch, loss, learning_rate, grad_norm, tokens, memory_gib and
+        seconds.
+
+        Tokens (without padding) and seconds count from the latest start of its process; memory_gib is the most that was
+        in use of a GPU, or what the process holds in RAM.
+        """
         return read_steps(self.folder / LOG_FILE)
+
+    @property
+    def samples(self):
+        """A few rows of the data and how they were answered at some steps so far: dicts with step and answers.
+
+        Each answer is a dict of where, question, truth, reply and right; see `training.samples.SampleAnswers`. None are
+        written by runs on several GPUs.
+        """
+        return read_steps(self.folder / SAMPLES_FILE)
 
     @property
     def validation(self):
@@ -123,22 +138,45 @@ class Run:
                 if not running:
                     break
                 time.sleep(0.3)
+        self.raise_if_failed()
+        return self
+
+    def raise_if_failed(self):
+        """Raise TrainingError with the reason if the run failed."""
         if self.state == "failed":
             raise TrainingError(f"{self.folder}: {self.error}")
-        return self
 
     def stop(self, *, timeout_seconds=600):
         """Save a checkpoint and end; training the same recipe on the same data goes on from it."""
+        process, end = self.request_stop(), time.monotonic() + timeout_seconds
+        while self._process() is not None:  # one that ended but whose parent has not noticed counts as ended
+            if time.monotonic() > end:
+                raise TrainingError(
+                    f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
+                )
+            time.sleep(0.1)
+        return self
+
+    def request_stop(self):
+        """Ask the run to save a checkpoint and end, and return at once: its process, or None if there is none."""
         process = self._process()
         if process is not None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout_seconds)
-            except psutil.TimeoutExpired as error:
-                raise TrainingError(
-                    f"{self.folder}: still busy after {timeout_seconds} s; its process is {process.pid}"
-                ) from error
-        return self
+        return process
+
+    def watch(self):
+        """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
+
+        `run.watch()` leaves the notebook free and stands still while another cell computes. `await run.watch()` keeps
+        the cell until the run has ended; its button then needs ipykernel 7.4, and with an older one: interrupt the cell
+        and call `stop`. Interrupting, closing the notebook or losing its kernel does not touch the run:
+        `ivlkit.attach()` finds it again. What stays is a picture.
+
+        Raises: TrainingError with the reason if it failed, when awaited.
+        """
+        from ..show.run import watch
+
+        return watch(self)
 
     def load(self, **options):
         """The trained model, ready to answer: `ivlkit.load` on this run."""
@@ -290,11 +328,12 @@ def _execute(run):
 
     from ..models.attention import use_attention
     from .build import build_trainer
+    from .samples import SampleAnswers
     from .trainer import LogToFile, StopOnSignal
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    checkpoint = _last_checkpoint(run)
+    checkpoint = last_checkpoint(run.folder)
     if checkpoint and "packing" not in run.spec["recipe"]:
         raise TrainingError(
             f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
@@ -313,6 +352,8 @@ def _execute(run):
     plan = trainer.train_dataset.batches
     _check_plan(run, plan, goes_on=checkpoint is not None)
     print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+    if not recipe.compile:  # whose layers would be compiled again without gradients
+        trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
     validate = _add_validation(run, trainer, replace(vlm, processor=processor), packed=attention.packs)
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -350,11 +391,14 @@ def _take_best(run, model, last_step):
     best = find_best(run.folder)
     damage = find_damage(best["path"]) if best else "none was kept"
     if damage:
-        _notice(run, f"the best weights can't be taken: {damage}; the final ones are those of step {last_step}")
+        _notice(run.folder, f"the best weights can't be taken: {damage}; the final ones are those of step {last_step}")
         return last_step
     load_trained(model, best["path"])
     score = f"loss {best['loss']:.4f}" + ("" if best["score"] is None else f", score {best['score']:.4f}")
-    _notice(run, f"the final weights are the best, of step {best['step']}: {score} in validation; ended at {last_step}")
+    _notice(
+        run.folder,
+        f"the final weights are the best, of step {best['step']}: {score} in validation; ended at {last_step}",
+    )
     return best["step"]
 
 
@@ -392,22 +436,22 @@ def _open_again(run, part="data"):
     return data
 
 
-def _last_checkpoint(run):
-    """The newest whole checkpoint; rank 0 takes damaged ones out of the way and says so."""
+def last_checkpoint(folder):
+    """The newest whole checkpoint of a run's folder, or None; rank 0 takes damaged ones out of the way and says so."""
     from .checkpoints import last_whole, tidy
 
-    found, damaged = last_whole(run.folder)
+    found, damaged = last_whole(folder)
     if int(os.environ.get("RANK", 0)) == 0:
         for path, damage in damaged.items():
             instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
-            _notice(run, f"{path.name} is skipped: {damage}; going on from {instead}")
-        tidy(run.folder, damaged)
+            _notice(folder, f"{path.name} is skipped: {damage}; going on from {instead}")
+        tidy(folder, damaged)
     return str(found) if found else None
 
 
-def _notice(run, text):
+def _notice(folder, text):
     print(text, flush=True)
-    with open(run.folder / NOTICES_FILE, "a", encoding="utf-8") as file:
+    with open(folder / NOTICES_FILE, "a", encoding="utf-8") as file:
         file.write(text + "\n")
 
 

@@ -9,12 +9,14 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..data.collate import normalise_tiles
+from ..data.encode import IGNORE_INDEX
 from ..errors import CheckpointError, TrainingError
 from ..models.attention import packed_arguments
 from .checkpoints import check_finite, keep_newest, writing_checkpoint
@@ -27,6 +29,7 @@ class KitTrainer(Trainer):
 
     step_rows = ()  # of the optimiser step that is computed, on this rank
     _saving_to = None  # where the checkpoint that is being written grows
+    tokens_read = 0  # by this rank, since the process started; padding not counted
 
     def get_train_dataloader(self):
         """The plan in order; sharding over ranks happened when it was made."""
@@ -63,6 +66,22 @@ class KitTrainer(Trainer):
             batch["chunks"] = count_chunks(int(most))
         return said[:, 0].sum().to(device)
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; its tokens are counted for the log."""
+        self.tokens_read += _count_tokens(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs, start_time=None):
+        """Also the tokens that all ranks have read. A gradient that is not finite has spoilt the weights: it raises."""
+        norm = logs.get("grad_norm", 0.0)
+        if not math.isfinite(norm) and not self.args.fp16:  # fp16's scaler leaves such a step out
+            raise TrainingError(
+                f"gradient norm {norm} at step {self.state.global_step}, rows {', '.join(self.step_rows)}; expected a "
+                "finite one; lower learning_rate or look at these rows; the last checkpoint is kept"
+            )
+        read = torch.tensor([self.tokens_read], device=self.args.device)
+        super().log(logs | {"tokens": int(self.accelerator.gather(read).sum())}, start_time)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
         if not inputs["where"]:  # on no rank is there anything to compute
@@ -88,16 +107,6 @@ class KitTrainer(Trainer):
         bounds = packed_arguments(inputs["cu_seqlens"], inputs["max_length"])
         return both | bounds | {"position_ids": inputs["position_ids"]}
 
-    def log(self, logs, start_time=None):
-        """A gradient that is not finite has spoilt the weights; it stops the run before they become a checkpoint."""
-        norm = logs.get("grad_norm", 0.0)
-        if not math.isfinite(norm) and not self.args.fp16:  # fp16's scaler leaves such a step out
-            raise TrainingError(
-                f"gradient norm {norm} at step {self.state.global_step}, rows {', '.join(self.step_rows)}; expected a "
-                "finite one; lower learning_rate or look at these rows; the last checkpoint is kept"
-            )
-        super().log(logs, start_time)
-
     def _get_output_dir(self, trial):
         return str(self._saving_to or super()._get_output_dir(trial))
 
@@ -111,6 +120,25 @@ class KitTrainer(Trainer):
         if self.args.should_save:
             keep_newest(folder, self.args.save_total_limit)
 
+    @torch.no_grad()
+    def predict_tokens(self, batch):
+        """The most probable token at every supervised place, each from the true tokens before it: int64 [N].
+
+        Nothing is dropped and no random number is drawn, so training goes on as if this had not been asked.
+        """
+        inputs = self._prepare_inputs(batch)
+        is_answer = inputs["labels"][:, 1:] != IGNORE_INDEX
+        was_training = self.model.training
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            outputs = self.model(
+                **self._model_inputs(inputs),
+                use_cache=False,
+                head=lambda hidden, lm_head: lm_head(hidden[:, :-1][is_answer]).argmax(dim=-1),
+            )
+        self.model.train(was_training)
+        return outputs.loss.cpu()
+
     def _save(self, output_dir=None, state_dict=None):
         """Adapter alone, or the whole model under transformers' own keys. No pickled arguments."""
         if not self.args.should_save:
@@ -121,6 +149,14 @@ class KitTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         load_trained(model or self.model, Path(resume_from_checkpoint))
+
+
+def _count_tokens(inputs):
+    """Tokens of rows, padding not counted."""
+    if not inputs["where"]:
+        return 0
+    mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["sample_ids"] < len(inputs["where"])
+    return int(mask.sum())
 
 
 def _weight(batch):
@@ -236,7 +272,7 @@ def _zero_config(stage):
 
 
 class LogToFile(TrainerCallback):
-    """Appends each step's numbers to the run's log: step, loss, learning_rate, grad_norm, epoch, seconds."""
+    """Appends each step's numbers to the run's log: see `Run.history`."""
 
     def __init__(self, path, *, epochs):
         self.path, self.epochs, self.started = path, epochs, time.monotonic()
@@ -252,9 +288,18 @@ class LogToFile(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
+            "tokens": logs.get("tokens"),
+            "memory_gib": round(_memory_bytes(args.device) / 1024**3, 3),
             "seconds": round(time.monotonic() - self.started, 3),
         }
         append_step(self.path, line)
+
+
+def _memory_bytes(device):
+    """The most that tensors took of a GPU since the start; on a CPU what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 class StopOnSignal(TrainerCallback):

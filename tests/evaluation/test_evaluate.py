@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -308,3 +309,14 @@ def test_an_evaluation_killed_in_the_middle_goes_on_to_the_same_report(tiny, tin
     assert {key: value for key, value in after.details.items() if key not in changing} == {
         key: value for key, value in whole.details.items() if key not in changing
     }
+
+
+def test_the_measured_speeds_are_of_equal_replies():
+    """`benchmarks/evaluate_gpu.py`, where the embedded model computes in float32."""
+    command = [sys.executable, "benchmarks/evaluate_gpu.py", "nano", "--rows", "6", "--one-by-one", "5"]
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*command, "--batch-size", "4"], capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr
+    _, *measured = map(json.loads, done.stdout.splitlines())
+    assert [(line["new_tokens"], line["equal"]) for line in measured] == [(2, "5 of 5"), (32, "5 of 5")]

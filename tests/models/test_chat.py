@@ -1,6 +1,7 @@
 """Replies: the reference's own, the same one by one and in batches, earlier pictures remembered."""
 
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -275,6 +276,17 @@ def test_windows_of_a_large_batch_keep_the_order(tiny_vlm, monkeypatch):
     monkeypatch.setattr("ivlkit.models.chat.WINDOW", 2)
     questions = [f"Question {number}" for number in range(5)]
     assert [reply.turns[0].text for reply in tiny_vlm.chat_batch(questions, max_new_tokens=1)] == questions
+
+
+def test_pictures_are_cut_ahead_and_a_broken_one_stops_before_its_own_window_only(tiny_vlm, draw_picture, monkeypatch):
+    monkeypatch.setattr("ivlkit.models.chat.WINDOW", 2)
+    pictures = [draw_picture(112, 112, seed=number) for number in range(4)] + ["nowhere.png", draw_picture(112, 112)]
+    conversations = [((Turn("user", "<image>\nWhat?"),), [picture]) for picture in pictures]
+    threads, batches = threading.active_count(), iterate_replies(tiny_vlm, conversations, batch_size=2, **NEW)
+    assert [number for number, _ in next(batches) + next(batches)] == [0, 1, 2, 3]
+    with pytest.raises(DataError, match=r"nowhere\.png does not exist"):
+        next(batches)
+    assert threading.active_count() == threads
 
 
 def test_an_empty_batch_has_no_replies(tiny_vlm):

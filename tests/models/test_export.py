@@ -15,8 +15,9 @@ from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, ExportError
 from ivlkit.models import export as export_module
 from ivlkit.models import proof, shards
-from ivlkit.models.export import export, push_to_hub, save_released, write_released
-from ivlkit.models.load import load
+from ivlkit.models.export import describe_base, export, push_to_hub, save_released, write_released
+from ivlkit.models.families import FAMILIES
+from ivlkit.models.load import ORIGIN_FILE, load
 from ivlkit.training.recipes import recipe
 from ivlkit.training.trainer import save_trained
 from ivlkit.training.tuning import prepare
@@ -411,6 +412,12 @@ def test_the_revision_of_a_downloaded_base_is_named(tiny, tmp_path):
     folder = export(write_trained(base, tmp_path / "final"), tmp_path / "out", layout="adapter")
     assert json.loads((folder / "ivlkit.json").read_text())["base_revision"] == "abc123"
     assert "revision abc123" in (folder / "README.md").read_text()
+
+
+def test_the_embedded_base_is_named_as_its_family_and_not_as_its_folder(tmp_path):
+    (tmp_path / ORIGIN_FILE).write_text(json.dumps({"base": "nano"}))
+    found = describe_base(tmp_path)
+    assert (found["base"], found["base_name"]) == ("nano", FAMILIES["nano"].name)
 
 
 def test_a_colleague_has_the_base_elsewhere(tiny, tmp_path):

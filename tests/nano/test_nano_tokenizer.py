@@ -29,12 +29,12 @@ def test_training_twice_gives_the_same_bytes(folder, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_there_are_1024_pieces_and_the_last_six_are_placeholders(pieces):
-    assert pieces.get_piece_size() == 1024
+def test_there_are_1280_pieces_and_the_last_six_are_placeholders(pieces):
+    assert pieces.get_piece_size() == 1280
     assert [pieces.id_to_piece(i) for i in (0, 1, 2, 3, 258)] == ["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]
-    last = [pieces.id_to_piece(i) for i in range(1018, 1024)]
+    last = [pieces.id_to_piece(i) for i in range(1274, 1280)]
     assert last == [f"[UNUSED_TOKEN_{number}]" for number in range(141, 147)]
-    assert "UNUSED" not in pieces.id_to_piece(1017)
+    assert "UNUSED" not in pieces.id_to_piece(1273)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_question_is_short_and_a_word_is_spelt(pieces):
         "▁here",
         "?",
     ]
-    assert len(pieces.encode("garden")) >= 3
-    assert [len(pieces.encode(f"{role}\n")) for role in ("system", "user", "assistant")] == [2, 2, 2]
+    assert pieces.encode("garden", out_type=str) == list("garden")
+    assert pieces.encode("GARDEN", out_type=str) == list("GARDEN")
 
 
 def test_added_tokens_have_the_released_order(folder):
@@ -79,32 +79,29 @@ def test_added_tokens_have_the_released_order(folder):
         0: "<unk>",
         1: "<s>",
         2: "</s>",
-        1018: "<|plugin|>",
-        1019: "<|interpreter|>",
-        1020: "<|action_end|>",
-        1021: "<|action_start|>",
-        1022: "<|im_end|>",
-        1023: "<|im_start|>",
-        1024: "<img>",
-        1025: "</img>",
-        1026: "<IMG_CONTEXT>",
-        1027: "<quad>",
-        1028: "</quad>",
-        1029: "<ref>",
-        1030: "</ref>",
-        1031: "<box>",
-        1032: "</box>",
+        1274: "<|plugin|>",
+        1275: "<|interpreter|>",
+        1276: "<|action_end|>",
+        1277: "<|action_start|>",
+        1278: "<|im_end|>",
+        1279: "<|im_start|>",
+        1280: "<img>",
+        1281: "</img>",
+        1282: "<IMG_CONTEXT>",
+        1283: "<quad>",
+        1284: "</quad>",
+        1285: "<ref>",
+        1286: "</ref>",
+        1287: "<box>",
+        1288: "</box>",
     }
     assert all(token["special"] for token in config["added_tokens_decoder"].values())
     assert (config["tokenizer_class"], config["pad_token"]) == ("InternLM2Tokenizer", "</s>")
     assert "auto_map" not in config
-    assert json.loads((folder / "added_tokens.json").read_text())["<IMG_CONTEXT>"] == 1026
+    assert json.loads((folder / "added_tokens.json").read_text())["<IMG_CONTEXT>"] == 1282
 
 
-def test_the_shipped_files_have_the_same_ids(folder):
+def test_the_shipped_files_are_what_the_command_makes(folder):
     shipped = Path(nano_tokenizer.__file__).parent / "model"
     for name in FILES:
-        if name.endswith(".json"):
-            assert (shipped / name).read_bytes() == (folder / name).read_bytes()
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(shipped / "tokenizer.model"))
-    assert pieces.get_piece_size() == 1024
+        assert (shipped / name).read_bytes() == (folder / name).read_bytes(), name

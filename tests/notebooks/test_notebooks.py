@@ -27,6 +27,23 @@ def expect_download(results):
     assert results["one_byte_found"]
 
 
+def expect_dynamic_tiling(results):
+    assert tuple(results["photo_grid"]) == (3, 2)
+    assert results["icon_tokens"] == results["phone_photo_tokens"] == 13 * 256
+    assert results["sizes_that_differ"] > 0 and results["same_shape_where_they_differ"]
+    assert results["letter_px_1"] < 6 and results["letter_px_12"] > 20
+    assert results["tiles_of_three"] == [5, 5, 5] and results["tiles_at_2048"] == 7
+    assert results["a4_tokens"] == 7 * 256 and results["smallest"] == 6
+
+
+def expect_conversation_to_labels(results):
+    assert results["trained"] == results["answer_tokens"]
+    assert results["wrong_template"] < results["right_template"] >= results["asked"] / 2
+    assert results["role_pieces"] > 1
+    assert results["cut_supervised"] == 0 and results["refused"] == 2
+    assert results["answer_share"] < 0.2 and not results["system_prompt_trained"]
+
+
 def expect_your_data(results):
     assert results["lines"] == results["rows"] + results["listed"] and results["listed"] == 2
     assert results["errors"] == 1
@@ -43,11 +60,33 @@ def expect_finetune_lora(results):
     assert results["same_reply_after_export"]
 
 
+def expect_evaluate(results):
+    assert results["steps"][0] == 0 and results["steps"] == sorted(results["steps"])
+    assert results["scores"][-1] > results["scores"][0] and results["difference_at_least"] > 0
+    assert results["won"] > results["lost"]
+    assert results["rows_in_csv"] == 240 and results["page_mb"] < 10
+    assert results["right"] - max(results["shuffled"], results["none"]) > 0.25
+    assert results["believed_to_look"] and results["lazy_test_warned"]
+    assert results["asked_again"] == 0 and results["text_rows"] == 70
+
+
+def expect_export_and_share(results):
+    assert set(results["replies"]) == {"run", "released", "adapter", "plain transformers"}
+    assert results["same_reply_everywhere"] and results["fresh_process_exit_code"] == 0
+    assert 0 < results["sizes_mb"]["adapter"] < results["sizes_mb"]["released"] / 2
+    assert results["card_has_scores"] and results["card_has_fingerprint"] and results["card_serves"]
+    assert results["next_state"] == "finished" and results["forged_refused"]
+
+
 EXPECTED = {
     "00_first_look.ipynb": expect_first_look,
     "01_download.ipynb": expect_download,
+    "02_dynamic_tiling.ipynb": expect_dynamic_tiling,
+    "03_conversation_to_labels.ipynb": expect_conversation_to_labels,
     "05_your_data.ipynb": expect_your_data,
     "07_finetune_lora.ipynb": expect_finetune_lora,
+    "08_evaluate.ipynb": expect_evaluate,
+    "10_export_and_share.ipynb": expect_export_and_share,
 }
 
 
@@ -71,7 +110,35 @@ def test_notebook_gives_its_results(name, tmp_path):
     EXPECTED[name](json.loads(notebook.cells[-1].outputs[-1].text))
 
 
+EXERCISES = [name for name in NOTEBOOKS if any("check" in cell.metadata.get("tags", []) for cell in read(name).cells)]
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_exercises_fail_before_their_solution_and_pass_after(name, tmp_path):
+    work = shutil.copytree(FOLDER, tmp_path / "notebooks")
+    notebook = read(name)
+    unsolved = nbformat.v4.new_notebook(metadata=notebook.metadata)
+    for cell in notebook.cells:
+        if "check" in cell.metadata.get("tags", []):
+            before = nbformat.v4.new_code_cell(cell.source, metadata={"tags": ["raises-exception"]})
+            unsolved.cells.insert(len(unsolved.cells) - 1, before)  # in front of the solution
+        unsolved.cells.append(cell)
+    client = nbclient.NotebookClient(
+        unsolved, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(work)}}
+    )
+    client.execute()
+    tried = [cell for cell in unsolved.cells if "raises-exception" in cell.metadata.get("tags", [])]
+    assert tried and all(cell.outputs[-1].output_type == "error" for cell in tried)
+
+
 class TestShape:
+    @pytest.mark.parametrize("name", NOTEBOOKS)
+    def test_what_it_shows_needs_no_kernel(self, name):
+        """A widget's view is an empty place in a static page; what is shown beside it is HTML."""
+        shown = [output.get("data", {}) for cell in read(name).cells for output in cell.get("outputs", [])]
+        assert not [data for data in shown if "application/vnd.jupyter.widget-view+json" in data]
+        assert "VBox(" not in (FOLDER / name).read_text()
+
     @pytest.mark.parametrize("name", NOTEBOOKS)
     def test_it_is_small_and_carries_no_machine_metadata(self, name):
         notebook = read(name)

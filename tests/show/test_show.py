@@ -1,7 +1,6 @@
 import re
 from dataclasses import replace
 
-import pytest
 from PIL import Image
 
 from ivlkit.data.mixture import open_data
@@ -11,8 +10,6 @@ from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
 from ivlkit.show.html import picture_html, table_html, text_html
 from ivlkit.show.model import folder_html, sizes_figure, tensors_html
-from ivlkit.show.run import loss_figure
-from ivlkit.show.tiles import tiles_figure
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
 
@@ -90,19 +87,6 @@ class TestModels:
         assert "what it holds" in folder_html(tiny) and "a JSON header, then plain numbers" in folder_html(tiny)
         html = tensors_html(tiny)
         assert all(part in html for part in ("vision tower", "projector", "language model", "mlp1.1.weight"))
-
-
-class TestFigures:
-    def test_tiles_figure_tells_grid_tiles_and_tokens(self, tiny_vlm):
-        figure = tiles_figure(Image.new("RGB", (336, 112), "white"), tiny_vlm.processor)
-        assert figure.get_suptitle() == "336 × 112 px → 3 × 1 grid, 4 tiles, 64 tokens"
-        titles = [axis.get_title() for axis in figure.axes]
-        assert titles[1:5] == ["1", "2", "3", "thumbnail"]
-
-    def test_loss_figure_starts_its_mean_at_the_first_value(self):
-        history = [{"step": step, "loss": 4.0} for step in range(1, 4)]
-        lines = loss_figure({"run": history}).axes[0].lines
-        assert list(lines[1].get_ydata()) == pytest.approx([4.0, 4.0, 4.0])
 
 
 def test_a_gallery_shows_the_first_rows_and_the_size(tmp_path):

@@ -168,7 +168,7 @@ def test_a_finished_run_is_found_again_and_not_trained_twice(rows, chosen, here,
     again = train(chosen, open_data(rows))
     assert (again.folder, len(no_child)) == (run.folder, 1)
     assert steps(again) == list(range(1, 13))
-    assert again.history[0].keys() == {"step", "steps", "epoch", "loss", "learning_rate", "grad_norm", "seconds"}
+    assert " ".join(again.history[0]) == "step steps epoch loss learning_rate grad_norm tokens memory_gib seconds"
     assert repr(again).startswith(f"Run({run.folder}: finished, step 12 of 12, loss ")
     assert [found.folder for found in runs()] == [run.folder]
     assert attach().folder == attach(run.folder).folder == run.folder

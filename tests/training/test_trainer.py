@@ -139,7 +139,7 @@ def _single(number):
     return MicroBatch(((0, number),))
 
 
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine(start, tmp_path):
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(start, tmp_path, data, processor):
     trainer = start("run", LogToFile(tmp_path / "log.jsonl", epochs=12), epochs=12, warmup_ratio=0.1)
     trainer.train()
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -149,6 +149,8 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(start, tmp_path):
     expected = [0, 0.5e-3, *(0.5e-3 * (1 + math.cos(math.pi * step / 19)) for step in range(19))]
     assert [line["learning_rate"] for line in log] == pytest.approx(expected, abs=1e-9)
     assert all(line["steps"] == 21 and line["grad_norm"] > 0 for line in log)
+    assert log[-1]["tokens"] == 12 * sum(len(encode(record, processor)) for record in data)  # padding not counted
+    assert all(0 < line["memory_gib"] < 64 for line in log)
 
 
 @pytest.mark.parametrize(

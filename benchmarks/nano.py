@@ -1,0 +1,188 @@
+"""What nano knows, and what fine-tuning teaches it: the figures of its model card. Each is printed when it is measured.
+
+    python benchmarks/nano.py curriculum     # each task it was trained on; without tiles; with another row's pictures
+    python benchmarks/nano.py handwriting    # LoRA, full, projector: score, minutes, memory, parameters
+    python benchmarks/nano.py curve          # score over 25 to 400 rows
+    python benchmarks/nano.py forgetting     # what it still knows after handwriting, alone and with 10 % of old rows
+    python benchmarks/nano.py equality       # greedy replies on CPU and GPU, and after a save and a load
+
+Settings are chosen on `--split validation`, the default; `--split test` is for the figures that are reported. Every
+digit picture of a split is in one strip only, so an interval over strips is one over digit pictures.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+import ivlkit as ivl
+from ivlkit.evaluation.metrics import exact_match, iou_at_50
+from ivlkit.models.load import load
+from ivlkit.nano.curriculum import Curriculum, write_curriculum
+from ivlkit.nano.digits import write_digit_strips
+from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import train
+
+FINE_PRINT = ("receipt", "chart", "whole_print")
+DIGITS = (3, 3)
+STRIPS = {"validation": 166, "test": 166}  # of three of the split's 500 digits, each used once
+TRAIN_ROWS = 4800  # strips of one to three digits
+RECIPES = ("nano-lora", "nano-full", "nano-projector")
+CURVE_ROWS = (25, 50, 100, 200, 400)
+OLD_SHARE = 0.1
+
+
+def right(reply, truth):
+    """Exact match; a box is right from an intersection over union of 0.5."""
+    return iou_at_50(reply, truth) if "<box>" in truth else exact_match(reply, truth)
+
+
+def say(**figures):
+    """One line of JSON."""
+    print(json.dumps(figures), flush=True)
+
+
+def say_score(name, report, **more):
+    """A score with its interval, in percent."""
+    low, high = report.interval
+    say(
+        what=name, percent=_percent(report.score), low=_percent(low), high=_percent(high), rows=len(report.rows), **more
+    )
+
+
+def _percent(share):
+    return round(100 * share, 1)
+
+
+def curriculum(options, folder):
+    """Each task; fine print with one tile; everything with shuffled pictures."""
+    vlm = load(options.model, dtype=torch.float32)
+    rows = list(Curriculum(options.rows, "validation"))
+    asked = {"metric": right, "batch_size": options.batch_size, "progress": False, "max_new_tokens": 128}
+    report = ivl.evaluate(vlm, rows, **asked)
+    shuffled = ivl.evaluate(vlm, rows, pictures="shuffled", **asked)
+    fine = [row for row in rows if row.extra["task"] in FINE_PRINT]
+    squeezed = ivl.evaluate(vlm, fine, max_tiles=1, **asked)
+    for task in report.by("task"):
+        control = {"shuffled": _percent(shuffled.select(task=task).score)}
+        if task in FINE_PRINT:
+            control["one_tile"] = _percent(squeezed.select(task=task).score)
+        say_score(task, report.select(task=task), **control)
+    say_score("all", report, shuffled=_percent(shuffled.score))
+
+
+def write_strips(folder, split, *, rows=None):
+    """Strips to train on (one to three digits), or the ones that are asked about (three)."""
+    if split == "train":
+        return write_digit_strips(folder / "train", rows=rows or TRAIN_ROWS, digits=(1, 3), tasks=("read",))
+    return write_digit_strips(folder / split, split, rows=STRIPS[split], digits=DIGITS, tasks=("read",))
+
+
+def ask(model, path, options):
+    """The report of a model, or of a run, on strips."""
+    return ivl.evaluate(load(model, dtype=torch.float32), path, batch_size=options.batch_size, progress=False)
+
+
+def fit(name, data, folder, options):
+    """Train one recipe in a process of its own. Returns (run, {"minutes", "peak_gib", "trainable"})."""
+    started = time.monotonic()
+    run = train(recipe(name, model=options.model), ivl.open_data(data), folder=folder)
+    peak = 0
+    while run.state == "running":
+        try:
+            peak = max(peak, psutil.Process(int((run.folder / "pid").read_text())).memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.2)
+    run.wait()
+    return run, {
+        "minutes": round((time.monotonic() - started) / 60, 2),
+        "peak_gib": round(peak / 2**30, 2),
+        "trainable": _trainable(run),
+    }
+
+
+def _trainable(run):
+    """The last column of the table at the head of the run's output."""
+    lines = (run.folder / "output.txt").read_text().splitlines()
+    table = [
+        line.split() for line in lines if line.split()[:1] and line.split()[0] in ("vision", "projector", "language")
+    ]
+    return sum(int(row[-1].replace(",", "")) for row in table[:3])
+
+
+def handwriting(options, folder):
+    """Before, and after each recipe (`--recipes`), on the same strips."""
+    test, data = write_strips(folder, options.split), write_strips(folder, "train")
+    say_score("before", ask(options.model, test, options))
+    for name in options.recipes:
+        run, cost = fit(name, data, folder / name, options)
+        say_score(name, ask(run.folder, test, options), **cost)
+
+
+def curve(options, folder):
+    """Nested subsets of the same strips, LoRA, the recipe's one epoch of each times what makes 1,600 rows seen."""
+    test, data = write_strips(folder, options.split), ivl.open_data(write_strips(folder, "train", rows=max(CURVE_ROWS)))
+    found = ivl.learning_curve(
+        recipe("nano-lora", model=options.model, epochs=4), data, test, rows=CURVE_ROWS, folder=folder / "curve"
+    )
+    for point in found.points:
+        say_score(f"{point.rows} rows", point.report, steps=point.steps)
+
+
+def forgetting(options, folder):
+    """The curriculum's score before, after handwriting alone, and after handwriting with 10 % of the curriculum."""
+    old = list(Curriculum(options.rows, "validation"))
+    asked = {"metric": right, "batch_size": options.batch_size, "progress": False, "max_new_tokens": 128}
+    test, new = write_strips(folder, options.split), write_strips(folder, "train")
+    rows = round(TRAIN_ROWS * OLD_SHARE / (1 - OLD_SHARE))
+    base = write_curriculum(folder / "old", rows, "train", seed=1, workers=os.cpu_count())
+    meta = {path.stem + path.parent.name: {"root": str(path.parent), "annotation": str(path)} for path in (new, base)}
+    (folder / "mixed.json").write_text(json.dumps(meta))
+    say_score("curriculum, before", ivl.evaluate(load(options.model, dtype=torch.float32), old, **asked))
+    for name, data in (("handwriting alone", new), ("with 10 % of the curriculum", folder / "mixed.json")):
+        run, cost = fit("nano-lora", data, folder / name.split()[0], options)
+        vlm = load(run.folder, dtype=torch.float32)
+        say_score(f"curriculum, after {name}", ivl.evaluate(vlm, old, **asked), **cost)
+        say_score(f"handwriting, after {name}", ask(run.folder, test, options))
+
+
+def equality(options, folder):
+    """Equal greedy replies in float32: CPU and GPU, and the model that was saved and loaded."""
+    rows = list(Curriculum(options.rows, "validation"))
+    vlm = load(options.model, device="cpu", dtype=torch.float32)
+    copy = load(ivl.export(vlm, to=folder / "copy"), device="cpu", dtype=torch.float32)
+    others = {"saved and loaded": copy}
+    if torch.cuda.is_available():
+        others["on the GPU"] = load(options.model, device="cuda", dtype=torch.float32)
+    asked = {"batch_size": options.batch_size, "progress": False}
+    expected = [row.reply for row in ivl.evaluate(vlm, rows, **asked).rows]
+    for name, other in others.items():
+        replies = [row.reply for row in ivl.evaluate(other, rows, **asked).rows]
+        differ = [number for number, pair in enumerate(zip(expected, replies, strict=True)) if pair[0] != pair[1]]
+        say(what=f"equal replies, {name}", equal=len(rows) - len(differ), rows=len(rows), first_different=differ[:5])
+
+
+PARTS = {part.__name__: part for part in (curriculum, handwriting, curve, forgetting, equality)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--model", default="nano", help="a key or a folder")
+    parser.add_argument("--rows", type=int, default=1000, help="of the curriculum")
+    parser.add_argument("--split", choices=STRIPS, default="validation", help="digits that are asked about")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        PARTS[options.part](options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Inside a model: its parts and what trains, the shapes on the way to a next token, where an answer looks."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data.collate import normalise_tiles
+from ..data.encode import IGNORE_INDEX, encode
+from ..data.media import open_image
+from ..data.records import Record, Turn
+from ..errors import DataError
+from ..models.chat import make_prompt
+from ..models.load import meta_copy
+from ..training.recipes import Recipe
+from ..training.recipes import recipe as named_recipe
+from ..training.tuning import prepare, summarise
+from .figure import GREEN, ShownFigure, plain_text
+from .html import fragment, table_html, text_html
+from .model import PART_COLOURS
+
+PART_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "head"}
+LIKELY_TOKENS = 5
+TOKENS_LOOKED_AT = 6
+
+
+# parts ----------------------------------------------------------------------------------------------------------------
+
+
+def parts_figure(vlm, recipe):
+    """The parts of a model to scale, and the share of each that a recipe trains, LoRA's matrices counted on top.
+
+    The loaded model is not touched: the recipe is applied to a copy without memory.
+
+    Returns: matplotlib figure.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    rows = summarise(prepare(meta_copy(vlm), recipe), recipe)
+    total, trained = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
+    alt = f"{recipe.name} trains {trained:,} of {total:,} parameters: " + "; ".join(map(_part_text, rows))
+    figure = ShownFigure(figsize=(9, 2.8), alt=alt)
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        axes.barh(place, row.parameters / 1e6, color=PART_COLOURS.get(PART_NAMES[row.part], GREEN), alpha=0.6)
+        trainable = row.trainable / 1e6
+        axes.barh(place, trainable, color="none", edgecolor="black", hatch="////", height=0.5)
+        axes.text(row.parameters / 1e6, place, f"  {_part_text(row)}", va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [PART_NAMES[row.part] for row in rows])
+    axes.set(xlim=(0, max(row.parameters for row in rows) / 1e6 * 1.9), xlabel="million parameters; hatched: trained")
+    axes.set_title(f"{plain_text(recipe.name)} trains {trained / total:.1%} of {total / 1e6:,.1f} M", fontsize=10)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _part_text(row):
+    trains = f"{row.trainable:,} train" if row.trainable else "nothing trains"
+    return f"{row.tuning}: {trains} of {row.parameters:,}"
+
+
+# a walk of shapes -----------------------------------------------------------------------------------------------------
+
+
+def walk_html(vlm, question, images=None):
+    """One question's way through the model, every shape as it was, down to the probabilities of the next token.
+
+    Returns: HTML: a table of steps and the most probable next tokens.
+    """
+    prompt = make_prompt(vlm, question, images)
+    steps, logits = _walk(vlm, prompt)
+    probable = torch.softmax(logits.float(), dim=-1).topk(LIKELY_TOKENS)
+    tokens = vlm.tokenizer.convert_ids_to_tokens(probable.indices.tolist())
+    rows = [(token, f"{share:.2%}") for token, share in zip(tokens, probable.values.tolist(), strict=True)]
+    walk = table_html(steps, header=("step", "shape", "what it is"))
+    bars = "".join(
+        f'<div><span class="share" style="width:{200 * share:.0f}px"></span> <b>{text_html(token)}</b> {percent}</div>'
+        for (token, percent), share in zip(rows, probable.values.tolist(), strict=True)
+    )
+    return fragment(f"<div>{text_html(question)}</div>{walk}<div>most probable next tokens</div>{bars}")
+
+
+@torch.inference_mode()
+def _walk(vlm, prompt):
+    """([(step, shape, what it is)], logits of the last position [V])."""
+    model, steps = vlm.model, []
+    input_ids = torch.tensor([prompt.input_ids], device=model.device)
+    if len(prompt.tiles):
+        seen, features = _see(model, prompt.tiles)
+        steps += seen
+        embeds = model.embed(input_ids, features)
+    else:
+        embeds = model.get_input_embeddings()(input_ids)
+    hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, -1])
+    steps += [
+        ("input_ids", _shape(input_ids), "the question as tokens, <IMG_CONTEXT> where features go"),
+        ("embeddings", _shape(embeds), "a vector each; the features stand in their places"),
+        ("hidden states", _shape(hidden), "the language model has read everything before each place"),
+        ("logits", _shape(logits), "a number for every token there is, at the last place"),
+    ]
+    return steps, logits[0]
+
+
+def _see(model, tiles):
+    """Steps from tiles to features, by hooks on the parts; and the features [T, N, H]. Many tiles come in chunks."""
+    patches, seen, shuffled = [], [], []
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    hooks = [
+        tower.embeddings.register_forward_hook(lambda _, __, out: patches.append(_first(out))),
+        tower.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state[:, 1:])),
+        projector.register_forward_pre_hook(lambda _, given: shuffled.append(given[0])),
+    ]
+    pixel_values = normalise_tiles(tiles.to(model.device), dtype=model.dtype)
+    try:
+        features = model.encode_tiles(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    patches, seen, shuffled = map(torch.cat, (patches, seen, shuffled))
+    steps = [
+        ("tiles", _shape(tiles), "whole numbers 0 to 255, the thumbnail last"),
+        ("pixel_values", _shape(pixel_values), "normalised colours, channels first"),
+        ("patches", _shape(patches), f"{seen.shape[1]:,} patches of 14 px a tile and one CLS token"),
+        ("vision tower", _shape(seen), "the tower has compared all patches of a tile; CLS is dropped"),
+        ("pixel shuffle", _shape(shuffled), "four neighbours become one, four times as wide"),
+        ("projector", _shape(features), "in the language model's width: these stand for <IMG_CONTEXT>"),
+    ]
+    return steps, features
+
+
+def _first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _shape(tensor):
+    return "[" + ", ".join(f"{size:,}" for size in tensor.shape) + "]"
+
+
+# where an answer looks ------------------------------------------------------------------------------------------------
+
+
+def looks_figure(vlm, question, image, *, answer=None):
+    """Where each token of an answer looks: the size of the gradient of its log-probability by the picture's features.
+
+    This is a gradient, not attention: how strongly the token's probability would change with what stands there. Tiles
+    and thumbnail are laid over the picture and summed. Needs memory for one backward pass through the language model.
+
+    Args: image: one picture; answer: whose tokens are looked at, default the model's own reply.
+    Returns: matplotlib figure: the picture, then one map a token.
+    """
+    image = open_image(image, rules=vlm.processor.picture_rules)
+    answer = vlm.chat(question, images=image).text if answer is None else answer
+    if not answer.strip():
+        raise DataError("an empty answer; expected some text whose tokens look somewhere; give answer=")
+    tokens, maps = answer_looks(vlm, question, image, answer)
+    shown = min(len(tokens), TOKENS_LOOKED_AT)
+    named = [plain_text(token, 12) for token in tokens[:shown]]
+    alt = f"where the tokens {', '.join(named)} of the answer look, by the gradient over the picture"
+    size = (2.6 * (shown + 1), 2.6 * image.height / image.width + 0.9)
+    figure = ShownFigure(figsize=size, layout="constrained", alt=alt)
+    axes = figure.subplots(1, shown + 1, squeeze=False)[0]
+    _draw_look(axes[0], image, None, "the picture")
+    for axis, name, heat in zip(axes[1:], named, maps, strict=False):
+        _draw_look(axis, image, heat, f'"{name}"')
+    figure.suptitle(f"{plain_text(question, 60)} → {plain_text(answer, 30)} (gradient)", fontsize=10)
+    return figure
+
+
+def _draw_look(axis, image, heat, title):
+    axis.imshow(image.convert("L") if heat is not None else image, cmap="gray", vmin=0, vmax=255)
+    if heat is not None:
+        extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+        axis.imshow(heat, cmap="viridis", alpha=0.6, extent=extent, interpolation="bilinear")
+    axis.set_title(title, fontsize=9)
+    axis.axis("off")
+
+
+def answer_looks(vlm, question, image, answer):
+    """(tokens of the answer, a map for each, float [h, w] over the whole picture, largest value 1)."""
+    turns = (Turn("user", f"<image>\n{question}"), Turn("assistant", answer))
+    example = encode(Record(id=0, turns=turns, images=(image,), where="picture"), vlm.processor)
+    places = np.flatnonzero(example.labels != IGNORE_INDEX)[:-1]  # without the closing token
+    grid = vlm.processor.grid(*image.size, max_tiles=vlm.processor.max_tiles)
+    gradients = _gradients(vlm.model, example, places[:TOKENS_LOOKED_AT])
+    swapped = vlm.model.config.ps_version == "v1"
+    maps = [over_picture(one, grid, swapped=swapped) for one in gradients]
+    tokens = vlm.tokenizer.convert_ids_to_tokens(example.input_ids[places].tolist())
+    return tokens, [heat / max(heat.max(), 1e-12) for heat in maps]
+
+
+def _gradients(model, example, places):
+    """For each place ‖∂ log p(token) / ∂ feature‖ of every feature: float [T, N]."""
+    input_ids = torch.from_numpy(example.input_ids)[None].to(model.device)
+    tiles = torch.from_numpy(example.tiles).to(model.device)
+    with torch.no_grad():
+        features = model.encode_tiles(normalise_tiles(tiles, dtype=model.dtype))
+    features.requires_grad_()
+    with torch.enable_grad():
+        hidden = model.model.language_model(inputs_embeds=model.embed(input_ids, features), use_cache=False)
+        logits = model.lm_head(hidden.last_hidden_state[0, torch.as_tensor(places - 1)])  # each token's prediction
+        chosen = torch.log_softmax(logits.float(), dim=-1).gather(1, input_ids[0, torch.as_tensor(places)][:, None])
+        found = [torch.autograd.grad(one, features, retain_graph=True)[0] for one in chosen.flatten()]
+    return [gradient.float().norm(dim=-1).cpu().numpy() for gradient in found]
+
+
+def over_picture(values, grid, *, swapped=False):
+    """A value for each feature, [T, N], laid over the picture: [rows · n, cols · n] with n = √N.
+
+    The thumbnail, last if there are more tiles than the grid has, is enlarged and added.
+
+    Args: grid: (cols, rows); swapped: the checkpoint's pixel shuffle is v1, which swaps rows and columns in a tile.
+    """
+    cols, rows = grid
+    side = int(values.shape[1] ** 0.5)
+    tiles = values.reshape(-1, side, side)
+    tiles = tiles.swapaxes(1, 2) if swapped else tiles
+    laid = tiles[: cols * rows].reshape(rows, cols, side, side).swapaxes(1, 2).reshape(rows * side, cols * side)
+    if len(tiles) == cols * rows:
+        return laid
+    thumbnail = Image.fromarray(tiles[-1].astype(np.float32))
+    return laid + np.asarray(thumbnail.resize((cols * side, rows * side), Image.Resampling.BILINEAR))

@@ -1,0 +1,291 @@
+"""The microscope: a row as the model sees it, read back from the batch that training would get.
+
+A batch is padded (`attention_mask`) or packed (`cu_seqlens` or `sample_ids`); either way it is taken
+apart into samples. Nothing here decides what is trained: that is read from the batch's own labels.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from PIL import Image
+
+from ..data.collate import collate
+from ..data.conversation import IMAGE_CONTEXT
+from ..data.encode import IGNORE_INDEX, encode
+from .dataset import media_html
+from .html import escape_text, fragment, picture_html, table_html, text_html
+from .live import Live, make_controls
+
+TRAINED, MASKED, IMAGE, SPECIAL, PADDING = KINDS = ("trained", "masked", "image", "special", "padding")
+SAID_OF_A_KIND = {
+    TRAINED: "the loss is taken on it: predicted from all tokens before it",
+    MASKED: "text that is read, never trained on",
+    IMAGE: "a place that a feature of a tile takes",
+    SPECIAL: "a token of the chat format, not trained on",
+    PADDING: "fills the batch up; seen by no other token",
+}
+RUN_SHOWN = (120, 40)  # first and last tokens of a long run of one kind
+CHIPS_SHOWN = 2000
+RUNS_DRAWN = 400
+TILE_PX = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a batch: ids and labels int64 [L], a kind for each token, tiles uint8 [T, S, S, 3]."""
+
+    row: int  # of the batch
+    start: int  # first token in that row
+    input_ids: np.ndarray
+    labels: np.ndarray
+    kinds: np.ndarray  # str [L], of KINDS
+    tiles: np.ndarray
+
+    def count(self, kind):
+        """Tokens of a kind."""
+        return int((self.kinds == kind).sum())
+
+    @property
+    def is_padding(self):
+        """Whether nothing in it is read."""
+        return self.count(PADDING) == len(self.input_ids)
+
+
+def read_batch(batch, processor):
+    """The samples of a collated batch, in order: `[Sample, …]`.
+
+    Args: batch: of `collate` (input_ids, labels, attention_mask [B, L], tiles) or packed, [1, ΣL] with `cu_seqlens`
+        [samples + 1] or `sample_ids` [1, ΣL] instead of the mask.
+    """
+    arrays = {name: np.asarray(batch[name]) for name in ("input_ids", "labels", "tiles")}
+    context = processor.token_id(IMAGE_CONTEXT)
+    samples, next_tile = [], 0
+    for row, start, stop in _bounds(batch):
+        ids, labels = arrays["input_ids"][row, start:stop], arrays["labels"][row, start:stop]
+        used = -(-int((ids == context).sum()) // processor.num_image_token)
+        tiles = arrays["tiles"][next_tile : next_tile + used]
+        kinds = _kinds(ids, labels, _is_padding(batch, row, start, stop, processor), processor)
+        samples.append(Sample(row, start, ids, labels, kinds, tiles))
+        next_tile += used
+    return samples
+
+
+def _bounds(batch):
+    """(row, start, stop) of every sample."""
+    rows, length = batch["input_ids"].shape
+    if "cu_seqlens" in batch:
+        bounds = np.unique(np.asarray(batch["cu_seqlens"])).tolist()
+    elif "sample_ids" in batch:
+        changes = np.flatnonzero(np.diff(np.asarray(batch["sample_ids"])[0])) + 1
+        bounds = [0, *changes.tolist(), length]
+    else:
+        return [(row, 0, length) for row in range(rows)]
+    return [(0, start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def _is_padding(batch, row, start, stop, processor):
+    """bool [L]: by the mask; in a packed batch a sample of nothing but the padding token."""
+    if "attention_mask" in batch:
+        return np.asarray(batch["attention_mask"])[row, start:stop] == 0
+    ids = np.asarray(batch["input_ids"])[row, start:stop]
+    return np.full(len(ids), (ids == processor.tokenizer.pad_token_id).all())
+
+
+def _kinds(ids, labels, is_padding, processor):
+    special = {*processor.tokenizer.all_special_ids, *processor.tokenizer.get_added_vocab().values()}
+    kinds = np.where(np.isin(ids, list(special)), SPECIAL, MASKED)
+    kinds = np.where(ids == processor.token_id(IMAGE_CONTEXT), IMAGE, kinds)
+    kinds = np.where(labels != IGNORE_INDEX, TRAINED, kinds)
+    return np.where(is_padding, PADDING, kinds)
+
+
+# HTML -----------------------------------------------------------------------------------------------------------------
+
+
+def tokens_html(record, processor, *, max_length=None):
+    """One row as the model sees it: encoded, collated, taken apart again.
+
+    Raises: DataError as `encode`.
+    """
+    example = encode(record, processor, max_length=max_length)
+    batch = collate([example], pad_token_id=processor.tokenizer.pad_token_id)
+    return batch_html(batch, processor, records=[record], notes=example.notes)
+
+
+def batch_html(batch, processor, *, records=(), notes=(), focus=0):
+    """A batch of any kind: one sample opened, its neighbours folded, borders and positions of all.
+
+    Args:
+        batch: as in `read_batch`.
+        records: of its samples in order, for their pictures and places; left out where there is none.
+        focus: number of the opened sample.
+    """
+    samples = read_batch(batch, processor)
+    parts = [f"<div>{text_html(note)}</div>" for note in notes]
+    if len(samples) > 1:
+        parts.append(_neighbours(samples, records, packed="attention_mask" not in batch))
+    for number, sample in enumerate(samples):
+        record = records[number] if number < len(records) else None
+        body = _sample_html(sample, processor, record)
+        if len(samples) > 1:
+            opened = " open" if number == focus else ""
+            body = f"<details{opened}><summary>{_title(sample, number, record)}</summary>{body}</details>"
+        parts.append(body)
+    return fragment("".join(parts))
+
+
+def tokens_live(data, processor, *, row=0, max_length=None):
+    """`tokens_html` of a data set's row, with a row picker."""
+    controls = make_controls(
+        lambda widgets: [widgets.BoundedIntText(value=row, min=0, max=len(data) - 1, description="row")]
+    )
+
+    def draw():
+        return tokens_html(data[controls[0].value if controls else row], processor, max_length=max_length)
+
+    return Live(draw, controls)
+
+
+def _neighbours(samples, records, *, packed):
+    """The batch as a table of its samples, with what keeps them apart."""
+    said = (
+        "Packed: one sequence, attention ends at every border and positions start again."
+        if packed
+        else "Padded: a row each, filled up to the longest."
+    )
+    rows = [
+        (
+            number,
+            records[number].where if number < len(records) else "",
+            f"{sample.start:,} to {sample.start + len(sample.input_ids) - 1:,}",
+            *(sample.count(kind) for kind in KINDS),
+        )
+        for number, sample in enumerate(samples)
+    ]
+    shares = [(len(sample.input_ids), PADDING if sample.is_padding else "sample") for sample in samples]
+    return f"<div>{said}</div>{_bar(shares)}{table_html(rows, header=('sample', 'row', 'tokens', *KINDS))}"
+
+
+def _title(sample, number, record):
+    if sample.is_padding:
+        return f"padding: {len(sample.input_ids):,} tokens"
+    where = f", {text_html(record.where)}" if record else ""
+    return f"sample {number}{where}: {len(sample.input_ids):,} tokens, {sample.count(TRAINED):,} trained"
+
+
+def _sample_html(sample, processor, record):
+    counts = {kind: sample.count(kind) for kind in KINDS if sample.count(kind)}
+    head = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    where = f'<span class="dim">{text_html(record.where)}</span> ' if record else ""
+    legend = "".join(
+        f'<div><span class="token {kind}">{_emphasised(kind, kind)}</span> {SAID_OF_A_KIND[kind]}</div>'
+        for kind in counts
+    )
+    return (
+        f"<div>{where}<b>{len(sample.input_ids):,} tokens</b>: {head}; {len(sample.tiles)} tiles</div>"
+        f"{_bar(_runs(sample))}{_pictures(sample, record)}"
+        f'<div class="tokens">{_chips(sample, processor)}</div><div>{legend}</div>'
+    )
+
+
+def _runs(sample):
+    """(tokens, kind) of each run of one kind in the order of the text; of very many only a total of each kind."""
+    runs = [(len(list(run)), str(kind)) for kind, run in groupby(sample.kinds)]
+    return runs if len(runs) <= RUNS_DRAWN else [(sample.count(kind), kind) for kind in KINDS]
+
+
+def _bar(shares):
+    """(number, kind) … as parts of one bar."""
+    total = sum(number for number, _ in shares) or 1
+    parts = "".join(
+        f'<span class="{kind}" title="{number:,} tokens" style="width:{100 * number / total:.2f}%"></span>'
+        for number, kind in shares
+    )
+    return f'<div class="bar">{parts}</div>'
+
+
+def _pictures(sample, record):
+    """The picture beside its tiles."""
+    if not len(sample.tiles):
+        return ""
+    tiles = "".join(_tile_html(tile, number) for number, tile in enumerate(sample.tiles, start=1))
+    picture = f"<div>{media_html(record, max_px=240)}</div>" if record else ""
+    return (
+        f'<div class="cards">{picture}<div><div class="dim">as tiles</div><div class="tiles">{tiles}</div></div></div>'
+    )
+
+
+def _tile_html(tile, number):
+    return picture_html(Image.fromarray(tile), alt=f"tile {number}", max_px=TILE_PX)
+
+
+def _chips(sample, processor):
+    """Every token with its id; tokens of one tile together, long runs of one kind shortened."""
+    texts = _texts(sample.input_ids, processor)
+    chips, tile = [], 0
+    for kind, run in groupby(range(len(texts)), key=lambda place: sample.kinds[place]):
+        places = list(run)
+        if kind == IMAGE:
+            made = _image_chips(places, sample, processor, tile)
+            tile += len(made)
+        else:
+            made = _text_chips(places, texts, sample, kind)
+        chips += made
+    left = len(chips) - CHIPS_SHOWN
+    return "".join(chips[:CHIPS_SHOWN]) + (f'<div class="dim">… and {left:,} more</div>' if left > 0 else "")
+
+
+def _text_chips(places, texts, sample, kind):
+    first, last = RUN_SHOWN
+    hidden = len(places) - first - last
+    if hidden <= 0:
+        return [_chip(place, texts[place], sample, kind) for place in places]
+    return [
+        *(_chip(place, texts[place], sample, kind) for place in places[:first]),
+        f'<span class="dim"> … {hidden:,} more {kind} tokens … </span>',
+        *(_chip(place, texts[place], sample, kind) for place in places[-last:]),
+    ]
+
+
+def _chip(place, text, sample, kind):
+    title = f"token {sample.start + place}, {kind}"
+    ends_line = "<br>" if text.endswith("↵") else ""
+    inner = _emphasised(escape_text(text, 40), kind)
+    return (
+        f'<span class="token {kind}" title="{title}">{inner}<sub>{int(sample.input_ids[place])}</sub></span>{ends_line}'
+    )
+
+
+def _emphasised(text, kind):
+    """A kind also shows without colours: where a site strips styles, or to an eye that sees fewer."""
+    element = {TRAINED: "b", IMAGE: "i", SPECIAL: "code", PADDING: "s"}.get(kind)
+    return f"<{element}>{text}</{element}>" if element else text
+
+
+def _image_chips(places, sample, processor, tile):
+    """One chip a tile; fewer tokens than a tile has are marked."""
+    whole, chips = processor.num_image_token, []
+    for number, start in enumerate(range(0, len(places), whole), start=tile):
+        part = places[start : start + whole]
+        picture = _tile_html(sample.tiles[number], number + 1) if number < len(sample.tiles) else ""
+        is_cut = len(part) < whole
+        count = f"<b>cut: {len(part)} of {whole}</b>" if is_cut else len(part)
+        title = f"tokens {sample.start + part[0]} to {sample.start + part[-1]}, image"
+        token = f"{escape_text(IMAGE_CONTEXT)}<sub>{int(sample.input_ids[part[0]])}</sub>"
+        chips.append(
+            f'<span class="token image{" cut" if is_cut else ""}" title="{title}">{picture}'
+            f"<i>tile {number + 1}: {count} × {token}</i></span>"
+        )
+    return chips
+
+
+def _texts(ids, processor):
+    """Tokens as text that can be seen: ▁ for a space that belongs to a piece, ↵ for a line's end."""
+    return [_visible_piece(piece) for piece in processor.tokenizer.convert_ids_to_tokens(ids.tolist())]
+
+
+def _visible_piece(piece):
+    if piece is None:
+        return "no such token"
+    return piece.replace("<0x0A>", "↵").replace("\n", "↵").replace("<0x09>", "⇥").replace("\t", "⇥")

@@ -1,0 +1,97 @@
+"""Replies beside the truth, picked by kind; bars a slice; asking one's own."""
+
+import io
+from dataclasses import replace
+
+import pytest
+
+from ivlkit.errors import DataError
+from ivlkit.evaluation.report import Report, Row
+from ivlkit.show.answers import answers_live, slices_figure
+from ivlkit.show.ask import ask_live
+
+HOSTILE = "<script>alert(1)</script></div>\u202eevil"
+
+
+def make_report(scores, *, reply="reply", tasks="ab"):
+    rows = tuple(
+        Row(f"test.jsonl:{n + 1}", "What?", "yes", f"{reply}-{n}.", float(score), extra={"task": tasks[n % len(tasks)]})
+        for n, score in enumerate(scores)
+    )
+    return Report("exact_match", rows, {"model": "tiny"})
+
+
+class TestSlices:
+    def test_a_bar_is_the_score_of_its_value(self):
+        figure = slices_figure(make_report([1, 0, 1, 0, 0, 0]), "task")
+        assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([2 / 3, 0])
+        assert "a 66.7% (" in figure.alt and "b 0.0% (" in figure.alt
+
+    def test_before_and_after_have_a_bar_each(self):
+        figure = slices_figure(make_report([1, 1]), "task", before=make_report([0, 1]))
+        assert [bar.get_width() for bar in figure.axes[0].patches] == [0, 1, 1, 1]
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["before", "after"]
+
+    def test_a_value_with_a_dollar_starts_no_formula(self):
+        assert slices_figure(make_report([1, 0], tasks=["$x$", "日本"]), "task").to_image().width > 100
+
+
+class TestPicker:
+    @pytest.fixture(autouse=True)
+    def widgets(self):
+        return pytest.importorskip("ipywidgets")
+
+    def test_the_worst_rows_come_first(self):
+        html = answers_live(make_report([1, 0.2, 0, 1]), rows=2).to_html()
+        assert html.index("reply-2.") < html.index("reply-1.") and "reply-0." not in html
+        assert "4 of 4 rows, 2 shown" in html
+
+    def test_rows_that_turned_right_are_told_from_those_that_were(self):
+        live = answers_live(make_report([1, 1, 0, 0], reply="after"), before=make_report([0, 1, 1, 0], reply="before"))
+        live.controls[0].value = "turned right"
+        assert "after-0." in live.to_html() and "before-0." in live.to_html() and "after-1." not in live.to_html()
+        live.controls[0].value = "turned wrong"
+        assert "after-2." in live.to_html() and "after-0." not in live.to_html()
+
+    def test_a_slice_is_picked_by_its_value(self):
+        live = answers_live(make_report([1, 0, 1, 0]))
+        live.controls[0].value = "task: b"
+        assert "reply-1." in live.to_html() and "reply-0." not in live.to_html()
+
+    def test_reports_of_other_rows_are_refused(self):
+        with pytest.raises(DataError, match="different rows"):
+            make_report([1, 0]).show(before=make_report([1]))
+
+    def test_hostile_replies_show_as_text(self):
+        report = make_report([0, 1])
+        report = replace(report, rows=tuple(replace(row, reply=HOSTILE, truth=HOSTILE) for row in report.rows))
+        html = report.show().to_html()
+        assert "<script" not in html and "\u202e" not in html and html.count("<div") == html.count("</div>")
+
+
+class TestAsking:
+    def test_a_given_question_is_answered_as_chat_does(self, tiny_vlm, draw_picture):
+        picture = draw_picture()
+        html = ask_live(tiny_vlm, "What number?", picture).to_html()
+        reply = tiny_vlm.chat("What number?", images=picture).text
+        assert reply[:8].strip() and "What number?" in html and 'alt="your picture"' in html
+        assert ask_live(tiny_vlm, "What number?", picture).draw.__self__.answer.strip() == reply
+
+    def test_the_button_asks_what_was_typed_and_uploaded(self, tiny_vlm, draw_picture, upload):
+        pytest.importorskip("ipywidgets")
+        live = ask_live(tiny_vlm, "First?")
+        chosen, question, button = live.controls
+        buffer = io.BytesIO()
+        draw_picture(64, 64).save(buffer, "png")
+        question.value, chosen.value = "Second?", upload(buffer.getvalue())
+        live.redraw = lambda: None
+        button.click()
+        assert "Second?" in live.to_html() and "<img" in live.to_html() and not button.disabled
+
+    def test_an_upload_that_is_no_picture_is_named_in_the_answers_place(self, tiny_vlm):
+        html = ask_live(tiny_vlm, "What?", io.BytesIO(b"<script>")).to_html()
+        assert "your picture" in html and "<script>" not in html
+
+    def test_without_a_question_nothing_is_asked(self, tiny_vlm, monkeypatch):
+        monkeypatch.setattr(type(tiny_vlm), "chat", lambda *_, **__: pytest.fail("asked"))
+        assert "press ask" in tiny_vlm.ask().to_html()

@@ -1,0 +1,75 @@
+"""Rows asked while a run trains: the answers are those of the model at that step, and training does not notice."""
+
+import json
+
+import pytest
+import torch
+
+from ivlkit.data.records import Record, Turn
+from ivlkit.models.load import load
+from ivlkit.training.recipes import recipe
+from ivlkit.training.samples import SampleAnswers
+from ivlkit.training.schedule import MicroBatches, plan_run
+from ivlkit.training.trainer import KitTrainer, training_arguments
+from ivlkit.training.tuning import prepare
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture
+def data(draw_picture):
+    turns = [(Turn("user", "<image>\nQ"), Turn("assistant", "no" if number == 3 else "7")) for number in range(6)]
+    return [Record(n, turns[n], (draw_picture(112, 112, seed=n),), f"train.jsonl:{n + 1}") for n in range(6)]
+
+
+@pytest.fixture
+def start(tiny, tmp_path, data):
+    """`start(sampled=True)` → a trainer of eight steps with dropout, and the path of its samples."""
+
+    def make(*, sampled, **changes):
+        torch.manual_seed(0)
+        vlm = load(tiny)
+        small = {"total_batch": 3, "per_device_batch": 3, "epochs": 4, "lora_dropout": 0.3, "learning_rate": 0.01}
+        chosen = recipe("nano-lora", model=str(tiny), **(small | changes))
+        batches, steps = plan_run(len(data), chosen)
+        trainer = KitTrainer(
+            model=prepare(vlm, chosen),
+            args=training_arguments(chosen, tmp_path / "run", steps=steps, device_type="cpu", bf16=False),
+            train_dataset=MicroBatches(data, vlm.processor, chosen, batches),
+        )
+        if sampled:
+            trainer.add_callback(SampleAnswers(trainer, tmp_path / "samples.jsonl"))
+        return trainer, vlm
+
+    return make
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_four_rows_are_asked_at_the_start_and_after_every_step_of_a_short_run(start, tmp_path):
+    start(sampled=True)[0].train()
+    lines = read(tmp_path / "samples.jsonl")
+    assert [line["step"] for line in lines] == list(range(9))
+    assert [answer["where"] for answer in lines[0]["answers"]] == [f"train.jsonl:{n}" for n in (1, 3, 4, 6)]
+    assert [answer["truth"] for answer in lines[0]["answers"]] == ["7", "7", "no", "7"]
+
+
+def test_a_reply_is_right_exactly_if_the_greedy_one_is_the_truth(start, tmp_path, data):
+    trainer, vlm = start(sampled=True, epochs=30)
+    trainer.train()
+    trainer.model.eval()
+    first, *_, last = read(tmp_path / "samples.jsonl")
+    greedy = [vlm.chat("Q", images=data[n].images[0], max_new_tokens=4).text == data[n].answer for n in (0, 2, 3, 5)]
+    assert [answer["right"] for answer in last["answers"]] == greedy
+    assert not any(answer["right"] for answer in first["answers"]) and any(greedy)
+
+
+def test_training_is_the_same_to_the_bit_with_and_without(start):
+    states = []
+    for sampled in (True, False):
+        trainer, _ = start(sampled=sampled)
+        trainer.train()
+        states.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
