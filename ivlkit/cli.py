@@ -311,6 +311,8 @@ def _train(commands):
     parser.add_argument("what", help="a recipe's name or a run.yaml")
     parser.add_argument("--data", "--meta-path", "--meta_path", help="meta .json or .jsonl")
     parser.add_argument("--root", help="folder of the pictures of a .jsonl")
+    parser.add_argument("--validation", help="meta .json or .jsonl of rows apart; default: the meta's validation split")
+    parser.add_argument("--metric", help="module:function that chooses the best weights; default: the validation loss")
     parser.add_argument("--to", help="folder of the run; default runs/<recipe>-<hash>")
     parser.add_argument("--gpus", type=int)
     parser.add_argument("--per-device-batch-size", type=int, dest="per_device_batch")
@@ -332,7 +334,8 @@ def _run_train(options):
         return None
     if not options.data:
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
-    run = runs.train(chosen, runs.open_data(options.data, root=options.root), folder=options.to)
+    data, metric = runs.open_data(options.data, root=options.root), _metric(options.metric)
+    run = runs.train(chosen, data, validation=options.validation, metric=metric, folder=options.to)
     print(run.folder)
     try:
         run.wait()
@@ -340,6 +343,14 @@ def _run_train(options):
         print("stopping after this step, with a checkpoint …", file=sys.stderr)
         run.stop()
     print(run)
+
+
+def _metric(name):
+    if name is None:
+        return None
+    from .training.validation import find_metric
+
+    return find_metric(name)
 
 
 def _recipe_from(options):

@@ -72,6 +72,16 @@ class Record:
         return record_html(self)
 
 
+def accepted_truth(record):
+    """The truth of an evaluation: the texts of the row's field `answers`, a tuple, or else its last answer, a text."""
+    answers = record.extra.get("answers")
+    if answers is None:
+        return record.answer
+    if not isinstance(answers, (list, tuple)) or not answers or not all(isinstance(text, str) for text in answers):
+        raise DataError(f"{record.where}: `answers` is {answers!r:.80}; expected a list of texts, one at least")
+    return tuple(answers)
+
+
 def read_records(path, root="."):
     """Read a whole JSONL file: `[Record, …]` in the order of its lines.
 

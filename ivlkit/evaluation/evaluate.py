@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.mixture import open_data
+from ..data.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..models.chat import iterate_replies
 from ..models.load import ORIGIN_FILE
@@ -130,23 +131,13 @@ def _check_rows(records, metric):
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:
-        truth = _truth(record)
+        truth = accepted_truth(record)
         if isinstance(metric, str):
             score, _ = _metric(metric)
             try:
                 score([""], [truth])
             except DataError as error:
                 raise DataError(f"{record.where}: {error}") from error
-
-
-def _truth(record):
-    """The accepted answers of a row with several, else its last answer."""
-    answers = record.extra.get("answers")
-    if answers is None:
-        return record.answer
-    if not isinstance(answers, (list, tuple)) or not answers or not all(isinstance(text, str) for text in answers):
-        raise DataError(f"{record.where}: `answers` is {answers!r:.80}; expected a list of texts, one at least")
-    return tuple(answers)
 
 
 def _ask(vlm, records, budgets, known, progress, **options):
@@ -170,7 +161,7 @@ def _without_places(question):
 
 
 def _score(records, asked, replies, score_rows, name, details):
-    scores, numbers = score_rows(replies, [_truth(record) for record in records])
+    scores, numbers = score_rows(replies, [accepted_truth(record) for record in records])
     rows = tuple(
         Row(
             where=record.where,

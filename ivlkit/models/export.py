@@ -1,13 +1,12 @@
 """A run → a folder of its own, in one of three layouts. It appears only when it is complete and has proven itself."""
 
 import json
-import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ..data.files import appearing
 from ..data.records import IMAGE_PLACEHOLDER
 from ..errors import ExportError
 from .card import write_card, write_templates
@@ -50,7 +49,7 @@ def export(source, to, *, layout="released", scores=None, device=None):
         raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name")
     opened = open_source(source)
     write, reload = _LAYOUTS[layout]
-    with _appearing(to) as aside:
+    with appearing(to) as aside:
         base = write(opened, source, aside)
         proof = _prove(opened, source, aside, reload, device, merges=layout != "adapter")
         write_card(opened, aside, layout=layout, proof=proof, base=base, scores=scores)
@@ -84,31 +83,6 @@ def push_to_hub(folder, repo_id, *, private=True):
     address = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(folder_path=folder, repo_id=repo_id)
     return str(address)
-
-
-@contextmanager
-def _appearing(to):
-    """A folder beside `to` that becomes `to` in one step if nothing is raised, and is removed otherwise."""
-    aside = to.with_name(to.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for path in (*aside.iterdir(), aside):
-            _flush(path)
-        aside.rename(to)
-        _flush(to.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _flush(path):
-    """Onto the disk: a name must not be there before what it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # layouts -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -48,6 +49,12 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
     wrap_layers(model, recipe)
     callbacks = [*callbacks, *([SayCompileTime()] if recipe.compile else [])]
     return trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks), attention
+
+
+def plan_validation(data, processor, recipe, config, *, packed):
+    """One pass over validation rows in micro-batches like those of training; none of one fixed length."""
+    once = replace(recipe, epochs=1, compile=False)
+    return plan_micro_batches(data, processor, once, config, packed=packed)
 
 
 def plan_micro_batches(data, processor, recipe, config, *, packed):

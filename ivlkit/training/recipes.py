@@ -19,6 +19,7 @@ _KINDS = {  # annotation of a field → how it is said, what is taken
 _POSITIVE = {
     *("total_batch", "per_device_batch", "gpus", "epochs", "max_seq_length", "max_tiles", "lora_rank", "lora_alpha"),
     *("learning_rate", "save_steps", "save_total_limit", "bin_tokens", "bin_tiles"),
+    *("eval_steps", "eval_samples", "patience"),
 }
 
 
@@ -65,6 +66,9 @@ class Recipe:
     zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs; on one it is not used
     save_steps: int = 200  # optimiser steps between checkpoints
     save_total_limit: int = 1  # checkpoints kept
+    eval_steps: int | None = None  # optimiser steps between validations, if there is validation data; None: save_steps
+    eval_samples: int = 8  # validation rows that are answered each time, spread over all
+    patience: int | None = None  # validations in a row without a new best that end the run; None: no number does
     workers: int = 4  # processes that prepare rows
     seed: int = 42
     hardware: str = ""  # what the guide names

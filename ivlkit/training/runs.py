@@ -5,6 +5,7 @@ checkpoint-N/ while it trains and `final/` when it is done. The same recipe and 
 running a cell again attaches to the run instead of training twice.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,24 @@ import psutil
 import yaml
 from tqdm import tqdm
 
-from ..data.mixture import TRAIN, Data, open_data
+from ..data.files import appearing
+from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
 from ..models.load import ORIGIN_FILE, default_dtype, load
+from .history import read_steps
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
 from .schedule import check_rows
 from .tuning import summary_text
 
 LOG_FILE = "log.jsonl"
+NOTICES_FILE = "notices.txt"  # what happened to it that should be known
+PLAN_FILE = "plan.sha256"
 SAMPLES_FILE = "samples.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
+VALIDATION_ROWS_FILE = "validation_rows.npy"
+VALIDATION = "validation"  # the split of a meta file
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
 
@@ -73,7 +80,7 @@ class Run:
         Tokens (without padding) and seconds count from the latest start of its process; memory_gib is the most that was
         in use of a GPU, or what the process holds in RAM.
         """
-        return self._read_steps(LOG_FILE)
+        return read_steps(self.folder / LOG_FILE)
 
     @property
     def samples(self):
@@ -82,22 +89,18 @@ class Run:
         Each answer is a dict of where, question, truth, reply and right; see `training.samples.SampleAnswers`. None are
         written by runs on several GPUs.
         """
-        return self._read_steps(SAMPLES_FILE)
+        return read_steps(self.folder / SAMPLES_FILE)
 
-    def _read_steps(self, name):
-        """The lines of a log that still hold: what was done again from a checkpoint counts once."""
-        try:
-            lines = (self.folder / name).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        history = []
-        for line in lines:
-            with suppress(ValueError):  # a line that is being written, or was when the machine died
-                entry = json.loads(line)
-                while history and history[-1]["step"] >= entry["step"]:
-                    history.pop()  # done again from the last checkpoint
-                history.append(entry)
-        return history
+    @property
+    def validation(self):
+        """The validations so far: dicts with step, loss, score, seconds and answers; see `validation.Validate`."""
+        return read_steps(self.folder / "validation.jsonl")
+
+    @property
+    def notices(self):
+        """What happened to it that should be known: damaged checkpoints that were skipped, a line each."""
+        path = self.folder / NOTICES_FILE
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     @property
     def error(self):
@@ -107,7 +110,7 @@ class Run:
     def _failure(self):
         """What the child wrote, or how it ended without a word; "" if nothing is known."""
         path = self.folder / "error.txt"
-        if path.exists():
+        if path.exists() and path.read_text():  # it is empty where the disk was full
             return path.read_text()
         child = _children.get(self.folder.resolve())
         code = child.poll() if child else None
@@ -120,9 +123,13 @@ class Run:
 
         Raises: TrainingError with the reason if it failed.
         """
+        said = 0
         with tqdm(desc=self.folder.name, unit="step") as bar:
             while True:
                 running = self.state == "running"
+                for notice in self.notices[said:]:
+                    bar.write(notice, file=sys.stderr)
+                    said += 1
                 history = self.history
                 if history:
                     bar.total = history[-1]["steps"]
@@ -206,7 +213,7 @@ class Run:
         return run_html(self)
 
 
-def train(recipe, data, *, folder=None):
+def train(recipe, data, *, validation=None, metric=None, folder=None):
     """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
 
     If this recipe was already trained on this data, the finished or running run is attached to; a stopped or failed one
@@ -215,39 +222,59 @@ def train(recipe, data, *, folder=None):
     Args:
         recipe: a `Recipe` or its name.
         data: what `open_data` gives, or a path.
+        validation: the same, of rows apart: every `eval_steps` their loss and answers to `eval_samples` of them, and
+            the best weights are the run's final ones. Default: the entries of a meta file whose split is "validation".
+        metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
+            the loss; of a module, since another process calls it: `ivlkit.evaluation.metrics.exact_match`.
         folder: default `runs/<recipe>-<hash of recipe and data>`.
     Raises: RecipeError, DataError before anything starts.
     """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
-    _check(recipe)
-    run = write_run(recipe, data, folder)
+    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
+    _check(recipe, validation, metric)
+    run = write_run(recipe, data, folder, validation=validation, metric=metric)
     if run.state not in ("running", "finished"):
         _start(run)
     return run
 
 
-def write_run(recipe, data, folder=None):
+def _validation_of(data):
+    """The validation split of a meta file whose training split is trained on, or None."""
+    if data.path.suffix != ".json" or data.part != TRAIN or data.selection is not None:
+        return None
+    has_one = any(source.split == VALIDATION for source in read_meta(data.path))
+    return open_data(data.path, seed=data.seed, split=VALIDATION) if has_one else None
+
+
+def write_run(recipe, data, folder=None, *, validation=None, metric=None):
     """Create the run's folder with run.yaml, or find the one of the same recipe and data."""
     spec = {"recipe": asdict(recipe), "data": _describe(data)}
+    if validation is not None:
+        spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
+    if metric is not None:
+        from .validation import metric_name
+
+        spec["metric"] = metric_name(metric)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}"
     path = folder / "run.yaml"
     if path.exists():
         existing = yaml.safe_load(path.read_text())
-        if {key: existing[key] for key in spec} != spec:
+        if {key: existing[key] for key in existing if key != "versions"} != spec:
             raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
         return Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("torch", "transformers", "peft", "ivlkit")
     versions = {name: package_version(name) for name in packages}
-    if data.selection is not None:
-        np.save(folder / ROWS_FILE, np.asarray(data.selection, np.int64))
+    for part, rows_file in ((data, ROWS_FILE), (validation, VALIDATION_ROWS_FILE)):
+        if part is not None and part.selection is not None:
+            np.save(folder / rows_file, np.asarray(part.selection, np.int64))
     path.write_text(yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
     return Run(folder)
 
 
-def _describe(data):
+def _describe(data, rows_file=ROWS_FILE):
     """What a child needs to open the same data again; the rows of a part of it lie beside run.yaml."""
     spec = {
         "path": str(data.path.resolve()),
@@ -257,7 +284,7 @@ def _describe(data):
         "fingerprint": data.fingerprint,
     }
     part = {} if data.part == TRAIN else {"split": data.part}
-    return spec | part | ({} if data.selection is None else {"selection": ROWS_FILE})
+    return spec | part | ({} if data.selection is None else {"selection": rows_file})
 
 
 def attach(folder=None):
@@ -283,12 +310,15 @@ def execute(folder):
     try:
         _execute(Run(folder))
     except Exception as error:
-        (folder / "error.txt").write_text(_reason(error))
+        with suppress(OSError):  # the disk may be full: then the process's exit code tells that it failed
+            (folder / "error.txt").write_text(_reason(error, folder))
         raise
 
 
-def _reason(error):
+def _reason(error, folder):
     """The error in a line; of one that a worker process raised, its own last line."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {folder} is full; make room and train again: it goes on from its last checkpoint"
     text = f"{type(error).__name__}: {error}"
     return text.strip().splitlines()[-1] if "Original Traceback" in text else text
 
@@ -320,30 +350,66 @@ def _execute(run):
     callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
     trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
     plan = trainer.train_dataset.batches
+    _check_plan(run, plan, goes_on=checkpoint is not None)
     print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
     if not recipe.compile:  # whose layers would be compiled again without gradients
         trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
+    validate = _add_validation(run, trainer, replace(vlm, processor=processor), packed=attention.packs)
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.global_step < plan.steps:
+    if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):
         print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     elif trainer.is_world_process_zero():
-        _write_final(run, trainer.accelerator.unwrap_model(trainer.model), processor)
+        model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step
+        _write_final(run, model, processor, step=_take_best(run, model, step) if validate else step)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
 
 
-def _write_final(run, model, processor):
-    """Write aside, then rename: `final/` is complete whenever it exists."""
+def _add_validation(run, trainer, vlm, *, packed):
+    """The run's `Validate`, or None for a run without validation data."""
+    from .build import plan_validation
+    from .validation import Validate, find_metric
+
+    if VALIDATION not in run.spec:
+        return None
+    data, recipe, metric = _open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
+    for where, note in check_rows(data, vlm.processor, recipe):
+        print(f"{where}: {note}")
+    dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
+    validate = Validate(trainer, vlm, dataset, recipe, run.folder, metric=find_metric(metric) if metric else None)
+    trainer.add_callback(validate)
+    return validate
+
+
+def _take_best(run, model, last_step):
+    """Load the best weights into the model and say so; the step they are of."""
+    from .checkpoints import find_damage
+    from .trainer import load_trained
+    from .validation import find_best
+
+    best = find_best(run.folder)
+    damage = find_damage(best["path"]) if best else "none was kept"
+    if damage:
+        _notice(run.folder, f"the best weights can't be taken: {damage}; the final ones are those of step {last_step}")
+        return last_step
+    load_trained(model, best["path"])
+    score = f"loss {best['loss']:.4f}" + ("" if best["score"] is None else f", score {best['score']:.4f}")
+    _notice(
+        run.folder,
+        f"the final weights are the best, of step {best['step']}: {score} in validation; ended at {last_step}",
+    )
+    return best["step"]
+
+
+def _write_final(run, model, processor, *, step):
+    """`final/` is complete whenever it exists."""
     from .trainer import save_trained
 
-    aside = run.folder / "final.part"
-    aside.mkdir(exist_ok=True)
     recipe = run.recipe
     if hasattr(model, "peft_config"):
         for config in model.peft_config.values():
             config.base_model_name_or_path = recipe.model
-    save_trained(model, aside)
     base = recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve())
     origin = {
         "base": base,
@@ -351,13 +417,15 @@ def _write_final(run, model, processor):
         "system_message": processor.system_message,
         "max_tiles": processor.max_tiles,
         "recipe": recipe.name,
+        "step": step,
     }
-    (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
-    aside.rename(run.folder / "final")
+    with appearing(run.folder / "final") as aside:
+        save_trained(model, aside)
+        (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
 
 
-def _open_again(run):
-    spec = run.spec["data"]
+def _open_again(run, part="data"):
+    spec = run.spec[part]
     path = Path(spec["path"])
     root = spec["root"] if path.suffix != ".json" else None
     data = open_data(path, root=root, seed=spec["seed"], split=spec.get("split", TRAIN))
@@ -369,9 +437,33 @@ def _open_again(run):
 
 
 def last_checkpoint(folder):
-    """The newest complete checkpoint of a run's folder, or None."""
-    found = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
-    return str(found[-1].parent) if found else None
+    """The newest whole checkpoint of a run's folder, or None; rank 0 takes damaged ones out of the way and says so."""
+    from .checkpoints import last_whole, tidy
+
+    found, damaged = last_whole(folder)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for path, damage in damaged.items():
+            instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
+            _notice(folder, f"{path.name} is skipped: {damage}; going on from {instead}")
+        tidy(folder, damaged)
+    return str(found) if found else None
+
+
+def _notice(folder, text):
+    print(text, flush=True)
+    with open(folder / NOTICES_FILE, "a", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def _check_plan(run, plan, *, goes_on):
+    """A checkpoint's place in the data means something only in the plan that it was made by."""
+    path = run.folder / PLAN_FILE
+    if goes_on and path.exists() and path.read_text() != plan.digest:
+        raise TrainingError(
+            f"{run.folder}: the rows are now cut into other batches than when it was begun; expected its own plan (the "
+            "same ivlkit, the same pictures); remove its checkpoints, or train in another folder"
+        )
+    path.write_text(plan.digest)
 
 
 def _start(run):
@@ -399,9 +491,12 @@ def _start(run):
     (run.folder / "pid").write_text(str(child.pid))
 
 
-def _check(recipe):
+def _check(recipe, validation, metric):
     """What would fail in the child fails here: batch arithmetic, the model's folder, the number of GPUs."""
     import torch
+
+    if validation is None and (metric is not None or recipe.patience is not None):
+        raise RecipeError(f"{recipe.name}: a metric or patience, and no validation data; give validation=…")
 
     if not recipe.packing:
         assert recipe.accumulation >= 1

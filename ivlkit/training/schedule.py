@@ -7,6 +7,7 @@ Three plans: `plan_packed` (bins of whole rows, nothing padded), `plan_grouped` 
 and `plan_run` (padded batches of rows whose lengths are not known).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
@@ -157,6 +158,15 @@ class BinPlan(Sequence):
     def accumulation(self):
         """Micro-batches of every step."""
         return int(self._counts[0].max())
+
+    @property
+    def digest(self):
+        """The same for the same micro-batches on all ranks: it knows every row's size, and how each step was cut."""
+        said = (self.rope, self.total_rows, self.total_batch, self.bin_tokens, self.gpus, self.seed, self._rows(0))
+        digest = hashlib.sha256(repr(said).encode())
+        for numbers in (self.tokens, self.tiles, self._counts):
+            digest.update(np.ascontiguousarray(numbers, np.int64).data)
+        return digest.hexdigest()
 
     @property
     def fill(self):

@@ -4,7 +4,7 @@ One plan serves the whole run, so the Trainer sees a single epoch of it; resumin
 stopped.
 """
 
-import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -19,18 +19,26 @@ from ..data.collate import normalise_tiles
 from ..data.encode import IGNORE_INDEX
 from ..errors import CheckpointError, TrainingError
 from ..models.attention import packed_arguments
+from .checkpoints import check_finite, keep_newest, writing_checkpoint
+from .history import append_step
 from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
 
 
 class KitTrainer(Trainer):
     """Trains what `tuning.prepare` returned on `MicroBatches`."""
 
+    step_rows = ()  # of the optimiser step that is computed, on this rank
+    _saving_to = None  # where the checkpoint that is being written grows
     tokens_read = 0  # by this rank, since the process started; padding not counted
 
     def get_train_dataloader(self):
         """The plan in order; sharding over ranks happened when it was made."""
+        return self.loader(self.train_dataset)
+
+    def loader(self, dataset):
+        """The micro-batches of a `MicroBatches` in order."""
         return DataLoader(
-            self.train_dataset,
+            dataset,
             batch_size=1,
             collate_fn=_only,
             num_workers=self.args.dataloader_num_workers,
@@ -39,7 +47,12 @@ class KitTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        """W of the optimiser step, over its micro-batches and all ranks; each micro-batch learns its calls of the head.
+        """W of the optimiser step, whose rows are remembered."""
+        self.step_rows = [where for batch in batch_samples for where in batch["where"]]
+        return self.weigh(batch_samples, device)
+
+    def weigh(self, batch_samples, device):
+        """W of micro-batches, over them and all ranks; each micro-batch learns its calls of the head.
 
         ZeRO-3 fetches the head's weight at every call, so all ranks call it as often as the one with most positions.
         """
@@ -59,7 +72,13 @@ class KitTrainer(Trainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs, start_time=None):
-        """Also the tokens that all ranks have read since this process started."""
+        """Also the tokens that all ranks have read. A gradient that is not finite has spoilt the weights: it raises."""
+        norm = logs.get("grad_norm", 0.0)
+        if not math.isfinite(norm) and not self.args.fp16:  # fp16's scaler leaves such a step out
+            raise TrainingError(
+                f"gradient norm {norm} at step {self.state.global_step}, rows {', '.join(self.step_rows)}; expected a "
+                "finite one; lower learning_rate or look at these rows; the last checkpoint is kept"
+            )
         read = torch.tensor([self.tokens_read], device=self.args.device)
         super().log(logs | {"tokens": int(self.accelerator.gather(read).sum())}, start_time)
 
@@ -87,6 +106,19 @@ class KitTrainer(Trainer):
             return both | {"attention_mask": inputs["attention_mask"]}
         bounds = packed_arguments(inputs["cu_seqlens"], inputs["max_length"])
         return both | bounds | {"position_ids": inputs["position_ids"]}
+
+    def _get_output_dir(self, trial):
+        return str(self._saving_to or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model, trial):
+        """Whole or not at all; older ones go once it is there."""
+        check_finite(model, self.state.global_step)
+        folder = Path(self.args.output_dir)
+        with writing_checkpoint(folder / f"checkpoint-{self.state.global_step}", self.accelerator) as self._saving_to:
+            super()._save_checkpoint(model, trial)
+        self._saving_to = None
+        if self.args.should_save:
+            keep_newest(folder, self.args.save_total_limit)
 
     @torch.no_grad()
     def predict_tokens(self, batch):
@@ -260,8 +292,7 @@ class LogToFile(TrainerCallback):
             "memory_gib": round(_memory_bytes(args.device) / 1024**3, 3),
             "seconds": round(time.monotonic() - self.started, 3),
         }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_step(self.path, line)
 
 
 def _memory_bytes(device):

@@ -214,6 +214,7 @@ def test_a_small_machine_proves_in_bfloat16_or_says_what_is_missing(tiny, tmp_pa
 
 INTERRUPTED = """
 import os, signal, sys
+from ivlkit.data import files
 from ivlkit.models import export as module, shards, card
 tiny, to = sys.argv[1:]
 real = {}
@@ -231,9 +232,9 @@ moments = {
     "before the proof": (module, "ask", 0),
     "in the middle of the proof": (module, "ask", 2),
     "before the card": (module, "write_card", 0),
-    "while it goes to the disk": (module, "_flush", 3),
-    "just before the last step": (module, "_flush", 7),
-    "just after it": (module, "_flush", 10),
+    "while it goes to the disk": (files, "flush", 3),
+    "just before the last step": (files, "flush", 7),
+    "just after it": (files, "flush", 10),
 }
 for number, (name, (where, function, times)) in enumerate(moments.items()):
     child = os.fork()  # before torch has started a thread

@@ -19,6 +19,7 @@ from ivlkit.errors import CheckpointError, RecipeError, TrainingError
 from ivlkit.models.export import export
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
+from ivlkit.training.history import append_step
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import Run, attach, execute, runs, train, write_run
 from ivlkit.training.trainer import LogToFile
@@ -251,6 +252,8 @@ def test_history_survives_a_line_that_is_half_written(rows, chosen):
     run = write_run(chosen, open_data(rows), folder=rows.parent / "run")
     (run.folder / "log.jsonl").write_text('{"step": 1, "steps": 12, "loss": 2.5}\n{"step": 2, "st')
     assert steps(run) == [1]
+    append_step(run.folder / "log.jsonl", {"step": 2})
+    assert steps(run) == [1, 2]
 
 
 def test_a_failed_run_says_why_and_goes_on_when_it_is_mended(rows, chosen, here, no_child, tmp_path):
@@ -341,6 +344,56 @@ def test_a_process_that_took_over_the_number_is_not_the_child(rows, chosen, tmp_
     run.stop()  # and is not sent a signal
 
 
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(rows, chosen, here, tmp_path, capsys):
+    more = replace(chosen, save_total_limit=3)
+    whole = here(write_run(more, open_data(rows), tmp_path / "whole"))
+    run = here(write_run(more, open_data(rows), tmp_path / "run"), stop_at=7)
+    done = run.history[-1]["step"]
+    weights = run.folder / f"checkpoint-{done}" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    here(run)
+    said = "adapter_model.safetensors is not as it was written; going on from checkpoint-5, the one before"
+    assert run.notices == [f"checkpoint-{done} is skipped: {said}"]
+    assert run.notices[0] in capsys.readouterr().out
+    assert steps(run) == list(range(1, 13))
+    expected, found = (load_file(r.folder / "final" / "adapter_model.safetensors") for r in (whole, run))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    run.wait()
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_begins_anew_and_says_so(rows, chosen, here):
+    run = here(write_run(chosen, open_data(rows)), stop_at=6)
+    (checkpoint,) = run.folder.glob("checkpoint-*")
+    (checkpoint / "optimizer.pt").unlink()
+    here(run)
+    missing = "optimizer.pt is missing; going on from the beginning: there is none before it"
+    assert run.notices == [f"{checkpoint.name} is skipped: {missing}"]
+    assert run.state == "finished"
+
+
+def test_a_checkpoint_does_not_go_on_in_another_plan(rows, chosen, here):
+    run = here(write_run(chosen, open_data(rows)), stop_at=6)
+    (run.folder / "plan.sha256").write_text("0" * 64)
+    with pytest.raises(TrainingError, match="the rows are now cut into other batches than when it was begun"):
+        here(run)
+
+
+def test_a_full_disk_is_said_without_any_room_to_say_it(rows, chosen, tmp_path, monkeypatch):
+    """The log can't be written, and neither can the reason."""
+    run = write_run(chosen, open_data(rows), folder=tmp_path / "run")
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(runs_module, "_execute", lambda _: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="No space left"):
+        execute(run.folder)
+    assert run.error.endswith("is full; make room and train again: it goes on from its last checkpoint")
+    (run.folder / "error.txt").write_text("")
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    child.wait()
+    monkeypatch.setitem(runs_module._children, run.folder.resolve(), child)
+    assert (run.state, run.error) == ("failed", f"its process ended with code 1; see {run.folder / 'output.txt'}")
+
+
 # packing, and two processes ------------------------------------------------------------------------------------------
 
 
@@ -359,11 +412,13 @@ def test_two_ranks_make_the_steps_of_one_packed_or_padded(mixed_rows, tiny, here
     """21 rows in six steps, the last of one row: a rank has none. Two processes over gloo, for all weightings."""
     data = open_data(mixed_rows)
     small = {"model": str(tiny), "total_batch": 4, "epochs": 3, "lora_dropout": 0.0, "max_seq_length": 100}
+    small |= {"eval_steps": 2, "save_steps": 3}
     made = {}
     for weighting in ("token", "sample", "square"):
         for packing, gpus in ((True, 1), (True, 2), (False, 2)):
             chosen = recipe("nano-lora", weighting=weighting, packing=packing, gpus=gpus, per_device_batch=2, **small)
-            made[weighting, packing, gpus] = write_run(chosen, data, tmp_path / f"{weighting}-{packing}-{gpus}")
+            folder = tmp_path / f"{weighting}-{packing}-{gpus}"
+            made[weighting, packing, gpus] = write_run(chosen, data, folder, validation=data)
     script = tmp_path / "execute.py"
     script.write_text(EXECUTE_ALL)
     folders = [str(run.folder) for (_, _, gpus), run in made.items() if gpus == 2]
@@ -375,7 +430,11 @@ def test_two_ranks_make_the_steps_of_one_packed_or_padded(mixed_rows, tiny, here
         expected = numbers(here(made[weighting, True, 1]))
         assert expected.shape == (6, 2)
         for packing in (True, False):
-            np.testing.assert_allclose(numbers(made[weighting, packing, 2]), expected, atol=1e-5, rtol=1e-4)
+            run = made[weighting, packing, 2]
+            np.testing.assert_allclose(numbers(run), expected, atol=1e-5, rtol=1e-4)
+            losses = [[line["loss"] for line in one.validation] for one in (run, made[weighting, True, 1])]
+            np.testing.assert_allclose(*losses, atol=1e-5, rtol=1e-4)
+            assert [line["step"] for line in run.validation] == [0, 2, 4, 6]
 
 
 def numbers(run):

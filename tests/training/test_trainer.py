@@ -179,7 +179,13 @@ def test_a_checkpoint_holds_no_pickled_arguments(start, tmp_path, changes):
     names = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     weights_of = {"model.safetensors"} if changes else {"adapter_model.safetensors", "adapter_config.json"}
     # What this machine's own run reads again when it goes on; no training_args.bin.
-    assert names == weights_of | {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert names == weights_of | {
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+        "checkpoint.json",
+    }
 
 
 def test_gradient_checkpointing_changes_no_step(start):

@@ -1,0 +1,46 @@
+"""Folders that appear whole or not at all."""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+PART = ".part"  # ends the name of what is being written, or removed
+
+
+@contextmanager
+def appearing(to):
+    """A folder beside `to` that becomes `to` in one step if nothing is raised, and is removed otherwise."""
+    aside = to.with_name(to.name + PART)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        flush_folder(aside)
+        aside.rename(to)
+        flush(to.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def vanish(folder):
+    """Remove a folder so that nobody finds half of it under its name, even if this is cut short."""
+    aside = folder.with_name(f"{folder.name}.old{PART}")
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush_folder(folder):
+    """A folder and all that is in it onto the disk; at once, since a disk takes as long for many files as for one."""
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        list(threads.map(flush, folder.rglob("*")))
+    flush(folder)
+
+
+def flush(path):
+    """Onto the disk: a name must not be there before what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

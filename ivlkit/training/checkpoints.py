@@ -1,0 +1,148 @@
+"""Checkpoints that are whole or not there: written aside, flushed, renamed, and read through before a run goes on.
+
+A checkpoint's `checkpoint.json` is written last and holds size and SHA-256 of every other file. A checkpoint that does
+not fit it is set aside, and the one before is taken.
+"""
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from ..data.files import PART, flush, flush_folder, vanish
+from ..errors import TrainingError
+
+CONTENTS_FILE = "checkpoint.json"
+CORRUPT = ".corrupt"  # ends the name of one that was set aside
+FULL_MB = 1  # less is a full disk, whatever a writer says: torch's says "unexpected pos"
+
+
+def checkpoints(folder):
+    """The checkpoints of a run, oldest first: `[folder/checkpoint-5, folder/checkpoint-10]`."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path):
+    """10 for `checkpoint-10`."""
+    return int(path.name.rpartition("-")[2])
+
+
+@contextmanager
+def writing_checkpoint(to, accelerator):
+    """A folder to make a folder of the name of `to` in; it takes its place once all ranks have written.
+
+    Raises: TrainingError if it can't be written, which leaves the checkpoints before as they are.
+    """
+    aside = to.with_name(to.name + PART)
+    if accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        yield aside
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_contents(aside / to.name)
+            if to.exists():
+                vanish(to)
+            (aside / to.name).rename(to)
+            flush(to.parent)
+    except Exception as error:
+        raise TrainingError(_not_written(to, error)) from error
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _not_written(to, error):
+    free_mb = shutil.disk_usage(to.parent).free / 1e6
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    is_full = free_mb < FULL_MB or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    found = f"its disk is full, {free_mb:.1f} MB are free" if is_full else reason
+    kept = checkpoints(to.parent)
+    last = f"{kept[-1].name} is whole, and training again goes on from it" if kept else "there is none before it"
+    return f"{to}: can't be written ({found}); make room, or train in a folder on a larger disk; {last}"
+
+
+def write_contents(folder):
+    """Bring a folder's files onto the disk, and then the list of them."""
+    contents = json.dumps(_contents(folder), indent=1)
+    flush_folder(folder)
+    path = folder / CONTENTS_FILE
+    path.write_text(contents)
+    flush(path)
+
+
+def _contents(folder):
+    """{name: [bytes, SHA-256]} of the files in a folder and below; several are read at once."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS_FILE)
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(_sha256, paths))
+    named = zip(paths, digests, strict=True)
+    return {str(path.relative_to(folder)): [path.stat().st_size, digest] for path, digest in named}
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_damage(folder):
+    """What is wrong with a checkpoint, "" for nothing: "optimizer.pt is not as it was written"."""
+    try:
+        expected = json.loads((folder / CONTENTS_FILE).read_text())
+        if not expected:
+            return f"{CONTENTS_FILE} lists nothing"
+        missing = [name for name in expected if not (folder / name).is_file()]
+        cut = [name for name in expected if name not in missing and (folder / name).stat().st_size != expected[name][0]]
+        if missing or cut:
+            return f"{missing[0]} is missing" if missing else f"{cut[0]} has another size than was written"
+        found = _contents(folder)
+        changed = [name for name in expected if found[name] != expected[name]]
+        return f"{changed[0]} is not as it was written" if changed else ""
+    except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
+        return f"{CONTENTS_FILE} can't be read ({type(error).__name__})"
+
+
+def last_whole(folder):
+    """The newest checkpoint that is as it was written, and why newer ones are not: (path or None, {path: damage})."""
+    damaged = {}
+    for path in reversed(checkpoints(folder)):
+        damage = find_damage(path)
+        if not damage:
+            return path, damaged
+        damaged[path] = damage
+    return None, damaged
+
+
+def tidy(folder, damaged):
+    """Remove what was left half written or half removed, and take damaged checkpoints out of the way."""
+    for path in folder.glob(f"*{PART}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in damaged:
+        aside = path.with_name(path.name + CORRUPT)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+def keep_newest(folder, number):
+    """Remove all checkpoints but the newest ones."""
+    for path in checkpoints(folder)[:-number]:
+        vanish(path)
+
+
+def check_finite(model, step):
+    """Raise TrainingError if a trained weight is not finite: a checkpoint of it would replace a good one."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise TrainingError(
+                f"{name} is not finite after step {step}; expected finite weights; no checkpoint is made of it, the "
+                "last one is kept; lower learning_rate"
+            )

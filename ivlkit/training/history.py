@@ -1,0 +1,27 @@
+"""The logs of a run: JSON lines, each of a step, that survive being cut short and being done again."""
+
+import json
+from contextlib import suppress
+
+
+def read_steps(path):
+    """The lines that hold: a step done again from a checkpoint counts once, a half line not at all."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # a line that is being written, or was when the machine died
+            entry = json.loads(line)
+            while found and found[-1]["step"] >= entry["step"]:
+                found.pop()
+            found.append(entry)
+    return found
+
+
+def append_step(path, entry):
+    """Append a line; what a dying machine left of the one before does not spoil it."""
+    is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" * is_cut + json.dumps(entry, ensure_ascii=False) + "\n")
