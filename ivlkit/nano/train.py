@@ -26,7 +26,7 @@ RECIPE = {
     "per_device_batch": 128,
     "packing": False,
     "max_seq_length": 512,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "none",
     "save_steps": 1000,
     "hardware": "one GPU, minutes",
 }

@@ -241,7 +241,7 @@ def execute(folder):
     try:
         _execute(Run(folder))
     except Exception as error:
-        (folder / "error.txt").write_text(_reason(error))
+        (folder / "error.txt").write_text(_reason(error) + _advice(error, folder))
         raise
 
 
@@ -249,6 +249,17 @@ def _reason(error):
     """The error in a line; of one that a worker process raised, its own last line."""
     text = f"{type(error).__name__}: {error}"
     return text.strip().splitlines()[-1] if "Original Traceback" in text else text
+
+
+def _advice(error, folder):
+    """Where memory ran out: what the planner says."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    from .planner import out_of_memory
+
+    return "\n" + out_of_memory(Run(folder).recipe)
 
 
 def _execute(run):
@@ -268,8 +279,9 @@ def _execute(run):
         )
     data = _open_again(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
-    vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
+    dtype = torch.float32 if recipe.full_precision else default_dtype(device)
+    quantize = "4bit" if recipe.language == "qlora" else None
+    vlm = load(recipe.model, device=device, dtype=dtype, quantize=quantize)
     vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
     processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
     for where, note in check_rows(data, processor, recipe, progress=True):
