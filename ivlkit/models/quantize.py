@@ -10,11 +10,8 @@ import torch
 
 from ..errors import CheckpointError
 
-KEPT = [
-    "model.vision_tower",
-    "model.multi_modal_projector",
-    "lm_head",
-]  # whole prefixes: "vision_tower" matches nothing
+# Whole prefixes: "vision_tower" alone would match nothing, and the tower become 4 bits without a word.
+KEPT = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 INT8_THRESHOLD = 6.0  # LLM.int8's: inputs beyond it are multiplied in half precision (arXiv:2208.07339)
 
 

@@ -127,7 +127,7 @@ def norm_bytes(width, layer):
 def _input_bytes(width, readers, layer, *, kept_anyway=False, computed=False):
     """What linear layers keep of the tensor that `readers` of them read.
 
-    Args: kept_anyway: another operation keeps it (attention its output); computed: it is a product, not a norm's output.
+    Args: kept_anyway: another operation keeps it (attention its output); computed: it comes from no norm.
     """
     compute = layer.precision.compute
     if layer.tuning == "frozen":

@@ -548,8 +548,8 @@ def _measured(recipe):
         same = all(getattr(recipe, name) == getattr(one, name) for name in names)
         if same and recipe.budgets[0] == one.bin_tokens and recipe.packing and recipe.vision == "frozen":
             return (
-                f"measured: {one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by a prototype with these "
-                "settings on an H100, 2,284 tokens and 8.2 tiles a row"
+                f"measured: {one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by a prototype with "
+                "these settings on an H100, 2,284 tokens and 8.2 tiles a row"
             )
     return ""
 

@@ -144,11 +144,6 @@ class Recipe:
         return bool({"lora", "qlora"} & set(self.parts))
 
     @property
-    def is_quantised(self):
-        """Whether weights are held in 4 or 8 bits."""
-        return self.language == "qlora" or self.vision_int8
-
-    @property
     def full_precision(self):
         """Whether all weights are loaded in float32: masters of a part that trains in full, without adapters."""
         return not self.has_adapters

@@ -169,13 +169,13 @@ class BinPlan(Sequence):
         return int(self._counts[3].max()), int(self._counts[4].max())
 
     def worst(self):
-        """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide, then tiles."""
+        """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide first."""
         found = max((self._sizes(step), -step) for step in range(self.steps))
         (tokens, tiles, part), step = found[0], -found[1]
         return step * self.accumulation + self.accumulation - part, tokens, tiles
 
     def _sizes(self, step):
-        """Of the step's largest micro-batch of this rank: (tokens with padding, tiles, its place from the step's end)."""
+        """Of a step's largest micro-batch of this rank: (tokens with padding, tiles, its place from the end)."""
         tokens, micro_batches = self._cut(step)
         epochs, rows = self._rows(step)
         seen = self.tiles[np.array(epochs) % len(self.tiles), rows].tolist()

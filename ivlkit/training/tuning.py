@@ -73,6 +73,7 @@ def parameter_groups(model, recipe, groups):
     rates = {"vision": recipe.vision_learning_rate, "projector": recipe.projector_learning_rate}
     rates = {part: rate for part, rate in rates.items() if rate is not None}
     owner = {id(value): _part_of(name) for name, value in model.named_parameters()}
+    owner = {value: part if part in rates else None for value, part in owner.items()}
     for part in rates:
         if not any(value.requires_grad for value in model.parameters() if owner[id(value)] == part):
             raise RecipeError(
@@ -82,9 +83,7 @@ def parameter_groups(model, recipe, groups):
     cut = []
     for group in groups:
         for part in (None, *rates):
-            own = [
-                value for value in group["params"] if (owner[id(value)] if owner[id(value)] in rates else None) == part
-            ]
+            own = [value for value in group["params"] if owner[id(value)] == part]
             if own:
                 cut.append(group | {"params": own} | ({"lr": rates[part]} if part else {}))
     return cut

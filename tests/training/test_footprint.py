@@ -55,9 +55,9 @@ def saved_bytes(model, forward, *, autocast):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = forward()
+    keep = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), keep:
+        output = forward()
     assert output.requires_grad
     return sum(kept.values())
 

@@ -28,9 +28,7 @@ def setting(point):
     return recipe(f"{point.model}-lora", gpus=1, **{name: getattr(point, name) for name in names})
 
 
-@pytest.mark.parametrize(
-    "point", MEASURED, ids=lambda p: f"{p.model} {p.language} {p.gradient_checkpointing} {p.compile}"
-)
+@pytest.mark.parametrize("point", MEASURED, ids=lambda one: f"{one.model}-{one.language}-{one.peak_gib}")
 class TestMeasuredRuns:
     def test_the_peak_is_within_5_percent(self, point):
         chosen = setting(point)

@@ -14,6 +14,7 @@ RELEASED = {
     "26b-full": ("26b", 8, 128, 2, "full", "full", 0.4, 2e-5, 0.05, 3),
     "26b-lora": ("26b", 2, 16, 2, "lora", "frozen", 0.0, 2e-5, 0.05, 3),
 }
+FULL = {"vision": "full", "projector": "full", "language": "full"}
 NANO = ("nano-lora", "nano-full", "nano-projector")
 
 
@@ -42,10 +43,8 @@ def test_a_released_script_has_its_numbers(name):
 
 @pytest.mark.parametrize(("older", "policy"), [(True, "full"), (False, "none")])
 def test_recipes_that_said_yes_or_no_to_checkpointing_are_read(older, policy):
-    assert (
-        Recipe.from_dict({"name": "x", "model": "nano", "gradient_checkpointing": older}).gradient_checkpointing
-        == policy
-    )
+    found = Recipe.from_dict({"name": "x", "model": "nano", "gradient_checkpointing": older})
+    assert found.gradient_checkpointing == policy
 
 
 def test_there_are_the_six_and_nanos():
@@ -153,10 +152,7 @@ def test_yaml_without_name_or_model_is_refused():
         ({"vision_learning_rate": 0}, "vision_learning_rate=0; expected more than 0"),
         ({"vision": "qlora"}, "vision='qlora'; expected one of frozen, lora, full"),
         ({"unfreeze_vit_layers": -4}, "lora beside a full vision tower or language model"),
-        (
-            {"unfreeze_vit_layers": -4, "language": "full", "vision": "full"},
-            "unfreeze_vit_layers=-4 with vision='full'",
-        ),
+        ({"unfreeze_vit_layers": -4} | FULL, "unfreeze_vit_layers=-4 with vision='full'; expected a frozen tower"),
         ({"vision_int8": True, "vision": "lora"}, "vision_int8 with vision='lora', language='lora'; expected a frozen"),
         ({"vision_int8": True, "language": "full"}, "vision_int8 with vision='frozen', language='full'"),
         ({"compile": True, "gradient_checkpointing": "selective"}, "compile=true with gradient_checkpointing='selec"),

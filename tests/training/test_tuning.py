@@ -26,7 +26,7 @@ VISION_LORA = 2 * 16 * (4 * (24 + 24) + 2 * (24 + 40))
 
 def prepared(tiny, **changes):
     chosen = recipe("nano-lora", **changes)
-    if chosen.is_quantised:
+    if chosen.language == "qlora" or chosen.vision_int8:
         pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
     vlm = load(tiny, quantize="4bit" if chosen.language == "qlora" else None)
     return vlm, chosen, prepare(vlm, chosen)
