@@ -111,7 +111,7 @@ class Case:
         return sum(self.parts.values()) / GIB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunPlan:
     """What `plan` predicts: print it, or show it in a notebook."""
 
@@ -163,6 +163,8 @@ class RunPlan:
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join([*self._lines(), *lines])
+
+    __repr__ = __str__
 
     def _repr_html_(self):
         from ..show.html import table_html
@@ -250,9 +252,9 @@ def probe_cpu(size=768, repeats=3):
 
     import torch
 
-    left, copied = torch.ones(size, size), torch.ones(2**24)
+    left, copied, target = torch.ones(size, size), torch.ones(2**24), torch.ones(2**24)
     seconds = []
-    for work in (lambda: left @ left, copied.clone):
+    for work in (lambda: left @ left, lambda: target.copy_(copied)):
         work()
         began = time.perf_counter()
         for _ in range(repeats):
@@ -468,15 +470,17 @@ def seconds_of(job, batch):
 def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=False):
     """Products at `MATRIX_SHARE` of the card's rate, activations moved `PASSES` times, NF4 made bf16 thrice a bin."""
     precision = footprint.precision_of(recipe, place.device_type)
-    layer = _layers(recipe, precision, cast=cast).language
+    how, vision, text = _layers(recipe, precision, cast=cast), config.vision_config, config.text_config
     tile, token = operations(config, recipe)
-    moved = footprint.decoder_layer_bytes(config.text_config, layer) * config.text_config.num_hidden_layers
+    moved = tokens * footprint.decoder_layer_bytes(text, how.language) * text.num_hidden_layers
+    trained = _trained_vision_layers(recipe, vision)
+    moved += tiles * footprint.patches(vision) * footprint.vision_layer_bytes(vision, how.vision) * trained
     again = {"none": 1, "selective": 7 / 6, "full": 4 / 3}[recipe.gradient_checkpointing]
     products = (tile * tiles + token * tokens) / (MATRIX_SHARE * place.card.matrix_rate)
-    bytes_moved = tokens * moved * PASSES[recipe.compile] * again
+    bytes_moved = moved * PASSES[recipe.compile] * again
     if recipe.language == "qlora":
         bytes_moved += 3 * bins * (footprint.NF4_BYTES + 4) * footprint.quantised_parameters(model)
-    return (products + bytes_moved / (place.card.tb_per_second * 1e12)) / recipe.gpus
+    return float(products + bytes_moved / (place.card.tb_per_second * 1e12)) / recipe.gpus
 
 
 def disk_bytes(model, recipe):
@@ -564,7 +568,7 @@ def _notes(job, place):
     if not place.bf16 and job.recipe.packing:
         yield "a card without bf16: float16, and padded batches in place of bins"
     if place.device_type == "cpu":
-        yield "on a CPU: memory is what torch allocates, minutes follow a short test of its speed"
+        yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
     if job.recipe.gpus > 1:
         yield f"each of {job.recipe.gpus} GPUs; never measured on several"
 

@@ -169,7 +169,8 @@ def test_selective_recomputing_trains_as_none_does(start):
 
 
 def test_selective_recomputing_computes_attention_and_products_once(start):
-    """Of a frozen decoder's adapters only the second product is computed again."""
+    """Of a frozen decoder's seven adapters a layer the second product is computed again, but for the last: no gradient
+    needs what it gives."""
     counts = {}
     for policy in ("none", "selective", "full"):
         trainer, _ = start(policy, gradient_checkpointing=policy, **FROZEN_TOWER, lora_rank=8)
@@ -182,8 +183,8 @@ def test_selective_recomputing_computes_attention_and_products_once(start):
     attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
     assert (counts["selective"][attention], counts["full"][attention]) == (0, 2)  # once a layer
     products = {policy: count["aten::mm"] for policy, count in counts.items()}
-    assert products["selective"] == products["none"] + 2 * 7
-    assert products["full"] > products["selective"] + 2 * 7
+    assert products["selective"] == products["none"] + 2 * 6
+    assert products["full"] > products["selective"] + 2 * 6
 
 
 def test_recomputing_leaves_a_frozen_tower_out_of_backward(start, monkeypatch):
