@@ -61,13 +61,13 @@ from ivlkit.training.schedule import operations, plan_run
 from ivlkit.training.trainer import KitTrainer, training_arguments
 from ivlkit.training.tuning import prepare
 
-LORA = {"vision": "frozen", "projector": "frozen", "language": "lora", "gradient_checkpointing": False}
-FULL = {"vision": "frozen", "projector": "full", "language": "full", "gradient_checkpointing": True}
+LORA = {"vision": "frozen", "projector": "frozen", "language": "lora", "gradient_checkpointing": "none"}
+FULL = {"vision": "frozen", "projector": "full", "language": "full", "gradient_checkpointing": "full"}
 OURS = {
     "lora": LORA,
-    "checkpointed": LORA | {"gradient_checkpointing": True},
+    "checkpointed": LORA | {"gradient_checkpointing": "full"},
     "compiled": LORA | {"compile": True},
-    "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": True},
+    "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": "full"},
     "cast": LORA,
     "full": FULL,
     "full-compiled": FULL | {"compile": True},
@@ -213,7 +213,7 @@ def measure(options):
         "total_batch": chosen.total_batch,
         "bin_tokens": chosen.budgets[0] if chosen.packing else None,
         "load_seconds": round(loaded, 1),
-        **clock.figures(*operations(vlm.model.config, replace(chosen, gradient_checkpointing=False))),
+        **clock.figures(*operations(vlm.model.config, replace(chosen, gradient_checkpointing="none"))),
     }
 
 

@@ -29,6 +29,7 @@ _HOMES = {
     "from_folder": "data.convert",
     "check": "models.checkup",
     "recipe": "training.recipes",
+    "plan": "training.planner",
     "train": "training.runs",
     "attach": "training.runs",
     "runs": "training.runs",

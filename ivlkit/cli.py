@@ -41,7 +41,7 @@ def _parser():
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
-    for add in (*looking, _train, _runs, _evaluate, _benchmark, _compare, _export, _demo, _nano):
+    for add in (*looking, _plan, _train, _runs, _evaluate, _benchmark, _compare, _export, _demo, _nano):
         add(commands)
     return parser
 
@@ -294,6 +294,45 @@ def _shares(text):
     return {"train": train, "validation": validation, "test": test}
 
 
+def _plan(commands):
+    parser = _command(
+        commands,
+        "plan",
+        _run_plan,
+        "Will it fit, how long will it take, how much will it write? Exit code 1 if it does not fit.",
+        [
+            "ivlkit plan 26b-lora --gpus 1 --gpu-gib 24",
+            'ivlkit plan 2b-lora --data meta.json --card "RTX 4090"',
+            "ivlkit plan 2b-lora --set gradient_checkpointing=none bin_tokens=8192",
+        ],
+    )
+    _add_recipe(parser)
+    parser.add_argument("--gpu-gib", type=float, help="memory to fit into; default what is free here")
+    parser.add_argument("--card", help="a card by name, such as A100, for memory and minutes")
+
+
+def _run_plan(options):
+    from .data.mixture import open_data
+    from .training.planner import plan
+
+    data = open_data(options.data, root=options.root) if options.data else None
+    found = plan(_recipe_from(options), data=data, gpu_gib=options.gpu_gib, card=options.card)
+    print(found)
+    return int(found.fits is False)
+
+
+def _add_recipe(parser):
+    """What names a recipe and its data, with changes."""
+    parser.add_argument("what", help="a recipe's name; of train also a run.yaml")
+    parser.add_argument("--data", "--meta-path", "--meta_path", help="meta .json or .jsonl")
+    parser.add_argument("--root", help="folder of the pictures of a .jsonl")
+    parser.add_argument("--gpus", type=int)
+    parser.add_argument("--per-device-batch-size", type=int, dest="per_device_batch")
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="any other field of the recipe")
+
+
 def _train(commands):
     parser = _command(
         commands,
@@ -308,17 +347,10 @@ def _train(commands):
             "ivlkit train runs/nano-lora-1a2b3c4d/run.yaml",
         ],
     )
-    parser.add_argument("what", help="a recipe's name or a run.yaml")
-    parser.add_argument("--data", "--meta-path", "--meta_path", help="meta .json or .jsonl")
-    parser.add_argument("--root", help="folder of the pictures of a .jsonl")
+    _add_recipe(parser)
     parser.add_argument("--validation", help="meta .json or .jsonl of rows apart; default: the meta's validation split")
     parser.add_argument("--metric", help="module:function that chooses the best weights; default: the validation loss")
     parser.add_argument("--to", help="folder of the run; default runs/<recipe>-<hash>")
-    parser.add_argument("--gpus", type=int)
-    parser.add_argument("--per-device-batch-size", type=int, dest="per_device_batch")
-    parser.add_argument("--epochs", type=float)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="any other field of the recipe")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
 
 

@@ -84,7 +84,7 @@ def machine() -> Machine:
     """
     import platform
 
-    ram_gib, ram_free_gib = _ram_gib()
+    ram_gib, ram_free_gib = read_ram_gib()
     torch, cuda_problem = _import_torch()
     gpus = _torch_gpus(torch)
     return Machine(
@@ -120,7 +120,7 @@ def _disk_free_gib() -> float | None:
         return None
 
 
-def _ram_gib() -> tuple[float | None, float | None]:
+def read_ram_gib() -> tuple[float | None, float | None]:
     """(total, free) in GiB; (None, None) where psutil can't tell."""
     try:
         import psutil
@@ -250,6 +250,36 @@ def _proc_driver_name(root: Path = Path("/proc/driver/nvidia/gpus")) -> str | No
     except OSError:
         pass
     return None
+
+
+def holders_of_gpu(index: int = 0) -> tuple[str, ...]:
+    """Programs that hold memory of a card, this one among them, as nvidia-smi tells: "pid 123 python3: 5,120 MiB".
+
+    Empty where nvidia-smi is missing or shows no processes, as in most containers.
+    """
+    import subprocess
+
+    query = "--query-compute-apps=pid,process_name,used_memory"
+    command = ["nvidia-smi", f"--id={_physical_index(index)}", query, "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return tuple(_holder(*row) for row in rows if len(row) == 3)
+
+
+def _physical_index(index: int) -> str:
+    """torch counts the visible cards only; nvidia-smi takes a number or a UUID of any."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
+
+
+def _holder(pid: str, name: str, used_mib: str) -> str:
+    used = f"{int(used_mib):,} MiB" if used_mib.isdigit() else "an unknown amount"
+    if pid == str(os.getpid()):
+        return f"this notebook itself (pid {pid}): {used}; vlm.release() gives a loaded model's back"
+    return f"pid {pid} {Path(name).name}: {used}"
 
 
 def _has_nvidia_on_pci(root: Path = Path("/sys/bus/pci/devices")) -> bool:

@@ -54,6 +54,13 @@ def test_the_guides_command_line_gives_accumulation_8(capsys):
     assert "accumulation: 8 micro-batches" in printed and "total_batch: 128" in printed and "zero_stage: 3" in printed
 
 
+def test_a_plan_says_whether_it_fits_and_what_to_change(capsys):
+    assert main(["plan", "26b-lora", "--gpus", "1", "--gpu-gib", "24"]) == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" in said and "to change: then language='qlora'" in said
+    assert main(["plan", "2b-lora", "--gpus", "1", "--card", "H100"]) == 0
+
+
 def test_families_are_readable_by_a_program(capsys):
     assert main(["families", "--json"]) == 0
     found = {family["key"]: family for family in json.loads(capsys.readouterr().out)}

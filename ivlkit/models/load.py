@@ -19,6 +19,7 @@ from .checkpoint import from_released, merge_released_lora, register_with_transf
 from .configuration import native_config, read_released_config
 from .families import NANO_FOLDER, Family, find_model
 from .processor import Processor, load_processor
+from .quantize import nf4_config
 from .shards import fingerprint
 
 SMALL_BYTES = 1_000_000_000
@@ -113,24 +114,33 @@ class VLM:
         return vlm_html(self)
 
 
-def load(name, *, device=None, dtype=None):
+def load(name, *, device=None, dtype=None, quantize=None):
     """Load a model with its processor, ready to answer.
 
     Args:
         name: a key ("nano", "2b", "4b", "26b"), a folder in the released layout, or what a run left.
         device: default: the GPU if torch sees one, else the CPU.
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
+        quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; None: as it is.
     Returns: `VLM`.
     Raises: CheckpointError with file, what was found, what was expected. No code of the folder is ever run.
     """
     folder = final_folder(find_model(name))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
+    if quantize not in (None, "4bit"):
+        raise CheckpointError(f"quantize={quantize!r}; expected '4bit' or none")
     origin = read_origin(folder)
     if origin is None:
-        return _load_released(folder, device=device, dtype=dtype)
-    if (folder / "adapter_config.json").exists():
-        base = load(find_base(folder), device=device, dtype=dtype)
+        return _load_released(folder, device=device, dtype=dtype, quantize=quantize)
+    is_adapter = (folder / "adapter_config.json").exists()
+    if quantize and (not is_adapter or read_origin(find_base(folder)) is not None):
+        raise CheckpointError(
+            f"{folder}: what a run wrote, to be quantised; expected a released folder, or an adapter on one; "
+            f"ivlkit export {folder} --to merged, then load that"
+        )
+    if is_adapter:
+        base = load(find_base(folder), device=device, dtype=dtype, quantize=quantize)
         base.merge_adapter()  # trained on what a run left: never two adapters on one layer
         vlm = _load_adapter(base, folder)
     else:
@@ -214,14 +224,20 @@ def final_folder(folder):
     return folder / "final"
 
 
-def _load_released(folder, *, device, dtype):
+def _load_released(folder, *, device, dtype, quantize=None):
     config, processor = read_released_config(folder), load_processor(folder)
     read_weight_files(folder)
     if config.get("use_llm_lora") or config.get("use_backbone_lora"):
+        if quantize:
+            raise CheckpointError(
+                f"{folder}: holds a LoRA of its own, to be quantised; expected merged weights; ivlkit export {folder} "
+                "--to merged, then load that"
+            )
         return _load_released_lora(folder, config, processor, device=device, dtype=dtype)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     check_released_shapes(folder, config, native)
-    model = build_model(folder, native, dtype=dtype, device=device)
+    options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
+    model = build_model(folder, native, dtype=dtype, device=device, **options)
     return VLM(model, processor, config, folder)
 
 
@@ -299,7 +315,7 @@ def build_model(folder, native, *, dtype, device, **options):
             raise CheckpointError(
                 f"{folder or 'weights'}: {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[:3]}; expected none"
             )
-    return model.to(device).eval()
+    return (model if "device_map" in options else model.to(device)).eval()
 
 
 @contextmanager

@@ -33,7 +33,7 @@ SHARED = {
     "warmup_ratio": 0.05,
     "packing": False,
     "max_seq_length": 1024,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "none",
     "save_steps": 250,
     "hardware": "one GPU, minutes",
 }

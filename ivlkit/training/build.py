@@ -18,6 +18,7 @@ from .layers import SayCompileTime, wrap_layers
 from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
 from .trainer import KitTrainer, training_arguments
 from .tuning import prepare
+from .worst import WorstBatchFirst
 
 LENGTH_STEP = 128  # a compiled bin's length is a multiple: matrix kernels work in tiles of that
 
@@ -48,7 +49,10 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
         leave_casts_to_autocast(model)
     wrap_layers(model, recipe)
     callbacks = [*callbacks, *([SayCompileTime()] if recipe.compile else [])]
-    return trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks), attention
+    trainer = trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks)
+    if device.type == "cuda":
+        trainer.add_callback(WorstBatchFirst(trainer))
+    return trainer, attention
 
 
 def plan_validation(data, processor, recipe, config, *, packed):

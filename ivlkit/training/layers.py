@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import TrainerCallback
 
 COMPILED_TILES = 8  # of one call of a compiled vision tower: 5 % of a bin's 51 tiles are blank ones on average
@@ -28,14 +28,28 @@ def wrap_layers(model, recipe):
         base.tiles_a_call = COMPILED_TILES
         for layer in (*language, *vision):
             layer.forward = torch.compile(layer.forward, dynamic=False, fullgraph=True, backend=BACKEND)
-    if recipe.gradient_checkpointing:
+    options = {"none": None, "selective": _selective(recipe.lora_rank), "full": {}}[recipe.gradient_checkpointing]
+    if options is not None:
         for layer in (*language, *(() if base.vision_is_frozen else vision)):
-            layer.forward = partial(_recomputed, layer.forward)
+            layer.forward = partial(_recomputed, layer.forward, options)
 
 
-def _recomputed(forward, *args, **kwargs):
-    """A layer that keeps its inputs only, and computes the rest again when backward needs it."""
-    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
+def _recomputed(forward, options, *args, **kwargs):
+    """A layer that keeps its inputs (selective: its products too), and computes the rest again for backward."""
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, **options)
+
+
+def _selective(rank):
+    """Keep attention and matrix products; norms, activations, dropout and adapters' second products are cheap."""
+    return {"context_fn": partial(create_selective_checkpoint_contexts, partial(_keep_products, rank=rank))}
+
+
+def _keep_products(context, operation, *args, rank, **kwargs):
+    """A product's inner size tells an adapter's second matrix, of the rank's, from the others."""
+    name = operation.name()
+    is_product = name in ("aten::mm", "aten::addmm") and args[-1].shape[0] > rank
+    keep = is_product or "attention" in name or "varlen_attn" in name
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class SayCompileTime(TrainerCallback):
@@ -44,9 +58,13 @@ class SayCompileTime(TrainerCallback):
     def __init__(self):
         self.seconds, self.began = [], None
 
+    def on_train_begin(self, args, state, control, **_):
+        """The largest batch, which compiles everything, may run before the first step (`worst`)."""
+        self.began = time.perf_counter()
+
     def on_step_begin(self, args, state, control, **_):
         """The first two steps are timed."""
-        self.began = time.perf_counter()
+        self.began = time.perf_counter() if self.seconds else self.began
 
     def on_step_end(self, args, state, control, **_):
         """Say it after the second."""

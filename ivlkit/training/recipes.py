@@ -8,11 +8,15 @@ import yaml
 from ..errors import RecipeError
 
 TUNINGS = ("frozen", "lora", "full")
+LANGUAGE_TUNINGS = ("frozen", "lora", "qlora", "full")  # qlora: LoRA on weights in NF4
+CHECKPOINTING = ("none", "selective", "full")
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 WEIGHTINGS = ("token", "sample", "square")
 _KINDS = {  # annotation of a field → how it is said, what is taken
     int: ("a whole number", (int,)),
     int | None: ("a whole number or none", (int, type(None))),
     float: ("a number, such as 4e-5 (in YAML 4.0e-5)", (int, float)),
+    float | None: ("a number or none", (int, float, type(None))),
     bool: ("true or false", (bool,)),
     str: ("text", (str,)),
 }
@@ -20,6 +24,17 @@ _POSITIVE = {
     *("total_batch", "per_device_batch", "gpus", "epochs", "max_seq_length", "max_tiles", "lora_rank", "lora_alpha"),
     *("learning_rate", "save_steps", "save_total_limit", "bin_tokens", "bin_tiles"),
     *("eval_steps", "eval_samples", "patience"),
+    *("vision_learning_rate", "projector_learning_rate"),
+}
+
+
+_CHOICES = {
+    "vision": TUNINGS,
+    "projector": ("frozen", "full"),
+    "language": LANGUAGE_TUNINGS,
+    "weighting": WEIGHTINGS,
+    "optimizer": OPTIMIZERS,
+    "gradient_checkpointing": CHECKPOINTING,
 }
 
 
@@ -40,11 +55,18 @@ class Recipe:
     model: str  # family key or folder
     vision: str = "frozen"  # frozen | lora | full (freeze_backbone, use_backbone_lora)
     projector: str = "full"  # frozen | full (freeze_mlp)
-    language: str = "full"  # frozen | lora | full (freeze_llm, use_llm_lora)
+    language: str = "full"  # frozen | lora | qlora | full (freeze_llm, use_llm_lora)
+    unfreeze_vit_layers: int = (
+        0  # layers of a frozen tower that train in full: -4 for the last four, 20 for all from 20
+    )
+    vision_int8: bool = False  # a frozen tower's matrices in 8 bits (LLM.int8)
     lora_rank: int = 16  # r
     lora_alpha: int = 32  # α; the scale is α / r, always 2 in the released scripts
     lora_dropout: float = 0.05
     learning_rate: float = 4e-5
+    vision_learning_rate: float | None = None  # of the vision tower; None: learning_rate
+    projector_learning_rate: float | None = None  # of the projector; None: learning_rate
+    optimizer: str = "adamw"  # adamw | adamw_8bit | paged_adamw_8bit (optim)
     weight_decay: float = 0.01
     warmup_ratio: float = 0.03  # share of all steps
     scheduler: str = "cosine"  # lr_scheduler_type
@@ -61,7 +83,7 @@ class Recipe:
     max_tiles: int | None = None  # max_dynamic_patch; None: the checkpoint's
     drop_path: float = 0.0  # drop_path_rate; acts only in a vision tower that trains
     weighting: str = "token"  # a token, a sample or its square root weighs the same (loss_reduction)
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: str = "full"  # activations computed again: none | selective (all but products) | full
     compile: bool = False  # each layer compiled, bins of one length: minutes to start, then faster steps
     zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs; on one it is not used
     save_steps: int = 200  # optimiser steps between checkpoints
@@ -74,15 +96,30 @@ class Recipe:
     hardware: str = ""  # what the guide names
 
     def __post_init__(self):
-        for name, allowed in (("vision", TUNINGS), ("projector", ("frozen", "full")), ("language", TUNINGS)):
+        if isinstance(self.gradient_checkpointing, bool):  # as older recipes say it
+            object.__setattr__(self, "gradient_checkpointing", "full" if self.gradient_checkpointing else "none")
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        if self.weighting not in WEIGHTINGS:
-            raise RecipeError(f"{self.name}: weighting={self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
-        if "lora" in self.parts and "full" in (self.vision, self.language):
+        if self.has_adapters and ("full" in (self.vision, self.language) or self.unfreeze_vit_layers):
             raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
-        if set(self.parts) == {"frozen"}:
+        if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
+        if self.unfreeze_vit_layers and self.vision != "frozen":
+            raise RecipeError(
+                f"{self.name}: unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a "
+                "frozen tower, of which these layers train; set vision='frozen'"
+            )
+        if self.vision_int8 and (self.vision != "frozen" or not self.has_adapters):
+            raise RecipeError(
+                f"{self.name}: vision_int8 with vision={self.vision!r}, language={self.language!r}; expected a frozen "
+                "tower beside adapters; set vision='frozen' and language='lora' or 'qlora'"
+            )
+        if self.compile and self.gradient_checkpointing == "selective":
+            raise RecipeError(
+                f"{self.name}: compile=true with gradient_checkpointing='selective', which sees no operation inside a "
+                "compiled layer; set 'none' or 'full'"
+            )
         if self.vision != "frozen" and self.drop_path:
             raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
         if self.compile and not self.packing:
@@ -104,6 +141,16 @@ class Recipe:
     def parts(self):
         """(vision, projector, language) tuning."""
         return self.vision, self.projector, self.language
+
+    @property
+    def has_adapters(self):
+        """Whether a part trains by LoRA."""
+        return bool({"lora", "qlora"} & set(self.parts))
+
+    @property
+    def full_precision(self):
+        """Whether all weights are loaded in float32: masters of a part that trains in full, without adapters."""
+        return not self.has_adapters
 
     @property
     def budgets(self):
@@ -175,7 +222,7 @@ _NANO = {
     "per_device_batch": 16,
     "packing": False,  # short rows on a CPU: see benchmarks/packing.py
     "max_seq_length": 1024,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "none",
     "workers": 0,
     "save_steps": 100,
     "hardware": "a laptop, minutes",

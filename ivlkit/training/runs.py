@@ -311,7 +311,7 @@ def execute(folder):
         _execute(Run(folder))
     except Exception as error:
         with suppress(OSError):  # the disk may be full: then the process's exit code tells that it failed
-            (folder / "error.txt").write_text(_reason(error, folder))
+            (folder / "error.txt").write_text(_reason(error, folder) + _advice(error, folder))
         raise
 
 
@@ -321,6 +321,17 @@ def _reason(error, folder):
         return f"the disk of {folder} is full; make room and train again: it goes on from its last checkpoint"
     text = f"{type(error).__name__}: {error}"
     return text.strip().splitlines()[-1] if "Original Traceback" in text else text
+
+
+def _advice(error, folder):
+    """Where memory ran out: what the planner says."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return ""
+    from .planner import out_of_memory
+
+    return "\n" + out_of_memory(Run(folder).recipe)
 
 
 def _execute(run):
@@ -341,8 +352,9 @@ def _execute(run):
         )
     data = _open_again(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    full = "full" in (recipe.vision, recipe.language) or "lora" not in recipe.parts
-    vlm = load(recipe.model, device=device, dtype=torch.float32 if full else default_dtype(device))
+    dtype = torch.float32 if recipe.full_precision else default_dtype(device)
+    quantize = "4bit" if recipe.language == "qlora" else None
+    vlm = load(recipe.model, device=device, dtype=dtype, quantize=quantize)
     vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
     processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
     for where, note in check_rows(data, processor, recipe, progress=True):

@@ -125,7 +125,7 @@ def operations(config, recipe):
 
 
 def _per_weight(tuning, recipe):
-    return (6 if tuning == "full" else 4) + (2 if recipe.gradient_checkpointing else 0)
+    return (6 if tuning == "full" else 4) + (2 if recipe.gradient_checkpointing == "full" else 0)
 
 
 @dataclass(eq=False)
@@ -177,6 +177,25 @@ class BinPlan(Sequence):
     def largest_bin(self):
         """(the most rows, the most tokens) of a bin, not of the same one."""
         return int(self._counts[3].max()), int(self._counts[4].max())
+
+    def worst(self):
+        """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide first."""
+        found = max((self._sizes(step), -step) for step in range(self.steps))
+        (tokens, tiles, part), step = found[0], -found[1]
+        return step * self.accumulation + self.accumulation - part, tokens, tiles
+
+    def _sizes(self, step):
+        """Of a step's largest micro-batch of this rank: (tokens with padding, tiles, its place from the end)."""
+        tokens, micro_batches = self._cut(step)
+        epochs, rows = self._rows(step)
+        seen = self.tiles[np.array(epochs) % len(self.tiles), rows].tolist()
+        own = [bins[self.rank] for bins in micro_batches]
+        shape = (lambda one: sum(one)) if self.bin_tokens else (lambda one: len(one) * max(one))
+        return max(
+            (shape([tokens[row] for row in one]), sum(seen[row] for row in one), len(own) - place)
+            for place, one in enumerate(own)
+            if one
+        )
 
     @cached_property
     def _counts(self):

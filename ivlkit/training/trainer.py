@@ -22,6 +22,9 @@ from ..models.attention import packed_arguments
 from .checkpoints import check_finite, keep_newest, writing_checkpoint
 from .history import append_step
 from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
+from .tuning import parameter_groups
+
+OPTIM = {"adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}  # transformers' names; adamw: its default
 
 
 class KitTrainer(Trainer):
@@ -45,6 +48,15 @@ class KitTrainer(Trainer):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )
+
+    def create_optimizer(self, *args, **kwargs):
+        """transformers' own, with the recipe's learning rate of each part."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new:
+            recipe = self.train_dataset.recipe
+            optimizer.param_groups[:] = parameter_groups(self.model, recipe, optimizer.param_groups)
+        return optimizer
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """W of the optimiser step, whose rows are remembered."""
@@ -215,6 +227,7 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
     Args: steps, accumulation: optimiser steps and micro-batches a step, of the plan; None for the recipe's own number.
     """
     on_gpu = device_type == "cuda"
+    optim = {"optim": OPTIM[recipe.optimizer]} if recipe.optimizer in OPTIM else {}
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -224,6 +237,7 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
         weight_decay=recipe.weight_decay,
         warmup_steps=round(recipe.warmup_ratio * steps),
         lr_scheduler_type=recipe.scheduler,
+        **optim,
         adam_beta2=recipe.adam_beta2,
         max_grad_norm=recipe.max_grad_norm,
         bf16=on_gpu and bf16,
@@ -239,11 +253,11 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
-        deepspeed=_zero_config(recipe.zero_stage) if recipe.gpus > 1 and recipe.zero_stage else None,
+        deepspeed=zero_config(recipe.zero_stage) if recipe.gpus > 1 and recipe.zero_stage else None,
     )
 
 
-def _zero_config(stage):
+def zero_config(stage):
     """DeepSpeed's configuration with the values of the released `zero_stage*_config.json`."""
     zero = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     if stage == 3:

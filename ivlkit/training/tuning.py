@@ -1,10 +1,11 @@
-"""Which parts train, and how: frozen, LoRA or full. Checked before a step is paid for."""
+"""Which parts train, and how: frozen, LoRA (on quantised weights: QLoRA) or full. Checked before a step is paid for."""
 
 import re
 from dataclasses import dataclass
 
 from ..errors import RecipeError
 from ..models.load import peft_is_quiet
+from ..models.quantize import count_values, tower_to_int8
 
 PARTS = {
     "vision": "model.vision_tower.",
@@ -12,6 +13,8 @@ PARTS = {
     "language": "model.language_model.",
     "head": "lm_head.",
 }
+VISION_LAYERS = "model.vision_tower.encoder.layer."
+ADAPTERS = ("lora", "qlora")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,57 @@ def prepare(vlm, recipe):
         for name, parameter in model.named_parameters():
             if name.startswith(PARTS[part]):
                 parameter.requires_grad_(tuning == "full")
-    if "lora" in recipe.parts:
+    if recipe.unfreeze_vit_layers:
+        _unfreeze_layers(model, recipe)
+    if recipe.vision_int8 and model.device.type != "meta":
+        tower_to_int8(model)
+    if recipe.has_adapters:
         model = _add_lora(vlm, recipe)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RecipeError(f"{recipe.name}: nothing trains; set vision, projector or language to lora or full")
     return model
+
+
+def _unfreeze_layers(model, recipe):
+    """The released code's `layers[unfreeze_vit_layers:]`."""
+    layers = model.model.vision_tower.encoder.layer
+    chosen = layers[recipe.unfreeze_vit_layers :]
+    if not len(chosen) or -recipe.unfreeze_vit_layers > len(layers):
+        raise RecipeError(
+            f"{recipe.name}: unfreeze_vit_layers={recipe.unfreeze_vit_layers} of a tower of {len(layers)} layers; "
+            f"expected -{len(layers)} to {len(layers) - 1}; -4 trains the last four"
+        )
+    chosen.requires_grad_(True)
+
+
+def parameter_groups(model, recipe, groups):
+    """An optimizer's groups, cut by part where the recipe gives a part a learning rate of its own.
+
+    Args: groups: of an optimizer that has taken no step.
+    Returns: new groups, in the order of the old ones.
+    """
+    rates = {"vision": recipe.vision_learning_rate, "projector": recipe.projector_learning_rate}
+    rates = {part: rate for part, rate in rates.items() if rate is not None}
+    owner = {id(value): _part_of(name) for name, value in model.named_parameters()}
+    owner = {value: part if part in rates else None for value, part in owner.items()}
+    for part in rates:
+        if not any(value.requires_grad for value in model.parameters() if owner[id(value)] == part):
+            raise RecipeError(
+                f"{recipe.name}: {part}_learning_rate={rates[part]}, but no tensor of the {part} trains; set {part} to "
+                "lora or full, or leave the rate out"
+            )
+    cut = []
+    for group in groups:
+        for part in (None, *rates):
+            own = [value for value in group["params"] if owner[id(value)] == part]
+            if own:
+                cut.append(group | {"params": own} | ({"lr": rates[part]} if part else {}))
+    return cut
+
+
+def _part_of(name):
+    name = name.removeprefix("module.").removeprefix("base_model.model.")
+    return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
 
 
 def summarise(model, recipe):
@@ -56,6 +105,8 @@ def summary_text(model, recipe):
     rows = summarise(model, recipe)
     lines = [f"{'part':<10} {'tuning':<7} {'parameters':>14} {'trainable':>14}"]
     lines += [f"{row.part:<10} {row.tuning:<7} {row.parameters:>14,} {row.trainable:>14,}" for row in rows]
+    if recipe.vision_int8:
+        lines.append("vision_int8: the tower's matrices in 8 bits")
     if recipe.drop_path:
         lines.append(f"drop_path {recipe.drop_path}: not applied, the vision tower is frozen")
     return "\n".join(lines)
@@ -73,7 +124,7 @@ def _count(model, prefix):
         if ".original_module." in name:
             continue  # PEFT keeps the untrained copy of a projector that trains beside LoRA
         if name.removeprefix("base_model.model.").startswith(prefix):
-            total += parameter.numel()
+            total += count_values(parameter)
             trainable += parameter.numel() * parameter.requires_grad
     return total, trainable
 
@@ -85,7 +136,7 @@ def lora_pattern(family, recipe):
 
 def _lora_targets(family, recipe):
     targets = {"vision": family.vision_lora_targets, "language": family.language_lora_targets}
-    return {part: names for part, names in targets.items() if _tunings(recipe)[part] == "lora"}
+    return {part: names for part, names in targets.items() if _tunings(recipe)[part] in ADAPTERS}
 
 
 def _part_pattern(part, names):

@@ -53,6 +53,14 @@ def expect_your_data(results):
     assert results["ready"]
 
 
+def expect_memory_and_time(results):
+    assert not results["fits_24"] and results["advice_ends_in_fits"]
+    assert all(0.9 < share < 1.1 for share in results["counted_beside_planned"].values())
+    assert results["measured_seconds"] / 10 < results["predicted_seconds"] < results["measured_seconds"] * 10
+    compiled = [share for name, share in results["parts_beside_measured"].items() if "compiled" in name]
+    assert len(compiled) == 3 and all(0.95 < share < 1.05 for share in compiled)
+
+
 def expect_finetune_lora(results):
     assert results["state"] == "finished"
     assert results["after_single_digits"] >= 0.9
@@ -84,6 +92,7 @@ EXPECTED = {
     "02_dynamic_tiling.ipynb": expect_dynamic_tiling,
     "03_conversation_to_labels.ipynb": expect_conversation_to_labels,
     "05_your_data.ipynb": expect_your_data,
+    "06_memory_and_time.ipynb": expect_memory_and_time,
     "07_finetune_lora.ipynb": expect_finetune_lora,
     "08_evaluate.ipynb": expect_evaluate,
     "10_export_and_share.ipynb": expect_export_and_share,

@@ -94,3 +94,15 @@ def test_a_gallery_shows_the_first_rows_and_the_size(tmp_path):
     (tmp_path / "train.jsonl").write_text(line * 20)
     html = open_data(tmp_path / "train.jsonl")._repr_html_()
     assert "20 rows" in html and html.count('class="card ') == 8 and "&lt;b&gt;Hi" in html
+
+
+def test_memory_is_a_bar_a_setting_under_the_line_of_the_card():
+    from ivlkit.show.memory import COLOURS, memory_figure
+
+    parts = {"a": dict.fromkeys(COLOURS, 2**30), "b": dict.fromkeys(COLOURS, 2**31)}
+    (axes,) = memory_figure(parts, card_gib=8, measured={"b": 9.5}).axes
+    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
+    assert max(ends[:5]) == 5 and max(ends[5:]) == 10
+    assert axes.collections[0].get_offsets().tolist() == [[9.5, 1]]
+    words = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(words) == sorted([*COLOURS, "measured", "8 GiB card"])

@@ -1,9 +1,12 @@
 """Layers that are recomputed and compiled: the same steps, few graphs, no way into a frozen tower."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import _dynamo as dynamo
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from ivlkit.data.mixture import open_data
@@ -124,6 +127,18 @@ def test_compiling_on_a_card_without_bins_is_refused(start, monkeypatch):
         start("run", compile=True, **FROZEN_TOWER)
 
 
+class CountOperations(TorchDispatchMode):
+    """Operations that are computed: what selective recomputing kept does not come here."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.found[operation.name()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
 def bytes_kept(trainer, batch):
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: (sizes.append(one.nbytes), one)[1], lambda one: one):
@@ -140,6 +155,36 @@ def test_recomputing_keeps_the_layers_inputs_only(start):
         batch = next(batch for batch in trainer.train_dataset if batch["where"])
         kept[on] = bytes_kept(trainer, batch)
     assert kept[True] < kept[False] / 3
+
+
+def test_selective_recomputing_trains_as_none_does(start):
+    """The same losses and gradients, tower and dropout included, but for the order of sums."""
+    found = {}
+    for policy in ("none", "selective", "full"):
+        trainer, watch = start(policy, gradient_checkpointing=policy)
+        trainer.train()
+        found[policy] = torch.tensor(watch.numbers)
+    torch.testing.assert_close(found["selective"], found["none"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found["full"], found["none"], atol=1e-6, rtol=1e-5)
+
+
+def test_selective_recomputing_computes_attention_and_products_once(start):
+    """Of a frozen decoder's seven adapters a layer the second product is computed again, but for the last: no gradient
+    needs what it gives."""
+    counts = {}
+    for policy in ("none", "selective", "full"):
+        trainer, _ = start(policy, gradient_checkpointing=policy, **FROZEN_TOWER, lora_rank=8)
+        batch = next(batch for batch in trainer.train_dataset if batch["where"])
+        trainer.model.train()
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1.0))
+        with CountOperations() as counter:
+            loss.backward()
+        counts[policy] = counter.found
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert (counts["selective"][attention], counts["full"][attention]) == (0, 2)  # once a layer
+    products = {policy: count["aten::mm"] for policy, count in counts.items()}
+    assert products["selective"] == products["none"] + 2 * 6
+    assert products["full"] > products["selective"] + 2 * 6
 
 
 def test_recomputing_leaves_a_frozen_tower_out_of_backward(start, monkeypatch):

@@ -14,6 +14,7 @@ RELEASED = {
     "26b-full": ("26b", 8, 128, 2, "full", "full", 0.4, 2e-5, 0.05, 3),
     "26b-lora": ("26b", 2, 16, 2, "lora", "frozen", 0.0, 2e-5, 0.05, 3),
 }
+FULL = {"vision": "full", "projector": "full", "language": "full"}
 NANO = ("nano-lora", "nano-full", "nano-projector")
 
 
@@ -36,8 +37,14 @@ def test_a_released_script_has_its_numbers(name):
     assert (found.lora_rank, found.lora_alpha, found.lora_dropout) == (16, 32, 0.05)
     assert (found.max_seq_length, found.epochs, found.warmup_ratio, found.scheduler) == (4096, 1, 0.03, "cosine")
     assert (found.save_steps, found.save_total_limit, found.workers) == (200, 1, 4)
-    assert (found.gradient_checkpointing, found.weighting, found.max_grad_norm) == (True, "token", 1.0)
+    assert (found.gradient_checkpointing, found.weighting, found.max_grad_norm) == ("full", "token", 1.0)
     assert found.hardware
+
+
+@pytest.mark.parametrize(("older", "policy"), [(True, "full"), (False, "none")])
+def test_recipes_that_said_yes_or_no_to_checkpointing_are_read(older, policy):
+    found = Recipe.from_dict({"name": "x", "model": "nano", "gradient_checkpointing": older})
+    assert found.gradient_checkpointing == policy
 
 
 def test_there_are_the_six_and_nanos():
@@ -121,7 +128,7 @@ def test_yaml_without_name_or_model_is_refused():
     [
         ({"vision": "half"}, "vision='half'; expected one of frozen, lora, full"),
         ({"projector": "lora"}, "projector='lora'; expected one of frozen, full"),
-        ({"language": None}, "language=None; expected one of frozen, lora, full"),
+        ({"language": None}, "language=None; expected one of frozen, lora, qlora, full"),
         ({"weighting": "words"}, "weighting='words'; expected one of token, sample, square"),
         ({"vision": "full"}, "lora beside a full vision tower or language model; choose one for both"),
         ({"vision": "lora", "language": "full"}, "lora beside a full vision tower or language model"),
@@ -139,8 +146,16 @@ def test_yaml_without_name_or_model_is_refused():
         ({"total_batch": 16.0}, "total_batch=16.0; expected a whole number"),
         ({"gpus": True}, "gpus=True; expected a whole number"),
         ({"seed": "x"}, "seed='x'; expected a whole number"),
-        ({"gradient_checkpointing": "no"}, "gradient_checkpointing='no'; expected true or false"),
+        ({"gradient_checkpointing": "no"}, "gradient_checkpointing='no'; expected one of none, selective, full"),
         ({"scheduler": 3}, "scheduler=3; expected text"),
+        ({"optimizer": "adam"}, "optimizer='adam'; expected one of adamw, adamw_8bit, paged_adamw_8bit"),
+        ({"vision_learning_rate": 0}, "vision_learning_rate=0; expected more than 0"),
+        ({"vision": "qlora"}, "vision='qlora'; expected one of frozen, lora, full"),
+        ({"unfreeze_vit_layers": -4}, "lora beside a full vision tower or language model"),
+        ({"unfreeze_vit_layers": -4} | FULL, "unfreeze_vit_layers=-4 with vision='full'; expected a frozen tower"),
+        ({"vision_int8": True, "vision": "lora"}, "vision_int8 with vision='lora', language='lora'; expected a frozen"),
+        ({"vision_int8": True, "language": "full"}, "vision_int8 with vision='frozen', language='full'"),
+        ({"compile": True, "gradient_checkpointing": "selective"}, "compile=true with gradient_checkpointing='selec"),
         ({"compile": True, "packing": False}, "compile=true with packing=false; expected bins of one length"),
         ({"compile": True, "zero_stage": 3}, "compile=true with zero_stage=3, which fetches weights inside a layer"),
     ],

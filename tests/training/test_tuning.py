@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ivlkit.data.collate import normalise_tiles
-from ivlkit.errors import RecipeError
+from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.load import load
 from ivlkit.training.recipes import recipe
-from ivlkit.training.tuning import lora_pattern, prepare, summarise, summary_text
+from ivlkit.training.trainer import KitTrainer, training_arguments
+from ivlkit.training.tuning import lora_pattern, parameter_groups, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24
 # (positions) + 24 · 588 + 24 (patches); a layer 4 · (24² + 24) + (24 · 40 + 40) + (40 · 24 + 24) + 6 · 24 (norms, ls).
@@ -24,8 +25,10 @@ VISION_LORA = 2 * 16 * (4 * (24 + 24) + 2 * (24 + 40))
 
 
 def prepared(tiny, **changes):
-    vlm = load(tiny)
     chosen = recipe("nano-lora", **changes)
+    if chosen.language == "qlora" or chosen.vision_int8:
+        pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
+    vlm = load(tiny, quantize="4bit" if chosen.language == "qlora" else None)
     return vlm, chosen, prepare(vlm, chosen)
 
 
@@ -137,8 +140,11 @@ def test_a_model_that_carries_an_adapter_is_refused(tiny):
         {"vision": "frozen", "projector": "full"},
         {"vision": "full", "projector": "full", "language": "full"},
         {"vision": "frozen", "projector": "full", "language": "full"},
+        {"vision": "frozen", "projector": "full", "language": "full", "unfreeze_vit_layers": -1},
+        {"vision": "frozen", "projector": "full", "language": "qlora"},
+        {"vision": "frozen", "language": "qlora", "vision_int8": True},
     ],
-    ids=["lora", "lora and projector", "full", "full, frozen tower"],
+    ids=["lora", "lora and projector", "full", "full, frozen tower", "last layer", "qlora", "qlora on an int8 tower"],
 )
 def test_every_tensor_that_trains_gets_a_gradient_and_no_other_changes(tiny, changes):
     vlm, _, model = prepared(tiny, **changes, lora_dropout=0.0)
@@ -164,3 +170,91 @@ def test_every_tensor_that_trains_gets_a_gradient_and_no_other_changes(tiny, cha
     changed = {name for name in before if not torch.equal(before[name], parameters[name])}
     assert changed <= set(trains)
     assert len(changed) >= len(trains) - 2
+
+
+def test_the_last_layers_of_a_frozen_tower_train_as_released(tiny):
+    """`layers[-1:]`; a number counts from the front, as in the released code."""
+    frozen = {"vision": "frozen", "projector": "frozen", "language": "frozen"}
+    layer = (VISION - 24 - 65 * 24 - 24 * 588 - 24) // 2
+    for number, layers in ((-1, 1), (1, 1), (-2, 2)):
+        _, chosen, model = prepared(tiny, **frozen, unfreeze_vit_layers=number)
+        assert table(model, chosen)["vision"] == ("frozen", VISION, layers * layer)
+        names = {name.split(".")[4] for name, value in model.named_parameters() if value.requires_grad}
+        assert names == {"0", "1"} if layers == 2 else {"1"}
+
+
+@pytest.mark.parametrize("number", [2, -3])
+def test_layers_that_the_tower_lacks_are_refused(tiny, number):
+    with pytest.raises(RecipeError, match=f"unfreeze_vit_layers={number} of a tower of 2 layers; expected -2 to 1"):
+        prepared(tiny, vision="frozen", projector="full", language="full", unfreeze_vit_layers=number)
+
+
+def rates(model, chosen):
+    """{part: learning rates of its tensors in the Trainer's optimizer}, and their weight decays."""
+    arguments = training_arguments(chosen, "unused", steps=1, device_type="cpu", bf16=False)
+    trainer = KitTrainer(model=model, args=arguments, train_dataset=type("Rows", (), {"recipe": chosen})())
+    optimizer = trainer.create_optimizer()
+    owner = {id(value): name for name, value in model.named_parameters()}
+    found = {}
+    for group in optimizer.param_groups:
+        for value in group["params"]:
+            part = next(part for part in ("vision_tower", "projector", "lang", "lm_head") if part in owner[id(value)])
+            found.setdefault(part, set()).add(group["lr"])
+    trained = sum(value.requires_grad for value in model.parameters())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == trained
+    return found
+
+
+def test_each_part_has_its_own_learning_rate(tiny):
+    full = {"vision": "full", "projector": "full", "language": "full"}
+    _, chosen, model = prepared(tiny, **full, vision_learning_rate=1e-6, projector_learning_rate=1e-3)
+    own = {chosen.learning_rate}
+    assert rates(model, chosen) == {"vision_tower": {1e-6}, "projector": {1e-3}, "lang": own, "lm_head": own}
+
+
+def test_adapters_have_their_part_s_rate_too(tiny):
+    _, chosen, model = prepared(tiny, vision_learning_rate=1e-6)
+    assert rates(model, chosen) == {"vision_tower": {1e-6}, "lang": {chosen.learning_rate}}
+
+
+def test_a_rate_for_a_part_that_does_not_train_is_refused(tiny):
+    _, chosen, model = prepared(tiny, vision="frozen", vision_learning_rate=1e-6)
+    with pytest.raises(RecipeError, match="vision_learning_rate=1e-06, but no tensor of the vision trains"):
+        parameter_groups(model, chosen, [{"params": list(model.parameters())}])
+
+
+class TestQuantised:
+    def test_the_decoder_s_matrices_are_nf4_with_quantised_scales_and_nothing_else_is(self, tiny):
+        _, chosen, model = prepared(tiny, vision="frozen", language="qlora")
+        kinds = {name: type(value).__name__ for name, value in model.named_parameters()}
+        quantised = {name for name, kind in kinds.items() if kind == "Params4bit"}
+        assert len(quantised) == 2 * 7 and all(".language_model.layers." in name for name in quantised)
+        state = next(value for value in model.parameters() if type(value).__name__ == "Params4bit").quant_state
+        assert state.quant_type == "nf4" and state.nested
+        assert table(model, chosen)["language"] == ("qlora", LANGUAGE + LANGUAGE_LORA, LANGUAGE_LORA)
+
+    def test_the_tower_is_int8_on_request_alone(self, tiny):
+        for wanted in (False, True):
+            _, chosen, model = prepared(tiny, vision="frozen", language="qlora", vision_int8=wanted)
+            kinds = [type(value).__name__ for name, value in model.named_parameters() if ".vision_tower." in name]
+            assert kinds.count("Int8Params") == (12 if wanted else 0)
+            assert table(model, chosen)["vision"][1] == VISION
+
+    def test_replies_stay_close_to_the_unquantised_ones(self):
+        """nano: most of the next tokens' probabilities after NF4 are the same."""
+        pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
+        plain, small = load("nano"), load("nano", quantize="4bit")
+        input_ids = torch.randint(3, 900, (1, 64), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            both = [vlm.model(input_ids=input_ids).logits.softmax(-1) for vlm in (plain, small)]
+        distance = (both[0] - both[1]).abs().sum(-1).mean() / 2
+        assert 0 < distance < 0.35
+
+    def test_what_a_run_wrote_in_full_is_refused(self, tiny, tmp_path):
+        (tmp_path / "ivlkit.json").write_text('{"base": "nano"}')
+        with pytest.raises(CheckpointError, match="what a run wrote, to be quantised; expected a released folder"):
+            load(tmp_path, quantize="4bit")
+
+    def test_an_unknown_way_is_refused(self, tiny):
+        with pytest.raises(CheckpointError, match="quantize='3bit'; expected '4bit' or none"):
+            load(tiny, quantize="3bit")

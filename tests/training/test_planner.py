@@ -1,0 +1,212 @@
+"""The planner beside runs that were measured, and beside the plan that a run really makes."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ivlkit import hardware
+from ivlkit.data.mixture import open_data
+from ivlkit.errors import CheckpointError, RecipeError
+from ivlkit.models.families import FAMILIES
+from ivlkit.models.shapes import empty_model, released_shapes
+from ivlkit.training import planner
+from ivlkit.training.footprint import optimizer_bytes
+from ivlkit.training.planner import CARDS, MEASURED, batch_parts, match_card, plan, predict_seconds, prepared_shape
+from ivlkit.training.recipes import RECIPES, recipe
+
+ROW_TOKENS, ROW_TILES = 2284, 8.2  # of the measured mix
+GIB = 2**30
+
+
+def setting(point):
+    names = ("language", "bin_tokens", "gradient_checkpointing", "compile", "vision_int8")
+    return recipe(f"{point.model}-lora", gpus=1, **{name: getattr(point, name) for name in names})
+
+
+@pytest.mark.parametrize("point", MEASURED, ids=lambda one: f"{one.model}-{one.language}-{one.peak_gib}")
+class TestMeasuredRuns:
+    def test_the_peak_is_within_5_percent(self, point):
+        chosen = setting(point)
+        model, wrapped = prepared_shape(chosen, released_shapes(point.model))
+        batch = SimpleNamespace(tokens=point.bin_tokens, tiles=round(point.bin_tokens * ROW_TILES / ROW_TOKENS))
+        cast = point.adapter_bytes == 4
+        parts = batch_parts(wrapped, model.config, chosen, batch, device_type="cuda", cast=cast)
+        assert sum(parts.values()) / GIB == pytest.approx(point.peak_gib, rel=0.05)
+
+    def test_the_speed_is_within_25_percent(self, point):
+        chosen = setting(point)
+        model, wrapped = prepared_shape(chosen, released_shapes(point.model))
+        seconds = predict_seconds(
+            wrapped,
+            model.config,
+            chosen,
+            SimpleNamespace(card=CARDS["H100"], device_type="cuda"),
+            tokens=64 * ROW_TOKENS,
+            tiles=64 * ROW_TILES,
+            bins=64 * ROW_TOKENS / point.bin_tokens,
+            cast=point.adapter_bytes == 4,
+        )
+        assert 64 * ROW_TOKENS / seconds == pytest.approx(point.tokens_a_second, rel=0.25)
+
+    def test_a_plan_with_these_settings_says_what_was_measured(self, point):
+        said = plan(setting(point), card="H100").measured
+        assert f"{point.peak_gib} GiB" in said or point.adapter_bytes == 4
+
+
+@pytest.mark.parametrize("key", ["2b", "4b", "26b"])
+def test_released_sizes_have_the_released_number_of_parameters(key):
+    model, family = empty_model(released_shapes(key))
+    counts = {name: value.numel() for name, value in model.named_parameters()}
+    prefixes = ("model.vision_tower", "model.multi_modal_projector", ("model.language_model", "lm_head"))
+    found = tuple(sum(count for name, count in counts.items() if name.startswith(prefix)) for prefix in prefixes)
+    assert family == FAMILIES[key] and found == family.parts
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_plan_without_its_weights(name):
+    found = plan(name, gpu_gib=80)
+    assert {case.max_tiles for case in found.cases} == {12, 6, 1}
+    assert all(value >= 0 for case in found.cases for value in case.parts.values())
+    assert found.minutes is None and found.disk_gb > found.checkpoint_gb > 0
+    assert "(predicted)" in str(found) and "<table>" in found._repr_html_()
+
+
+def test_what_does_not_fit_gets_changes_that_make_it_fit():
+    found = plan(recipe("26b-lora", gpus=1), gpu_gib=24)
+    assert not found.fits and "DOES NOT FIT" in str(found)
+    assert found.advice[-1].endswith("fits")
+    changes = {}
+    for line in found.advice:
+        changes |= changes_of(line)
+    assert plan(recipe("26b-lora", gpus=1, **changes), gpu_gib=24).fits
+
+
+def changes_of(line):
+    """The fields that a line of advice names."""
+    settings = line.removeprefix("then ").split(": ")[0].split(", ")
+    pairs = (setting.split("=") for setting in settings)
+    return {name: json.loads(value.replace("'", '"').replace("True", "true")) for name, value in pairs}
+
+
+def test_what_never_fits_says_so():
+    assert "nothing here makes it fit into 4.0 GiB" in plan(recipe("26b-lora", gpus=1), gpu_gib=4).advice[-1]
+
+
+def test_more_memory_is_saved_by_each_policy():
+    peaks = [
+        plan(recipe("2b-lora", gpus=1, gradient_checkpointing=policy), gpu_gib=80).needed_gib
+        for policy in ("none", "selective", "full")
+    ]
+    assert peaks[0] > 1.5 * peaks[1] > 2 * peaks[2]
+
+
+def test_an_optimizer_in_8_bits_has_a_byte_a_moment_and_a_scale_a_block():
+    model = torch.nn.Linear(4096, 64)  # 262,144 values in 1,024 blocks; a bias of 64 stays in float32
+    assert optimizer_bytes(model, "adamw_8bit") == 2 * (262_144 + 4 * 1024) + 2 * 4 * 64
+    assert optimizer_bytes(model, "adamw") == 8 * (262_144 + 64)
+    assert optimizer_bytes(model, "paged_adamw_8bit") == 0
+
+
+def test_zero_divides_what_its_stage_says():
+    whole = plan(recipe("2b-full", gpus=8, zero_stage=1), gpu_gib=80).cases[0].parts
+    third = plan(recipe("2b-full", gpus=8, zero_stage=3), gpu_gib=80).cases[0].parts
+    assert third["weights"] * 8 == pytest.approx(whole["weights"], rel=1e-6)
+    assert third["gradients"] * 8 == pytest.approx(whole["gradients"], rel=1e-6)
+    assert third["optimizer"] == whole["optimizer"]
+
+
+class TestOnData:
+    def test_cases_are_those_of_the_run_s_own_plan(self, mixed_rows):
+        chosen = recipe("nano-lora", total_batch=8, max_seq_length=512, bin_tokens=512, packing=True)
+        data = open_data(mixed_rows)
+        found = plan(chosen, data=data)
+        assert found.device_type == "cpu" and found.fits and found.minutes > 0
+        few = next(case for case in found.cases if case.max_tiles == 1)
+        assert few.tiles <= found.cases[0].tiles and few.minutes <= found.minutes
+        assert found.cases[0].steps == -(-len(data) // 8)
+
+    def test_minutes_need_a_card(self, mixed_rows):
+        chosen = recipe("nano-lora", total_batch=8)
+        assert plan(chosen, data=mixed_rows, gpu_gib=80).minutes is None
+        assert plan(chosen, data=mixed_rows, card="A100").minutes > plan(chosen, data=mixed_rows, card="H200").minutes
+
+    def test_epochs_take_their_time(self, mixed_rows):
+        one, three = (
+            plan(recipe("nano-lora", epochs=epochs), data=mixed_rows, card="A100").minutes for epochs in (1, 3)
+        )
+        assert three == pytest.approx(3 * one)
+
+    def test_a_card_without_bf16_gets_padded_batches(self, mixed_rows):
+        chosen = recipe("nano-lora", packing=True, bin_tokens=1024, per_device_batch=2)
+        found = plan(chosen, data=mixed_rows, card="T4")
+        assert "float16, and padded batches" in str(found)
+        assert found.cases[0].tokens <= plan(chosen, data=mixed_rows, card="A100").cases[0].tokens
+
+    def test_data_need_the_model_s_tokenizer(self, mixed_rows, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError, match="ivlkit download 2b"):
+            plan("2b-lora", data=mixed_rows, gpu_gib=80)
+
+
+def test_an_unknown_card_is_refused():
+    with pytest.raises(RecipeError, match="card 'H999'; expected one of H200, H100"):
+        plan("2b-lora", card="H999")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100 40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA Unknown", None),
+    ],
+)
+def test_a_driver_s_name_finds_its_card(name, key):
+    assert match_card(name) is (CARDS[key] if key else None)
+
+
+def test_who_holds_the_gpu_is_named(monkeypatch):
+    lines = f"{os.getpid()}, python3, 5120\n77, /usr/bin/blender, 2048\n78, secret, [N/A]\n"
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=0, stdout=lines))
+    assert hardware.holders_of_gpu() == (
+        f"this notebook itself (pid {os.getpid()}): 5,120 MiB; vlm.release() gives a loaded model's back",
+        "pid 77 blender: 2,048 MiB",
+        "pid 78 secret: an unknown amount",
+    )
+
+
+def test_where_nvidia_smi_is_missing_nobody_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert hardware.holders_of_gpu() == ()
+
+
+def test_running_out_of_memory_ends_in_advice(monkeypatch):
+    place = planner._place(24, None)
+    monkeypatch.setattr(planner, "_place", lambda *_: replace_place(place, free_gib=12.0))
+    said = planner.out_of_memory(recipe("2b-lora", gpus=1, gradient_checkpointing="none"))
+    assert said.startswith("memory ran out: 12.0 GiB of the card you named for this run; its largest possible batch")
+    assert "to change: gradient_checkpointing='selective'" in said and said.endswith("fits")
+
+
+def replace_place(place, **changes):
+    return SimpleNamespace(**vars(place) | changes)
+
+
+def test_disk_holds_the_kept_checkpoints_the_one_being_written_and_the_result(tiny):
+    chosen = recipe("nano-full", model=str(tiny), save_total_limit=2)
+    found = plan(chosen, gpu_gib=8)
+    model, _ = empty_model(planner.config_of(str(tiny))[0])
+    weights = 4 * sum(value.numel() for value in model.parameters())
+    assert found.checkpoint_gb * 1e9 == pytest.approx(3 * weights)
+    assert found.disk_gb * 1e9 == pytest.approx(3 * 3 * weights + weights)
+    assert plan(replace(chosen, save_total_limit=1), gpu_gib=8).disk_gb < found.disk_gb
