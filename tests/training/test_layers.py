@@ -189,7 +189,7 @@ def test_selective_recomputing_computes_attention_and_products_once(start):
 
 def test_recomputing_leaves_a_frozen_tower_out_of_backward(start, monkeypatch):
     """transformers' own switch would make the patch embedding's output require gradients."""
-    trainer, _ = start("run", gradient_checkpointing=True, **FROZEN_TOWER)
+    trainer, _ = start("run", gradient_checkpointing="full", **FROZEN_TOWER)
     base = trainer.model.get_base_model()
     seen = []
     project = base._project

@@ -374,7 +374,7 @@ def test_the_kernel_for_bounds_gives_the_same_steps_under_peft_and_checkpointing
     monkeypatch.setattr(attention, "_varlen_kernel", lambda: kernel)
     ends = []
     for name in ("sdpa", attention.VARLEN):
-        trainer = start_packed(name, vision="frozen", lora_dropout=0.0, gradient_checkpointing=True, epochs=1)
+        trainer = start_packed(name, vision="frozen", lora_dropout=0.0, gradient_checkpointing="full", epochs=1)
         with attention.use_attention(trainer.model, name):
             trainer.train()
         ends.append(weights(trainer))
