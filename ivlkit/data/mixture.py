@@ -105,6 +105,11 @@ class Data:
         rows = len(self.indexes[source])
         return source, number % rows if number < whole * rows else int(drawn[number - whole * rows])
 
+    def where(self, number):
+        """File and line of a row, which may be broken: "train.jsonl:17"."""
+        source, row = self.place(number)
+        return self.indexes[source].where(row)
+
     def __getitem__(self, number):
         source, row = self.place(number)
         return self.sources[source].read(*self.indexes[source].line(row))

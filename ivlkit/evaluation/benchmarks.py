@@ -73,6 +73,10 @@ class Task:
     def __getitem__(self, number):
         return self.records[number]
 
+    def where(self, number):
+        """File and place of a row."""
+        return self[number].where
+
     @property
     def name(self):
         """ "docvqa val": what a report says about its data."""

@@ -65,8 +65,7 @@ def _found_html(report):
 def _row_card(data, number, found):
     from .doctor import remarks_html
 
-    source, row = data.place(number)
-    where = data.indexes[source].where(row)
+    where = data.where(number)
     problems = found.get(where, [])
     try:
         card = card_html(data[number])

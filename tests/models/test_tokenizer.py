@@ -142,7 +142,7 @@ def test_phi3_spaces_by_hand(phi3, text, pieces):
 
 def test_nano_has_the_released_special_tokens(nano):
     names = ["<s>", "</s>", "<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</box>"]
-    assert nano.convert_tokens_to_ids(names) == [1, 2, 1022, 1023, 1024, 1025, 1026, 1029, 1032]
+    assert nano.convert_tokens_to_ids(names) == [1, 2, 1278, 1279, 1280, 1281, 1282, 1285, 1288]
     assert (nano.bos_token, nano.eos_token, nano.pad_token, nano.unk_token) == ("<s>", "</s>", "</s>", "<unk>")
 
 
@@ -163,10 +163,10 @@ def test_special_tokens_are_cut_out_of_any_text(nano):
 
 
 def test_offsets_are_characters_of_the_text(nano):
-    text = "<|im_start|>user\nHé 🍠 7<|im_end|>"
+    text = "<|im_start|>What é 🍠 7<|im_end|>"
     encoded = nano(text, return_offsets_mapping=True)
     covered = [text[start:end] for start, end in encoded["offset_mapping"]]
-    assert covered[:3] == ["", "<|im_start|>", "user"]
+    assert covered[:3] == ["", "<|im_start|>", "What"]
     assert covered.count("🍠") == 4  # a token a byte, each with its whole character
     assert covered[-1] == "<|im_end|>"
 
@@ -229,7 +229,7 @@ def test_a_tokenizer_whose_rules_are_not_known_is_refused(folder, fields, messag
 def test_an_added_token_that_gets_another_id_is_refused(folder):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     tokens = config["added_tokens_decoder"]
-    tokens["2000"] = tokens.pop("1032")
+    tokens["2000"] = tokens.pop("1288")
     change(folder, added_tokens_decoder=tokens)
-    with pytest.raises(CheckpointError, match="token </box> got id 1032; expected 2000 as in the folder's files"):
+    with pytest.raises(CheckpointError, match="token </box> got id 1288; expected 2000 as in the folder's files"):
         load_tokenizer(folder)
