@@ -16,6 +16,7 @@ import nbclient
 import nbformat
 
 SECONDS = 1800
+WIDGET = "application/vnd.jupyter.widget-view+json"  # controls: an empty place in a page without a kernel
 
 
 def main():
@@ -41,6 +42,8 @@ def run(path):
         coalesce_streams=True,  # a progress bar redraws its line: what a reader saw last is kept
     ).execute()
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
         cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
