@@ -128,8 +128,19 @@ def _per_weight(tuning, recipe):
     return (6 if tuning == "full" else 4) + (2 if recipe.gradient_checkpointing == "full" else 0)
 
 
+class _Parts(Sequence):
+    """Micro-batches by number, found by their optimiser step and their part of it (`_part`)."""
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"micro-batch {number} of {len(self)}")
+        return self._part(*divmod(number % len(self), self.accumulation))
+
+
 @dataclass(eq=False)
-class BinPlan(Sequence):
+class BinPlan(_Parts):
     """The micro-batches of one rank where rows have known lengths. Each step is cut into bins when it is asked for.
 
     Every step has `accumulation` micro-batches, as many as the fullest one needs; one that needs fewer begins with
@@ -226,12 +237,7 @@ class BinPlan(Sequence):
     def __len__(self):
         return self.steps * self.accumulation
 
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"micro-batch {number} of {len(self)}")
-        step, part = divmod(number % len(self), self.accumulation)
+    def _part(self, step, part):
         return self._step(step)[part]
 
     def _step(self, step):
@@ -259,7 +265,7 @@ class BinPlan(Sequence):
 
 
 @dataclass(frozen=True)
-class Plan(Sequence):
+class Plan(_Parts):
     """The micro-batches of one rank. Each is worked out when asked for: a plan holds one epoch's order, 4 bytes a row.
 
     It compares with lists of `MicroBatch`.
@@ -287,12 +293,7 @@ class Plan(Sequence):
         rows = min(self.total_batch, self.total_rows - step * self.total_batch)
         return min(self.accumulation, -(-rows // self.micro_rows))
 
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"micro-batch {number} of {len(self)}")
-        step, part = divmod(number % len(self), self.accumulation)
+    def _part(self, step, part):
         first = step * self.total_batch
         last = min(first + self.total_batch, self.total_rows)
         parts = self._micro_batches(step) * self.gpus
