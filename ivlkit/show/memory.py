@@ -1,16 +1,9 @@
 """What a run holds in memory: its parts as bars, under the line of the card."""
 
 from ..hardware import GIB
-from .figure import ShownFigure
+from .figure import BLUE, GREEN, ORANGE, RED, ShownFigure
 
-# Wong's palette, told apart by the colour-blind.
-COLOURS = {
-    "weights": "#0072b2",
-    "gradients": "#56b4e9",
-    "optimizer": "#009e73",
-    "activations": "#e69f00",
-    "working": "#d55e00",
-}
+COLOURS = {"weights": BLUE, "gradients": "#56b4e9", "optimizer": GREEN, "activations": ORANGE, "working": RED}
 
 
 def memory_figure(parts, *, card_gib=None, measured=None, title="memory that torch allocates, predicted"):
@@ -22,7 +15,8 @@ def memory_figure(parts, *, card_gib=None, measured=None, title="memory that tor
         measured: {setting: GiB} of those that were run; each is marked.
     Returns: matplotlib figure.
     """
-    figure = ShownFigure(figsize=(8, 1.2 + 0.45 * len(parts)))
+    totals = ", ".join(f"{setting} {sum(held.values()) / GIB:.1f} GiB" for setting, held in parts.items())
+    figure = ShownFigure(figsize=(8, 1.2 + 0.45 * len(parts)), alt=f"{title}: {totals}")
     axes = figure.subplots()
     for place, held in enumerate(parts.values()):
         left = 0.0
