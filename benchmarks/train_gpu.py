@@ -21,6 +21,9 @@ Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of 
     plain, grouped                               transformers.Trainer(bf16=True); grouped by length
     trl                                          TRL's SFTTrainer
 
+With `--profile` one more step is taken, with a profiler; the device time of each kernel goes to OUT's name and the
+variant's, .txt, and the step into no rate.
+
 The first step (start-up, compiling) is left out of the rates and told apart. Useful tokens are those of rows, padding
 not counted. The share of the matrix rate counts useful arithmetic only, by the matrices' sizes: 4 operations a decoder
 weight and token for LoRA, 6 for full, 2 a vision weight and patch, nothing recomputed.
@@ -135,6 +138,7 @@ def parse_options():
     parser.add_argument("--bin-tokens", type=int, help="default by size")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--no-calibration", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="the kernels of one more step")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -191,7 +195,7 @@ def measure(options):
     folder = prepare_model(options.work / key, key, options.tokenizer)
     processor = load_processor(folder)
     chosen = choose_recipe(folder, key, OURS.get(way, PADDED), options)
-    data = open_data(write_mix(folder.parent, processor, rows=options.steps * chosen.total_batch))
+    data = open_data(write_mix(folder.parent, processor, rows=(options.steps + options.profile) * chosen.total_batch))
     tokens, tiles = row_lengths(data, processor, max_length=chosen.max_seq_length)
     clock = Clock(tokens, tiles)
     began = time.perf_counter()
@@ -203,6 +207,8 @@ def measure(options):
     else:
         trainer, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
     trainer.args.save_strategy = SaveStrategy.NO
+    if options.profile:
+        trainer.add_callback(KernelTimes(options.steps, options.out.with_suffix(f".{options.child}.txt")))
     with use_attention(trainer.model, attention):
         trainer.train()
     trained = next(value for value in trainer.model.parameters() if value.requires_grad)
@@ -213,7 +219,9 @@ def measure(options):
         "total_batch": chosen.total_batch,
         "bin_tokens": chosen.budgets[0] if chosen.packing else None,
         "load_seconds": round(loaded, 1),
-        **clock.figures(*operations(vlm.model.config, replace(chosen, gradient_checkpointing="none"))),
+        **clock.figures(
+            *operations(vlm.model.config, replace(chosen, gradient_checkpointing="none")), steps=options.steps
+        ),
     }
 
 
@@ -440,9 +448,10 @@ class Clock(TrainerCallback):
         if "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
-    def figures(self, operations_a_tile, operations_a_token):
-        """Rates over all steps but the first."""
-        assert len(self.steps) == len(self.ends) - 1 > 1
+    def figures(self, operations_a_tile, operations_a_token, *, steps):
+        """Rates over so many steps but the first."""
+        assert len(self.steps) == len(self.ends) - 1 >= steps > 1
+        self.steps, self.ends, self.losses = self.steps[:steps], self.ends[: steps + 1], self.losses[:steps]
         seconds = self.ends[-1] - self.ends[1]
         total = {name: sum(step[name] for step in self.steps[1:]) for name in self.steps[0]}
         rate = (total["tiles"] * operations_a_tile + total["tokens"] * operations_a_token) / seconds
@@ -461,6 +470,27 @@ class Clock(TrainerCallback):
             "losses": self.losses,
             "loss": self.losses[-1],
         }
+
+
+class KernelTimes(TrainerCallback):
+    """One step under torch's profiler: a table of its kernels, those that took longest first."""
+
+    def __init__(self, step, path):
+        self.step, self.path, self.profiler = step, path, None
+
+    def on_step_begin(self, args, state, control, **_):
+        """Begin, if this is the step (counted from 0)."""
+        if state.global_step == self.step:
+            self.profiler = torch.profiler.profile()
+            self.profiler.start()
+
+    def on_step_end(self, args, state, control, **_):
+        """End, and write the table."""
+        if self.profiler and state.global_step == self.step + 1:
+            self.profiler.stop()
+            key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            table = self.profiler.key_averages().table(sort_by=key, row_limit=60, max_name_column_width=90)
+            self.path.write_text(table)
 
 
 def table_of(rows):
