@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 import torch
-from true_size import PARTS, draw_picture, show, write_random
+from true_size import draw_picture, show, write_random
 
 from ivlkit.models.load import load
+from ivlkit.models.shapes import PARTS
 
 SIZES = ((640, 480), (1920, 1080), (448, 448), (800, 600))  # 13, 9, 1 and 13 tiles
 NEW_TOKENS = {"a word": 2, "a sentence": 32}

@@ -8,7 +8,6 @@ FOLDER holds the tokenizer files of the family (tokenizer.model, tokenizer_confi
 """
 
 import argparse
-import copy
 import json
 import shutil
 import time
@@ -22,67 +21,11 @@ from ivlkit.models.checkpoint import to_released
 from ivlkit.models.configuration import native_config
 from ivlkit.models.export import export
 from ivlkit.models.load import load
+from ivlkit.models.shapes import PARTS, released_shapes
 from ivlkit.models.shards import write_shards
 from ivlkit.nano.build import CONFIG
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import open_data, train
-
-VIT_300M = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "image_size": 448,
-}
-VIT_6B = {
-    "hidden_size": 3200,
-    "num_hidden_layers": 45,
-    "num_attention_heads": 25,
-    "intermediate_size": 12800,
-    "image_size": 448,
-    "norm_type": "rms_norm",
-    "qk_normalization": True,
-    "qkv_bias": False,
-}
-INTERNLM2 = {"max_position_embeddings": 32768, "rope_theta": 1000000, "vocab_size": 92553}
-INTERNLM2_2B = INTERNLM2 | {
-    "hidden_size": 2048,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "intermediate_size": 8192,
-    "rope_scaling": {"type": "dynamic", "factor": 2.0},
-}
-INTERNLM2_20B = INTERNLM2 | {
-    "hidden_size": 6144,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 48,
-    "num_key_value_heads": 8,
-    "intermediate_size": 16384,
-    "rope_scaling": {"type": "dynamic", "factor": 3.0},
-}
-PHI3_MINI = {
-    "architectures": ["Phi3ForCausalLM"],
-    "model_type": "phi3",
-    "hidden_size": 3072,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "intermediate_size": 8192,
-    "vocab_size": 32020,
-    "max_position_embeddings": 131072,
-    "original_max_position_embeddings": 4096,
-    "rope_theta": 10000.0,
-    "rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48},
-    "sliding_window": 262144,
-    "eos_token_id": 32000,
-    "pad_token_id": 32000,
-}
-PARTS = {  # template, changes to nano's vision_config and llm_config
-    "2b": ("internlm2-chat", VIT_300M, INTERNLM2_2B),
-    "4b": ("phi3-chat", VIT_300M, PHI3_MINI),
-    "26b": ("internlm2-chat", VIT_6B, INTERNLM2_20B),
-}
 
 
 def main():
@@ -130,10 +73,9 @@ def write_random(folder, key, tokenizer):
 
 def write_config(folder, key, tokenizer):
     """The tokenizer's files and config.json, which is returned; no weights."""
-    template, vision, language = PARTS[key]
-    config = copy.deepcopy(CONFIG) | {"force_image_size": 448, "template": template}
-    config["vision_config"] |= vision
-    config["llm_config"] |= language
+    released = released_shapes(key)
+    parts = {part: CONFIG[part] | released[part] for part in ("vision_config", "llm_config")}
+    config = CONFIG | released | parts
     del config["system_message"]
     shutil.copytree(tokenizer, folder, ignore=shutil.ignore_patterns("*.safetensors", "reference_chat.json"))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
