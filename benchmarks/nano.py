@@ -116,11 +116,9 @@ def fit(name, data, folder, options):
 
 def _trainable(run):
     """The last column of the table at the head of the run's output."""
-    lines = (run.folder / "output.txt").read_text().splitlines()
-    table = [
-        line.split() for line in lines if line.split()[:1] and line.split()[0] in ("vision", "projector", "language")
-    ]
-    return sum(int(row[-1].replace(",", "")) for row in table[:3])
+    lines = map(str.split, (run.folder / "output.txt").read_text().splitlines())
+    table = [line for line in lines if line[:1] and line[0] in ("vision", "projector", "language", "head")]
+    return sum(int(row[-1].replace(",", "")) for row in table[:4])
 
 
 def handwriting(options, folder):
@@ -157,7 +155,7 @@ def forgetting(options, folder):
         loss = [round(line["loss"], 4) for line in run.history]
         log["runs"][key] = asks(key, load(run.folder, dtype=torch.float32)) | cost | {"loss": loss}
     if options.to:
-        options.to.write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        options.to.write_text(json.dumps(log) + "\n", encoding="utf-8")
 
 
 def ask_both(name, vlm, *, options, test):

@@ -72,8 +72,9 @@ def patches_figure(image, *processors):
     """
     sides = [(each.tile_px, each.tile_px // PATCH_PX, math.isqrt(each.num_image_token)) for each in processors]
     said = [f"{px} px: {patches**2:,} patches, {tokens**2:,} tokens" for px, patches, tokens in sides]
-    figure = ShownFigure(figsize=(4.2 * len(said), 4.4), layout="constrained", alt="a tile of " + "; of ".join(said))
-    for axes, title, (px, patches, tokens) in zip(figure.subplots(1, len(said), squeeze=False)[0], said, sides):
+    figure = ShownFigure(figsize=(3.4 * len(said), 3.6), layout="constrained", alt="a tile of " + "; of ".join(said))
+    panels = figure.subplots(1, len(said), squeeze=False)[0]
+    for axes, title, (px, patches, tokens) in zip(panels, said, sides, strict=True):
         axes.imshow(split_into_tiles(open_image(image), max_tiles=1, tile_px=px)[0], extent=(0, patches, patches, 0))
         for line in range(patches + 1):
             strong = line % (patches // tokens) == 0
@@ -120,11 +121,14 @@ def walk_html(vlm, question, images=None):
     probable = torch.softmax(logits.float(), dim=-1).topk(LIKELY_TOKENS)
     tokens = vlm.tokenizer.convert_ids_to_tokens(probable.indices.tolist())
     walk = table_html(steps, header=("step", "shape", "what it is"))
-    bars = "".join(
-        f'<div><span class="share" style="width:{200 * share:.0f}px"></span> <b>{text_html(token)}</b> {share:.2%}</div>'
-        for token, share in zip(tokens, probable.values.tolist(), strict=True)
-    )
+    bars = "".join(map(_bar, tokens, probable.values.tolist()))
     return fragment(f"<div>{text_html(question)}</div>{walk}<div>most probable next tokens</div>{bars}")
+
+
+def _bar(token, share):
+    percent = f"{share:.2%}" if share >= 1e-4 else "under 0.01%"
+    bar = f'<span class="share" style="width:{200 * share:.0f}px"></span>'
+    return f"<div>{bar} <b>{text_html(token)}</b> {percent}</div>"
 
 
 @torch.inference_mode()
