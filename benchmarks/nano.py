@@ -152,8 +152,7 @@ def forgetting(options, folder):
     for name, (mix, path) in product(options.recipes, data.items()):
         key = f"{name}, {mix}"
         run, cost = fit(name, path, folder / key, options)
-        loss = [round(line["loss"], 4) for line in run.history]
-        log["runs"][key] = asks(key, load(run.folder, dtype=torch.float32)) | cost | {"loss": loss}
+        log["runs"][key] = asks(key, load(run.folder, dtype=torch.float32)) | cost
     if options.to:
         options.to.write_text(json.dumps(log) + "\n", encoding="utf-8")
 

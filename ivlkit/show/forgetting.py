@@ -16,7 +16,7 @@ def forgetting_figure(runs, *, learned="new task", kept="old tasks"):
     axes, start = figure.subplots(), next(iter(runs.values()))
     for place, (name, run) in enumerate(runs.items()):
         across, upwards = run["new"], run["old"]
-        colour, marker = (BLUE, ORANGE, GREEN, PINK, RED)[(place - 1) % 5], "osD^v"[place % 5]
+        colour, marker = (BLUE, ORANGE, GREEN, PINK, RED)[(place - 1) % 5], "osD^vx"[place % 6]
         if run is start:
             colour = "#666666"
         else:
