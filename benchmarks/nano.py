@@ -4,6 +4,8 @@
     python benchmarks/nano.py handwriting    # LoRA, full, projector: score, minutes, memory, parameters
     python benchmarks/nano.py curve          # score over 25 to 400 rows
     python benchmarks/nano.py forgetting     # what it still knows after handwriting, alone and with 10 % of old rows
+    python benchmarks/nano.py forgetting --recipes nano-lora nano-full --rows 400 --train-rows 1200 --epochs 2 --to \
+        ivlkit/nano/forgetting.json          # the log that notebook 09 shows, about 10 minutes on 2 cores
     python benchmarks/nano.py equality       # greedy replies on CPU and GPU, and after a save and a load
 
 Settings are chosen on `--split validation`, the default; `--split test` is for the figures that are reported. Every
@@ -15,6 +17,9 @@ import json
 import os
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -23,6 +28,7 @@ import torch
 import ivlkit as ivl
 from ivlkit.evaluation.metrics import exact_match, iou_at_50
 from ivlkit.models.load import load
+from ivlkit.models.shards import sha256
 from ivlkit.nano.curriculum import Curriculum, write_curriculum
 from ivlkit.nano.digits import write_digit_strips
 from ivlkit.training.recipes import recipe
@@ -83,15 +89,16 @@ def write_strips(folder, split, *, rows=None):
     return write_digit_strips(folder / split, split, rows=STRIPS[split], digits=DIGITS, tasks=("read",))
 
 
-def ask(model, path, options):
-    """The report of a model, or of a run, on strips."""
-    return ivl.evaluate(load(model, dtype=torch.float32), path, batch_size=options.batch_size, progress=False)
+def ask(vlm, path, options):
+    """The report of a model on strips."""
+    return ivl.evaluate(vlm, path, batch_size=options.batch_size, progress=False)
 
 
 def fit(name, data, folder, options):
     """Train one recipe in a process of its own. Returns (run, {"minutes", "peak_gib", "trainable"})."""
-    started = time.monotonic()
-    run = train(recipe(name, model=options.model), ivl.open_data(data), folder=folder)
+    started, chosen = time.monotonic(), recipe(name, model=options.model)
+    chosen = replace(chosen, epochs=options.epochs or chosen.epochs)
+    run = train(chosen, ivl.open_data(data), folder=folder)
     peak = 0
     while run.state == "running":
         try:
@@ -109,20 +116,18 @@ def fit(name, data, folder, options):
 
 def _trainable(run):
     """The last column of the table at the head of the run's output."""
-    lines = (run.folder / "output.txt").read_text().splitlines()
-    table = [
-        line.split() for line in lines if line.split()[:1] and line.split()[0] in ("vision", "projector", "language")
-    ]
-    return sum(int(row[-1].replace(",", "")) for row in table[:3])
+    lines = map(str.split, (run.folder / "output.txt").read_text().splitlines())
+    table = [line for line in lines if line[:1] and line[0] in ("vision", "projector", "language", "head")]
+    return sum(int(row[-1].replace(",", "")) for row in table[:4])
 
 
 def handwriting(options, folder):
     """Before, and after each recipe (`--recipes`), on the same strips."""
     test, data = write_strips(folder, options.split), write_strips(folder, "train")
-    say_score("before", ask(options.model, test, options))
+    say_score("before", ask(load(options.model, dtype=torch.float32), test, options))
     for name in options.recipes:
         run, cost = fit(name, data, folder / name, options)
-        say_score(name, ask(run.folder, test, options), **cost)
+        say_score(name, ask(load(run.folder, dtype=torch.float32), test, options), **cost)
 
 
 def curve(options, folder):
@@ -136,20 +141,41 @@ def curve(options, folder):
 
 
 def forgetting(options, folder):
-    """The curriculum's score before, after handwriting alone, and after handwriting with 10 % of the curriculum."""
-    old = list(Curriculum(options.rows, "validation"))
+    """Curriculum and handwriting before, after handwriting alone, and with 10 % of the curriculum; `--to` keeps it."""
+    alone = write_strips(folder, "train", rows=options.train_rows)
+    data = {"alone": alone, f"{OLD_SHARE:.0%} old rows": mix_in(alone, folder, options.train_rows)}
+    vlm = load(options.model, dtype=torch.float32)
+    log = {"model_sha256": sha256(vlm.folder / "model.safetensors"), "cores": os.cpu_count()}
+    log |= {"train_rows": options.train_rows, "epochs": options.epochs, "old_rows": options.rows}
+    asks = partial(ask_both, options=options, test=write_strips(folder, options.split))
+    log["runs"] = {"before": asks("before", vlm)}
+    for name, (mix, path) in product(options.recipes, data.items()):
+        key = f"{name}, {mix}"
+        run, cost = fit(name, path, folder / key, options)
+        log["runs"][key] = asks(key, load(run.folder, dtype=torch.float32)) | cost
+    if options.to:
+        options.to.write_text(json.dumps(log) + "\n", encoding="utf-8")
+
+
+def ask_both(name, vlm, *, options, test):
+    """{"old": [score, low, high] on the curriculum, "tasks": {task: (score, rows)} of it, "new": on strips}."""
     asked = {"metric": right, "batch_size": options.batch_size, "progress": False, "max_new_tokens": 128}
-    test, new = write_strips(folder, options.split), write_strips(folder, "train")
-    rows = round(TRAIN_ROWS * OLD_SHARE / (1 - OLD_SHARE))
-    base = write_curriculum(folder / "old", rows, "train", seed=1, workers=os.cpu_count())
-    meta = {path.stem + path.parent.name: {"root": str(path.parent), "annotation": str(path)} for path in (new, base)}
-    (folder / "mixed.json").write_text(json.dumps(meta))
-    say_score("curriculum, before", ivl.evaluate(load(options.model, dtype=torch.float32), old, **asked))
-    for name, data in (("handwriting alone", new), ("with 10 % of the curriculum", folder / "mixed.json")):
-        run, cost = fit("nano-lora", data, folder / name.split()[0], options)
-        vlm = load(run.folder, dtype=torch.float32)
-        say_score(f"curriculum, after {name}", ivl.evaluate(vlm, old, **asked), **cost)
-        say_score(f"handwriting, after {name}", ask(run.folder, test, options))
+    old = ivl.evaluate(vlm, list(Curriculum(options.rows, "validation")), **asked)
+    new = ask(vlm, test, options)
+    say_score(f"curriculum, {name}", old)
+    say_score(f"handwriting, {name}", new)
+    return {"old": [old.score, *old.interval], "new": [new.score, *new.interval], "tasks": old.by("task")}
+
+
+def mix_in(new, folder, rows):
+    """A meta file of the new rows and so many of the curriculum's that these are `OLD_SHARE` of all."""
+    old = write_curriculum(
+        folder / "old", round(rows * OLD_SHARE / (1 - OLD_SHARE)), "train", seed=1, workers=os.cpu_count()
+    )
+    meta = {name: {"root": str(path.parent), "annotation": str(path)} for name, path in (("new", new), ("old", old))}
+    path = folder / "mixed.json"
+    path.write_text(json.dumps(meta))
+    return path
 
 
 def equality(options, folder):
@@ -178,6 +204,9 @@ def main():
     parser.add_argument("--rows", type=int, default=1000, help="of the curriculum")
     parser.add_argument("--split", choices=STRIPS, default="validation", help="digits that are asked about")
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--train-rows", type=int, default=TRAIN_ROWS, help="strips that forgetting trains on")
+    parser.add_argument("--epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--to", type=Path, help="JSON that forgetting writes")
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ import nbclient
 import nbformat
 
 SECONDS = 1800
+START_UP = "Failed to load CPU gemm_4bit_forward"  # bitsandbytes says so on machines without another package
 WIDGET = "application/vnd.jupyter.widget-view+json"  # controls: an empty place in a page without a kernel
 
 
@@ -43,12 +44,21 @@ def run(path):
     ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = list(filter(None, map(clean, cell.outputs)))
         cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     text = nbformat.writes(notebook)
     path.write_text(text.replace(str(path.resolve().parents[1]), "..") + "\n", encoding="utf-8")  # no one's own paths
+
+
+def clean(output):
+    """An output without another package's start-up line; None if nothing is left, or if it is a widget's view."""
+    if WIDGET in output.get("data", {}):
+        return None
+    if output.output_type == "stream":
+        output.text = "".join(line for line in output.text.splitlines(True) if not line.startswith(START_UP))
+    return output if output.get("text", True) else None
 
 
 if __name__ == "__main__":

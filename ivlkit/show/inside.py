@@ -1,5 +1,7 @@
 """Inside a model: its parts and what trains, the shapes on the way to a next token, where an answer looks."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -8,17 +10,20 @@ from ..data.collate import normalise_tiles
 from ..data.encode import IGNORE_INDEX, encode
 from ..data.media import open_image
 from ..data.records import Record, Turn
+from ..data.tiling import split_into_tiles
 from ..errors import DataError
 from ..models.chat import make_prompt
 from ..models.load import meta_copy
+from ..models.shapes import config_of, empty_model
 from ..training.recipes import Recipe
 from ..training.recipes import recipe as named_recipe
 from ..training.tuning import prepare, summarise
-from .figure import GREEN, ShownFigure, plain_text
+from .figure import GREEN, RED, ShownFigure, plain_text
 from .html import fragment, table_html, text_html
 from .model import PART_COLOURS
 
 PART_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model", "head": "head"}
+PATCH_PX = 14
 LIKELY_TOKENS = 5
 TOKENS_LOOKED_AT = 6
 
@@ -57,7 +62,53 @@ def _part_text(row):
     return f"{row.tuning}: {trains} of {row.parameters:,}"
 
 
+# patches --------------------------------------------------------------------------------------------------------------
+
+
+def patches_figure(image, *processors):
+    """A picture as one tile of each processor's size, cut into the tower's patches and, thicker, into tokens.
+
+    Returns: matplotlib figure: a panel a processor.
+    """
+    sides = [(each.tile_px, each.tile_px // PATCH_PX, math.isqrt(each.num_image_token)) for each in processors]
+    said = [f"{px} px: {patches**2:,} patches, {tokens**2:,} tokens" for px, patches, tokens in sides]
+    figure = ShownFigure(figsize=(3.4 * len(said), 3.6), layout="constrained", alt="a tile of " + "; of ".join(said))
+    panels = figure.subplots(1, len(said), squeeze=False)[0]
+    for axes, title, (px, patches, tokens) in zip(panels, said, sides, strict=True):
+        axes.imshow(split_into_tiles(open_image(image), max_tiles=1, tile_px=px)[0], extent=(0, patches, patches, 0))
+        for line in range(patches + 1):
+            strong = line % (patches // tokens) == 0
+            style = {"color": RED if strong else "white", "linewidth": 1.2 if strong else 0.5}
+            axes.axhline(line, **style)
+            axes.axvline(line, **style)
+        axes.set_title(f"a tile of {title}", fontsize=10)
+        axes.axis("off")
+    return figure
+
+
 # a walk of shapes -----------------------------------------------------------------------------------------------------
+
+
+def shapes_html(models):
+    """One tile's way through several models, shape by shape, without weights: a released one needs not be here.
+
+    Args: models: names or folders, `("nano", "2b")`.
+    Returns: HTML: a line a step, a column a model.
+    """
+    columns = {str(name): _steps_of_a_tile(config_of(name)[0]) for name in models}
+    rows = [(step, *(column[step] for column in columns.values())) for step in next(iter(columns.values()))]
+    return fragment(table_html(rows, header=("one tile", *columns)))
+
+
+@torch.inference_mode()
+def _steps_of_a_tile(config):
+    model, _ = empty_model(config)
+    tile_px, text = config["force_image_size"], model.config.text_config
+    steps, _ = _see(model, torch.empty(1, tile_px, tile_px, 3, dtype=torch.uint8, device="meta"))
+    return {step: shape for step, shape, _ in steps} | {
+        "language model": f"{text.num_hidden_layers} layers of {text.hidden_size:,}",
+        "next token": f"one of {text.vocab_size:,}",
+    }
 
 
 def walk_html(vlm, question, images=None):
@@ -69,13 +120,15 @@ def walk_html(vlm, question, images=None):
     steps, logits = _walk(vlm, prompt)
     probable = torch.softmax(logits.float(), dim=-1).topk(LIKELY_TOKENS)
     tokens = vlm.tokenizer.convert_ids_to_tokens(probable.indices.tolist())
-    rows = [(token, f"{share:.2%}") for token, share in zip(tokens, probable.values.tolist(), strict=True)]
     walk = table_html(steps, header=("step", "shape", "what it is"))
-    bars = "".join(
-        f'<div><span class="share" style="width:{200 * share:.0f}px"></span> <b>{text_html(token)}</b> {percent}</div>'
-        for (token, percent), share in zip(rows, probable.values.tolist(), strict=True)
-    )
+    bars = "".join(map(_bar, tokens, probable.values.tolist()))
     return fragment(f"<div>{text_html(question)}</div>{walk}<div>most probable next tokens</div>{bars}")
+
+
+def _bar(token, share):
+    percent = f"{share:.2%}" if share >= 1e-4 else "under 0.01%"
+    bar = f'<span class="share" style="width:{200 * share:.0f}px"></span>'
+    return f"<div>{bar} <b>{text_html(token)}</b> {percent}</div>"
 
 
 @torch.inference_mode()

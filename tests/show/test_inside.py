@@ -1,6 +1,7 @@
 """Inside a model: what trains, the shapes on the way, and gradients that are where and what they say."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from ivlkit.data.collate import normalise_tiles
 from ivlkit.data.encode import encode
 from ivlkit.data.records import Record, Turn
 from ivlkit.errors import DataError
-from ivlkit.show.inside import answer_looks, looks_figure, over_picture, parts_figure, walk_html
+from ivlkit.models.verify import DATA
+from ivlkit.show.inside import (
+    answer_looks,
+    looks_figure,
+    over_picture,
+    parts_figure,
+    patches_figure,
+    shapes_html,
+    walk_html,
+)
 from ivlkit.training.recipes import recipe
 
 
@@ -29,6 +39,26 @@ class TestParts:
         assert f"trains {total:,} of {total:,} parameters" in parts_figure(tiny_vlm, "nano-full").alt
 
 
+class TestPatches:
+    def test_lines_stand_around_every_patch_and_strong_ones_around_every_token(self, tiny_vlm):
+        """112 px: 8 × 8 patches and 4 × 4 tokens; 448 px: 32 × 32 and 16 × 16."""
+        true_size = replace(tiny_vlm.processor, tile_px=448, num_image_token=256)
+        figure = patches_figure(DATA / "temple.jpg", tiny_vlm.processor, true_size)
+        assert [len(axes.lines) for axes in figure.axes] == [2 * 9, 2 * 33]
+        strong = [sum(line.get_linewidth() > 1 for line in axes.lines) for axes in figure.axes]
+        assert strong == [2 * 5, 2 * 17]
+        assert figure.alt == "a tile of 112 px: 64 patches, 16 tokens; of 448 px: 1,024 patches, 256 tokens"
+
+
+class TestShapes:
+    def test_a_released_model_has_the_papers_shapes_without_being_here(self):
+        """Section 3.1 of arXiv:2404.16821: 448 px, 1,024 patches, 256 tokens; widths of the 2B."""
+        html = shapes_html(["nano", "2b"])
+        steps = ("[1, 1,025, 1,024]", "[1, 1,024, 1,024]", "[1, 256, 4,096]", "[1, 256, 2,048]", "one of 92,553")
+        assert all(step in html for step in steps)
+        assert "[1, 64, 128]" in html and "[1, 16, 512]" in html
+
+
 class TestWalk:
     def test_shapes_of_a_picture_of_three_tiles_and_its_thumbnail(self, tiny_vlm):
         """112 px tiles: (112 / 14)² = 64 patches, 16 features; widths of the tiny configuration."""
@@ -40,7 +70,7 @@ class TestWalk:
         html = walk_html(tiny_vlm, "What is 2 plus 3?")
         assert "pixel_values" not in html
         first = tiny_vlm.chat("What is 2 plus 3?", max_new_tokens=1)
-        told = re.findall(r"<b><span[^>]*>(.*?)</span></b> [\d.]+%", html)
+        told = re.findall(r"<b><span[^>]*>(.*?)</span></b> (?:under )?[\d.]+%", html)
         assert len(told) == 5 and first.text in told[0].replace("▁", "").replace("&lt;", "<").replace("&gt;", ">")
 
     def test_no_hook_stays_behind(self, tiny_vlm):
