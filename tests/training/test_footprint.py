@@ -12,7 +12,7 @@ from ivlkit.models.shapes import empty_model, released_shapes
 from ivlkit.training import footprint
 from ivlkit.training.build import build_trainer, leave_casts_to_autocast
 from ivlkit.training.footprint import Layer, Precision
-from ivlkit.training.planner import batch_parts
+from ivlkit.training.prediction import batch_parts
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 

@@ -15,8 +15,10 @@ from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.shapes import empty_model, released_shapes
 from ivlkit.training import planner
+from ivlkit.training.cards import CARDS, MEASURED, match_card
 from ivlkit.training.footprint import optimizer_bytes
-from ivlkit.training.planner import CARDS, MEASURED, batch_parts, match_card, plan, predict_seconds, prepared_shape
+from ivlkit.training.planner import plan, prepared_shape
+from ivlkit.training.prediction import batch_parts, predict_seconds
 from ivlkit.training.recipes import RECIPES, recipe
 
 ROW_TOKENS, ROW_TILES = 2260, 8.2  # of the measured mix
