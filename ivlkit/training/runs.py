@@ -288,7 +288,7 @@ def _describe(data, rows_file=ROWS_FILE):
 
 
 def attach(folder=None):
-    """The run in `folder`, or the latest under `runs/`."""
+    """The run in `folder`, or the latest of `runs()`."""
     if folder is not None:
         return Run(folder)
     found = runs()
@@ -298,9 +298,11 @@ def attach(folder=None):
 
 
 def runs(folder=None):
-    """All runs under `runs/`, oldest first."""
-    paths = sorted(Path(folder or RUNS_FOLDER).glob("*/run.yaml"), key=lambda path: path.stat().st_mtime)
-    return [Run(path.parent) for path in paths]
+    """All runs under `folder`, oldest first; default `runs/` here, and the one beside this folder, where the notebooks
+    keep theirs."""
+    roots = [Path(folder)] if folder else [RUNS_FOLDER, ".." / RUNS_FOLDER]
+    paths = (path for root in roots for path in root.rglob("run.yaml"))
+    return [Run(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
 
 
 def execute(folder):
