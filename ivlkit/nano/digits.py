@@ -8,6 +8,7 @@ last 50 for testing. No two digits are equal, and no digit is in two splits (a w
 not say who wrote what).
 """
 
+import csv
 import json
 import random
 from functools import lru_cache
@@ -99,6 +100,29 @@ def write_digit_strips(folder, split="train", *, rows=400, digits=(1, 6), seed=0
             task = rng.choices(tasks, shares)[0]
             ids = [next(deck) for _ in range(rng.randint(*digits))]
             lines.write(json.dumps(_write_row(folder, f"{split}-{row:05d}", row, task, ids, rng)) + "\n")
+    return path
+
+
+def write_digit_table(folder, *, rows=300, digits=(1, 2)):
+    """Write `labels.csv` and its pictures as a spreadsheet has them: columns file, number, digits.
+
+    Three lines can't be used, as in most tables: the first has no number, the second's picture is not there, that of
+    the third ends in the middle. The same arguments write the same bytes.
+
+    Returns the path of the table.
+    """
+    if rows < 3:
+        raise DataError(f"write_digit_table: rows={rows}, expected 3 or more; its first three are broken")
+    folder = Path(folder)
+    strips = write_digit_strips(folder, rows=rows, digits=digits, tasks=("read",)).read_text(encoding="utf-8")
+    written = [json.loads(line) for line in strips.splitlines()]
+    lines = [[row["image"], row["conversations"][1]["value"], row["num_digits"]] for row in written]
+    lines[0][1], lines[1][0] = "", "images/IMG_0042.png"
+    cut = folder / lines[2][0]
+    cut.write_bytes(cut.read_bytes()[:300])
+    path = folder / "labels.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["file", "number", "digits"], *lines])
     return path
 
 
