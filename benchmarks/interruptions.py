@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -36,6 +35,7 @@ STEPS_LEFT = 60  # fewer are left: the run is begun anew, so that it can't end b
 CURVE_SECONDS = 5
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"
 CELLS = "[...window.jupyterapp.shell.currentWidget.content.model.cells]"
+END_KERNELS = "async () => { await window.jupyterapp.serviceManager.sessions.shutdownAll() }"  # a closed tab leaves one
 SHOWS_A_CURVE = (
     f"() => {CELLS}.some(cell => cell.type === 'code' && JSON.stringify(cell.outputs.toJSON()).includes('loss of run'))"
 )
@@ -131,7 +131,6 @@ def disturb(kind, browser, address, folder):
     seen["after"] = steps(folder)[0]
     if kind != "closed tab":
         page.close()
-    end_kernels(address)
     print(json.dumps(seen), flush=True)
     return seen
 
@@ -152,15 +151,9 @@ def attach(browser, address):
     page.evaluate(RUN_ALL)
     page.wait_for_function(DRAWN, timeout=120_000)
     seconds = time.monotonic() - started
+    page.evaluate(END_KERNELS)
     page.close()
     return round(seconds, 1)
-
-
-def end_kernels(address):
-    """A closed tab leaves its kernel; twenty of them would not fit."""
-    for kernel in json.load(urllib.request.urlopen(f"{address}/api/kernels")):
-        request = urllib.request.Request(f"{address}/api/kernels/{kernel['id']}", method="DELETE")
-        urllib.request.urlopen(request).close()
 
 
 def report(found):
