@@ -441,14 +441,15 @@ class _Overview:
         if not self.findings.wants(code):
             return self.findings.count(code, 1)
         source, own = self._place(row)
-        name, origin = self.task.sources[source].name, self._origin(source, own)
+        name, origin = self.task.sources[source].name, self._origin(row)
         found = f"{origin}: {found}" if origin else found
         return self.findings.add(
             make_problem(code, self._where(row), found, expected=expected, todo=todo, source=name, row=own)
         )
 
-    def _origin(self, source, own):
+    def _origin(self, row):
         """Where a converted row came from, "labels.csv:40"; "" for rows that nobody converted."""
+        source, own = self._place(row)
         annotation = self.task.sources[source].annotation
         if not (annotation.parent / MARKER).exists():
             return ""
@@ -463,6 +464,9 @@ class _Overview:
     def _where(self, row):
         source, own = self._place(row)
         return f"{self.labels[source]}:{self.indexes[source].number(own)}"
+
+    def _named(self, row):
+        return self._origin(row) or self._where(row)
 
     def record(self, row):
         """The record of a good row."""
@@ -497,7 +501,7 @@ class _Overview:
                     self._say("leak", row, f"the row {self._where(first)} of split {self._split_name(first)} again")
                     self.state[row] = BAD
                 else:
-                    self._say("duplicate_row", row, f"the same as {self._where(first)}")
+                    self._say("duplicate_row", row, f"the same as {self._named(first)}")
 
     def _compare_asked(self):
         good = np.flatnonzero(self.state == GOOD)
@@ -505,7 +509,7 @@ class _Overview:
             first, *others = good[rows].tolist()
             for row in others:
                 if self.answer_hash[row] != self.answer_hash[first]:
-                    self._say("contradiction", row, f"another answer than {self._where(first)} gives to the same")
+                    self._say("contradiction", row, f"another answer than {self._named(first)} gives to the same")
 
     def _split_name(self, row):
         return repr(self.task.sources[self._place(row)[0]].split)
@@ -536,7 +540,7 @@ class _Overview:
         contents = self._contents(first)
         for number in np.flatnonzero(contents != np.arange(len(contents))):
             original, copy = self.pictures[first[contents[number]]], self.pictures[first[number]]
-            found = f"{self._name(copy)} has the content of {self._name(original)} in {self._where(original['row'])}"
+            found = f"{self._name(copy)} has the content of {self._name(original)} in {self._named(original['row'])}"
             self._say("duplicate_picture", int(copy["row"]), found)
         if len(set(self.split_of.tolist())) > 1:
             self._find_leaks(contents[name_of], len(hashes))

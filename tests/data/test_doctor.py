@@ -619,3 +619,4 @@ def test_a_converted_row_is_named_by_its_line_in_the_table_too(tmp_path, process
     missing, other = diagnose(data, processor).problems
     assert str(missing).startswith("rows.jsonl:2: warning: labels.csv:4: the answer 'nan'; expected an answer; ")
     assert (missing.code, other.code) == ("missing_value", "contradiction")
+    assert other.found == "labels.csv:4: another answer than labels.csv:3 gives to the same"

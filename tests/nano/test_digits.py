@@ -147,6 +147,17 @@ def test_arguments_that_make_no_sense_are_refused_by_name(tmp_path, arguments, m
         write_digit_strips(tmp_path, **arguments)
 
 
+def test_written_again_nothing_is_touched_that_a_run_may_be_reading(tmp_path):
+    write_digit_strips(tmp_path, rows=4)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+    write_digit_strips(tmp_path, rows=4)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files} == before
+    with open(tmp_path / "train.jsonl", encoding="utf-8") as reader:
+        write_digit_strips(tmp_path, rows=3)
+        assert len(reader.read().splitlines()) == 4  # who has it open reads on
+
+
 class TestTable:
     def test_three_lines_are_broken_and_the_others_are_what_the_pictures_show(self, tmp_path):
         lines = write_digit_table(tmp_path, rows=12).read_text().splitlines()
