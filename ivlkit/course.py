@@ -1,18 +1,19 @@
 """Copies of the course's notebooks: renewed when the original changed, never over what their reader wrote.
 
-What counts as the reader's are the cells. A copy that was only run is renewed too; as it was, with its outputs, it goes
-into `earlier/` beside it.
+What counts as the reader's are the cells. A copy that was only run is renewed too, once cells of the original changed;
+as it was, with its outputs, it goes into `earlier/` beside it.
 """
 
 import hashlib
 import json
 import os
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import IvlkitError
 
-COPIES_FILE = ".copies.json"  # notebook → fingerprint of its cells when it was copied
+COPIES_FILE = ".copies.json"  # notebook → [digest of its cells, digest of the file] when it was copied
 EARLIER_FOLDER = "earlier"
 YOUR_TURN = "# your turn"  # where a solution was
 
@@ -66,45 +67,43 @@ def said_of(done, to):
     counts = {state: sum(one == state for one in done.values()) for state in ("new", "renewed", "up to date", "yours")}
     lines = [f"{to}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)]
     if counts["renewed"]:
-        lines.append(f"  what was renewed is kept as it was in {Path(to) / EARLIER_FOLDER}, outputs and all")
+        lines.append(f"  what you had run is kept with its outputs in {Path(to) / EARLIER_FOLDER}")
     for name in (name for name, state in done.items() if state == "yours"):
         lines.append(f"  {name}: you changed it, so it stays, and the original is newer; for that one, rename yours")
     return "\n".join(lines)
 
 
-def fingerprint(text):
-    """Of a notebook's cells, without outputs and counts; of the whole text where it is no notebook."""
-    try:
-        cells = json.loads(text)["cells"]
-        text = json.dumps([(cell["cell_type"], "".join(cell["source"])) for cell in cells])
-    except (ValueError, KeyError, TypeError):
-        pass
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digests(text):
+    """[of a notebook's cells without outputs and counts, of the whole text]; equal where it is no notebook."""
+    cells = text
+    with suppress(ValueError, KeyError, TypeError):
+        cells = json.dumps([(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]])
+    return [hashlib.sha256(part.encode()).hexdigest()[:16] for part in (cells, text)]
 
 
 def _bring(wanted, copy, copied):
     """Make one copy what it should be and note it in `copied`; says what was done."""
-    new, known = fingerprint(wanted), copied.get(copy.name)
-    there = copy.read_text(encoding="utf-8", errors="replace") if copy.exists() else None
-    now = None if there is None else fingerprint(there)
+    if not copy.exists():
+        return _put(wanted, copy, copied, "new")
+    (new, new_file), known = _digests(wanted), copied.get(copy.name, [None, None])
+    now, now_file = _digests(copy.read_text(encoding="utf-8", errors="replace"))
+    if now_file == known[1] != new_file:  # nobody even ran it
+        return _put(wanted, copy, copied, "renewed")
     if now == new:
-        copied[copy.name] = new
+        copied[copy.name] = [new, known[1]]
         return "up to date"
-    if now is not None and now != known:
-        return "up to date" if new == known else "yours"
-    if there is not None:
-        _set_aside(copy, there)
+    if now != known[0]:
+        return "up to date" if new == known[0] else "yours"
+    earlier = copy.parent / EARLIER_FOLDER
+    earlier.mkdir(exist_ok=True)
+    os.replace(copy, earlier / f"{copy.stem}-{now_file}.ipynb")  # a name by content: nothing in there is lost
+    return _put(wanted, copy, copied, "renewed")
+
+
+def _put(wanted, copy, copied, state):
     _write(copy, wanted)
-    copied[copy.name] = new
-    return "new" if there is None else "renewed"
-
-
-def _set_aside(copy, text):
-    """The name holds the content's hash: nothing that was set aside before is lost."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    folder = copy.parent / EARLIER_FOLDER
-    folder.mkdir(exist_ok=True)
-    os.replace(copy, folder / f"{copy.stem}-{digest}.ipynb")
+    copied[copy.name] = _digests(wanted)
+    return state
 
 
 def _write(path, text):
@@ -119,7 +118,8 @@ def _read_copied(folder):
         noted = json.loads((folder / COPIES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}
+    pairs = noted.items() if isinstance(noted, dict) else ()
+    return {name: found for name, found in pairs if isinstance(found, list) and len(found) == 2}
 
 
 def _for_students(text):

@@ -12,6 +12,7 @@ from ivlkit.cli import main
 from ivlkit.course import CourseError, copy_notebooks, find_notebooks, said_of
 
 ROOT = Path(__file__).parents[1]
+SHOWN = {"output_type": "stream", "name": "stdout", "text": "an hour's work"}
 
 
 def write_notebook(path, *sources, tags=(), outputs=()):
@@ -45,10 +46,21 @@ class TestCopies:
         write_notebook(place[0] / "a.ipynb", "x = 2")
         assert copy_notebooks(place[1], source=place[0]) == {"a.ipynb": "renewed"}
         assert sources(place[1] / "a.ipynb")[1] == "x = 2"
+        assert not (place[1] / "earlier").exists()
+
+    def test_an_untouched_copy_follows_its_originals_outputs_too(self, place):
+        write_notebook(place[0] / "a.ipynb", "x = 1", outputs=[SHOWN])
+        assert copy_notebooks(place[1], source=place[0]) == {"a.ipynb": "renewed"}
+        assert (place[1] / "a.ipynb").read_text() == (place[0] / "a.ipynb").read_text()
+
+    def test_what_a_reader_saw_is_not_replaced_by_what_the_original_saw(self, place):
+        write_notebook(place[1] / "a.ipynb", "x = 1", outputs=[SHOWN])
+        write_notebook(place[0] / "a.ipynb", "x = 1", outputs=[SHOWN | {"text": "on another machine"}])
+        assert copy_notebooks(place[1], source=place[0]) == {"a.ipynb": "up to date"}
+        assert "an hour's work" in (place[1] / "a.ipynb").read_text()
 
     def test_a_copy_that_was_only_run_follows_too_and_its_outputs_are_kept(self, place):
-        ran = {"output_type": "stream", "name": "stdout", "text": "an hour's work"}
-        write_notebook(place[1] / "a.ipynb", "x = 1", outputs=[ran])
+        write_notebook(place[1] / "a.ipynb", "x = 1", outputs=[SHOWN])
         write_notebook(place[0] / "a.ipynb", "x = 2")
         assert copy_notebooks(place[1], source=place[0]) == {"a.ipynb": "renewed"}
         (kept,) = (place[1] / "earlier").glob("a-*.ipynb")
@@ -70,7 +82,7 @@ class TestCopies:
         assert copy_notebooks(place[1], source=place[0]) == {"a.ipynb": "new"}
         assert sources(place[1] / "mine.ipynb")[1] == "x = 1"
 
-    @pytest.mark.parametrize("note", [None, "[]", "{broken"])
+    @pytest.mark.parametrize("note", [None, "[]", "{broken", '{"a.ipynb": 1}'])
     def test_where_nothing_is_noted_what_differs_is_the_readers(self, place, note):
         notes = place[1] / course.COPIES_FILE
         notes.unlink() if note is None else notes.write_text(note)
