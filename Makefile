@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 SETUP = command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found. Run: sudo apt-get install python3 python3-venv (macOS: brew install python)" >&2; exit 2; }; $(PYTHON) .ci/setup.py --venv '$(VENV)' --torch '$(TORCH)'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test notebooks lab lint format clean
+.PHONY: help setup setup-all demo test notebooks lab student lint format clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 — /p' $(firstword $(MAKEFILE_LIST))
@@ -28,8 +28,12 @@ test: setup  ## run all tests but the notebooks
 notebooks: setup  ## execute the course and check each notebook's results
 	$(BIN)/python -m pytest tests/notebooks $(ARGS)
 
-lab: setup  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: setup  ## open copies of the notebooks in JupyterLab, in work/; yours are never overwritten
+	$(BIN)/python -m ivlkit notebooks work
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/work $(ARGS)
+
+student: setup  ## write copies without solutions and outputs to student/
+	$(BIN)/python -m ivlkit notebooks student --for-students
 
 lint: setup  ## check style, code and notebooks
 	$(BIN)/ruff check

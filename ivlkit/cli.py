@@ -41,7 +41,7 @@ def _parser():
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
-    for add in (*looking, _plan, _train, _runs, _evaluate, _benchmark, _compare, _export, _demo, _nano):
+    for add in (*looking, _plan, _train, _runs, _evaluate, _benchmark, _compare, _export, _notebooks, _demo, _nano):
         add(commands)
     return parser
 
@@ -574,6 +574,24 @@ def _run_export(options):
     print(export(options.source, options.to, layout=options.layout, device=options.device))
     if options.push_to_hub:
         print(push_to_hub(options.to, options.push_to_hub))
+
+
+def _notebooks(commands):
+    parser = _command(
+        commands,
+        "notebooks",
+        _run_notebooks,
+        "Copies of the course to work in; brings them up to date, and never touches what you changed.",
+        ["ivlkit notebooks work", "ivlkit notebooks student --for-students"],
+    )
+    parser.add_argument("to", nargs="?", default="work", help="folder of the copies; default work")
+    parser.add_argument("--for-students", action="store_true", help="without solutions and outputs")
+
+
+def _run_notebooks(options):
+    from .course import copy_notebooks, said_of
+
+    print(said_of(copy_notebooks(options.to, for_students=options.for_students), options.to))
 
 
 def _demo(commands):

@@ -9,7 +9,7 @@ import pytest
 from ivlkit.cli import main
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
-COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "demo", "nano"]
+COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "notebooks", "demo", "nano"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

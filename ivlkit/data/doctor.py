@@ -1,7 +1,7 @@
 """Checks a data set before a GPU is paid for: every row is usable or listed, with file, line and what to do.
 
 Rows are examined in blocks by several processes (`examine`); what concerns rows together (repeats, pictures on both
-sides of a split, answers that are all equal) is found here, from 8-byte hashes. Memory: about 70 bytes a row.
+sides of a split, answers that are all equal) is found here, from 8-byte hashes. Memory: about 80 bytes a row.
 
 Sizes of pictures come from their files' headers. Only with pictures="exist" do the declared `width` and `height` count
 where a row has them; "header" and "decode" compare them with the file.
@@ -25,12 +25,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
-from .convert import openable
+from .convert import MARKER, openable
 from .examine import BAD, GOOD, MEDIA_SUFFIXES, PICTURE, PICTURES, Examiner, Task, hash_text, light_processor
 from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, make_problem
 from .groups import file_digest
 from .index import CACHE_FOLDER, STORED_FROM_BYTES, LineIndex, load_array, store_array
 from .mixture import Data, Source, read_entries, read_source
+from .records import parse_row
 
 BLOCK_ROWS = 2048
 _VIDEO = 1 << 31  # in a stored length
@@ -415,7 +416,7 @@ class _Overview:
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         total = int(self.starts[-1])
         self.state = np.zeros(total, np.uint8)
-        self.row_hash, self.id_hash, self.answer_hash = (np.zeros(total, np.uint64) for _ in range(3))
+        self.row_hash, self.id_hash, self.answer_hash, self.asked_hash = np.zeros((4, total), np.uint64)
         self.supervised, self.final = np.zeros(total, np.int32), np.zeros((2, total), np.int32)
         self._pictures = []
 
@@ -424,7 +425,7 @@ class _Overview:
         rows = block.rows + self.starts[block.source]
         self.state[rows] = block.state
         self.row_hash[rows], self.id_hash[rows] = block.row_hash, block.id_hash
-        self.answer_hash[rows] = block.answer_hash
+        self.answer_hash[rows], self.asked_hash[rows] = block.answer_hash, block.asked_hash
         self.supervised[rows], self.final[:, rows] = block.lengths[2], block.final
         pictures = block.pictures
         pictures["row"] += self.starts[block.source]
@@ -440,10 +441,21 @@ class _Overview:
         if not self.findings.wants(code):
             return self.findings.count(code, 1)
         source, own = self._place(row)
-        name = self.task.sources[source].name
+        name, origin = self.task.sources[source].name, self._origin(row)
+        found = f"{origin}: {found}" if origin else found
         return self.findings.add(
             make_problem(code, self._where(row), found, expected=expected, todo=todo, source=name, row=own)
         )
+
+    def _origin(self, row):
+        """Where a converted row came from, "labels.csv:40"; "" for rows that nobody converted."""
+        source, own = self._place(row)
+        annotation = self.task.sources[source].annotation
+        if not (annotation.parent / MARKER).exists():
+            return ""
+        with contextlib.suppress(DataError):  # a line that was damaged since
+            return str(parse_row(*self.indexes[source].line(own)).get("source", ""))
+        return ""
 
     def _place(self, row):
         source = int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -452,6 +464,9 @@ class _Overview:
     def _where(self, row):
         source, own = self._place(row)
         return f"{self.labels[source]}:{self.indexes[source].number(own)}"
+
+    def _named(self, row):
+        return self._origin(row) or self._where(row)
 
     def record(self, row):
         """The record of a good row."""
@@ -466,6 +481,7 @@ class _Overview:
         own = [int(np.searchsorted(splits, source.split)) for source in self.task.sources]
         self.split_of = np.array(own, np.int8) if own else np.empty(0, np.int8)
         self._compare_texts()
+        self._compare_asked()
         self._compare_ids()
         self._compare_answers()
         self._compare_pictures()
@@ -485,7 +501,15 @@ class _Overview:
                     self._say("leak", row, f"the row {self._where(first)} of split {self._split_name(first)} again")
                     self.state[row] = BAD
                 else:
-                    self._say("duplicate_row", row, f"the same as {self._where(first)}")
+                    self._say("duplicate_row", row, f"the same as {self._named(first)}")
+
+    def _compare_asked(self):
+        good = np.flatnonzero(self.state == GOOD)
+        for rows in _equal_groups(self.asked_hash[good]):
+            first, *others = good[rows].tolist()
+            for row in others:
+                if self.answer_hash[row] != self.answer_hash[first]:
+                    self._say("contradiction", row, f"another answer than {self._named(first)} gives to the same")
 
     def _split_name(self, row):
         return repr(self.task.sources[self._place(row)[0]].split)
@@ -516,7 +540,7 @@ class _Overview:
         contents = self._contents(first)
         for number in np.flatnonzero(contents != np.arange(len(contents))):
             original, copy = self.pictures[first[contents[number]]], self.pictures[first[number]]
-            found = f"{self._name(copy)} has the content of {self._name(original)} in {self._where(original['row'])}"
+            found = f"{self._name(copy)} has the content of {self._name(original)} in {self._named(original['row'])}"
             self._say("duplicate_picture", int(copy["row"]), found)
         if len(set(self.split_of.tolist())) > 1:
             self._find_leaks(contents[name_of], len(hashes))

@@ -42,6 +42,7 @@ _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
 _BOXES = re.compile(r"\s*\[\s*(?:\[[^\[\]]*\]\s*,?\s*)+\]\s*")
 _NUMBERS = re.compile(r"\[([^\[\]]*)\]")
+_MISSING_VALUES = {"nan", "na", "n/a", "#n/a", "null", "#ref!", "#value!", "#name?", "#div/0!"}
 _MISNAMED = ("image_path", "image_file", "img", "picture", "pictures", "photo")
 _SUFFIXES = {
     ".jpg": "jpeg",
@@ -79,6 +80,7 @@ class Block:
     row_hash: np.ndarray  # uint64, of pictures and turns
     id_hash: np.ndarray  # uint64, 0 without an id
     answer_hash: np.ndarray  # uint64, of the last answer
+    asked_hash: np.ndarray  # uint64, of all that stands before it, and the pictures
     lengths: np.ndarray  # int32 [3, rows]: tokens without pictures, tiles at the set's budget, supervised tokens
     final: np.ndarray  # int32 [2, rows]: tokens and tiles as trained, after shrinking
     videos: np.ndarray  # int64, rows of the file whose length depends on the draw
@@ -160,7 +162,7 @@ class _BlockState:
         self.source, self.index = examiner.task.sources[source], examiner.indexes[source]
         count = len(rows)
         self.state = np.zeros(count, np.uint8)
-        self.hashes = np.zeros((3, count), np.uint64)
+        self.hashes = np.zeros((4, count), np.uint64)
         self.lengths = np.zeros((3, count), np.int32)
         self.final = np.zeros((2, count), np.int32)
         self.videos, self.pictures, self.problems, self.counts = [], [], [], Counter()
@@ -266,6 +268,8 @@ class _BlockState:
                 answer = text.strip()
                 if not answer:
                     self.say(place, "empty_answer", "an empty answer")
+                elif answer.casefold() in _MISSING_VALUES:
+                    self.say(place, "missing_value", f"the answer {answer!r}")
                 elif len(answer) != len(text):
                     self.say(place, "outer_whitespace", f"outer whitespace in the answer {_short(text)}")
                 if "[" in text and _BARE_BOX.fullmatch(text):
@@ -298,10 +302,10 @@ class _BlockState:
         for turn in record.turns:
             found = image_tokens.search(turn.text)
             if found:
-                self.say(place, "image_token", f"{found[0]} in a {turn.role} turn")
+                self.say(place, "image_token", f"{found[0]} in a turn of the {turn.role}")
             found = others.search(turn.text)
             if found:
-                self.say(place, "special_token", f"{found[0]} in a {turn.role} turn")
+                self.say(place, "special_token", f"{found[0]} in a turn of the {turn.role}")
             self._check_tags(place, turn.text)
             for content in _BOX.findall(turn.text):
                 self._check_box(place, parsed, content)
@@ -365,6 +369,7 @@ class _BlockState:
         if record.id is not None:
             self.hashes[1, place] = hash_text(repr(record.id))
         self.hashes[2, place] = hash_text(answer)
+        self.hashes[3, place] = hash_text("\0".join((*names, str(record.video), *texts[:-1])))
 
     # lengths ---------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import os
 import shutil
@@ -6,6 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 PART = ".part"  # ends the name of what is being written, or removed
+
+
+def write_if_changed(path, content):
+    """Write bytes in one step, or nothing where they are there already: a run may be reading the file."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    aside = path.with_name(path.name + PART)
+    aside.write_bytes(content)
+    os.replace(aside, path)
 
 
 @contextmanager

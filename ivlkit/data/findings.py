@@ -44,6 +44,7 @@ KINDS = {
     "no_answer": Kind(ERROR, "an answer last", "add it or remove the question"),
     "empty_question": Kind(WARNING, "a question", "write it or remove the turn"),
     "empty_answer": Kind(WARNING, "an answer", "write it; as it is the model learns to say nothing"),
+    "missing_value": Kind(WARNING, "an answer", "write it or remove the row, unless this is what should be answered"),
     "half_surrogate": Kind(ERROR, "whole characters", "mend the text"),
     "control_character": Kind(WARNING, "text without control characters", "remove it", True),
     "outer_whitespace": Kind(INFO, "answers without it", "nothing: it is stripped", True),
@@ -55,6 +56,7 @@ KINDS = {
     "special_token": Kind(WARNING, "no tokens of the chat format in a text", "remove it; the model reads it as one"),
     "unusable": Kind(ERROR, "a row that can be read", "mend or remove it"),
     "duplicate_row": Kind(WARNING, "every row once", "remove one; to repeat rows use repeat_time"),
+    "contradiction": Kind(INFO, "one answer to one question", "correct one, unless both are right"),
     "duplicate_id": Kind(INFO, "every id once", "nothing: ids are kept, never used"),
     "constant_answers": Kind(WARNING, "answers that differ", "was the right column taken? a model learns to ignore"),
     # boxes

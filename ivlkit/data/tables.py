@@ -21,8 +21,9 @@ IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "file", "image_path
 QUESTION_COLUMNS = ("question", "prompt", "instruction")
 ANSWER_COLUMNS = ("answer", "label", "caption", "text")
 DELIMITERS = (",", ";", "\t", "|")
-ENCODINGS = ("utf-8", "cp1252", "latin-1")  # what a file without a mark is tried as; the last one reads any byte
+ENCODINGS = ("cp1252", "latin-1")  # tried where it is not UTF-8; the last one reads any byte
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
 FOLDER_QUESTION = "What is it?"
 HIDDEN_FILES = {"thumbs.db", "desktop.ini"}
@@ -185,9 +186,22 @@ def _encoding(path):
         with open(path, "rb") as file:
             start = file.read(4)
         marked = next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
-        return marked or next(name for name in ENCODINGS if _decodes(path, name))
+        if marked or _is_mostly_utf8(path):
+            return marked or "utf-8"
+        return next(name for name in ENCODINGS if _decodes(path, name))
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a table; check the path") from error
+
+
+def _is_mostly_utf8(path):
+    """Of the lines that are not plain ASCII at least half are UTF-8: then the others are mistakes, each of its row."""
+    right = wrong = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.isascii():
+                is_right = not _NOT_UTF8.search(line.decode(errors="surrogateescape"))
+                right, wrong = right + is_right, wrong + (not is_right)
+    return right >= wrong
 
 
 def _decodes(path, encoding):
@@ -214,12 +228,12 @@ def _delimiter(path, encoding):
 def _csv_lines(path, encoding, delimiter):
     """(line, cells or the error) of every row that is not blank; a row may span lines, it counts by its first."""
     try:
-        with open(path, encoding=encoding, newline="") as file:
+        with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
             reader, line = csv.reader(file, delimiter=delimiter, strict=True), 0
             while True:
                 line = reader.line_num
                 try:
-                    cells = next(reader)
+                    cells = _as_text(next(reader), encoding)
                 except StopIteration:
                     return
                 except csv.Error as error:
@@ -228,6 +242,15 @@ def _csv_lines(path, encoding, delimiter):
                     yield line + 1, cells
     except UnicodeError as error:
         raise DataError(f"{path}: not {encoding} ({error}); save it as CSV in UTF-8") from error
+
+
+def _as_text(cells, encoding):
+    """The cells of a row, or a ValueError where one holds bytes that are no text in this encoding."""
+    for number, cell in enumerate(cells, start=1):
+        if found := _NOT_UTF8.search(cell):
+            byte = ord(found[0]) - 0xDC00
+            return ValueError(f"byte 0x{byte:02x} in cell {number} is not {encoding}; type the character anew")
+    return cells
 
 
 def _csv_error(error, first, last):

@@ -134,8 +134,9 @@ def find_model(name):
 
 
 def model_roots():
-    """Where released models are looked for, in this order: `pretrained`, then $IVLKIT_MODELS if it is set."""
-    return [Path(root) for root in ("pretrained", os.environ.get("IVLKIT_MODELS")) if root]
+    """Where released models are looked for, in this order: `pretrained`, the one beside this folder, which notebooks
+    share with their checkout, then $IVLKIT_MODELS if it is set."""
+    return [Path(root) for root in ("pretrained", "../pretrained", os.environ.get("IVLKIT_MODELS")) if root]
 
 
 def _find_released(family):

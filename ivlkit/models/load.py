@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import warnings
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ from .shards import fingerprint
 
 SMALL_BYTES = 1_000_000_000
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
+# It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 register_with_transformers(ReleasedInternVLForConditionalGeneration.__name__)
 
 

@@ -8,6 +8,8 @@ last 50 for testing. No two digits are equal, and no digit is in two splits (a w
 not say who wrote what).
 """
 
+import csv
+import io
 import json
 import random
 from functools import lru_cache
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ivlkit.data.files import write_if_changed
 from ivlkit.errors import DataError
 
 ATLAS = Path(__file__).parent / "digits" / "digits.png"
@@ -75,6 +78,7 @@ def write_digit_strips(folder, split="train", *, rows=400, digits=(1, 6), seed=0
 
     A strip is 112 px high and exactly 112 px wide per digit. The same arguments write the same bytes, and
     fewer rows are the beginning of more rows. All digits of the split are used before one is used again.
+    Files that are there already are not touched: a run may be reading them.
 
     folder: made if missing; pictures go to `folder/images/<split>-00000.png`.
     digits: fewest and most digits a strip; (1, 1) gives single digits.
@@ -93,12 +97,36 @@ def write_digit_strips(folder, split="train", *, rows=400, digits=(1, 6), seed=0
     deck = _deal(digit_ids(split), random.Random(f"digits/{seed}/{split}"))
     (folder / "images").mkdir(parents=True, exist_ok=True)
     path = folder / f"{split}.jsonl"
-    with path.open("w", encoding="utf-8", newline="\n") as lines:
-        for row in range(rows):
-            rng = random.Random(f"strips/{seed}/{split}/{row}")
-            task = rng.choices(tasks, shares)[0]
-            ids = [next(deck) for _ in range(rng.randint(*digits))]
-            lines.write(json.dumps(_write_row(folder, f"{split}-{row:05d}", row, task, ids, rng)) + "\n")
+    lines = []
+    for row in range(rows):
+        rng = random.Random(f"strips/{seed}/{split}/{row}")
+        task = rng.choices(tasks, shares)[0]
+        ids = [next(deck) for _ in range(rng.randint(*digits))]
+        lines.append(json.dumps(_write_row(folder, f"{split}-{row:05d}", row, task, ids, rng)) + "\n")
+    write_if_changed(path, "".join(lines).encode())
+    return path
+
+
+def write_digit_table(folder, *, rows=300, digits=(1, 2)):
+    """Write `labels.csv` and its pictures as a spreadsheet has them: columns file, number, digits.
+
+    Three lines can't be used, as in most tables: the first has no number, the second's picture is not there, that of
+    the third ends in the middle. The same arguments write the same bytes.
+
+    Returns the path of the table.
+    """
+    if rows < 3:
+        raise DataError(f"write_digit_table: rows={rows}, expected 3 or more; its first three are broken")
+    folder = Path(folder)
+    strips = write_digit_strips(folder, rows=rows, digits=digits, tasks=("read",)).read_text(encoding="utf-8")
+    written = [json.loads(line) for line in strips.splitlines()]
+    lines = [[row["image"], row["conversations"][1]["value"], row["num_digits"]] for row in written]
+    lines[0][1], lines[1][0] = "", "images/IMG_0042.png"
+    cut = folder / lines[2][0]
+    cut.write_bytes(cut.read_bytes()[:300])
+    path = folder / "labels.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["file", "number", "digits"], *lines])
     return path
 
 
@@ -129,7 +157,9 @@ def draw_strip(ids, rng):
 def _write_row(folder, name, row, task, ids, rng):
     """Draw and save one strip; return its JSONL row."""
     strip, boxes = draw_strip(ids, rng)
-    strip.save(folder / "images" / f"{name}.png")
+    picture = io.BytesIO()
+    strip.save(picture, "png")
+    write_if_changed(folder / "images" / f"{name}.png", picture.getvalue())
     question = rng.choice(QUESTIONS[task])
     facts = _facts([int(i) // DIGITS_PER_CLASS for i in ids], boxes, strip, rng)
     turns = [("human", f"<image>\n{question.format(**facts)}"), ("gpt", ANSWERS[task].format(**facts))]

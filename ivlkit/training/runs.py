@@ -2,7 +2,8 @@
 
 A run's folder holds run.yaml (recipe, data, versions), log.jsonl (a line a step), output.txt (what the child printed),
 checkpoint-N/ while it trains and `final/` when it is done. The same recipe and data always get the same folder, so
-running a cell again attaches to the run instead of training twice.
+running a cell again attaches to the run instead of training twice. What torch is needed for is imported where it is
+used: a run is found and shown again at once.
 """
 
 import errno
@@ -27,12 +28,9 @@ from ..data.files import appearing
 from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
-from ..models.load import ORIGIN_FILE, default_dtype, load
 from .history import read_steps
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
-from .schedule import check_rows
-from .tuning import summary_text
 
 LOG_FILE = "log.jsonl"
 NOTICES_FILE = "notices.txt"  # what happened to it that should be known
@@ -184,6 +182,8 @@ class Run:
             raise TrainingError(
                 f"{self.folder}: {self.state}, not finished; expected a finished run; wait for it first"
             )
+        from ..models.load import load
+
         return load(self.folder, **options)
 
     def _process(self):
@@ -288,7 +288,7 @@ def _describe(data, rows_file=ROWS_FILE):
 
 
 def attach(folder=None):
-    """The run in `folder`, or the latest under `runs/`."""
+    """The run in `folder`, or the latest of `runs()`."""
     if folder is not None:
         return Run(folder)
     found = runs()
@@ -298,9 +298,11 @@ def attach(folder=None):
 
 
 def runs(folder=None):
-    """All runs under `runs/`, oldest first."""
-    paths = sorted(Path(folder or RUNS_FOLDER).glob("*/run.yaml"), key=lambda path: path.stat().st_mtime)
-    return [Run(path.parent) for path in paths]
+    """All runs under `folder`, oldest first; default `runs/` here, and the one beside this folder, where the notebooks
+    keep theirs."""
+    roots = [Path(folder)] if folder else [RUNS_FOLDER, ".." / RUNS_FOLDER]
+    paths = (path for root in roots for path in root.rglob("run.yaml"))
+    return [Run(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
 
 
 def execute(folder):
@@ -338,9 +340,12 @@ def _execute(run):
     import torch
 
     from ..models.attention import use_attention
+    from ..models.load import default_dtype, load
     from .build import build_trainer
     from .samples import SampleAnswers
+    from .schedule import check_rows
     from .trainer import LogToFile, StopOnSignal
+    from .tuning import summary_text
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
@@ -381,6 +386,7 @@ def _execute(run):
 def _add_validation(run, trainer, vlm, *, packed):
     """The run's `Validate`, or None for a run without validation data."""
     from .build import plan_validation
+    from .schedule import check_rows
     from .validation import Validate, find_metric
 
     if VALIDATION not in run.spec:
@@ -416,6 +422,7 @@ def _take_best(run, model, last_step):
 
 def _write_final(run, model, processor, *, step):
     """`final/` is complete whenever it exists."""
+    from ..models.load import ORIGIN_FILE
     from .trainer import save_trained
 
     recipe = run.recipe

@@ -3,22 +3,16 @@
 pip install -e ".[notebooks,dev]" && apt-get install chromium
 """
 
-import contextlib
 import importlib.util
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
+from functools import partial
 
 import nbformat
 import pytest
+from lab_server import KERNEL, ROOT, open_page, running_lab, wait_for
 
-ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name in ("playwright", "jupyterlab", "ipywidgets") if importlib.util.find_spec(name) is None]
 if CHROMIUM is None:
@@ -26,51 +20,16 @@ if CHROMIUM is None:
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no browser test without {', '.join(MISSING)}")
 
 WIDGET = "document.querySelector('.jp-WindowedPanel-outer')"
-KERNEL = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
 PLAIN = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """(address of a JupyterLab of its own, the folder it shows); the course is in `notebooks`."""
-    folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    names = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
-    env = os.environ | {f"JUPYTER_{name}": str(home / place) for name, place in names.items()}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    env |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(home / "ipython")}
-    port = _free_port()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += ["--IdentityProvider.token=", "--expose-app-in-browser", f"--ServerApp.root_dir={folder}"]
-    with open(home / "lab.txt", "w") as output:
-        server = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/api"), "JupyterLab's answer")
-        yield f"http://127.0.0.1:{port}", folder
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _answers(address):
-    with contextlib.suppress(OSError):
-        return urllib.request.urlopen(address).status == 200
-
-
-def _wait_for(condition, what, *, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
+    with running_lab(folder, tmp_path_factory.mktemp("home")) as address:
+        yield address, folder
 
 
 @pytest.fixture
@@ -80,14 +39,7 @@ def open_notebook(lab):
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-        def open_page(name, *, width_px=1280):
-            page = browser.new_page(viewport={"width": width_px, "height": 1000})
-            page.goto(f"{lab[0]}/lab/tree/{name}?reset")
-            page.wait_for_function(f"() => window.jupyterapp && {KERNEL}?.status === 'idle'", timeout=60_000)
-            return page
-
-        yield open_page
+        yield partial(open_page, browser, lab[0])
         browser.close()
 
 
@@ -190,7 +142,7 @@ def test_the_stop_button_stops_a_run_and_leaves_a_picture(lab, open_notebook, ru
     page.wait_for_selector("text=then stopped", timeout=60_000)
     assert list(run_folder.glob("runs/*/checkpoint-*"))
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    _wait_for(lambda: '"loss of' in (text := (run_folder / "run.ipynb").read_text()) or "loss of" in text, "the file")
+    wait_for(lambda: '"loss of' in (text := (run_folder / "run.ipynb").read_text()) or "loss of" in text, "the file")
     kept = json.loads((run_folder / "run.ipynb").read_text())["cells"][1]["outputs"]
     assert any("loss of" in "".join(output["data"].get("text/html", "")) for output in kept)
 
@@ -203,7 +155,7 @@ def test_interrupting_the_cell_touches_neither_the_run_nor_the_picture(lab, open
     page.evaluate(f"() => {{ {KERNEL}.interrupt() }}")
     page.wait_for_function(f"() => {KERNEL}.status === 'idle'", timeout=20_000)
     steps = logged_steps(run_folder)
-    _wait_for(lambda: logged_steps(run_folder) > steps + 2, "steps after the interrupt")
+    wait_for(lambda: logged_steps(run_folder) > steps + 2, "steps after the interrupt")
     assert page.locator('img[alt^="loss of"]').count() == 1
 
 
@@ -215,7 +167,7 @@ def test_a_run_outlives_its_kernel_and_is_found_again(lab, open_notebook, run_fo
     page.evaluate(f"() => {{ {KERNEL}.requestExecute({{code: 'import os; os.kill(os.getpid(), 9)'}}) }}")
     page.close()
     steps = logged_steps(run_folder)
-    _wait_for(lambda: logged_steps(run_folder) > steps + 2, "steps after the kernel's end")
+    wait_for(lambda: logged_steps(run_folder) > steps + 2, "steps after the kernel's end")
     cells = [nbformat.v4.new_code_cell("import ivlkit as ivl\nivl.attach().watch()")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PLAIN), run_folder / "again.ipynb")
     again = open_notebook(f"{run_folder.name}/again.ipynb")

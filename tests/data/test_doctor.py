@@ -107,6 +107,8 @@ BAD_ROWS = {
     "only a placeholder": (picture_row(conversations=talk("<image>\n", "A")), "empty_question"),
     "an empty answer": (row(conversations=talk("Q", "")), "empty_answer"),
     "an answer of spaces": (row(conversations=talk("Q", " \n")), "empty_answer"),
+    "a missing value": (ask("NaN"), "missing_value"),
+    "a cell that went wrong": (ask("#N/A"), "missing_value"),
     "a NUL character": (row(conversations=talk("Q\0", "A")), "control_character"),
     "an escape character": (row(conversations=talk("Q", "\x1b[31mA")), "control_character"),
     "another name for the picture": (row(img="a.png"), "misnamed_image"),
@@ -135,6 +137,7 @@ BAD_ROWS = {
     "a literal placeholder": (row(conversations=talk("What is <image>?", "A")), "literal_placeholder"),
     "a placeholder in an answer": (ask("<image>"), "literal_placeholder"),
     "an icon": (picture_row(image="icon.png"), "tiny_picture"),
+    "another answer to the row above": (picture_row(conversations=talk("<image>\nfirst", "2")), "contradiction"),
     "the id above again": (row(id="first"), "duplicate_id"),
     "a copy of a picture": (picture_row(image="copy.png"), "duplicate_picture"),
 }  # fmt: skip
@@ -221,7 +224,7 @@ def test_an_error_is_exactly_what_encoding_refuses(check_lines, tmp_path, pictur
 def test_good_rows_have_no_findings(check_lines):
     lines = [
         row(),
-        picture_row(width=64, height=64),
+        picture_row(width=64, height=64, conversations=talk("<image>\nQ0", "A")),
         picture_row(image=["a.png", "b.png"], conversations=talk("<image> and <image>", "A", "more?", "yes"),
                     width_list=[64, 80], height_list=[64, 60]),
         row(conversations=[{"from": "system", "value": "S"}, *talk("Q1", "A < B")]),
@@ -607,3 +610,13 @@ def test_every_kind_is_described():
     for code, kind in KINDS.items():
         assert kind.level in LEVELS and kind.expected and kind.todo, code
     assert BAD == 2 and GOOD == 1
+
+
+def test_a_converted_row_is_named_by_its_line_in_the_table_too(tmp_path, processor):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\ngone.png,cat\na.png,cat\na.png,nan\n")
+    data = ivl.from_csv(tmp_path / "labels.csv", question="What is it?", rejects="list")
+    missing, other = diagnose(data, processor).problems
+    assert str(missing).startswith("rows.jsonl:2: warning: labels.csv:4: the answer 'nan'; expected an answer; ")
+    assert (missing.code, other.code) == ("missing_value", "contradiction")
+    assert other.found == "labels.csv:4: another answer than labels.csv:3 gives to the same"

@@ -83,6 +83,14 @@ def test_separators_and_encodings_are_detected(write_csv, photos, text, encoding
     assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == ["Größe, 3"]
 
 
+def test_one_byte_of_another_encoding_costs_its_row_and_no_other(tmp_path, photos):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("file,label\np0.jpg,café\np1.jpg,".encode() + "Größe\n".encode("latin-1"))
+    with pytest.raises(DataError, match="labels.csv:3: byte 0xf6 in cell 2 is not utf-8; type the character anew"):
+        ivl.from_csv(path, images=photos, question=QUESTION)
+    assert answers(ivl.from_csv(path, images=photos, question=QUESTION, rejects="list")) == ["café"]
+
+
 def test_a_tsv_is_cut_at_tabs(write_csv, photos):
     path = write_csv("file\tlabel\np0.jpg\ta,b,c\n", "labels.tsv")
     assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == ["a,b,c"]

@@ -137,6 +137,15 @@ def test_a_released_model_that_is_not_here_is_refused_with_the_command_that_fetc
     assert str(caught.value).endswith("fetch it (4.4 GB): ivlkit download 2b")
 
 
+def test_a_notebook_finds_the_released_models_of_its_checkout(tmp_path, monkeypatch):
+    downloaded = tmp_path / "pretrained" / "InternVL-Chat-V1-5"
+    downloaded.mkdir(parents=True)
+    (downloaded / "config.json").write_text("{}")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert find_model("26b").resolve() == downloaded
+
+
 def test_released_models_are_found_under_pretrained_or_where_the_variable_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = tmp_path / "shared" / "InternVL-Chat-V1-5"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.nano.digits import digit_ids, digit_images, write_digit_strips
+from ivlkit.errors import DataError
+from ivlkit.nano.digits import digit_ids, digit_images, write_digit_strips, write_digit_table
 
 
 def read_rows(path):
@@ -144,3 +145,30 @@ def test_fewer_rows_are_the_beginning_of_more_rows(tmp_path):
 def test_arguments_that_make_no_sense_are_refused_by_name(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_digit_strips(tmp_path, **arguments)
+
+
+def test_written_again_nothing_is_touched_that_a_run_may_be_reading(tmp_path):
+    write_digit_strips(tmp_path, rows=4)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+    write_digit_strips(tmp_path, rows=4)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files} == before
+    with open(tmp_path / "train.jsonl", encoding="utf-8") as reader:
+        write_digit_strips(tmp_path, rows=3)
+        assert len(reader.read().splitlines()) == 4  # who has it open reads on
+
+
+class TestTable:
+    def test_three_lines_are_broken_and_the_others_are_what_the_pictures_show(self, tmp_path):
+        lines = write_digit_table(tmp_path, rows=12).read_text().splitlines()
+        assert (len(lines), lines[0]) == (13, "file,number,digits")
+        assert lines[1].split(",")[1] == "" and not (tmp_path / lines[2].split(",")[0]).exists()
+        with pytest.raises(OSError, match="truncated"):
+            Image.open(tmp_path / lines[3].split(",")[0]).load()
+        whole = write_digit_strips(tmp_path / "whole", rows=12, digits=(1, 2), tasks=("read",))
+        answers = [json.loads(line)["conversations"][1]["value"] for line in whole.read_text().splitlines()]
+        assert [line.split(",")[1] for line in lines[2:]] == answers[1:]
+
+    def test_fewer_than_the_three_broken_lines_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match="rows=2, expected 3 or more"):
+            write_digit_table(tmp_path, rows=2)

@@ -104,6 +104,13 @@ def expect_export_and_share(results):
     assert results["next_state"] == "finished" and results["forged_refused"]
 
 
+def expect_my_project(results):
+    assert (results["lines"], results["listed"], results["unusable"]) == (300, 2, 1)
+    assert results["train"] + results["test"] == 297 and results["state"] == "finished"
+    assert results["after"] >= results["before"] and results["after"] > results["shuffled"] + 0.25
+    assert all(results["pages"]) and results["same_reply_after_export"]
+
+
 EXPECTED = {
     "00_first_look.ipynb": expect_first_look,
     "01_download.ipynb": expect_download,
@@ -116,6 +123,7 @@ EXPECTED = {
     "08_evaluate.ipynb": expect_evaluate,
     "09_finetune_full.ipynb": expect_finetune_full,
     "10_export_and_share.ipynb": expect_export_and_share,
+    "my_project.ipynb": expect_my_project,
 }
 
 

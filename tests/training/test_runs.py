@@ -321,6 +321,18 @@ def test_mistakes_are_refused_before_a_child_is_started(rows, chosen, no_child, 
     assert runs() == []
 
 
+def test_a_notebook_finds_the_runs_that_its_checkout_keeps_beside_it(rows, chosen, tmp_path, monkeypatch):
+    run = write_run(chosen, open_data(rows), tmp_path / "runs" / "lesson" / "run")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert attach().folder.resolve() == run.folder.resolve()
+
+
+def test_finding_a_run_and_drawing_it_waits_for_no_torch():
+    code = "import ivlkit, sys; ivlkit.attach, ivlkit.runs; import ivlkit.show.run; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrainingError, match="no run.yaml; expected the folder of a run"):

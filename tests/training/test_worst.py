@@ -5,7 +5,7 @@ import torch
 
 from ivlkit.data.mixture import open_data
 from ivlkit.models.load import load
-from ivlkit.training import planner, runs
+from ivlkit.training import planner
 from ivlkit.training.build import build_trainer
 from ivlkit.training.footprint import optimizer_bytes
 from ivlkit.training.recipes import recipe
@@ -69,7 +69,7 @@ def test_a_run_without_enough_memory_ends_with_advice(tiny, mixed_rows, tmp_path
     def run_out(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(runs, "load", run_out)
+    monkeypatch.setattr("ivlkit.models.load.load", run_out)
     run = write_run(recipe("nano-lora", model=str(tiny), **SMALL), open_data(mixed_rows), tmp_path / "run")
     with pytest.raises(torch.OutOfMemoryError):
         execute(run.folder)
