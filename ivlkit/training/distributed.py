@@ -1,8 +1,8 @@
 """Several processes, one a GPU: the launcher held against the recipe, the meeting, DeepSpeed's configurations.
 
-`torchrun`, `deepspeed` and `accelerate launch` start the same `-m ivlkit train run.yaml`. The recipe alone says how many
-processes there are (`gpus`) and what they divide (`zero_stage`); a launcher that has something else in mind is refused,
-since it would train another share of the rows, or each process all of them, without a word.
+`torchrun`, `deepspeed` and `accelerate launch` start the same `-m ivlkit train run.yaml`. The recipe alone says how
+many processes there are (`gpus`) and what they divide (`zero_stage`); a launcher that has something else in mind is
+refused, since it would train another share of the rows, or each process all of them, without a word.
 """
 
 import importlib.util

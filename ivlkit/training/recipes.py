@@ -103,9 +103,8 @@ class Recipe:
             object.__setattr__(self, "gradient_checkpointing", "full" if self.gradient_checkpointing else "none")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise RecipeError(
-                    f"{self.name}: {name}={getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}"
-                )
+                expected = ", ".join(map(str, allowed))
+                raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {expected}")
         if self.has_adapters and ("full" in (self.vision, self.language) or self.unfreeze_vit_layers):
             raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:

@@ -268,7 +268,7 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
 
 
 class CheckEngine(TrainerCallback):
-    """Says what transformers made of it all, "DeepSpeedEngine ZeRO-2 over 4 processes (nccl)", before the first step."""
+    """Says before the first step what trains: "DeepSpeedEngine ZeRO-2 over 4 processes (nccl)"."""
 
     def __init__(self, trainer):
         self.trainer = trainer

@@ -383,14 +383,14 @@ def test_the_kernel_for_bounds_gives_the_same_steps_under_peft_and_checkpointing
         torch.testing.assert_close(ends[1][name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-def test_ranks_call_the_head_as_often_as_the_one_with_most_positions(start_packed, monkeypatch):
-    """Under ZeRO-3 every call fetches the weight from all ranks: one call less would keep the others waiting."""
+def test_ranks_call_tower_and_head_as_often_as_the_one_with_most_tiles_and_positions(start_packed, monkeypatch):
+    """Under ZeRO-3 every call fetches weights from all ranks: one call less would keep the others waiting."""
     trainer = start_packed("run")
     first, second = trainer.train_dataset[0], trainer.train_dataset[1]
     weight = trainer._get_num_items_in_batch([first, second], "cpu")
-    assert (first["chunks"], second["chunks"]) == (1, 1)
-    other = torch.tensor([[5.0, 3000.0, 1.0]])  # W and the positions of another rank's two micro-batches
+    assert [(batch["tower_calls"], batch["chunks"]) for batch in (first, second)] == [(1, 1), (1, 1)]
+    other = torch.tensor([[5.0, 130.0, 3000.0, 0.0, 1.0]])  # W; tiles and positions of another rank's micro-batches
     monkeypatch.setattr(type(trainer.args), "world_size", property(lambda _: 2))
     monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([own, other]))
     assert trainer._get_num_items_in_batch([first, second], "cpu") == weight + 5
-    assert (first["chunks"], second["chunks"]) == (3, 1)
+    assert [(batch["tower_calls"], batch["chunks"]) for batch in (first, second)] == [(3, 3), (1, 1)]
