@@ -343,7 +343,7 @@ def quiet_if_small(folder):
 
 
 def meta_state(native):
-    """The state dict of a configuration without memory: keys and shapes; whole ones, where ZeRO-3 divides all others."""
+    """The state dict of a configuration without memory: keys and shapes, not divided as ZeRO-3 divides others."""
     from transformers.modeling_utils import set_zero3_state
 
     with torch.device("meta"), set_zero3_state():

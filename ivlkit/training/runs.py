@@ -239,14 +239,24 @@ def train(recipe, data, *, validation=None, metric=None, folder=None):
         folder: default `runs/<recipe>-<hash of recipe and data>`.
     Raises: RecipeError, DataError before anything starts.
     """
+    run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True)
+    if run.state not in ("running", "finished"):
+        _start(run)
+    return run
+
+
+def describe(recipe, data, *, validation=None, metric=None, folder=None, here=False):
+    """Check and write a run as `train` does, and start nothing: for a launcher, on hosts that share the folder.
+
+    Args: here: whether this machine is the one that has to have the GPUs.
+    """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
     _check(recipe, validation, metric)
-    run = write_run(recipe, data, folder, validation=validation, metric=metric)
-    if run.state not in ("running", "finished"):
-        _start(run)
-    return run
+    if here:
+        _check_machine(recipe)
+    return write_run(recipe, data, folder, validation=validation, metric=metric)
 
 
 def _validation_of(data):
@@ -535,13 +545,17 @@ def _start(run):
 
 
 def _check(recipe, validation, metric):
-    """What would fail in the child fails here: batch arithmetic, the model's folder, the number of GPUs."""
+    """What would fail in the child fails here: batch arithmetic, the model's folder."""
     if validation is None and (metric is not None or recipe.patience is not None):
         raise RecipeError(f"{recipe.name}: a metric or patience, and no validation data; give validation=…")
 
     if not recipe.packing:
         assert recipe.accumulation >= 1
     find_model(recipe.model)
+
+
+def _check_machine(recipe):
+    """One process a GPU; without any GPU one a core."""
     found = torch.cuda.device_count()
     most, what = (found, "torch sees") if found else (os.cpu_count(), "torch sees none, and CPU cores are")
     if recipe.gpus > most:

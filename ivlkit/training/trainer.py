@@ -81,7 +81,9 @@ class KitTrainer(Trainer):
         return said[:, 0].sum().to(device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One micro-batch; its tokens are counted for the log."""
+        """One micro-batch; its tokens are counted for the log. One without rows is computed by no rank."""
+        if not inputs["where"]:
+            return torch.zeros((), device=self.args.device)
         self.tokens_read += _count_tokens(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -98,9 +100,6 @@ class KitTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
-        if not inputs["where"]:  # on no rank is there anything to compute
-            nothing = torch.zeros((), device=self.args.device, requires_grad=True)
-            return (nothing, {}) if return_outputs else nothing
         # With a cache transformers takes a packed row for one sample.
         outputs = model(**self._model_inputs(inputs), use_cache=False, head=_loss_of(inputs))
         loss = outputs.loss / num_items_in_batch * self.args.world_size
@@ -171,8 +170,8 @@ class KitTrainer(Trainer):
 
 
 def _count_tokens(inputs):
-    """Tokens of rows, padding not counted."""
-    if not inputs["where"]:
+    """Tokens of rows; padding, and a row that only keeps ranks in step, are not counted."""
+    if not inputs["weights"].any():
         return 0
     mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["sample_ids"] < len(inputs["where"])
     return int(mask.sum())

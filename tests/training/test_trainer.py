@@ -254,17 +254,6 @@ def test_a_frozen_tower_stays_in_eval_mode_while_training(start):
     assert set(modes) == {(False, False)}
 
 
-def test_the_released_deepspeed_files_have_their_numbers():
-    from ivlkit.training.trainer import zero_config
-
-    stage1, stage3 = (zero_config(stage)["zero_optimization"] for stage in (1, 3))
-    assert (stage1["stage"], stage1["allgather_bucket_size"], stage1["reduce_bucket_size"]) == (1, 1e9, 1e9)
-    assert zero_config(2)["zero_optimization"]["reduce_bucket_size"] == 1e8
-    assert (stage3["stage"], stage3["sub_group_size"], stage3["stage3_prefetch_bucket_size"]) == (3, 1e9, 1e9)
-    assert (stage3["stage3_param_persistence_threshold"], stage3["stage3_max_live_parameters"]) == (1e7, 1e9)
-    assert stage3["stage3_gather_16bit_weights_on_model_save"] is True
-
-
 # packed --------------------------------------------------------------------------------------------------------------
 
 
