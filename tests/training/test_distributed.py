@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ivlkit.data.mixture import open_data
 from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.models.load import load
-from ivlkit.training import distributed
+from ivlkit.training import distributed, validation
 from ivlkit.training import runs as runs_module
 from ivlkit.training.distributed import check_launch, find_missing, loading, zero_config
 from ivlkit.training.recipes import recipe
@@ -30,9 +30,10 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from ivlkit.training import distributed, trainer
+from ivlkit.training import distributed, trainer, validation
 from ivlkit.training.runs import execute
 
+validation.ANSWER_TOKENS = {answer_tokens}
 Accelerator.end_training = lambda self: None
 released, log, step, seen = trainer.zero_config, trainer.LogToFile.on_log, trainer.KitTrainer.training_step, {}
 
@@ -76,6 +77,7 @@ PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text 
     "full by ZeRO-3": ("nano-full", FULL | {"zero_stage": 3}),
     "lora by ZeRO-3": ("nano-lora", LORA | {"zero_stage": 3, "zero_offload": True}),
 }
+ANSWER_TOKENS = 4  # under ZeRO-3 each one fetches all weights anew
 STOPPED = ("full by ZeRO-2", "full by ZeRO-3")  # by a signal to one rank after the second step, then gone on with
 if sys.platform != "linux":  # there DeepSpeed is a requirement, and its absence a failure
     PLANS = {name: plan for name, plan in PLANS.items() if "ZeRO" not in name}
@@ -106,7 +108,7 @@ def made(data, tiny, tmp_path_factory):
         found[name] = write_run(chosen, data, work / name.replace(" ", "-"), validation=data)
         commands += [f"{found[name].folder}@{2 if name in STOPPED else ''}"]
         commands += [str(found[name].folder)] if name in STOPPED else []
-    (work / "execute.py").write_text(EXECUTE_ALL)
+    (work / "execute.py").write_text(EXECUTE_ALL.replace("{answer_tokens}", str(ANSWER_TOKENS)))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", work / "execute.py"]
     done = subprocess.run([*start, *commands], capture_output=True, text=True, cwd=work, timeout=300)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-6000:]
@@ -116,7 +118,9 @@ def made(data, tiny, tmp_path_factory):
         alone[name] = next((one for one in alone.values() if one.recipe == chosen), None)
         if alone[name] is None:
             alone[name] = write_run(chosen, data, work / f"alone-{run.folder.name}", validation=data)
-            execute(alone[name].folder)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(validation, "ANSWER_TOKENS", ANSWER_TOKENS)
+                execute(alone[name].folder)
     return {name: (run, alone[name]) for name, run in found.items()}
 
 
@@ -174,8 +178,7 @@ def test_what_several_ranks_wrote_loads_in_one_process(made, name):
 
 # launches ------------------------------------------------------------------------------------------------------------
 
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"],
+LAUNCHERS = {  # beside torchrun, which is what ivlkit.train starts
     "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m"],
     "deepspeed": ["deepspeed.launcher.runner", "--num_gpus=2", "--module"],
 }
