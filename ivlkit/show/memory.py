@@ -22,7 +22,8 @@ def memory_figure(parts, *, card_gib=None, measured=None, title="memory that tor
         measured: {setting: GiB} of those that were run; each is marked.
     Returns: matplotlib figure.
     """
-    figure = ShownFigure(figsize=(8, 1.2 + 0.45 * len(parts)))
+    said = "; ".join(f"{setting} {sum(held.values()) / GIB:.1f} GiB" for setting, held in parts.items())
+    figure = ShownFigure(figsize=(8, 1.2 + 0.45 * len(parts)), alt=f"{title}: {said}")
     axes = figure.subplots()
     for place, held in enumerate(parts.values()):
         left = 0.0

@@ -1,9 +1,11 @@
 """Two processes make the steps of one, by DDP and by ZeRO-1, 2 and 3 over gloo; launches that would not are refused."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -321,3 +323,23 @@ def test_weights_are_divided_while_they_are_loaded_at_stage_3_only(stage, expect
     with loading(recipe("nano-full", gpus=2, zero_stage=stage), torch.bfloat16):
         assert is_deepspeed_zero3_enabled() is expected
     assert not is_deepspeed_zero3_enabled()
+
+
+# the benchmark of several GPUs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")
+def test_the_benchmark_runs_with_two_processes(tmp_path):
+    """The same script as on GPUs: losses beside one process's, a rank of text alone, what was saved loaded again."""
+    out, root = tmp_path / "rows.jsonl", Path(__file__).parents[2]
+    command = [sys.executable, "benchmarks/train_multi_gpu.py", "--key", "nano", "--variants", "nano-mixed-zero3"]
+    options = ["--workers", "0", "--work", str(tmp_path / "work"), "--out", str(out)]
+    environ = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root, env=environ, timeout=300)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    alone, both, reloaded = map(json.loads, out.read_text().splitlines())
+    assert (alone["gpus"], both["gpus"], both["engine"]) == (1, 2, "DeepSpeedEngine ZeRO-3 over 2 processes")
+    assert both["losses"] == pytest.approx(alone["losses"], abs=1e-4) and len(both["losses"]) == 8
+    assert both["text_alone"] > 0
+    assert reloaded["reloaded_loss"] == pytest.approx(both["saved_loss"], abs=1e-5)
+    assert "| nano-mixed-zero3 | 2 | DeepSpeedEngine ZeRO-3 over 2 processes |" in out.with_suffix(".md").read_text()
