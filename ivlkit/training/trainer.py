@@ -6,7 +6,7 @@ stopped.
 
 import math
 import time
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import psutil
@@ -110,13 +110,24 @@ class KitTrainer(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
+    @cached_property
+    def _sees_trainably(self):
+        """Whether a gradient of the vision tower or the projector is wanted."""
+        parts = (".vision_tower.", ".multi_modal_projector.")
+        named = self.model.named_parameters()
+        return any(value.requires_grad for name, value in named if any(part in f".{name}" for part in parts))
+
     def _prepare_input(self, data):
         """As it is, onto the device: transformers would round the samples' weights to bf16 under DeepSpeed."""
         return data.to(self.args.device) if torch.is_tensor(data) else super()._prepare_input(data)
 
     def _model_inputs(self, inputs):
-        """A padded batch goes with its mask, a packed one without any but with restarting positions and bounds."""
-        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
+        """A padded batch goes with its mask, a packed one without any but with restarting positions and bounds.
+
+        Text alone goes with no tiles where the tower or the projector trains: their gradients are zero then, and not
+        missing, on one GPU as on several; the optimizer would leave them out in a step of text alone on one only.
+        """
+        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1 or self._sees_trainably
         pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
         both = {"input_ids": inputs["input_ids"], "pixel_values": pixel_values}
         both["tower_calls"] = inputs.get("tower_calls", 1)

@@ -86,6 +86,18 @@ def expect_export_and_share(results):
     assert results["next_state"] == "finished" and results["forged_refused"]
 
 
+def expect_many_gpus(results):
+    assert results["states"] == ["finished"] * 3 and results["steps"] == [3] * 3
+    assert results["difference"] < 1e-5
+    assert results["engines"][0] == "one process"
+    assert results["engines"][1:] == [
+        f"{engine} over 2 processes (gloo)" for engine in ("DistributedDataParallel", "DeepSpeedEngine ZeRO-3")
+    ]
+    assert results["rows_of_step"] == 16 and max(results["shares"]) < 1.05 * min(results["shares"])
+    assert results["held_gib"]["ZeRO-1"] < 24 < results["held_gib"]["DDP"]
+    assert "gpus=2 in run.yaml, but 1 process started" in results["refused"]
+
+
 EXPECTED = {
     "00_first_look.ipynb": expect_first_look,
     "01_download.ipynb": expect_download,
@@ -96,6 +108,7 @@ EXPECTED = {
     "07_finetune_lora.ipynb": expect_finetune_lora,
     "08_evaluate.ipynb": expect_evaluate,
     "10_export_and_share.ipynb": expect_export_and_share,
+    "11_many_gpus.ipynb": expect_many_gpus,
 }
 
 
