@@ -15,7 +15,7 @@ import torch
 from ..errors import RecipeError, TrainingError
 
 PATIENCE = timedelta(hours=2)  # of ranks for one that reads all rows, or writes a checkpoint
-FRAGMENT = 1e9  # values of a bucket, as released
+BUCKET = 1e9  # values of a bucket, as released
 
 
 def rank():
@@ -138,16 +138,16 @@ def zero_config(stage, *, offload=False):
     zero = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
     if stage == 3:
         zero |= {
-            "sub_group_size": FRAGMENT,
-            "reduce_bucket_size": FRAGMENT,
-            "stage3_prefetch_bucket_size": FRAGMENT,
+            "sub_group_size": BUCKET,
+            "reduce_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": BUCKET,
             "stage3_param_persistence_threshold": 1e7,
-            "stage3_max_live_parameters": FRAGMENT,
-            "stage3_max_reuse_distance": FRAGMENT,
+            "stage3_max_live_parameters": BUCKET,
+            "stage3_max_reuse_distance": BUCKET,
             "stage3_gather_16bit_weights_on_model_save": True,
         }
     else:
-        bucket = FRAGMENT if stage == 1 else 1e8
+        bucket = BUCKET if stage == 1 else 1e8
         zero |= {"allgather_bucket_size": bucket, "reduce_scatter": True, "reduce_bucket_size": bucket}
     for part in ("optimizer", *(("param",) if stage == 3 else ())) if offload else ():
         zero[f"offload_{part}"] = {"device": "cpu", "pin_memory": True}

@@ -386,7 +386,8 @@ def _execute(run):
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):
-        print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
+        if trainer.is_world_process_zero():
+            print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     else:
         _write_final(run, trainer, processor, best=from_first_rank(partial(_best, run, trainer)) if validate else None)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
@@ -559,7 +560,7 @@ def _check_machine(recipe):
     found = torch.cuda.device_count()
     most, what = (found, "torch sees") if found else (os.cpu_count(), "torch sees none, and CPU cores are")
     if recipe.gpus > most:
-        raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but {what} {most} here; set gpus={most}, or fewer")
+        raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but {what} {most} here; set gpus={most}")
     missing = find_missing(recipe)
     if missing:
         raise RecipeError(missing)

@@ -20,6 +20,7 @@ from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.training import distributed, validation
 from ivlkit.training import runs as runs_module
+from ivlkit.training.checkpoints import check_finite
 from ivlkit.training.distributed import check_launch, find_missing, loading, zero_config
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import describe, execute, write_run
@@ -176,6 +177,22 @@ def test_what_several_ranks_wrote_loads_in_one_process(made, name):
     (checkpoint,) = run.folder.glob("checkpoint-*")
     assert runs_module.last_checkpoint(run.folder) == str(checkpoint)
     assert not run.notices[1:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")
+def test_an_adapter_is_no_start_for_weights_that_are_divided(made):
+    run, _ = made["lora in bins"]
+    chosen = recipe("nano-full", model=str(run.folder), gpus=2, zero_stage=3)
+    with pytest.raises(TrainingError, match="an adapter to go on from under ZeRO-3, .*; ivlkit export .* --to merged"):
+        runs_module._load_base(chosen, torch.device("cpu"), torch.float32)
+
+
+def test_a_share_of_a_weight_that_is_not_finite_spoils_no_checkpoint():
+    model = torch.nn.Linear(1, 1)
+    check_finite(model, 3)
+    model.weight.ds_tensor = torch.tensor([1.0, float("nan")])  # what ZeRO-3 leaves on this rank
+    with pytest.raises(TrainingError, match="weight is not finite after step 3"):
+        check_finite(model, 3)
 
 
 # launches ------------------------------------------------------------------------------------------------------------

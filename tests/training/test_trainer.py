@@ -173,6 +173,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(start, tmp_path, changes):
     assert any(not torch.equal(expected[name], tensor) for name, tensor in weights(interrupted).items())
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"projector": "full"}, True), ({"vision": "lora"}, True), ({}, False)]
+)
+def test_a_step_of_text_alone_leaves_gradients_of_zero_for_what_sees(start, data, changes, expected):
+    """As on several GPUs, where a rank's neighbour may have pictures: the optimizer steps in both cases, or in none."""
+    data[:] = [data[3]] * 7
+    trainer = start("run", **{"vision": "frozen"} | changes, epochs=1)
+    model, inputs = trainer.model, trainer._prepare_inputs(trainer.train_dataset[0])
+    trainer.compute_loss(model, inputs, num_items_in_batch=1).backward()
+    sees = [value for name, value in model.named_parameters() if "language_model" not in name and value.requires_grad]
+    assert bool(sees) is expected
+    assert all(value.grad is not None and not value.grad.any() for value in sees)
+
+
 @pytest.mark.parametrize("changes", [FULL, {}], ids=["full", "lora"])
 def test_a_checkpoint_holds_no_pickled_arguments(start, tmp_path, changes):
     start("run", StopAfter(1), **changes).train()
