@@ -47,7 +47,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", default=str(ROOT / ".venv"), help="where the environment lies")
     parser.add_argument("--torch", default="", help="torch as pip takes it: 'torch==2.13.0'; replaces another")
-    parser.add_argument("--all", action="store_true", help="also bitsandbytes and, on Linux, deepspeed")
+    parser.add_argument("--all", action="store_true", help="also bitsandbytes")
     return parser.parse_args()
 
 

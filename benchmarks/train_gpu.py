@@ -36,6 +36,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -255,15 +256,15 @@ def choose_recipe(folder, key, changes, options):
     return recipe(f"{key}-lora", model=str(folder), **{"packing": True} | sizes | changes)
 
 
-def write_mix(folder, processor, *, rows, seed=0):
+def write_mix(folder, processor, *, rows, seed=0, shares=SHARES, name="mix"):
     """A JSONL of `rows` rows in the mix's shares, each answer so long that the text has `TEXT_TOKENS` on average."""
-    path, draw = folder / f"mix-{rows}.jsonl", random.Random(seed)
+    path, draw = folder / f"{name}-{rows}.jsonl", random.Random(seed)
     if path.exists():
         return path
     for tiles, (width, height) in SIZES_PX.items():
         scale = processor.tile_px // SIZES_PX[1][0]
         draw_picture(width * scale, height * scale, tiles).save(folder / f"{tiles}.png")
-    counts = [tiles for tiles, share in SHARES.items() for _ in range(round(rows * share / 100))]
+    counts = [tiles for tiles, share in shares.items() for _ in range(round(rows * share / 100))]
     counts = (counts + [13] * rows)[:rows]
     draw.shuffle(counts)
     lines = [json.dumps(mix_row(tiles, processor, draw.randint(100, 2 * TEXT_TOKENS - 100), draw)) for tiles in counts]
@@ -281,21 +282,36 @@ def mix_row(tiles, processor, text_tokens, draw):
     return ({"image": f"{tiles}.png"} if tiles else {}) | {"conversations": turns}
 
 
-def random_vlm(folder, processor, model_class, *, full):
-    """Random weights made on the device: equal for every variant of a size, float32 for a full fine-tune."""
+def random_vlm(folder, processor, model_class, *, full, device=None):
+    """Random bf16 values, made on the device: equal for every variant of a size; float32 for a full fine-tune."""
     config = read_released_config(folder)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
         model = model_class._from_config(native, dtype=torch.float32 if full else torch.bfloat16)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.02)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            with whole(parameter):
+                fill(name, parameter)
     return VLM(model.to(device), processor, config, folder)
+
+
+def whole(parameter):
+    """A weight that ZeRO-3 has divided, in one piece on every rank for a moment; what rank 0 writes is kept."""
+    if not hasattr(parameter, "ds_tensor"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
+
+
+def fill(name, parameter):
+    """Matrices of a standard deviation of 0.02, norms of one; rounded to bf16 whatever the model's own precision."""
+    if parameter.ndim > 1:
+        parameter.copy_(torch.randn(parameter.shape, device=parameter.device).mul_(0.02).bfloat16())
+    else:
+        parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def ours(vlm, chosen, data, clock, *, cast, folder):

@@ -39,6 +39,7 @@ def _parser():
         description="Fine-tune the InternVL 1.5 family on your own data.",
         epilog="Start with: ivlkit demo",
     )
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # what the deepspeed launcher adds
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
     for add in (*looking, _plan, _train, _runs, _evaluate, _benchmark, _compare, _export, _notebooks, _demo, _nano):
@@ -344,7 +345,9 @@ def _train(commands):
             "ivlkit train 26b-full --gpus 8 --per-device-batch-size 2 --data meta.json   "
             "# the guide's GPUS=8 PER_DEVICE_BATCH_SIZE=2 sh …full.sh",
             "ivlkit train 26b-full --gpus 8 --per-device-batch-size 2 --dry-run",
-            "ivlkit train runs/nano-lora-1a2b3c4d/run.yaml",
+            "ivlkit train 26b-full --gpus 16 --data meta.json --to /shared/run --only-write, then on each of two hosts",
+            "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 "
+            "-m ivlkit train /shared/run/run.yaml",
         ],
     )
     _add_recipe(parser)
@@ -352,6 +355,9 @@ def _train(commands):
     parser.add_argument("--metric", help="module:function that chooses the best weights; default: the validation loss")
     parser.add_argument("--to", help="folder of the run; default runs/<recipe>-<hash>")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    parser.add_argument(
+        "--only-write", action="store_true", help="write run.yaml, for a launcher on one host or several"
+    )
 
 
 def _run_train(options):
@@ -367,7 +373,10 @@ def _run_train(options):
     if not options.data:
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
     data, metric = runs.open_data(options.data, root=options.root), _metric(options.metric)
-    run = runs.train(chosen, data, validation=options.validation, metric=metric, folder=options.to)
+    start = runs.describe if options.only_write else runs.train
+    run = start(chosen, data, validation=options.validation, metric=metric, folder=options.to)
+    if options.only_write:
+        return print(run.folder / "run.yaml")
     print(run.folder)
     try:
         run.wait()

@@ -12,6 +12,11 @@ from transformers.models.internvl.modeling_internvl import InternVLCausalLMOutpu
 TILES_A_CHUNK = 64  # bounds the tower's memory when it is frozen
 
 
+def count_calls(tiles):
+    """Calls of a frozen tower for so many tiles: 2 for 65; one for none, on a blank tile."""
+    return max(1, -(-tiles // TILES_A_CHUNK))
+
+
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
 
@@ -29,13 +34,19 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         """Whether no parameter of the vision tower trains."""
         return not any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
 
-    def encode_tiles(self, pixel_values):
-        """Pixel values [T, 3, S, S] → features [T, 256, H] in the language model's space."""
+    def encode_tiles(self, pixel_values, *, calls=1):
+        """Pixel values [T, 3, S, S] → features [T, 256, H] in the language model's space.
+
+        Args: calls: of a frozen tower at least, with blank tiles if need be: as many as another rank makes.
+        """
         pixel_values = pixel_values.to(self.model.vision_tower.embeddings.cls_token.dtype)
-        frozen = self.vision_is_frozen
-        at_once = self.tiles_a_call or (TILES_A_CHUNK if frozen else len(pixel_values))
+        frozen, count = self.vision_is_frozen, len(pixel_values)
+        chunks = pixel_values.split(self.tiles_a_call or (TILES_A_CHUNK if frozen else count))
+        if frozen and len(chunks) < calls and not self.tiles_a_call:
+            blank = pixel_values.new_zeros(max(0, calls - count), *pixel_values.shape[1:])
+            chunks = torch.cat([pixel_values, blank]).tensor_split(calls)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            patches = torch.cat([self._see(chunk) for chunk in pixel_values.split(at_once)])
+            patches = torch.cat([self._see(chunk) for chunk in chunks])[:count]
         return self._project(patches)
 
     def _see(self, pixel_values):
@@ -68,16 +79,16 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
             raise ValueError(f"{int(places.sum())} context tokens but features for {features.shape[0]} tiles")
         return embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds.dtype))
 
-    def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, head=None, **kwargs):
+    def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, head=None, tower_calls=1, **kwargs):
         """As transformers' own; `head`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits.
 
         Pixel values of no tile ([0, 3, S, S]) mean that the tower and the projector run all the same, on a blank tile
         that changes nothing: on several GPUs a rank with text alone would keep the others waiting for its gradients.
         """
         if pixel_values is not None and len(pixel_values):
-            input_ids, inputs_embeds = None, self.embed(input_ids, self.encode_tiles(pixel_values))
+            input_ids, inputs_embeds = None, self.embed(input_ids, self.encode_tiles(pixel_values, calls=tower_calls))
         elif pixel_values is not None:
-            blank = self.encode_tiles(pixel_values.new_zeros(1, *pixel_values.shape[1:]))
+            blank = self.encode_tiles(pixel_values.new_zeros(1, *pixel_values.shape[1:]), calls=tower_calls)
             input_ids, inputs_embeds = None, self.get_input_embeddings()(input_ids) + 0 * blank.sum()
         if head is None:
             return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)

@@ -346,8 +346,10 @@ def quiet_if_small(folder):
 
 
 def meta_state(native):
-    """The state dict of a configuration without memory: keys and shapes."""
-    with torch.device("meta"):
+    """The state dict of a configuration without memory: keys and shapes, not divided as ZeRO-3 divides others."""
+    from transformers.modeling_utils import set_zero3_state
+
+    with torch.device("meta"), set_zero3_state():
         return ReleasedInternVLForConditionalGeneration(native).state_dict()
 
 

@@ -58,9 +58,9 @@ def _int8(linear, bitsandbytes):
 
 
 def count_values(parameter):
-    """Values of a parameter; two of NF4 share a byte."""
+    """Values of a parameter; two of NF4 share a byte, and ZeRO-3 leaves none but a share in place."""
     state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else state.shape.numel()
+    return getattr(parameter, "ds_numel", parameter.numel()) if state is None else state.shape.numel()
 
 
 def _import_bitsandbytes():

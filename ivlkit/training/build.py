@@ -1,7 +1,6 @@
 """Model + recipe + data → a trainer that is ready to start."""
 
 import math
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -14,9 +13,10 @@ from ..data.doctor import epoch_lengths
 from ..errors import TrainingError
 from ..models.attention import NO_PACKING, choose_attention, rope_limits
 from ..models.load import default_dtype
+from .distributed import from_first_rank, is_sharded, rank
 from .layers import SayCompileTime, wrap_layers
 from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
-from .trainer import KitTrainer, training_arguments
+from .trainer import CheckEngine, KitTrainer, training_arguments
 from .tuning import prepare
 from .worst import WorstBatchFirst
 
@@ -44,12 +44,13 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
         device_type=device.type,
         bf16=default_dtype(device) == torch.bfloat16,
     )
-    if arguments.bf16 or arguments.fp16:
+    if (arguments.bf16 or arguments.fp16) and not is_sharded(recipe):  # DeepSpeed has masters of its own, no autocast
         keep_float32_masters(model)
         leave_casts_to_autocast(model)
     wrap_layers(model, recipe)
     callbacks = [*callbacks, *([SayCompileTime()] if recipe.compile else [])]
     trainer = trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks)
+    trainer.add_callback(CheckEngine(trainer))
     if device.type == "cuda":
         trainer.add_callback(WorstBatchFirst(trainer))
     return trainer, attention
@@ -63,13 +64,13 @@ def plan_validation(data, processor, recipe, config, *, packed):
 
 def plan_micro_batches(data, processor, recipe, config, *, packed):
     """This rank's `MicroBatches`: bins, or padded batches of like length."""
-    rope, rank = rope_limits(config.text_config), int(os.environ.get("RANK", 0))
-    epochs = math.ceil(recipe.epochs)
-    tokens, tiles = epoch_lengths(data, processor, seed=recipe.seed, epochs=epochs, max_length=recipe.max_seq_length)
+    rope, options = rope_limits(config.text_config), {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
+    measure = partial(epoch_lengths, data, processor, max_length=recipe.max_seq_length, **options)
+    tokens, tiles = from_first_rank(measure)
     if packed:
-        plan = plan_packed(tokens, tiles, recipe, rank=rank, rope=rope, tile_cost=tile_cost(config, recipe))
+        plan = plan_packed(tokens, tiles, recipe, rank=rank(), rope=rope, tile_cost=tile_cost(config, recipe))
     else:
-        plan = plan_grouped(tokens, tiles, recipe, rank=rank, rope=rope)
+        plan = plan_grouped(tokens, tiles, recipe, rank=rank(), rope=rope)
     return MicroBatches(data, processor, recipe, plan, collate=_collate(recipe, plan, packed=packed), rope=rope)
 
 

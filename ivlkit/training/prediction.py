@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 from ..hardware import GIB
 from . import footprint
+from .distributed import zero_config
 from .schedule import operations
-from .trainer import zero_config
 
 # Time: fitted to `MEASURED`, within 20 % of every row.
 MATRIX_SHARE = 0.62  # of a card's measured matrix rate, reached by the products alone

@@ -11,6 +11,7 @@ TUNINGS = ("frozen", "lora", "full")
 LANGUAGE_TUNINGS = ("frozen", "lora", "qlora", "full")  # qlora: LoRA on weights in NF4
 CHECKPOINTING = ("none", "selective", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+ZERO_STAGES = (0, 1, 2, 3)
 WEIGHTINGS = ("token", "sample", "square")
 _KINDS = {  # annotation of a field → how it is said, what is taken
     int: ("a whole number", (int,)),
@@ -35,6 +36,7 @@ _CHOICES = {
     "weighting": WEIGHTINGS,
     "optimizer": OPTIMIZERS,
     "gradient_checkpointing": CHECKPOINTING,
+    "zero_stage": ZERO_STAGES,
 }
 
 
@@ -85,7 +87,8 @@ class Recipe:
     weighting: str = "token"  # a token, a sample or its square root weighs the same (loss_reduction)
     gradient_checkpointing: str = "full"  # activations computed again: none | selective (all but products) | full
     compile: bool = False  # each layer compiled, bins of one length: minutes to start, then faster steps
-    zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs; on one it is not used
+    zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs: 0 (none: DDP) | 1 | 2 | 3; on one it is not used
+    zero_offload: bool = False  # ZeRO's optimizer state, at stage 3 the weights too, in the host's memory
     save_steps: int = 200  # optimiser steps between checkpoints
     save_total_limit: int = 1  # checkpoints kept
     eval_steps: int | None = None  # optimiser steps between validations, if there is validation data; None: save_steps
@@ -100,7 +103,8 @@ class Recipe:
             object.__setattr__(self, "gradient_checkpointing", "full" if self.gradient_checkpointing else "none")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+                expected = ", ".join(map(str, allowed))
+                raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {expected}")
         if self.has_adapters and ("full" in (self.vision, self.language) or self.unfreeze_vit_layers):
             raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
@@ -128,6 +132,11 @@ class Recipe:
             raise RecipeError(
                 f"{self.name}: compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 "
                 "or compile=false"
+            )
+        if self.zero_offload and (not self.zero_stage or self.optimizer != "adamw"):
+            raise RecipeError(
+                f"{self.name}: zero_offload with zero_stage={self.zero_stage}, optimizer={self.optimizer!r}; expected "
+                "zero_stage=1, 2 or 3 and optimizer='adamw', whose state is moved"
             )
         for field in fields(self):
             _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)

@@ -11,12 +11,14 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from ..data.files import appearing
 from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
+from .distributed import find_missing, from_first_rank, is_sharded, join, loading, rank
 from .history import read_steps
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
@@ -158,9 +161,15 @@ class Run:
     def request_stop(self):
         """Ask the run to save a checkpoint and end, and return at once: its process, or None if there is none."""
         process = self._process()
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
+        for each in self._ranks(process) if process else ():
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGTERM)
         return process
+
+    def _ranks(self, process):
+        """The processes that train: a launcher that is asked itself kills them after 30 s, saved or not."""
+        children = process.children() if self.recipe.gpus > 1 else []
+        return [child for child in children if "run.yaml" in " ".join(child.cmdline())] or [process]
 
     def watch(self):
         """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
@@ -229,14 +238,24 @@ def train(recipe, data, *, validation=None, metric=None, folder=None):
         folder: default `runs/<recipe>-<hash of recipe and data>`.
     Raises: RecipeError, DataError before anything starts.
     """
+    run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True)
+    if run.state not in ("running", "finished"):
+        _start(run)
+    return run
+
+
+def describe(recipe, data, *, validation=None, metric=None, folder=None, here=False):
+    """Check and write a run as `train` does, and start nothing: for a launcher, on hosts that share the folder.
+
+    Args: here: whether this machine is the one that has to have the GPUs.
+    """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
     _check(recipe, validation, metric)
-    run = write_run(recipe, data, folder, validation=validation, metric=metric)
-    if run.state not in ("running", "finished"):
-        _start(run)
-    return run
+    if here:
+        _check_machine(recipe)
+    return write_run(recipe, data, folder, validation=validation, metric=metric)
 
 
 def _validation_of(data):
@@ -308,12 +327,13 @@ def runs(folder=None):
 def execute(folder):
     """Train the run of this folder in this process: what the child does. Resumes from its last checkpoint."""
     folder = Path(folder)
-    (folder / "error.txt").unlink(missing_ok=True)
+    if rank() == 0:
+        (folder / "error.txt").unlink(missing_ok=True)
     try:
         _execute(Run(folder))
     except Exception as error:
-        with suppress(OSError):  # the disk may be full: then the process's exit code tells that it failed
-            (folder / "error.txt").write_text(_reason(error, folder) + _advice(error, folder))
+        with suppress(OSError), open(folder / "error.txt", "x") as file:  # the disk may be full: its exit code tells;
+            file.write(_reason(error, folder) + _advice(error, folder))  # or another rank failed first: that is why
         raise
 
 
@@ -337,98 +357,122 @@ def _advice(error, folder):
 
 
 def _execute(run):
-    import torch
-
     from ..models.attention import use_attention
-    from ..models.load import default_dtype, load
+    from ..models.load import default_dtype
     from .build import build_trainer
     from .samples import SampleAnswers
-    from .schedule import check_rows
     from .trainer import LogToFile, StopOnSignal
     from .tuning import summary_text
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    checkpoint = last_checkpoint(run.folder)
+    device = join(recipe)
+    checkpoint = from_first_rank(partial(last_checkpoint, run.folder))
     if checkpoint and "packing" not in run.spec["recipe"]:
         raise TrainingError(
             f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
             "its checkpoints, or train in another folder"
         )
-    data = _open_again(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float32 if recipe.full_precision else default_dtype(device)
-    quantize = "4bit" if recipe.language == "qlora" else None
-    vlm = load(recipe.model, device=device, dtype=dtype, quantize=quantize)
-    vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
-    processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
-    for where, note in check_rows(data, processor, recipe, progress=True):
-        print(f"{where}: {note}")
+    data, dtype = _open_again(run), default_dtype(device)
     callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
-    trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
+    with loading(recipe, dtype):
+        vlm = _load_base(recipe, device, dtype)
+        processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
+        _say_notes(data, processor, recipe)
+        trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
+    _name_base(trainer.model, recipe)
     plan = trainer.train_dataset.batches
-    _check_plan(run, plan, goes_on=checkpoint is not None)
-    print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+    if trainer.is_world_process_zero():
+        _check_plan(run, plan, goes_on=checkpoint is not None)
+        print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
     if not recipe.compile:  # whose layers would be compiled again without gradients
         trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
     validate = _add_validation(run, trainer, replace(vlm, processor=processor), packed=attention.packs)
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):
-        print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
-    elif trainer.is_world_process_zero():
-        model, step = trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step
-        _write_final(run, model, processor, step=_take_best(run, model, step) if validate else step)
+        if trainer.is_world_process_zero():
+            print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
+    else:
+        _write_final(run, trainer, processor, best=from_first_rank(partial(_best, run, trainer)) if validate else None)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
+
+
+def _load_base(recipe, device, dtype):
+    """The recipe's model on this device: float32 where its weights train, unless DeepSpeed keeps masters of its own."""
+    import torch
+
+    from ..models.load import final_folder, load
+
+    dtype = torch.float32 if recipe.full_precision and not is_sharded(recipe) else dtype
+    folder = final_folder(find_model(recipe.model))
+    if is_sharded(recipe) and recipe.zero_stage == 3 and (folder / "adapter_config.json").exists():
+        raise TrainingError(
+            f"{folder}: an adapter to go on from under ZeRO-3, which divides weights before it could be merged; "
+            f"ivlkit export {recipe.model} --to merged, then train on that"
+        )
+    vlm = load(recipe.model, device=device, dtype=dtype, quantize="4bit" if recipe.language == "qlora" else None)
+    vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
+    return vlm
+
+
+def _say_notes(data, processor, recipe, *, progress=True):
+    """Broken rows are errors; notes of the others are printed, by rank 0, which looks."""
+    from .schedule import check_rows
+
+    for where, note in from_first_rank(partial(check_rows, data, processor, recipe, progress=progress)):
+        if rank() == 0:
+            print(f"{where}: {note}")
+
+
+def _name_base(model, recipe):
+    """The adapter's files say which model they belong to, by the recipe's name for it."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = recipe.model
 
 
 def _add_validation(run, trainer, vlm, *, packed):
     """The run's `Validate`, or None for a run without validation data."""
     from .build import plan_validation
-    from .schedule import check_rows
     from .validation import Validate, find_metric
 
     if VALIDATION not in run.spec:
         return None
     data, recipe, metric = _open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
-    for where, note in check_rows(data, vlm.processor, recipe):
-        print(f"{where}: {note}")
+    _say_notes(data, vlm.processor, recipe, progress=False)
     dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
     validate = Validate(trainer, vlm, dataset, recipe, run.folder, metric=find_metric(metric) if metric else None)
     trainer.add_callback(validate)
     return validate
 
 
-def _take_best(run, model, last_step):
-    """Load the best weights into the model and say so; the step they are of."""
+def _best(run, trainer):
+    """The folder of the best weights and their step, said; None if they can't be taken."""
     from .checkpoints import find_damage
-    from .trainer import load_trained
     from .validation import find_best
 
-    best = find_best(run.folder)
+    best, last_step = find_best(run.folder), trainer.state.global_step
     damage = find_damage(best["path"]) if best else "none was kept"
     if damage:
         _notice(run.folder, f"the best weights can't be taken: {damage}; the final ones are those of step {last_step}")
-        return last_step
-    load_trained(model, best["path"])
+        return None
     score = f"loss {best['loss']:.4f}" + ("" if best["score"] is None else f", score {best['score']:.4f}")
     _notice(
         run.folder,
         f"the final weights are the best, of step {best['step']}: {score} in validation; ended at {last_step}",
     )
-    return best["step"]
+    return best
 
 
-def _write_final(run, model, processor, *, step):
-    """`final/` is complete whenever it exists."""
+def _write_final(run, trainer, processor, *, best):
+    """`final/` is complete whenever it exists; all ranks help, since a model may be spread over them.
+
+    Args: best: of `_best`, whose files are copied; None: the weights as they are.
+    """
     from ..models.load import ORIGIN_FILE
-    from .trainer import save_trained
 
-    recipe = run.recipe
-    if hasattr(model, "peft_config"):
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = recipe.model
+    recipe, writes, final = run.recipe, trainer.is_world_process_zero(), run.folder / "final"
     base = recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve())
     origin = {
         "base": base,
@@ -436,11 +480,16 @@ def _write_final(run, model, processor, *, step):
         "system_message": processor.system_message,
         "max_tiles": processor.max_tiles,
         "recipe": recipe.name,
-        "step": step,
+        "step": best["step"] if best else trainer.state.global_step,
     }
-    with appearing(run.folder / "final") as aside:
-        save_trained(model, aside)
-        (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
+    with appearing(final) if writes else nullcontext(final) as aside:
+        if best is None:
+            trainer.save_model(str(aside), _internal_call=True)
+        for path in (*best["path"].glob("*.safetensors"), *best["path"].glob("adapter_config.json")) if best else ():
+            if writes:
+                shutil.copyfile(path, aside / path.name)
+        if writes:
+            (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
 
 
 def _open_again(run, part="data"):
@@ -456,15 +505,14 @@ def _open_again(run, part="data"):
 
 
 def last_checkpoint(folder):
-    """The newest whole checkpoint of a run's folder, or None; rank 0 takes damaged ones out of the way and says so."""
+    """The newest whole checkpoint of a run's folder, or None; damaged ones are taken out of the way, which is said."""
     from .checkpoints import last_whole, tidy
 
     found, damaged = last_whole(folder)
-    if int(os.environ.get("RANK", 0)) == 0:
-        for path, damage in damaged.items():
-            instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
-            _notice(folder, f"{path.name} is skipped: {damage}; going on from {instead}")
-        tidy(folder, damaged)
+    for path, damage in damaged.items():
+        instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
+        _notice(folder, f"{path.name} is skipped: {damage}; going on from {instead}")
+    tidy(folder, damaged)
     return str(found) if found else None
 
 
@@ -511,18 +559,26 @@ def _start(run):
 
 
 def _check(recipe, validation, metric):
-    """What would fail in the child fails here: batch arithmetic, the model's folder, the number of GPUs."""
-    import torch
-
+    """What would fail in the child fails here: batch arithmetic, the model's folder."""
     if validation is None and (metric is not None or recipe.patience is not None):
         raise RecipeError(f"{recipe.name}: a metric or patience, and no validation data; give validation=…")
 
     if not recipe.packing:
         assert recipe.accumulation >= 1
     find_model(recipe.model)
+
+
+def _check_machine(recipe):
+    """One process a GPU; without any GPU one a core."""
+    import torch
+
     found = torch.cuda.device_count()
-    if recipe.gpus > max(1, found):
-        raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but torch sees {found} here; set gpus={max(1, found)}")
+    most, what = (found, "torch sees") if found else (os.cpu_count(), "torch sees none, and CPU cores are")
+    if recipe.gpus > most:
+        raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but {what} {most} here; set gpus={most}")
+    missing = find_missing(recipe)
+    if missing:
+        raise RecipeError(missing)
 
 
 def package_version(package):

@@ -6,7 +6,7 @@ stopped.
 
 import math
 import time
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import psutil
@@ -18,8 +18,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..data.collate import normalise_tiles
 from ..data.encode import IGNORE_INDEX
 from ..errors import CheckpointError, TrainingError
+from ..models.architecture import count_calls
 from ..models.attention import packed_arguments
 from .checkpoints import check_finite, keep_newest, writing_checkpoint
+from .distributed import describe_engine, have_met, is_sharded, zero_config
 from .history import append_step
 from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
 from .tuning import parameter_groups
@@ -64,22 +66,24 @@ class KitTrainer(Trainer):
         return self.weigh(batch_samples, device)
 
     def weigh(self, batch_samples, device):
-        """W of micro-batches, over them and all ranks; each micro-batch learns its calls of the head.
+        """W of micro-batches, over them and all ranks; each micro-batch learns its calls of the tower and the head.
 
-        ZeRO-3 fetches the head's weight at every call, so all ranks call it as often as the one with most positions.
+        ZeRO-3 fetches weights at every call, so all ranks call as often as the one with most tiles or positions.
         """
         weight = sum(_weight(batch) for batch in batch_samples)
-        said = torch.stack([weight, *(weight.new_tensor(count_supervised(one["labels"])) for one in batch_samples)])[
-            None
-        ]
+        sizes = [[len(batch.get("tiles", ())), count_supervised(batch["labels"])] for batch in batch_samples]
+        said = torch.cat([weight.reshape(1), weight.new_tensor(sizes).flatten()])[None]
         if self.args.world_size > 1:
-            said = self.accelerator.gather(said.to(device)).cpu()  # [ranks, 1 + micro-batches]
-        for batch, most in zip(batch_samples, said[:, 1:].amax(dim=0).tolist(), strict=True):
-            batch["chunks"] = count_chunks(int(most))
+            said = self.accelerator.gather(said.to(device)).cpu()  # [ranks, 1 + 2 · micro-batches]
+        most = said[:, 1:].amax(dim=0).reshape(-1, 2).tolist()
+        for batch, (tiles, positions) in zip(batch_samples, most, strict=True):
+            batch["tower_calls"], batch["chunks"] = count_calls(int(tiles)), count_chunks(int(positions))
         return said[:, 0].sum().to(device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One micro-batch; its tokens are counted for the log."""
+        """One micro-batch; its tokens are counted for the log. One without rows is computed by no rank."""
+        if not inputs["where"]:
+            return torch.zeros((), device=self.args.device)
         self.tokens_read += _count_tokens(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -96,9 +100,6 @@ class KitTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
-        if not inputs["where"]:  # on no rank is there anything to compute
-            nothing = torch.zeros((), device=self.args.device, requires_grad=True)
-            return (nothing, {}) if return_outputs else nothing
         # With a cache transformers takes a packed row for one sample.
         outputs = model(**self._model_inputs(inputs), use_cache=False, head=_loss_of(inputs))
         loss = outputs.loss / num_items_in_batch * self.args.world_size
@@ -109,11 +110,27 @@ class KitTrainer(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
+    @cached_property
+    def _sees_trainably(self):
+        """Whether a gradient of the vision tower or the projector is wanted."""
+        parts = (".vision_tower.", ".multi_modal_projector.")
+        named = self.model.named_parameters()
+        return any(value.requires_grad for name, value in named if any(part in f".{name}" for part in parts))
+
+    def _prepare_input(self, data):
+        """As it is, onto the device: transformers would round the samples' weights to bf16 under DeepSpeed."""
+        return data.to(self.args.device) if torch.is_tensor(data) else super()._prepare_input(data)
+
     def _model_inputs(self, inputs):
-        """A padded batch goes with its mask, a packed one without any but with restarting positions and bounds."""
-        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1
+        """A padded batch goes with its mask, a packed one without any but with restarting positions and bounds.
+
+        Text alone goes with no tiles where the tower or the projector trains: their gradients are zero then, and not
+        missing, on one GPU as on several; the optimizer would leave them out in a step of text alone on one only.
+        """
+        runs_tower = len(inputs["tiles"]) or self.args.world_size > 1 or self._sees_trainably
         pixel_values = normalise_tiles(inputs["tiles"]) if runs_tower else None
         both = {"input_ids": inputs["input_ids"], "pixel_values": pixel_values}
+        both["tower_calls"] = inputs.get("tower_calls", 1)
         if "attention_mask" in inputs:
             return both | {"attention_mask": inputs["attention_mask"]}
         bounds = packed_arguments(inputs["cu_seqlens"], inputs["max_length"])
@@ -164,8 +181,8 @@ class KitTrainer(Trainer):
 
 
 def _count_tokens(inputs):
-    """Tokens of rows, padding not counted."""
-    if not inputs["where"]:
+    """Tokens of rows; padding, and a row that only keeps ranks in step, are not counted."""
+    if not inputs["weights"].any():
         return 0
     mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["sample_ids"] < len(inputs["where"])
     return int(mask.sum())
@@ -228,7 +245,7 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
     """
     on_gpu = device_type == "cuda"
     optim = {"optim": OPTIM[recipe.optimizer]} if recipe.optimizer in OPTIM else {}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=recipe.per_device_batch,
@@ -253,36 +270,33 @@ def training_arguments(recipe, folder, *, steps, device_type, bf16, accumulation
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
-        deepspeed=zero_config(recipe.zero_stage) if recipe.gpus > 1 and recipe.zero_stage else None,
+        ddp_find_unused_parameters=False,  # every forward uses all that trains: a blank tile where there is none
+        deepspeed=zero_config(recipe.zero_stage, offload=recipe.zero_offload) if is_sharded(recipe) else None,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process that sees several GPUs spreads every batch over them
+    return arguments
 
 
-def zero_config(stage):
-    """DeepSpeed's configuration with the values of the released `zero_stage*_config.json`."""
-    zero = {"stage": stage, "overlap_comm": True, "contiguous_gradients": True}
-    if stage == 3:
-        zero |= {
-            "sub_group_size": 1e9,
-            "reduce_bucket_size": 1e9,
-            "stage3_prefetch_bucket_size": 1e9,
-            "stage3_param_persistence_threshold": 1e7,
-            "stage3_max_live_parameters": 1e9,
-            "stage3_max_reuse_distance": 1e9,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    else:
-        bucket = 1e9 if stage == 1 else 1e8
-        zero |= {"allgather_bucket_size": bucket, "reduce_scatter": True, "reduce_bucket_size": bucket}
-    return {
-        "zero_optimization": zero,
-        "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "train_batch_size": "auto",
-        "zero_allow_untested_optimizer": True,
-    }
+class CheckEngine(TrainerCallback):
+    """Says before the first step what trains: "DeepSpeedEngine ZeRO-2 over 4 processes (nccl)"."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **_):
+        """Raises TrainingError if it is not what the recipe asks for: it would train on, only otherwise."""
+        recipe, found = self.trainer.train_dataset.recipe, describe_engine(self.trainer.model_wrapped)
+        kind = f"DeepSpeedEngine ZeRO-{recipe.zero_stage}" if recipe.zero_stage else "DistributedDataParallel"
+        expected = f"{kind} over {recipe.gpus} processes"
+        if recipe.gpus == 1:
+            expected = type(self.trainer.model).__name__
+        if found != expected:
+            raise TrainingError(
+                f"{recipe.name}: would train as {found}; expected {expected}, by gpus and zero_stage; start it with "
+                f"torchrun --nproc_per_node {recipe.gpus} -m ivlkit train run.yaml"
+            )
+        if recipe.gpus > 1 and state.is_world_process_zero:
+            print(f"{found} ({torch.distributed.get_backend()})", flush=True)
 
 
 class LogToFile(TrainerCallback):
@@ -328,7 +342,7 @@ class StopOnSignal(TrainerCallback):
 
 
 def _on_any_rank(flag, device):
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not have_met():
         return flag
     found = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)

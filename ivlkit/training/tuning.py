@@ -124,8 +124,8 @@ def _count(model, prefix):
         if ".original_module." in name:
             continue  # PEFT keeps the untrained copy of a projector that trains beside LoRA
         if name.removeprefix("base_model.model.").startswith(prefix):
-            total += count_values(parameter)
-            trainable += parameter.numel() * parameter.requires_grad
+            count = count_values(parameter)
+            total, trainable = total + count, trainable + count * parameter.requires_grad
     return total, trainable
 
 

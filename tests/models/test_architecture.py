@@ -1,5 +1,7 @@
 """What is added to transformers' InternVL: pixel shuffle v1, the frozen tower, chunks, features in their places."""
 
+import copy
+
 import pytest
 import torch
 
@@ -128,6 +130,22 @@ def test_no_tiles_give_the_projector_a_gradient_of_zero_and_change_nothing(model
     for part in (model.model.multi_modal_projector, model.model.vision_tower):
         assert all(parameter.grad is not None for parameter in part.parameters())
         assert all(parameter.grad.abs().sum() == 0 for parameter in part.parameters())
+
+
+@pytest.mark.parametrize(("tiles", "calls"), [(3, 1), (3, 2), (3, 5), (0, 2)])
+def test_a_frozen_tower_is_called_as_often_as_on_another_rank(model, tiles, calls):
+    """Under ZeRO-3 each call fetches its weights from all ranks; blank tiles make up the number and change nothing."""
+    model = copy.deepcopy(model)
+    model.model.vision_tower.requires_grad_(False)
+    seen = []
+    model.model.vision_tower.register_forward_hook(lambda *_: seen.append(1))
+    if tiles:
+        expected = model.encode_tiles(pixels(tiles))
+        seen.clear()
+        torch.testing.assert_close(model.encode_tiles(pixels(tiles), calls=calls), expected)
+    else:
+        model(input_ids=torch.tensor([[1, 5, 9]]), pixel_values=pixels(0), tower_calls=calls)
+    assert len(seen) == calls
 
 
 def test_a_head_of_the_caller_gets_hidden_states_and_no_logits_are_made(model):

@@ -111,6 +111,18 @@ def expect_my_project(results):
     assert all(results["pages"]) and results["same_reply_after_export"]
 
 
+def expect_many_gpus(results):
+    assert results["states"] == ["finished"] * 3 and results["steps"] == [3] * 3
+    assert results["difference"] < 1e-5
+    assert results["engines"][0] == "one process"
+    assert results["engines"][1:] == [
+        f"{engine} over 2 processes (gloo)" for engine in ("DistributedDataParallel", "DeepSpeedEngine ZeRO-3")
+    ]
+    assert results["rows_of_step"] == 16 and max(results["shares"]) < 1.05 * min(results["shares"])
+    assert results["held_gib"]["ZeRO-1"] < 24 < results["held_gib"]["DDP"]
+    assert "gpus=2 in run.yaml, but 1 process started" in results["refused"]
+
+
 EXPECTED = {
     "00_first_look.ipynb": expect_first_look,
     "01_download.ipynb": expect_download,
@@ -123,6 +135,7 @@ EXPECTED = {
     "08_evaluate.ipynb": expect_evaluate,
     "09_finetune_full.ipynb": expect_finetune_full,
     "10_export_and_share.ipynb": expect_export_and_share,
+    "11_many_gpus.ipynb": expect_many_gpus,
     "my_project.ipynb": expect_my_project,
 }
 

@@ -1,0 +1,362 @@
+"""Two processes make the steps of one, by DDP and by ZeRO-1, 2 and 3 over gloo; launches that would not are refused."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ivlkit.data.mixture import open_data
+from ivlkit.errors import RecipeError, TrainingError
+from ivlkit.models.load import load
+from ivlkit.training import distributed, validation
+from ivlkit.training import runs as runs_module
+from ivlkit.training.checkpoints import check_finite
+from ivlkit.training.distributed import check_launch, find_missing, loading, zero_config
+from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import describe, execute, write_run
+from ivlkit.training.trainer import CheckEngine
+
+# Ranks meet once for all runs: a second meeting in the same processes fails now and then. ZeRO-3 divides all weights,
+# where the released threshold would leave those of so small a model whole.
+EXECUTE_ALL = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from ivlkit.training import distributed, trainer, validation
+from ivlkit.training.runs import execute
+
+validation.ANSWER_TOKENS = {answer_tokens}
+Accelerator.end_training = lambda self: None
+released, log, step, seen = trainer.zero_config, trainer.LogToFile.on_log, trainer.KitTrainer.training_step, {}
+
+def divide_all(stage, **options):
+    config = released(stage, **options)
+    config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    return config
+
+def observe(self, model, inputs, *rest):
+    folder, rank = Path(self.args.output_dir), self.args.process_index
+    tiles = seen.setdefault(folder.name, [])
+    tiles.append(len(inputs.get("tiles", ())))
+    held = sum(getattr(one, "ds_tensor", one).numel() for one in model.parameters())
+    share = held / sum(getattr(one, "ds_numel", one.numel()) for one in model.parameters())
+    engine, world = type(model).__name__, torch.distributed.get_world_size()
+    said = {"engine": engine, "world": world, "share": share, "tiles": tiles}
+    (folder / f"observed-{rank}.json").write_text(json.dumps(said))
+    return step(self, model, inputs, *rest)
+
+def stop(self, args, state, control, **options):
+    log(self, args, state, control, **options)
+    if args.process_index == 1 and state.global_step == int(stop_at):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+distributed.zero_config = trainer.zero_config = divide_all
+trainer.KitTrainer.training_step, trainer.LogToFile.on_log = observe, stop
+for each in sys.argv[1:]:
+    folder, _, stop_at = each.partition("@")
+    stop_at = stop_at or 0
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # of the run before; a launcher starts without
+    execute(folder)
+"""
+FULL = {"vision": "full", "projector": "full", "language": "full", "weighting": "square"}
+LORA = {"vision": "frozen", "projector": "full", "lora_dropout": 0.0}
+PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text alone, or none
+    "lora in bins": ("nano-lora", {"weighting": "sample", "vision": "lora", "lora_dropout": 0.0}),
+    "lora padded": ("nano-lora", {"weighting": "token", "vision": "lora", "lora_dropout": 0.0, "packing": False}),
+    "full by DDP": ("nano-full", FULL),
+    "full by ZeRO-1": ("nano-full", FULL | {"zero_stage": 1}),
+    "full by ZeRO-2": ("nano-full", FULL | {"zero_stage": 2}),
+    "full by ZeRO-3": ("nano-full", FULL | {"zero_stage": 3}),
+    "lora by ZeRO-3": ("nano-lora", LORA | {"zero_stage": 3, "zero_offload": True}),
+}
+ANSWER_TOKENS = 4  # under ZeRO-3 each one fetches all weights anew
+STOPPED = ("full by ZeRO-2", "full by ZeRO-3")  # by a signal to one rank after the second step, then gone on with
+if sys.platform != "linux":  # there DeepSpeed is a requirement, and its absence a failure
+    PLANS = {name: plan for name, plan in PLANS.items() if "ZeRO" not in name}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Nine rows: text alone, one tile, and three tiles, in turn."""
+    folder, rows = tmp_path_factory.mktemp("rows"), []
+    for number in range(9):
+        turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "word " * (number % 4) + str(number)}]
+        rows.append({"conversations": turns})
+        if number % 3:
+            Image.new("RGB", (112 * (number % 3), 112), (25 * number, 60, 120)).save(folder / f"{number}.png")
+            rows[-1]["image"] = f"{number}.png"
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_data(folder / "train.jsonl")
+
+
+@pytest.fixture(scope="module")
+def made(data, tiny, tmp_path_factory):
+    """{name: (run of two processes, run of one)} of all `PLANS`."""
+    work, found, commands = tmp_path_factory.mktemp("runs"), {}, []
+    small = {"model": str(tiny), "total_batch": 4, "epochs": 2, "max_seq_length": 100, "per_device_batch": 2}
+    small |= {"packing": True, "bin_tokens": 140, "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-5}
+    for name, (kind, changes) in PLANS.items():
+        chosen = recipe(kind, **small | {"gpus": 2} | changes)
+        found[name] = write_run(chosen, data, work / name.replace(" ", "-"), validation=data)
+        commands += [f"{found[name].folder}@{2 if name in STOPPED else ''}"]
+        commands += [str(found[name].folder)] if name in STOPPED else []
+    (work / "execute.py").write_text(EXECUTE_ALL.replace("{answer_tokens}", str(ANSWER_TOKENS)))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", work / "execute.py"]
+    done = subprocess.run([*start, *commands], capture_output=True, text=True, cwd=work, timeout=300)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-6000:]
+    alone = {}
+    for name, run in found.items():
+        chosen = replace(run.recipe, gpus=1, zero_stage=0, zero_offload=False, packing=True)
+        alone[name] = next((one for one in alone.values() if one.recipe == chosen), None)
+        if alone[name] is None:
+            alone[name] = write_run(chosen, data, work / f"alone-{run.folder.name}", validation=data)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(validation, "ANSWER_TOKENS", ANSWER_TOKENS)
+                execute(alone[name].folder)
+    return {name: (run, alone[name]) for name, run in found.items()}
+
+
+def observed(run):
+    """What each rank saw of itself: its engine, the world's size, the share of weights it holds, tiles it was given."""
+    return [json.loads((run.folder / f"observed-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_two_processes_make_the_steps_of_one(made, name):
+    """Nine rows twice in five steps, the last of two rows; validated before, between and after; two were stopped."""
+    run, alone = made[name]
+    steps = [np.array([[line["loss"], line["grad_norm"]] for line in one.history]) for one in (run, alone)]
+    assert steps[0].shape == (5, 2)
+    np.testing.assert_allclose(*steps, atol=1e-5, rtol=1e-4)
+    losses = [[line["loss"] for line in one.validation] for one in (run, alone)]
+    np.testing.assert_allclose(*losses, atol=1e-5, rtol=1e-4)
+    assert [line["step"] for line in run.validation] == [0, 2, 4, 5]
+    assert [[each["reply"] for each in line["answers"]] for line in run.validation] == [
+        [each["reply"] for each in line["answers"]] for line in alone.validation
+    ]
+    assert [line["tokens"] for line in run.history][-1:] == [alone.history[-1]["tokens"]] or name in STOPPED
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_engine_is_the_one_that_was_asked_for(made, name):
+    stage = made[name][0].recipe.zero_stage
+    for rank in observed(made[name][0]):
+        assert rank["engine"] == ("DeepSpeedEngine" if stage else "DistributedDataParallel")
+        assert rank["world"] == 2
+        assert rank["share"] == pytest.approx(0.5 if stage == 3 else 1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_rank_with_text_alone_computes_beside_one_with_pictures(made, name):
+    pairs = list(zip(*(rank["tiles"] for rank in observed(made[name][0])), strict=True))
+    assert any(bool(first) != bool(second) for first, second in pairs)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_several_ranks_wrote_loads_in_one_process(made, name):
+    """The final weights are the best ones, and in every checkpoint; all were hashed once, by rank 0."""
+    run, alone = made[name]
+    (file,) = (run.folder / "final").glob("*.safetensors")
+    tensors, expected = load_file(file), load_file(alone.folder / "final" / file.name)
+    assert tensors.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(tensors[key], tensor, atol=2e-5, rtol=0, msg=key)
+    vlm = load(run.folder)
+    assert (vlm.adapter is None) == (run.recipe.name == "nano-full")
+    (checkpoint,) = run.folder.glob("checkpoint-*")
+    assert runs_module.last_checkpoint(run.folder) == str(checkpoint)
+    assert not run.notices[1:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")
+def test_an_adapter_is_no_start_for_weights_that_are_divided(made):
+    run, _ = made["lora in bins"]
+    chosen = recipe("nano-full", model=str(run.folder), gpus=2, zero_stage=3)
+    with pytest.raises(TrainingError, match="an adapter to go on from under ZeRO-3, .*; ivlkit export .* --to merged"):
+        runs_module._load_base(chosen, torch.device("cpu"), torch.float32)
+
+
+def test_a_share_of_a_weight_that_is_not_finite_spoils_no_checkpoint():
+    model = torch.nn.Linear(1, 1)
+    check_finite(model, 3)
+    model.weight.ds_tensor = torch.tensor([1.0, float("nan")])  # what ZeRO-3 leaves on this rank
+    with pytest.raises(TrainingError, match="weight is not finite after step 3"):
+        check_finite(model, 3)
+
+
+# launches ------------------------------------------------------------------------------------------------------------
+
+LAUNCHERS = {  # beside torchrun, which is what ivlkit.train starts
+    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m"],
+    "deepspeed": ["deepspeed.launcher.runner", "--num_gpus=2", "--module"],
+}
+
+
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "deepspeed" or sys.platform == "linux"])
+def test_every_launcher_starts_as_many_as_it_was_told(launcher, data, tiny, tmp_path):
+    """Three are expected: what is refused shows that two came, and read the run's folder."""
+    chosen = recipe("nano-lora", model=str(tiny), gpus=3, total_batch=48)
+    run = describe(chosen, data, folder=tmp_path / "run")
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "ivlkit", "train", str(run.folder / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "gpus=3 in run.yaml, but 2 processes started; expected one a GPU" in done.stdout + done.stderr
+    assert run.state == "failed" and "but 2 processes started" in run.error
+
+
+@pytest.mark.parametrize(
+    ("changes", "environ", "expected"),
+    [
+        (
+            {"gpus": 2},
+            {},
+            "gpus=2 in run.yaml, but 1 process started; expected .*; torchrun --nproc_per_node 2",
+        ),
+        ({}, {"WORLD_SIZE": "2"}, "gpus=1 in run.yaml, but 2 processes started"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "--use_fsdp; expected DDP or the recipe's zero_stage"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "--zero_stage 2, but zero_stage=0 in run.yaml"),
+        (
+            {"zero_stage": 3},
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+            "--zero_stage 2, but zero_stage=3 in run.yaml; expected the same",
+        ),
+        (
+            {"zero_stage": 3},
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "z3.json"},
+            "with z3.json; expected none: the recipe's zero_stage=3 makes",
+        ),
+    ],
+)
+def test_a_launcher_that_has_something_else_in_mind_is_refused(changes, environ, expected):
+    with pytest.raises(TrainingError, match=expected):
+        check_launch(recipe("nano-lora", **changes), environ)
+
+
+def test_a_launch_that_agrees_is_none_of_its_business():
+    check_launch(recipe("nano-lora"), {})
+    check_launch(recipe("nano-lora", gpus=2), {"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "false"})
+
+
+def test_zero_without_deepspeed_is_said_before_anything_starts(monkeypatch):
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    chosen = recipe("nano-lora", gpus=2, zero_stage=1)
+    assert "zero_stage=1 on 2 GPUs, and no DeepSpeed is installed; pip install" in find_missing(chosen)
+    assert find_missing(replace(chosen, gpus=1)) == find_missing(replace(chosen, zero_stage=0)) == ""
+    with pytest.raises(RecipeError, match="no DeepSpeed is installed"):
+        runs_module._check_machine(chosen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrapped", "expected"),
+    [
+        ({"gpus": 2, "zero_stage": 2}, "DistributedDataParallel", "DeepSpeedEngine ZeRO-2 over 2 processes"),
+        ({"gpus": 2}, "Linear", "DistributedDataParallel over 2 processes"),
+        ({}, "DataParallel", "expected Linear, by gpus"),  # one process that sees two GPUs
+    ],
+)
+def test_a_run_that_would_train_otherwise_stops_before_its_first_step(changes, wrapped, expected):
+    model = torch.nn.Linear(1, 1)
+    trainer = SimpleNamespace(
+        train_dataset=SimpleNamespace(recipe=recipe("nano-lora", **changes)),
+        model=model,
+        model_wrapped=model if wrapped == "Linear" else type(wrapped, (), {})(),
+    )
+    with pytest.raises(TrainingError, match=f"would train as {wrapped}; .*{expected}"):
+        CheckEngine(trainer).on_train_begin(None, None, None)
+
+
+SLEEPING_LAUNCHER = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "run.yaml"])
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+def test_stopping_asks_the_ranks_and_not_their_launcher(data, tiny, tmp_path):
+    """torchrun, asked itself, kills its ranks after 30 seconds, whether they have saved or not."""
+    alone, both = (
+        write_run(recipe("nano-lora", model=str(tiny), gpus=gpus), data, tmp_path / str(gpus)) for gpus in (1, 2)
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", SLEEPING_LAUNCHER], stdout=subprocess.PIPE)
+    launcher.stdout.readline()
+    process = psutil.Process(launcher.pid)
+    (child,) = process.children()
+    try:
+        assert both._ranks(process) == [child]
+        assert alone._ranks(process) == [process]
+    finally:
+        for one in (child, process):
+            one.kill()
+        launcher.wait()
+
+
+# DeepSpeed's configurations ------------------------------------------------------------------------------------------
+
+
+def test_the_released_deepspeed_files_have_their_numbers():
+    stage1, stage3 = (zero_config(stage)["zero_optimization"] for stage in (1, 3))
+    assert (stage1["stage"], stage1["allgather_bucket_size"], stage1["reduce_bucket_size"]) == (1, 1e9, 1e9)
+    assert zero_config(2)["zero_optimization"]["reduce_bucket_size"] == 1e8
+    assert (stage3["stage"], stage3["sub_group_size"], stage3["stage3_prefetch_bucket_size"]) == (3, 1e9, 1e9)
+    assert (stage3["stage3_param_persistence_threshold"], stage3["stage3_max_live_parameters"]) == (1e7, 1e9)
+    assert stage3["stage3_gather_16bit_weights_on_model_save"] is True
+
+
+@pytest.mark.parametrize(("stage", "parts"), [(1, {"optimizer"}), (2, {"optimizer"}), (3, {"optimizer", "param"})])
+def test_offload_moves_the_optimizer_and_at_stage_3_the_weights(stage, parts):
+    zero = zero_config(stage, offload=True)["zero_optimization"]
+    assert {name.removeprefix("offload_") for name in zero if name.startswith("offload_")} == parts
+    assert not [name for name in zero_config(stage)["zero_optimization"] if "offload" in name]
+
+
+@pytest.mark.parametrize("changes", [{"zero_stage": 0}, {"zero_stage": 1, "optimizer": "adamw_8bit"}])
+def test_offload_of_what_is_not_there_is_refused(changes):
+    with pytest.raises(RecipeError, match="zero_offload with zero_stage=.*; expected zero_stage=1, 2 or 3"):
+        recipe("2b-full", zero_offload=True, **changes)
+
+
+def test_a_stage_that_does_not_exist_is_refused():
+    with pytest.raises(RecipeError, match="zero_stage=4; expected one of 0, 1, 2, 3"):
+        recipe("2b-full", zero_stage=4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")
+@pytest.mark.parametrize(("stage", "expected"), [(1, False), (3, True)])
+def test_weights_are_divided_while_they_are_loaded_at_stage_3_only(stage, expected):
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    with loading(recipe("nano-full", gpus=2, zero_stage=stage), torch.bfloat16):
+        assert is_deepspeed_zero3_enabled() is expected
+    assert not is_deepspeed_zero3_enabled()
+
+
+# the benchmark of several GPUs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")
+def test_the_benchmark_runs_with_two_processes(tmp_path):
+    """The same script as on GPUs: losses beside one process's, a rank of text alone, what was saved loaded again."""
+    out, root = tmp_path / "rows.jsonl", Path(__file__).parents[2]
+    command = [sys.executable, "benchmarks/train_multi_gpu.py", "--key", "nano", "--variants", "nano-mixed-zero3"]
+    options = ["--workers", "0", "--work", str(tmp_path / "work"), "--out", str(out)]
+    environ = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root, env=environ, timeout=300)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    alone, both, reloaded = map(json.loads, out.read_text().splitlines())
+    assert (alone["gpus"], both["gpus"], both["engine"]) == (1, 2, "DeepSpeedEngine ZeRO-3 over 2 processes")
+    assert both["losses"] == pytest.approx(alone["losses"], abs=1e-4) and len(both["losses"]) == 8
+    assert both["text_alone"] > 0
+    assert reloaded["reloaded_loss"] == pytest.approx(both["saved_loss"], abs=1e-5)
+    assert "| nano-mixed-zero3 | 2 | DeepSpeedEngine ZeRO-3 over 2 processes |" in out.with_suffix(".md").read_text()
