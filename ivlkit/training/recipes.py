@@ -58,9 +58,7 @@ class Recipe:
     vision: str = "frozen"  # frozen | lora | full (freeze_backbone, use_backbone_lora)
     projector: str = "full"  # frozen | full (freeze_mlp)
     language: str = "full"  # frozen | lora | qlora | full (freeze_llm, use_llm_lora)
-    unfreeze_vit_layers: int = (
-        0  # layers of a frozen tower that train in full: -4 for the last four, 20 for all from 20
-    )
+    unfreeze_vit_layers: int = 0  # of a frozen tower, these train in full: -4 for the last four, 20 for all from 20
     vision_int8: bool = False  # a frozen tower's matrices in 8 bits (LLM.int8)
     lora_rank: int = 16  # r
     lora_alpha: int = 32  # α; the scale is α / r, always 2 in the released scripts
