@@ -464,8 +464,9 @@ class Clock(TrainerCallback):
         if "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
-    def figures(self, operations_a_tile, operations_a_token, *, steps):
-        """Rates over so many steps but the first."""
+    def figures(self, operations_a_tile, operations_a_token, *, steps=None):
+        """Rates over the first so many steps, all by default; the very first is left out."""
+        steps = steps or len(self.steps)
         assert len(self.steps) == len(self.ends) - 1 >= steps > 1
         self.steps, self.ends, self.losses = self.steps[:steps], self.ends[: steps + 1], self.losses[:steps]
         seconds = self.ends[-1] - self.ends[1]
