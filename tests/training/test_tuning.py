@@ -189,9 +189,9 @@ def test_layers_that_the_tower_lacks_are_refused(tiny, number):
         prepared(tiny, vision="frozen", projector="full", language="full", unfreeze_vit_layers=number)
 
 
-def rates(model, chosen):
+def rates(model, chosen, folder):
     """{part: learning rates of its tensors in the Trainer's optimizer}, and their weight decays."""
-    arguments = training_arguments(chosen, "unused", steps=1, device_type="cpu", bf16=False)
+    arguments = training_arguments(chosen, folder, steps=1, device_type="cpu", bf16=False)
     trainer = KitTrainer(model=model, args=arguments, train_dataset=type("Rows", (), {"recipe": chosen})())
     optimizer = trainer.create_optimizer()
     owner = {id(value): name for name, value in model.named_parameters()}
@@ -205,16 +205,16 @@ def rates(model, chosen):
     return found
 
 
-def test_each_part_has_its_own_learning_rate(tiny):
+def test_each_part_has_its_own_learning_rate(tiny, tmp_path):
     full = {"vision": "full", "projector": "full", "language": "full"}
     _, chosen, model = prepared(tiny, **full, vision_learning_rate=1e-6, projector_learning_rate=1e-3)
     own = {chosen.learning_rate}
-    assert rates(model, chosen) == {"vision_tower": {1e-6}, "projector": {1e-3}, "lang": own, "lm_head": own}
+    assert rates(model, chosen, tmp_path) == {"vision_tower": {1e-6}, "projector": {1e-3}, "lang": own, "lm_head": own}
 
 
-def test_adapters_have_their_part_s_rate_too(tiny):
+def test_adapters_have_their_part_s_rate_too(tiny, tmp_path):
     _, chosen, model = prepared(tiny, vision_learning_rate=1e-6)
-    assert rates(model, chosen) == {"vision_tower": {1e-6}, "lang": {chosen.learning_rate}}
+    assert rates(model, chosen, tmp_path) == {"vision_tower": {1e-6}, "lang": {chosen.learning_rate}}
 
 
 def test_a_rate_for_a_part_that_does_not_train_is_refused(tiny):
