@@ -118,11 +118,7 @@ def main():
         command = [sys.executable, __file__, "--child", variant, *sys.argv[1:], "--steps", str(steps)]
         if subprocess.run(command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"}).returncode:
             failed.append(variant)
-    table = table_of([json.loads(line) for line in options.out.read_text().splitlines()])
-    options.out.with_suffix(".md").write_text(table)
-    print(table)
-    if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}")
+    finish(options.out, table_of, failed)
 
 
 def parse_options():
@@ -130,18 +126,32 @@ def parse_options():
     parser.add_argument("--variants", nargs="+", help="SIZE-WAY …; default: every way of --key")
     parser.add_argument("--key", default="2b", choices=SIZES)
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps, of which the first is not counted")
-    parser.add_argument("--tokenizer", help="folder; {key} in it becomes the size")
-    parser.add_argument("--work", type=Path, required=True, help="folder for configurations and rows, used again")
+    add_shared_options(parser)
     parser.add_argument("--out", type=Path, default=Path("train_gpu.jsonl"))
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of this process's GPU memory")
     parser.add_argument("--dropout", type=float, default=0.05)
-    parser.add_argument("--total-batch", type=int, help="rows of a step; default by size")
-    parser.add_argument("--bin-tokens", type=int, help="default by size")
-    parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--no-calibration", action="store_true")
     parser.add_argument("--profile", action="store_true", help="the kernels of one more step")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def add_shared_options(parser):
+    """Those of every benchmark on this mix."""
+    parser.add_argument("--tokenizer", help="folder; {key} in it becomes the size")
+    parser.add_argument("--work", type=Path, required=True, help="folder for configurations and rows, used again")
+    parser.add_argument("--total-batch", type=int, help="rows of a step; default by size")
+    parser.add_argument("--bin-tokens", type=int, help="default by size")
+    parser.add_argument("--workers", type=int, default=8)
+
+
+def finish(out, table_of, failed):
+    """Write and print the table of all rows so far; what failed ends the program."""
+    table = table_of([json.loads(line) for line in out.read_text().splitlines()])
+    out.with_suffix(".md").write_text(table)
+    print(table)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 def child(options):

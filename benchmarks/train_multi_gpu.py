@@ -33,7 +33,9 @@ from train_gpu import (
     LORA,
     SIZES,
     Clock,
+    add_shared_options,
     choose_recipe,
+    finish,
     machine,
     ours,
     prepare_model,
@@ -95,12 +97,7 @@ def main():
         prepare_rows(variant, options)
         stages = [("train", 1), ("train", options.gpus), *([("reload", 1)] if variant.endswith("zero3") else [])]
         failed += [f"{variant} ({what}, {gpus})" for what, gpus in stages if start(variant, what, gpus)]
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()]
-    table = table_of(rows)
-    options.out.with_suffix(".md").write_text(table)
-    print(table)
-    if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}")
+    finish(options.out, table_of, failed)
 
 
 def parse_options():
@@ -109,12 +106,8 @@ def parse_options():
     parser.add_argument("--variants", nargs="+", help="SIZE-WAY …; default: those of the benchmark, or all of --key")
     parser.add_argument("--key", choices=SIZES)
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps, of which the first is not counted")
-    parser.add_argument("--tokenizer", help="folder; {key} in it becomes the size")
-    parser.add_argument("--work", type=Path, required=True, help="folder for configurations and rows, used again")
+    add_shared_options(parser)
     parser.add_argument("--out", type=Path, default=Path("train_multi_gpu.jsonl"))
-    parser.add_argument("--total-batch", type=int, help="rows of a step; default by size")
-    parser.add_argument("--bin-tokens", type=int, help="default by size")
-    parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--child", nargs=3, metavar=("VARIANT", "WHAT", "GPUS"), help=argparse.SUPPRESS)
     parser.set_defaults(dropout=0.0)  # drawn differently on other ranks
     return parser.parse_args()

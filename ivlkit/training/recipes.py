@@ -107,6 +107,17 @@ class Recipe:
             raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
+        self._check_vision()
+        self._check_engine()
+        for field in fields(self):
+            _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
+        if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:
+            raise RecipeError(
+                f"{self.name}: bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that "
+                "length fits in no bin; raise the one or lower the other"
+            )
+
+    def _check_vision(self):
         if self.unfreeze_vit_layers and self.vision != "frozen":
             raise RecipeError(
                 f"{self.name}: unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a "
@@ -117,13 +128,15 @@ class Recipe:
                 f"{self.name}: vision_int8 with vision={self.vision!r}, language={self.language!r}; expected a frozen "
                 "tower beside adapters; set vision='frozen' and language='lora' or 'qlora'"
             )
+        if self.vision != "frozen" and self.drop_path:
+            raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
+
+    def _check_engine(self):
         if self.compile and self.gradient_checkpointing == "selective":
             raise RecipeError(
                 f"{self.name}: compile=true with gradient_checkpointing='selective', which sees no operation inside a "
                 "compiled layer; set 'none' or 'full'"
             )
-        if self.vision != "frozen" and self.drop_path:
-            raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
         if self.compile and not self.packing:
             raise RecipeError(f"{self.name}: compile=true with packing=false; expected bins of one length; set packing")
         if self.compile and self.gpus > 1 and self.zero_stage == 3:
@@ -135,13 +148,6 @@ class Recipe:
             raise RecipeError(
                 f"{self.name}: zero_offload with zero_stage={self.zero_stage}, optimizer={self.optimizer!r}; expected "
                 "zero_stage=1, 2 or 3 and optimizer='adamw', whose state is moved"
-            )
-        for field in fields(self):
-            _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
-        if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:
-            raise RecipeError(
-                f"{self.name}: bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that "
-                "length fits in no bin; raise the one or lower the other"
             )
 
     @property
