@@ -4,8 +4,9 @@
     python benchmarks/train_multi_gpu.py --gpus 2 --key nano --work /tmp/bench        # two processes on a CPU
 
 Every variant runs on one GPU, then on `--gpus`, in processes of their own, with the same random weights, the same rows
-of the mix of `train_gpu.py`, the same rows a step. Speed-up and efficiency (speed-up divided by GPUs) are of useful
-tokens a second, the first step left out. A variant is SIZE-WAY:
+of the mix of `train_gpu.py`, the same rows a step; variants that differ by ZeRO's stage share their run on one GPU.
+Speed-up and efficiency (speed-up divided by GPUs) are of useful tokens a second, the first step left out. A variant is
+SIZE-WAY:
 
     lora                     DDP, LoRA of rank 16, activations recomputed
     zero1, zero2, zero3      language model and projector in full; on one GPU float32 masters instead
@@ -92,12 +93,20 @@ def main():
     if options.child:
         return child(options)
     variants = options.variants or (VARIANTS if not options.key else [f"{options.key}-{way}" for way in WAYS])
-    failed = []
+    stages = []
     for variant in variants:
         prepare_rows(variant, options)
-        stages = [("train", 1), ("train", options.gpus), *([("reload", 1)] if variant.endswith("zero3") else [])]
-        failed += [f"{variant} ({what}, {gpus})" for what, gpus in stages if start(variant, what, gpus)]
-    finish(options.out, table_of, failed)
+        stages += [(alone_of(variant), "train", 1), (variant, "train", options.gpus)]
+        stages += [(variant, "reload", 1)] if variant.endswith("zero3") else []
+    failed = [stage for stage in dict.fromkeys(stages) if start(*stage)]
+    finish(options.out, table_of, [f"{variant} ({what}, {gpus})" for variant, what, gpus in failed])
+
+
+def alone_of(variant):
+    """The variant that is the same on one GPU, where ZeRO divides nothing."""
+    key, _, way = variant.partition("-")
+    undivided = {name: changes | {"zero_stage": 0} for name, changes in WAYS.items()}
+    return f"{key}-{next(name for name, changes in undivided.items() if changes == undivided[way])}"
 
 
 def parse_options():
@@ -235,7 +244,7 @@ def table_of(rows):
             alone[row["variant"]] = row
         else:
             last[row["variant"]] = row
-            compare(row, alone.get(row["variant"]))
+            compare(row, alone.get(alone_of(row["variant"])))
     for row in rows:
         if "error" in row:
             told = f"{row['variant']} | {row['gpus']} | {row['what']}: {row['error']}"
