@@ -123,7 +123,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     job = _job(recipe, data, place)
     own, *others = _tile_counts(job)
     cases = [_case(job, own), *(_case(job, tiles) for tiles in others)]
-    checkpoint, disk = disk_bytes(job.model, recipe)
+    checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
     fits = place.free_gib is None or needed_gib(cases[0].parts, place.device_type) <= place.free_gib
     return RunPlan(
         recipe=recipe,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ..hardware import GIB
 from . import footprint
-from .distributed import zero_config
+from .distributed import is_sharded, zero_config
 from .schedule import operations
 
 # Time: fitted to `MEASURED`, within 20 % of every row.
@@ -27,7 +27,7 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
         way without autocast), as in the prototype.
     Returns: {part: bytes}; the last, "working", is the largest of what is alive for a moment only.
     """
-    zero, sdpa = _is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
+    zero, sdpa = is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
     precision = footprint.Precision(2, 2, 1) if zero else footprint.precision_of(recipe, device_type)
     frozen, trained = footprint.weight_bytes(model, recipe, frozen_bytes=precision.stream)
     state = footprint.optimizer_bytes(model, recipe.optimizer)
@@ -40,10 +40,6 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
     elif recipe.gpus > 1:
         held["gradients"] *= 2  # DDP's buckets
     return {**held, "activations": kept, "working": working}
-
-
-def _is_sharded(recipe):
-    return recipe.gpus > 1 and recipe.zero_stage > 0
 
 
 def _sharded(recipe, *, frozen, trained, state):
@@ -150,11 +146,24 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=F
     return float(products + bytes_moved / (place.card.tb_per_second * 1e12)) / recipe.gpus
 
 
-def disk_bytes(model, recipe):
-    """(bytes of a checkpoint, of all that are there at once): those kept, one that is being written, the result."""
-    if recipe.has_adapters:
-        weights = sum(4 * value.numel() for value in model.parameters() if value.requires_grad)
-    else:
-        weights = sum(4 * value.numel() for value in model.parameters())
-    state = footprint.optimizer_bytes(model, recipe.optimizer.removeprefix("paged_"))
-    return weights + state, (weights + state) * (recipe.save_total_limit + 1) + weights
+def disk_bytes(model, recipe, *, device_type):
+    """(bytes of a checkpoint, bytes of all that a run with validation has on disk at the worst moment).
+
+    That moment is before the oldest checkpoint goes: those kept, the one that was written aside, and the best weights.
+    While new best weights or the final ones are written there is less, since a checkpoint holds weights and more.
+    """
+    total = sum(value.numel() for value in model.parameters())
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    frozen = 0 if recipe.has_adapters else total - trained  # beside adapters the base is not written
+    is_divided = is_sharded(recipe)
+    each = 2 if is_divided and device_type == "cuda" else 4
+    weights = each * (frozen + trained)
+    checkpoint = weights + footprint.optimizer_bytes(model, recipe.optimizer.removeprefix("paged_"))
+    if is_divided:
+        checkpoint += 4 * trained + each * _values_of_deepspeed(recipe.zero_stage, frozen, trained)
+    return checkpoint, (recipe.save_total_limit + 1) * checkpoint + weights
+
+
+def _values_of_deepspeed(stage, frozen, trained):
+    """Weights that its own files hold in half precision beside the masters; at stage 2 those that are frozen twice."""
+    return {1: frozen + trained, 2: 2 * frozen + trained, 3: frozen}[stage]

@@ -18,10 +18,13 @@ from safetensors.torch import load_file
 from ivlkit.data.mixture import open_data
 from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.models.load import load
+from ivlkit.models.shapes import config_of
 from ivlkit.training import distributed, validation
 from ivlkit.training import runs as runs_module
 from ivlkit.training.checkpoints import check_finite
 from ivlkit.training.distributed import check_launch, find_missing, loading, zero_config
+from ivlkit.training.planner import prepared_shape
+from ivlkit.training.prediction import disk_bytes
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import describe, execute, write_run
 from ivlkit.training.trainer import CheckEngine
@@ -75,7 +78,7 @@ PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text 
     "lora in bins": ("nano-lora", {"weighting": "sample", "vision": "lora", "lora_dropout": 0.0}),
     "lora padded": ("nano-lora", {"weighting": "token", "vision": "lora", "lora_dropout": 0.0, "packing": False}),
     "full by DDP": ("nano-full", FULL),
-    "full by ZeRO-1": ("nano-full", FULL | {"zero_stage": 1}),
+    "full by ZeRO-1": ("nano-full", FULL | {"zero_stage": 1, "vision": "frozen"}),
     "full by ZeRO-2": ("nano-full", FULL | {"zero_stage": 2}),
     "full by ZeRO-3": ("nano-full", FULL | {"zero_stage": 3}),
     "lora by ZeRO-3": ("nano-lora", LORA | {"zero_stage": 3, "zero_offload": True}),
@@ -177,6 +180,17 @@ def test_what_several_ranks_wrote_loads_in_one_process(made, name):
     (checkpoint,) = run.folder.glob("checkpoint-*")
     assert runs_module.last_checkpoint(run.folder) == str(checkpoint)
     assert not run.notices[1:]
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if name.startswith("full")])
+def test_a_checkpoint_is_as_large_as_was_planned(made, name):
+    """ZeRO's holds the weights twice. Beside 1.5 MB and more of tensors: 0.2 MB of scripts, names, random states."""
+    run, _ = made[name]
+    (checkpoint,) = run.folder.glob("checkpoint-*")
+    found = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    model = prepared_shape(run.recipe, config_of(run.recipe.model)[0])[1]
+    expected, _ = disk_bytes(model, run.recipe, device_type="cpu")
+    assert expected <= found <= expected + 200_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux only")

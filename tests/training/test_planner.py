@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from ivlkit.training import planner
 from ivlkit.training.cards import CARDS, MEASURED, match_card
 from ivlkit.training.footprint import optimizer_bytes
 from ivlkit.training.planner import plan, prepared_shape
-from ivlkit.training.prediction import batch_parts, predict_seconds
+from ivlkit.training.prediction import batch_parts, disk_bytes, predict_seconds
 from ivlkit.training.recipes import RECIPES, recipe
+from ivlkit.training.runs import execute, write_run
 
 ROW_TOKENS, ROW_TILES = 2260, 8.2  # of the measured mix
 GIB = 2**30
@@ -205,7 +207,7 @@ def replace_place(place, **changes):
     return SimpleNamespace(**vars(place) | changes)
 
 
-def test_disk_holds_the_kept_checkpoints_the_one_being_written_and_the_result(tiny):
+def test_disk_holds_the_kept_checkpoints_the_one_being_written_and_the_best(tiny):
     chosen = recipe("nano-full", model=str(tiny), save_total_limit=2)
     found = plan(chosen, gpu_gib=8)
     model, _ = empty_model(planner.config_of(str(tiny))[0])
@@ -213,3 +215,35 @@ def test_disk_holds_the_kept_checkpoints_the_one_being_written_and_the_result(ti
     assert found.checkpoint_gb * 1e9 == pytest.approx(3 * weights)
     assert found.disk_gb * 1e9 == pytest.approx(3 * 3 * weights + weights)
     assert plan(replace(chosen, save_total_limit=1), gpu_gib=8).disk_gb < found.disk_gb
+
+
+@pytest.mark.parametrize(
+    ("stage", "bytes_a_value"),
+    [  # in bf16, of 60 trained and 40 frozen values: gathered weights; masters and moments; what DeepSpeed adds
+        (1, 2 * 100 + 12 * 60 + 2 * 100),
+        (2, 2 * 100 + 12 * 60 + 2 * 140),
+        (3, 2 * 100 + 12 * 60 + 2 * 40),
+    ],
+)
+def test_a_checkpoint_of_zero_holds_the_weights_again(stage, bytes_a_value):
+    model = torch.nn.ParameterList([torch.zeros(60), torch.zeros(40)])
+    model[1].requires_grad_(False)
+    divided = recipe("2b-full", gpus=8, zero_stage=stage)
+    assert disk_bytes(model, divided, device_type="cuda") == (bytes_a_value, 2 * bytes_a_value + 2 * 100)
+    assert disk_bytes(model, replace(divided, gpus=1), device_type="cuda")[0] == 4 * 100 + 8 * 60
+
+
+@pytest.mark.parametrize(("name", "limit"), [("nano-full", 1), ("nano-lora", 2)])
+def test_a_real_run_takes_as_much_disk_as_was_planned(mixed_rows, tmp_path, monkeypatch, name, limit):
+    """What its folder holds grows until something is removed, so it is measured before each removal."""
+    chosen = recipe(name, epochs=1, total_batch=3, per_device_batch=3, save_steps=1, eval_steps=1, eval_samples=1)
+    chosen, data = replace(chosen, save_total_limit=limit, learning_rate=1e-5), open_data(mixed_rows)
+    run, remove, sizes = write_run(chosen, data, tmp_path / "run", validation=data), shutil.rmtree, []
+
+    def measure(*arguments, **options):
+        sizes.append(sum(512 * path.lstat().st_blocks for path in run.folder.rglob("*")))
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", measure)
+    execute(run.folder)
+    assert plan(chosen).disk_gb * 1e9 == pytest.approx(max(sizes), rel=0.05)
