@@ -4,7 +4,6 @@ Memory is added up from parts by layer shapes (`footprint`). Time is the arithme
 rate, and the activations' bytes moved a number of times at its bandwidth.
 """
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 from ..hardware import GIB
@@ -60,9 +59,8 @@ def _layers(recipe, precision, *, cast=False, sdpa=False):
     language = "lora" if recipe.language == "qlora" else recipe.language
     common = {"precision": precision, "dropout": recipe.lora_dropout > 0, "rank": recipe.lora_rank}
     common |= {"compiled": recipe.compile, "cast": cast, "sdpa": sdpa}
-    return SimpleNamespace(
-        language=footprint.Layer(language, **common), vision=footprint.Layer(recipe.vision, **common)
-    )
+    vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
+    return SimpleNamespace(language=footprint.Layer(language, **common), vision=footprint.Layer(vision, **common))
 
 
 def _activations(config, recipe, batch, how, copies):
@@ -94,9 +92,8 @@ def _tower_activations(config, recipe, batch, layer):
     """(bytes that the tower and the projector keep, bytes of a call of the tower)."""
     vision, text, places = config.vision_config, config.text_config, footprint.patches(config.vision_config)
     kept = 0
-    trained = _trained_vision_layers(recipe, vision)
+    trained = recipe.trained_vision_layers(vision.num_hidden_layers)
     if trained:
-        layer = replace(layer, tuning="full" if recipe.unfreeze_vit_layers else layer.tuning)
         inside = footprint.vision_layer_bytes(vision, layer)
         each = layer.precision.stream * vision.hidden_size if recipe.gradient_checkpointing == "full" else inside
         kept += batch.tiles * places * trained * each
@@ -117,12 +114,6 @@ def _tiles_a_call(recipe):
     return COMPILED_TILES if recipe.compile else TILES_A_CHUNK
 
 
-def _trained_vision_layers(recipe, vision):
-    if recipe.vision != "frozen":
-        return vision.num_hidden_layers
-    return len(range(vision.num_hidden_layers)[recipe.unfreeze_vit_layers :]) if recipe.unfreeze_vit_layers else 0
-
-
 def needed_gib(parts, device_type):
     """GiB that have to be free for the parts."""
     allocated = sum(parts.values()) / GIB
@@ -136,7 +127,7 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=F
     how, vision, text = _layers(recipe, precision, cast=cast), config.vision_config, config.text_config
     tile, token = operations(config, recipe)
     moved = tokens * footprint.decoder_layer_bytes(text, how.language) * text.num_hidden_layers
-    trained = _trained_vision_layers(recipe, vision)
+    trained = recipe.trained_vision_layers(vision.num_hidden_layers)
     moved += tiles * footprint.patches(vision) * footprint.vision_layer_bytes(vision, how.vision) * trained
     again = {"none": 1, "selective": 7 / 6, "full": 4 / 3}[recipe.gradient_checkpointing]
     products = (tile * tiles + token * tokens) / (MATRIX_SHARE * place.card.matrix_rate)

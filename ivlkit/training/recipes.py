@@ -160,6 +160,12 @@ class Recipe:
         """Whether a part trains by LoRA."""
         return bool({"lora", "qlora"} & set(self.parts))
 
+    def trained_vision_layers(self, layers):
+        """How many of a tower's layers backward goes through, the last ones: 4 of 24 for `unfreeze_vit_layers=-4`."""
+        if self.vision != "frozen":
+            return layers
+        return len(range(layers)[self.unfreeze_vit_layers :]) if self.unfreeze_vit_layers else 0
+
     @property
     def full_precision(self):
         """Whether all weights are loaded in float32: masters of a part that trains in full, without adapters."""

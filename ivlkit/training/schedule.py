@@ -111,21 +111,27 @@ def tile_cost(config, recipe):
 
 
 def operations(config, recipe):
-    """Arithmetic operations of a training step: (a tile in the vision tower, a token in the decoder)."""
+    """Arithmetic operations of a training step: (a tile in the vision tower, a token in the decoder).
+
+    Of a tower that is frozen but for its last layers, backward ends at the first of these.
+    """
     vision, text = config.vision_config, config.text_config
     side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
     patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
-    tower = vision.num_hidden_layers * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
+    layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    trained = recipe.trained_vision_layers(vision.num_hidden_layers)
+    backward = trained * _backward("full" if recipe.unfreeze_vit_layers else recipe.vision, recipe)
+    tower = layer * (2 * vision.num_hidden_layers + backward)
     keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
     language = (
         text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
     )
-    seen = 2 if recipe.vision == "frozen" else _per_weight(recipe.vision, recipe)
-    return tower * ((side // patch) ** 2 + 1) * seen, language * _per_weight(recipe.language, recipe)
+    return tower * ((side // patch) ** 2 + 1), language * (2 + _backward(recipe.language, recipe))
 
 
-def _per_weight(tuning, recipe):
-    return (6 if tuning == "full" else 4) + (2 if recipe.gradient_checkpointing == "full" else 0)
+def _backward(tuning, recipe):
+    """Operations a weight and token, activations that are computed again among them."""
+    return (4 if tuning == "full" else 2) + (2 if recipe.gradient_checkpointing == "full" else 0)
 
 
 class _Parts(Sequence):

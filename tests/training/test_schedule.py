@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,20 @@ from ivlkit.training.schedule import (
     MicroBatch,
     MicroBatches,
     check_rows,
+    operations,
     plan_grouped,
     plan_packed,
     plan_run,
     tile_cost,
+)
+
+OF_2B = SimpleNamespace(
+    vision_config=SimpleNamespace(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, image_size=[448, 448], patch_size=[14, 14]
+    ),
+    text_config=SimpleNamespace(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8
+    ),
 )
 
 
@@ -368,17 +379,24 @@ def test_rows_that_grew_apart_after_planning_are_refused(data, processor):
 
 def test_cost_of_a_tile_is_worked_out_from_the_matrices():
     """2B: a ViT of 302 M weights on 1,025 tokens, forward, beside 1.51 B, forward, backward and again: 68 tokens."""
-    from types import SimpleNamespace as Config
+    assert tile_cost(OF_2B, recipe("2b-lora")) == pytest.approx(68.3, abs=0.1)
+    assert tile_cost(OF_2B, recipe("2b-full")) == pytest.approx(51.2, abs=0.1)
 
-    vision = Config(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, image_size=[448, 448], patch_size=[14, 14]
-    )
-    text = Config(
-        hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=16, num_key_value_heads=8
-    )
-    config = Config(vision_config=vision, text_config=text)
-    assert tile_cost(config, recipe("2b-lora")) == pytest.approx(68.3, abs=0.1)
-    assert tile_cost(config, recipe("2b-full")) == pytest.approx(51.2, abs=0.1)
+
+@pytest.mark.parametrize(
+    ("changes", "a_weight"),
+    [  # operations a weight of the tower: 2 forward everywhere; of 4 layers of 24, 4 backward, 2 recomputed
+        ({"vision": "frozen"}, 2),
+        ({"vision": "frozen", "unfreeze_vit_layers": -4, "gradient_checkpointing": "none"}, 2 + 4 * 4 / 24),
+        ({"vision": "frozen", "unfreeze_vit_layers": 20, "gradient_checkpointing": "none"}, 2 + 4 * 4 / 24),
+        ({"vision": "frozen", "unfreeze_vit_layers": -4}, 2 + 6 * 4 / 24),
+        ({"vision": "full", "drop_path": 0}, 8),
+    ],
+)
+def test_backward_ends_at_the_first_layer_of_the_tower_that_trains(changes, a_weight):
+    """The 2B's tower has 24 layers of 4 x 1,024² + 2 x 1,024 x 4,096 = 12,582,912 weights, seen by 1,025 tokens."""
+    tile, _ = operations(OF_2B, recipe("2b-full", **changes))
+    assert tile == pytest.approx(1025 * 24 * 12_582_912 * a_weight)
 
 
 def test_a_bin_becomes_tensors_with_the_weights_of_its_samples(data, processor):
