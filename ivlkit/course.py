@@ -11,6 +11,7 @@ import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
+from .data.files import write_whole
 from .errors import IvlkitError
 
 COPIES_FILE = ".copies.json"  # notebook → [digest of its cells, digest of the file] when it was copied
@@ -56,7 +57,7 @@ def copy_notebooks(to, *, source=None, for_students=False):
             wanted = original.read_text(encoding="utf-8")
             wanted = _for_students(wanted) if for_students else wanted
             done[original.name] = _bring(wanted, to / original.name, copied)
-            _write(to / COPIES_FILE, json.dumps(copied, indent=1))
+            write_whole(to / COPIES_FILE, json.dumps(copied, indent=1))
     except OSError as error:
         raise CourseError(f"{to}: can't be written ({error.strerror}); name another folder") from error
     return done
@@ -101,15 +102,9 @@ def _bring(wanted, copy, copied):
 
 
 def _put(wanted, copy, copied, state):
-    _write(copy, wanted)
+    write_whole(copy, wanted)
     copied[copy.name] = _digests(wanted)
     return state
-
-
-def _write(path, text):
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _read_copied(folder):

@@ -14,8 +14,9 @@ PACKAGE = Path(ivlkit.__file__).parent
 STREET = ("data", "models", "training", "evaluation", "show")
 ALLOWED = {room: set(STREET[: place + 1]) for place, room in enumerate(STREET)} | {
     "nano": {"data", "models", "training", "nano"},
+    "course": {"data"},
     "demo": {*STREET, "nano"},
-    "cli": {*STREET, "nano", "demo", "cli"},
+    "cli": {*STREET, "nano", "demo", "course", "cli"},
     "__main__": {"cli"},
 }
 NOT_ROOMS = {"__init__"}  # the lazy table of public names; what it loads is measured below

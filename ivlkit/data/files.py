@@ -4,6 +4,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 PART = ".part"  # ends the name of what is being written, or removed
 
@@ -15,6 +16,21 @@ def write_if_changed(path, content):
     aside = path.with_name(path.name + PART)
     aside.write_bytes(content)
     os.replace(aside, path)
+
+
+def write_whole(path, text):
+    """Write a file and bring it onto the disk: a reader finds all of it or what was before, even after a crash.
+
+    Returns: its path; folders are made where there are none.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + PART)
+    aside.write_text(text, encoding="utf-8")
+    flush(aside)
+    os.replace(aside, path)
+    flush(path.parent)
+    return path
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from ..errors import DataError
+from .files import write_if_changed
 from .media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
 from .records import Video, path_inside
 from .tables import PICTURE_SUFFIXES
@@ -101,9 +102,8 @@ class PictureTaker:
 
     def _write(self, content, suffix):
         path = self.folder / "images" / (hashlib.sha256(content).hexdigest()[:20] + suffix)
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
+        path.parent.mkdir(exist_ok=True)
+        write_if_changed(path, content)  # an earlier conversion may have been killed within it
         self._has_written = True
         return path
 

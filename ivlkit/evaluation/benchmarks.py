@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.files import write_whole
 from ..data.records import IMAGE_PLACEHOLDER, Record, Turn
 from ..errors import DataError
 from .benchmark_files import (
@@ -27,7 +28,7 @@ from .benchmark_files import (
     read_textvqa,
 )
 from .evaluate import evaluate
-from .report import Report, check_rows_of, write_text
+from .report import Report, check_rows_of
 
 MODELS = ("26b", "4b", "2b")
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -117,7 +118,7 @@ class Task:
         id_key, reply_key = self.benchmark.answer_keys
         pairs = zip(self.records, report.rows, strict=True)
         answers = [{id_key: record.id, reply_key: row.reply} for record, row in pairs]
-        return write_text(path, json.dumps(answers, ensure_ascii=False))
+        return write_whole(path, json.dumps(answers, ensure_ascii=False))
 
     def check_submission(self):
         """Raise DataError if the benchmark has no server, or if these are not all rows of the split."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.files import write_whole
 from .intervals import bootstrap_interval
-from .report import Gallery, Report, Row, check_same_rows, write_text
+from .report import Gallery, Report, Row, check_same_rows
 
 GROUPS = ("won", "lost", "both", "neither")
 MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device"}  # details that may differ in any case
@@ -112,14 +113,14 @@ class Comparison:
         """Write one self-contained page of at most 10 MB: numbers, slices, rows of each group with pictures."""
         from ..show.answers import comparison_page
 
-        return write_text(path, comparison_page(self, title=title))
+        return write_whole(path, comparison_page(self, title=title))
 
     def save_csv(self, path):
         """Write all rows as CSV: where, group, question, truth, both replies and scores, and the rows' own fields.
 
         UTF-8 with a mark, as spreadsheets want it. A text that a spreadsheet would run as a formula starts with "'".
         """
-        return write_text(path, "\ufeff" + self._csv())
+        return write_whole(path, "\ufeff" + self._csv())
 
     def _csv(self):
         extra = list(dict.fromkeys(name for row in self.after.rows for name in row.extra))

@@ -9,8 +9,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..data.files import write_whole
 from ..errors import DataError
-from .report import write_text
 
 SETTINGS_FILE, REPLIES_FILE = "settings.json", "replies.jsonl"
 
@@ -45,7 +45,7 @@ def _settle(folder, settings):
     if not path.exists():
         if (folder / REPLIES_FILE).exists():
             raise DataError(f"{folder}: replies without {SETTINGS_FILE}; expected both; choose another folder")
-        write_text(path, json.dumps(settings, indent=1, ensure_ascii=False))
+        write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False))
         return
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))

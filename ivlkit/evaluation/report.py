@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.files import write_whole
 from ..data.records import Video
 from ..errors import DataError
 from .intervals import bootstrap_interval
@@ -165,12 +166,12 @@ class Report:
 
         if before:
             check_same_rows(self, before)
-        return write_text(path, report_page(self, before=before, title=title))
+        return write_whole(path, report_page(self, before=before, title=title))
 
     def save_json(self, path):
         """Write everything but pixels, for `Report.load`. Of pictures only paths are kept, none of those in memory."""
         saved = {"format": FORMAT} | self.to_dict()
-        return write_text(path, json.dumps(saved, ensure_ascii=False, indent=1, default=str))
+        return write_whole(path, json.dumps(saved, ensure_ascii=False, indent=1, default=str))
 
     @classmethod
     def load(cls, path):
@@ -240,16 +241,6 @@ def check_rows_of(report, records):
     for row, record in zip(report.rows, records, strict=True):
         if (row.where, row.truth) != (record.where, record.answer):
             raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
-
-
-def write_text(path, text):
-    """Write a whole file or none: a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path
 
 
 def _plain_value(value):

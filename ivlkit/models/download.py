@@ -20,6 +20,7 @@ from huggingface_hub.errors import CacheNotFound
 from huggingface_hub.utils import are_progress_bars_disabled, is_notebook
 from tqdm import tqdm
 
+from ..data.files import write_whole
 from ..errors import CheckpointError
 from . import hub
 from .families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, model_roots
@@ -107,7 +108,7 @@ def read_record(folder):
 def _write_record(folder, family, commit, files):
     record = {"hub_id": family.hub_id, "revision": commit, "endpoint": hub.endpoint()}
     record["files"] = {file.name: {"size": file.size, "digest": file.digest} for file in files}
-    (folder / DOWNLOAD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / DOWNLOAD_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _recorded(places, revision):

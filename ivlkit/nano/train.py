@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
+from ..data.files import write_whole
 from ..errors import TrainingError
 from ..models.export import save_released
 from ..models.load import VLM, default_dtype, load
@@ -83,7 +84,7 @@ def train_nano(folder, *, stages=STAGES, seed=0, workers=2):
         if not (model / "model.safetensors").exists():
             train_stage(recipe, data, model)
         summary.append({"stage": stage.name, "rows": len(data), **_summarise(model / LOG_FILE)})
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return model
 
 
@@ -95,7 +96,7 @@ def _begin(folder, stages, seed):
         raise TrainingError(f"{folder}: holds another training; expected a new folder; remove it or choose another")
     if not path.exists():
         build(folder / "random", seed=seed)
-        path.write_text(json.dumps(plan, indent=1))
+        write_whole(path, json.dumps(plan, indent=1))
     return folder / "random"
 
 

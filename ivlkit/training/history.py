@@ -1,6 +1,7 @@
 """The logs of a run: JSON lines, each of a step, that survive being cut short and being done again."""
 
 import json
+import os
 from contextlib import suppress
 
 
@@ -21,7 +22,12 @@ def read_steps(path):
 
 
 def append_step(path, entry):
+    """Append a step's numbers."""
+    append_line(path, json.dumps(entry, ensure_ascii=False))
+
+
+def append_line(path, text):
     """Append a line; what a dying machine left of the one before does not spoil it."""
-    is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("\n" * is_cut + json.dumps(entry, ensure_ascii=False) + "\n")
+    with open(path, "a+b") as file:
+        is_cut = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * bool(is_cut) + text.encode() + b"\n")

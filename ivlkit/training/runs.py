@@ -26,12 +26,12 @@ import psutil
 import yaml
 from tqdm import tqdm
 
-from ..data.files import appearing
+from ..data.files import appearing, flush, write_whole
 from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
 from .distributed import find_missing, from_first_rank, is_sharded, join, loading, rank
-from .history import read_steps
+from .history import append_line, read_steps
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
 
@@ -289,7 +289,8 @@ def write_run(recipe, data, folder=None, *, validation=None, metric=None):
     for part, rows_file in ((data, ROWS_FILE), (validation, VALIDATION_ROWS_FILE)):
         if part is not None and part.selection is not None:
             np.save(folder / rows_file, np.asarray(part.selection, np.int64))
-    path.write_text(yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
+            flush(folder / rows_file)
+    write_whole(path, yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
     return Run(folder)
 
 
@@ -518,8 +519,7 @@ def last_checkpoint(folder):
 
 def _notice(folder, text):
     print(text, flush=True)
-    with open(folder / NOTICES_FILE, "a", encoding="utf-8") as file:
-        file.write(text + "\n")
+    append_line(folder / NOTICES_FILE, text)
 
 
 def _check_plan(run, plan, *, goes_on):
@@ -530,7 +530,7 @@ def _check_plan(run, plan, *, goes_on):
             f"{run.folder}: the rows are now cut into other batches than when it was begun; expected its own plan (the "
             "same ivlkit, the same pictures); remove its checkpoints, or train in another folder"
         )
-    path.write_text(plan.digest)
+    write_whole(path, plan.digest)
 
 
 def _start(run):
@@ -555,7 +555,7 @@ def _start(run):
             env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
         )
     _children[run.folder.resolve()] = child
-    (run.folder / "pid").write_text(str(child.pid))
+    write_whole(run.folder / "pid", str(child.pid))
 
 
 def _check(recipe, validation, metric):

@@ -1,11 +1,10 @@
 """A few rows asked again and again while a run trains, to see answers turn from wrong to right."""
 
-import json
-
 import numpy as np
 from transformers import TrainerCallback
 
 from ..data.encode import encode
+from .history import append_step
 
 ROWS = 4  # spread over the training rows
 TIMES = 12  # of a run, the start and the end beside them
@@ -37,8 +36,7 @@ class SampleAnswers(TrainerCallback):
         if self.trainer.args.world_size > 1:  # one rank can't run a model that is spread over several
             return
         line = {"step": step, "answers": [self._ask(record) for record in self.records]}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_step(self.path, line)
 
     def _ask(self, record):
         dataset, tokenizer = self.trainer.train_dataset, self.trainer.train_dataset.processor.tokenizer

@@ -124,6 +124,20 @@ def test_data_uris_become_files_once(tmp_path, write_rows, draw_picture, turns):
     assert open_data(done.meta)[1].images == (file,)
 
 
+def test_a_picture_that_an_earlier_conversion_left_half_written_is_written_anew(
+    tmp_path, write_rows, draw_picture, turns
+):
+    buffer = io.BytesIO()
+    draw_picture(30, 20).save(buffer, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    rows = write_rows([{"image": uri, "conversations": turns("<image>\nQ", "A")}])
+    convert(rows, tmp_path / "out")
+    (picture,) = (tmp_path / "out" / "images").iterdir()
+    picture.write_bytes(buffer.getvalue()[:50])
+    convert(rows, tmp_path / "out")
+    assert picture.read_bytes() == buffer.getvalue()
+
+
 def test_absolute_paths_need_a_root_that_holds_them(tmp_path, write_rows, draw_picture, turns):
     (tmp_path / "pics").mkdir()
     draw_picture().save(tmp_path / "pics" / "a.png")

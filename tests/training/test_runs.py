@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -254,6 +256,51 @@ def test_history_survives_a_line_that_is_half_written(rows, chosen):
     assert steps(run) == [1]
     append_step(run.folder / "log.jsonl", {"step": 2})
     assert steps(run) == [1, 2]
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """`killed(call)` makes the call die half way through the text that it writes."""
+    write_text = Path.write_text
+
+    def half(self, text, *arguments, **options):
+        write_text(self, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    def call_it(call):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "write_text", half)
+            call()
+
+    return call_it
+
+
+def test_a_run_that_dies_while_it_is_described_is_no_run_and_can_be_described_again(rows, chosen, tmp_path, killed):
+    part, _ = open_data(rows).split(train=0.6, test=0.4)
+    killed(lambda: write_run(chosen, part, tmp_path / "run"))
+    assert runs(tmp_path) == []
+    assert write_run(chosen, part, tmp_path / "run").recipe == chosen
+    assert len(runs_module._open_again(Run(tmp_path / "run"))) == 3
+
+
+def test_a_plan_and_a_process_that_are_half_noted_are_not_noted(rows, chosen, tmp_path, killed, monkeypatch):
+    """Half a digest would be another plan, and half a number another process: the run would be started twice."""
+    run, plan = write_run(chosen, open_data(rows), tmp_path / "run"), SimpleNamespace(digest="0123456789abcdef")
+    killed(lambda: runs_module._check_plan(run, plan, goes_on=False))
+    runs_module._check_plan(run, plan, goes_on=True)
+    assert (run.folder / "plan.sha256").read_text() == plan.digest
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=12345, poll=lambda: 0))
+    (run.folder / "pid").write_text("777")
+    killed(lambda: runs_module._start(run))
+    assert (run.folder / "pid").read_text() == "777"
+
+
+def test_a_notice_after_one_that_is_half_written_stands_on_a_line_of_its_own(rows, chosen, tmp_path):
+    run = write_run(chosen, open_data(rows), tmp_path / "run")
+    (run.folder / "notices.txt").write_text("checkpoint-4 is ski")
+    runs_module._notice(run.folder, "größer")
+    runs_module._notice(run.folder, "twice")
+    assert run.notices == ["checkpoint-4 is ski", "größer", "twice"]
 
 
 def test_a_failed_run_says_why_and_goes_on_when_it_is_mended(rows, chosen, here, no_child, tmp_path):
