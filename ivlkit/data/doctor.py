@@ -146,15 +146,20 @@ def diagnose(
         sources, rows = _open(data, root, findings)
         described = limit if problems_to is None else None
         task = Task(tuple(sources), light_processor(processor), max_length, pictures=pictures, limit=described)
-        overview = _Overview(task, rows, findings)
-        for block in examine_all(task, rows, workers=workers, progress=progress):
-            overview.add(block)
-        overview.compare_rows()
+        overview = _overlook(task, rows, findings, workers=workers, progress=progress)
     if processor is not None and overview.is_whole:
         overview.store_lengths(processor)
     path = data.path if isinstance(data, Data) else data
     stats = overview.stats() | {"seconds": round(time.monotonic() - began, 2)}
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))
+
+
+def _overlook(task, rows, findings, **options):
+    overview = _Overview(task, rows, findings)
+    for block in examine_all(task, rows, **options):
+        overview.add(block)
+    overview.compare_rows()
+    return overview
 
 
 # what is to be checked -----------------------------------------------------------------------------------------------

@@ -68,20 +68,16 @@ def evaluate(
     asked = arrange(records, pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in asked]
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
-    journaled = settings | {"questions": _questions_digest(asked, budgets)} if to else {}
-    with open_journal(to, journaled, [record.where for record in records]) as (known, append):
-        num_known = len(known)
-        for batch in _ask(vlm, asked, budgets, known, progress, batch_size=batch_size, seed=seed, **generation):
-            append(batch)
-            known |= batch
+    options = {"progress": progress, "batch_size": batch_size, "seed": seed, **generation}
+    replies, num_asked = _replies(vlm, asked, budgets, to, settings, **options)
     details = {
         **{"model": vlm.origin, "data": _name_of_data(data, source), "max_tiles": max_tiles or settings["max_tiles"]},
         **{key: value for key, value in settings.items() if key != "max_tiles"},
         **_kept(records, asked, pictures),
         **{"device": str(vlm.model.device), "batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)},
-        "rows asked in them": len(records) - num_known,
+        "rows asked in them": num_asked,
     }
-    report = _score(records, asked, [known[number] for number in range(len(records))], score_rows, name, details)
+    report = _score(records, asked, replies, score_rows, name, details)
     if to:
         report.save_json(Path(to) / "report.json")
     return report
@@ -140,7 +136,18 @@ def _check_rows(records, metric):
                 raise DataError(f"{record.where}: {error}") from error
 
 
-def _ask(vlm, records, budgets, known, progress, **options):
+def _replies(vlm, records, budgets, to, settings, **options):
+    """(replies to all rows, how many were asked for now): those that `to` holds already are taken from there."""
+    journaled = settings | {"questions": _questions_digest(records, budgets)} if to else {}
+    with open_journal(to, journaled, [record.where for record in records]) as (known, append):
+        num_known = len(known)
+        for batch in _ask(vlm, records, budgets, known, **options):
+            append(batch)
+            known |= batch
+    return [known[number] for number in range(len(records))], len(records) - num_known
+
+
+def _ask(vlm, records, budgets, known, *, progress, **options):
     """The batches of replies that are missing: dicts {row number: text}."""
     conversations = [(record.turns[:-1], record.video or record.images) for record in records]
     with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:

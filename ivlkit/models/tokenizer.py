@@ -72,14 +72,7 @@ def _build(proto, config, *, dummy_prefix):
     )
     backend.normalizer = normalizers.Replace(" ", SPACE)
     if dummy_prefix:
-        # A space before the very first character only. Two steps, because Metaspace alone adds none to a text that
-        # begins with a space: the first prepends " " (no other space is left), the second writes it as "▁".
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
-                pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
-            ]
-        )
+        backend.pre_tokenizer = _space_before_all()
     cleaned = config["tokenizer_class"].startswith("InternLM2")
     backend.decoder = _decoder(strips_prefix=dummy_prefix, cleaned=cleaned)
     user_defined = [
@@ -95,6 +88,17 @@ def _build(proto, config, *, dummy_prefix):
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, backend.token_to_id(bos))]
     )
     return backend
+
+
+def _space_before_all():
+    """A space before the very first character only.
+
+    Two steps, because Metaspace alone adds none to a text that begins with a space: the first prepends " " (no other
+    space is left), the second writes it as "▁".
+    """
+    first = pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
+    second = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)
+    return pre_tokenizers.Sequence([first, second])
 
 
 def _merges(proto, vocabulary):

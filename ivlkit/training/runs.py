@@ -359,45 +359,60 @@ def _advice(error, folder):
 
 def _execute(run):
     from ..models.attention import use_attention
-    from ..models.load import default_dtype
-    from .build import build_trainer
     from .samples import SampleAnswers
-    from .trainer import LogToFile, StopOnSignal
+    from .trainer import StopOnSignal
     from .tuning import summary_text
 
     recipe, stop = run.recipe, StopOnSignal()
     signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
     device = join(recipe)
-    checkpoint = from_first_rank(partial(last_checkpoint, run.folder))
-    if checkpoint and "packing" not in run.spec["recipe"]:
-        raise TrainingError(
-            f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
-            "its checkpoints, or train in another folder"
-        )
-    data, dtype = _open_again(run), default_dtype(device)
-    callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
-    with loading(recipe, dtype):
-        vlm = _load_base(recipe, device, dtype)
-        processor = vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles)
-        _say_notes(data, processor, recipe)
-        trainer, attention = build_trainer(vlm, processor, recipe, data, run.folder, callbacks=callbacks)
-    _name_base(trainer.model, recipe)
+    checkpoint = _begun(run)
+    trainer, vlm, attention = _prepare(run, device, stop)
     plan = trainer.train_dataset.batches
     if trainer.is_world_process_zero():
         _check_plan(run, plan, goes_on=checkpoint is not None)
         print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
     if not recipe.compile:  # whose layers would be compiled again without gradients
         trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
-    validate = _add_validation(run, trainer, replace(vlm, processor=processor), packed=attention.packs)
+    validate = _add_validation(run, trainer, vlm, packed=attention.packs)
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):
         if trainer.is_world_process_zero():
             print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     else:
-        _write_final(run, trainer, processor, best=from_first_rank(partial(_best, run, trainer)) if validate else None)
+        best = from_first_rank(partial(_best, run, trainer)) if validate else None
+        _write_final(run, trainer, vlm.processor, best=best)
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
+
+
+def _begun(run):
+    """The checkpoint that this run goes on from, or None."""
+    checkpoint = from_first_rank(partial(last_checkpoint, run.folder))
+    if checkpoint and "packing" not in run.spec["recipe"]:
+        raise TrainingError(
+            f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
+            "its checkpoints, or train in another folder"
+        )
+    return checkpoint
+
+
+def _prepare(run, device, stop):
+    """(trainer, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
+    from ..models.load import default_dtype
+    from .build import build_trainer
+    from .trainer import LogToFile
+
+    recipe, data, dtype = run.recipe, _open_again(run), default_dtype(device)
+    callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
+    with loading(recipe, dtype):
+        vlm = _load_base(recipe, device, dtype)
+        vlm = replace(vlm, processor=vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles))
+        _say_notes(data, vlm.processor, recipe)
+        trainer, attention = build_trainer(vlm, vlm.processor, recipe, data, run.folder, callbacks=callbacks)
+    _name_base(trainer.model, recipe)
+    return trainer, vlm, attention
 
 
 def _load_base(recipe, device, dtype):
