@@ -1,6 +1,7 @@
 """A run: its curves and numbers, live while it trains and as a picture afterwards. All of it comes from its log."""
 
 import asyncio
+from functools import partial
 from itertools import pairwise, starmap
 from statistics import median
 
@@ -10,7 +11,15 @@ from .live import Live, make_controls
 
 REDRAWN_EVERY_SECONDS = 1.0
 RECENT_STEPS = 20  # whose time tells what is left
-SAMPLE_STEPS = 6  # shown, spread over the run
+ANSWER_STEPS = 6  # shown, spread over the run
+FREE = (
+    "Validation: answers to rows that are not trained on",
+    "What the model says by itself, from the first word on (greedy), beside loss and score of the validation rows.",
+)
+FORCED = (
+    "Training rows: the next token, not an answer",
+    "Each token is predicted from the truth before it; where all are right, the model's own answer is right too.",
+)
 STOPPING = "stopping …"
 _following = set()  # a loop alone would let its tasks be collected as garbage
 
@@ -32,18 +41,20 @@ def loss_figure(histories, *, title="training loss"):
     return figure
 
 
-def run_figure(name, history):
+def run_figure(name, history, validation=()):
     """Loss, learning rate, and where they were logged tokens a second and memory, each over the steps.
 
+    Args: validation: `Run.validation`, whose losses are marked.
     Returns: matplotlib figure.
     """
-    panels = [("loss", _draw_loss)]
+    panels = [("loss", partial(_draw_losses, validation))]
     panels += [
         (title, draw)
         for title, (draw, values) in _SMALL_PANELS.items()
         if any(y is not None for _, y in values(history))
     ]
-    figure = ShownFigure(figsize=(2.6 * len(panels) + 1, 2.6), layout="constrained", alt=_said_of(name, history))
+    said = _said_of(name, history, validation)
+    figure = ShownFigure(figsize=(2.6 * len(panels) + 1, 2.6), layout="constrained", alt=said)
     every = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.5] + [1] * (len(panels) - 1))[0]
     for axes, (title, draw) in zip(every, panels, strict=True):
         draw(axes, history)
@@ -54,8 +65,20 @@ def run_figure(name, history):
     return figure
 
 
-def _said_of(name, history):
-    return f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
+def _said_of(name, history, validation=()):
+    said = f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
+    if not validation:
+        return said
+    return f"{said}; in validation from {validation[0]['loss']:.3f} to {validation[-1]['loss']:.3f}"
+
+
+def _draw_losses(validation, axes, history):
+    """Of training, and as dots of validation."""
+    _draw_loss(axes, history, label="training" if validation else None)
+    if validation:
+        dots = ([line["step"] for line in validation], [line["loss"] for line in validation])
+        axes.plot(*dots, "o", markersize=3.5, color=ORANGE, label="validation")
+        axes.legend(fontsize=7)
 
 
 def _draw_loss(axes, history, label=None):
@@ -115,30 +138,38 @@ def seconds_left(history):
 
 def run_html(run):
     """State, last numbers and curves of a run."""
-    history, state, samples = run.history, run.state, run.samples
+    history, state, validation, samples = run.history, run.state, run.validation, run.samples
     parts = [f"<b>{text_html(run)}</b>"]
     if run.error:
         parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
     if len(history) > 1:
-        parts += [_numbers(history, is_running=state == "running"), run_figure(run.folder.name, history).to_html()]
-    if samples:
-        parts.append(_samples_html(samples))
+        parts += [
+            _numbers(history, is_running=state == "running"),
+            run_figure(run.folder.name, history, validation).to_html(),
+        ]
+    parts += [_answers_html(lines, *said) for lines, said in ((validation, FREE), (samples, FORCED)) if lines]
     if len(history) < 2 and state == "running":
         parts.append("<div>reading the data and the model; the first steps follow</div>")
     return fragment("".join(parts))
 
 
-def _samples_html(samples):
-    """A line a row: its truth, and its answer at some of the steps, the latest last; ✓ and ✗ beside the colours."""
-    shown = min(SAMPLE_STEPS, len(samples))
-    steps = [samples[round(place * (len(samples) - 1) / max(1, shown - 1))] for place in range(shown)]
-    head = "".join(f"<th>step {line['step']:,}</th>" for line in steps)
-    rows = "".join(_sample_row([line["answers"][place] for line in steps]) for place in range(len(steps[0]["answers"])))
-    said = "Rows of the training data, each token predicted from the truth before it."
-    return f'<table><tr><th>row</th><th>truth</th>{head}</tr>{rows}</table><div class="dim">{said}</div>'
+def _answers_html(lines, title, said):
+    """A line a row: its truth, and what came at some of the steps, the latest last; ✓ and ✗ beside the colours."""
+    shown = min(ANSWER_STEPS, len(lines))
+    steps = [lines[round(place * (len(lines) - 1) / max(1, shown - 1))] for place in range(shown)]
+    head = "".join(f"<th>step {line['step']:,}{_measured(line)}</th>" for line in steps)
+    rows = "".join(map(_answers_row, zip(*(line["answers"] for line in steps), strict=True)))
+    table = f"<table><tr><th>row</th><th>truth</th>{head}</tr>{rows}</table>"
+    return f'<div><b>{title}</b></div>{table}<div class="dim">{said}</div>'
 
 
-def _sample_row(answers):
+def _measured(line):
+    """Loss and score of a validation, below its step."""
+    known = [f"{name} {line[name]:.3f}" for name in ("loss", "score") if line.get(name) is not None]
+    return f'<div class="dim">{"<br>".join(known)}</div>' if known else ""
+
+
+def _answers_row(answers):
     first = answers[0]
     cells = "".join(
         f'<td><span class="{"good" if each["right"] else "bad"} answer">{"✓" if each["right"] else "✗"} '

@@ -85,16 +85,20 @@ class Run:
 
     @property
     def samples(self):
-        """A few rows of the data and how they were answered at some steps so far: dicts with step and answers.
+        """A few training rows, each token predicted from the truth before it, at some steps so far: no free answers.
 
-        Each answer is a dict of where, question, truth, reply and right; see `training.samples.SampleAnswers`. None are
-        written by runs on several GPUs.
+        Dicts with step and answers, each a dict of where, question, truth, reply and right; see
+        `training.samples.PredictSamples`. None are written by runs with validation, whose rows are answered freely
+        (`validation`), compiled ones, and those on several GPUs.
         """
         return read_steps(self.folder / SAMPLES_FILE)
 
     @property
     def validation(self):
-        """The validations so far: dicts with step, loss, score, seconds and answers; see `validation.Validate`."""
+        """The validations so far, with free (greedy) answers to rows that are not trained on.
+
+        Dicts with step, loss, score, seconds and answers; see `training.validation.Validate`.
+        """
         return read_steps(self.folder / "validation.jsonl")
 
     @property
@@ -359,7 +363,7 @@ def _advice(error, folder):
 
 def _execute(run):
     from ..models.attention import use_attention
-    from .samples import SampleAnswers
+    from .samples import PredictSamples
     from .trainer import StopOnSignal
     from .tuning import summary_text
 
@@ -372,9 +376,9 @@ def _execute(run):
     if trainer.is_world_process_zero():
         _check_plan(run, plan, goes_on=checkpoint is not None)
         print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
-    if not recipe.compile:  # whose layers would be compiled again without gradients
-        trainer.add_callback(SampleAnswers(trainer, run.folder / SAMPLES_FILE))
     validate = _add_validation(run, trainer, vlm, packed=attention.packs)
+    if not validate and not recipe.compile:  # whose layers would be compiled again without gradients
+        trainer.add_callback(PredictSamples(trainer, run.folder / SAMPLES_FILE))
     with use_attention(trainer.model, attention.name):
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):

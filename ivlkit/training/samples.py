@@ -1,4 +1,7 @@
-"""A few rows asked again and again while a run trains, to see answers turn from wrong to right."""
+"""A few training rows while a run trains without validation: the next token at each place turns right or does not.
+
+Free answers, to rows that are not trained on, are `validation`'s.
+"""
 
 import numpy as np
 from transformers import TrainerCallback
@@ -10,7 +13,7 @@ ROWS = 4  # spread over the training rows
 TIMES = 12  # of a run, the start and the end beside them
 
 
-class SampleAnswers(TrainerCallback):
+class PredictSamples(TrainerCallback):
     """Appends {"step", "answers": [{"where", "question", "truth", "reply", "right"}, …]} to a run's samples.
 
     A reply is made of the most probable token at each place, given the truth before it: one forward pass a row. It is

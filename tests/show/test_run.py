@@ -144,13 +144,32 @@ class TestWatching:
         assert "the first steps follow" in run_html(run)
 
 
-class TestSamples:
-    def sample(self, step, *replies):
+class TestAnswers:
+    def sample(self, step, *replies, **measured):
         answers = [
             {"where": f"a:{n}", "question": "<image>\nWhat?", "truth": "7", "reply": reply, "right": reply == "7"}
             for n, reply in enumerate(replies)
         ]
-        return {"step": step, "answers": answers}
+        return {"step": step, "answers": answers, **measured}
+
+    def test_free_answers_are_told_from_tokens_after_the_truth(self, make_run, monkeypatch):
+        run = make_run(["running"])
+        monkeypatch.setattr(Run, "samples", property(lambda _: [self.sample(0, "x")]))
+        forced = run_html(run)
+        assert "Training rows: the next token, not an answer" in forced and "greedy" not in forced
+        monkeypatch.setattr(Run, "samples", property(lambda _: []))
+        found = [self.sample(0, "x", loss=2.5, score=None), self.sample(4, "7", loss=0.125, score=1.0)]
+        monkeypatch.setattr(Run, "validation", property(lambda _: found))
+        free = run_html(run)
+        assert "Validation: answers to rows that are not trained on" in free and "the next token" not in free
+        assert free.index("loss 2.500") < free.index("loss 0.125<br>score 1.000")
+        assert "in validation from 2.500 to 0.125" in free
+
+    def test_losses_of_validation_are_dots_beside_those_of_training(self):
+        figure = run_figure("a run", make_history(5), [self.sample(0, "x", loss=2.5), self.sample(4, "x", loss=0.5)])
+        dots = figure.axes[0].lines[-1]
+        assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([0, 4], [2.5, 0.5])
+        assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["training", "validation"]
 
     def test_answers_turn_from_wrong_to_right_in_the_order_of_steps(self, make_run, monkeypatch):
         found = [self.sample(0, "x", "<script>"), self.sample(5, "7", "y")]

@@ -8,7 +8,7 @@ import torch
 from ivlkit.data.records import Record, Turn
 from ivlkit.models.load import load
 from ivlkit.training.recipes import recipe
-from ivlkit.training.samples import SampleAnswers
+from ivlkit.training.samples import PredictSamples
 from ivlkit.training.schedule import MicroBatches, plan_run
 from ivlkit.training.trainer import KitTrainer, training_arguments
 from ivlkit.training.tuning import prepare
@@ -38,7 +38,7 @@ def start(tiny, tmp_path, data):
             train_dataset=MicroBatches(data, vlm.processor, chosen, batches),
         )
         if sampled:
-            trainer.add_callback(SampleAnswers(trainer, tmp_path / "samples.jsonl"))
+            trainer.add_callback(PredictSamples(trainer, tmp_path / "samples.jsonl"))
         return trainer, vlm
 
     return make

@@ -130,6 +130,8 @@ def test_training_is_the_same_with_and_without_validation(chosen, data, here, tm
     plain = here(write_run(with_dropout, data, tmp_path / "without"))
     assert [line["loss"] for line in validated.history] == [line["loss"] for line in plain.history]
     assert validated.history[0].keys() == plain.history[0].keys()
+    assert not validated.samples and not plain.validation  # each shows one table of answers
+    assert [line["step"] for line in plain.samples] == list(range(6))
     last = load_file(validated.folder / "checkpoint-5" / "adapter_model.safetensors")
     assert_same_bits(last, final(plain))
 
