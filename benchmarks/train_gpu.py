@@ -160,12 +160,17 @@ def child(options):
     try:
         row |= measure(options)
     except Exception as error:
-        row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        row["error"] = in_a_line(error)
         raise
     finally:
         with open(options.out, "a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
+
+
+def in_a_line(error):
+    """ "ValueError: no such way"; of one that says nothing, its kind alone."""
+    return ": ".join([type(error).__name__, *(line[:200] for line in str(error).strip().splitlines()[:1])])
 
 
 def machine(memory_limit_gib):

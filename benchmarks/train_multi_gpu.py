@@ -37,6 +37,7 @@ from train_gpu import (
     add_shared_options,
     choose_recipe,
     finish,
+    in_a_line,
     machine,
     ours,
     prepare_model,
@@ -151,7 +152,7 @@ def child(options):
     try:
         row |= measure(variant, what, int(gpus), options)
     except Exception as error:
-        row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        row["error"] = in_a_line(error)
         raise
     finally:
         if int(os.environ.get("RANK", 0)) == 0:
@@ -236,10 +237,12 @@ def table_of(rows):
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
     alone, last = {}, {}
     for row in rows:
+        if not row.keys() & {"tokens_a_second", "reloaded_loss"}:
+            row.setdefault("error", "ended without a figure")
         if "error" in row:
             continue
         if row["what"] == "reload":
-            last[row["variant"]]["reloaded_loss"] = row["reloaded_loss"]
+            last.get(row["variant"], row)["reloaded_loss"] = row["reloaded_loss"]
         elif row["gpus"] == 1:
             alone[row["variant"]] = row
         else:
@@ -249,7 +252,7 @@ def table_of(rows):
         if "error" in row:
             told = f"{row['variant']} | {row['gpus']} | {row['what']}: {row['error']}"
             lines.append(f"| {told} |" + " |" * (len(COLUMNS) - 3))
-        elif row["what"] == "train":
+        elif row["what"] == "train" or row["variant"] not in last:
             cells = (row.get(name) for name in COLUMNS)
             lines.append("| " + " | ".join("" if cell is None else _short(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
