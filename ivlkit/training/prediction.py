@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ..hardware import GIB
 from . import footprint
-from .distributed import zero_config
+from .distributed import is_sharded, zero_config
 from .schedule import operations
 
 # Time: fitted to `MEASURED`, within 20 % of every row.
@@ -27,7 +27,7 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
         way without autocast), as in the prototype.
     Returns: {part: bytes}; the last, "working", is the largest of what is alive for a moment only.
     """
-    zero, sdpa = _is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
+    zero, sdpa = is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
     precision = footprint.Precision(2, 2, 1) if zero else footprint.precision_of(recipe, device_type)
     frozen, trained = footprint.weight_bytes(model, recipe, frozen_bytes=precision.stream)
     state = footprint.optimizer_bytes(model, recipe.optimizer)
@@ -40,10 +40,6 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
     elif recipe.gpus > 1:
         held["gradients"] *= 2  # DDP's buckets
     return {**held, "activations": kept, "working": working}
-
-
-def _is_sharded(recipe):
-    return recipe.gpus > 1 and recipe.zero_stage > 0
 
 
 def _sharded(recipe, *, frozen, trained, state):
