@@ -15,6 +15,8 @@ bf16, and no activation recomputed unless said:
     compiled, compiled-checkpointed              layers compiled one by one, bins of one length
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed
+    full-8bit                                    the same with bitsandbytes' paged 8-bit AdamW
+    qlora                                        language model in 4 bits, tower in 8, recomputed; from written weights
 
 Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
 
@@ -46,7 +48,7 @@ from packing import SHARES, SIZES_PX
 from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
-from true_size import draw_picture, write_config
+from true_size import draw_picture, write_config, write_random
 
 from ivlkit.data.collate import collate, normalise_tiles
 from ivlkit.data.doctor import row_lengths
@@ -55,7 +57,7 @@ from ivlkit.data.mixture import open_data
 from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.attention import use_attention
 from ivlkit.models.configuration import native_config, read_released_config
-from ivlkit.models.load import VLM
+from ivlkit.models.load import VLM, load
 from ivlkit.models.processor import load_processor
 from ivlkit.nano.build import build
 from ivlkit.training.build import build_trainer
@@ -75,6 +77,8 @@ OURS = {
     "cast": LORA,
     "full": FULL,
     "full-compiled": FULL | {"compile": True},
+    "full-8bit": FULL | {"optimizer": "paged_adamw_8bit"},
+    "qlora": LORA | {"language": "qlora", "vision_int8": True, "gradient_checkpointing": "full"},
 }
 PADDED = LORA | {"packing": False, "per_device_batch": 4}
 THEIRS = ("plain", "grouped", "trl")
@@ -211,7 +215,10 @@ def measure(options):
     clock = Clock(tokens, tiles)
     began = time.perf_counter()
     model_class = ReleasedInternVLForConditionalGeneration if way in OURS else InternVLForConditionalGeneration
-    vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
+    if chosen.language == "qlora":
+        vlm = load(written_model(options.work / key, key, options.tokenizer), quantize="4bit")
+    else:
+        vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
     loaded = time.perf_counter() - began
     if way in OURS:
         trainer, attention = ours(vlm, chosen, data, clock, cast=way == "cast", folder=folder.parent / "run")
@@ -248,6 +255,17 @@ def prepare_model(folder, key, tokenizer):
         else:
             write_config(model, key, Path(tokenizer.format(key=key)))
     return model
+
+
+def written_model(folder, key, tokenizer):
+    """The same with weights beside it."""
+    written = folder / "written"
+    if not (written / "config.json").exists():
+        if key == "nano":
+            build(written)
+        else:
+            write_random(written, key, Path(tokenizer.format(key=key)))
+    return written
 
 
 def choose_recipe(folder, key, changes, options):
