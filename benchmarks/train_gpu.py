@@ -385,13 +385,15 @@ def theirs(way, vlm, chosen, data, clock, *, folder):
 def trl_trainer(made, tokenizer):
     """SFTTrainer on rows that are tokens already; it takes no other kind of data set than this."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from trl import SFTConfig, SFTTrainer
 
     known = SFTConfig.__dataclass_fields__
     values = {name: value for name, value in vars(made["args"]).items() if name in known and known[name].init}
     config = SFTConfig(**values | {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}})
     trainer_class = type("MeasuredSFTTrainer", (Measured, InOrder, SFTTrainer), {})
-    rows = Dataset.from_dict({"row": made["train_dataset"].order})
+    # With a fingerprint of its own: the one that is made by pickling fails with pyarrow 26.
+    rows = Dataset(InMemoryTable.from_pydict({"row": made["train_dataset"].order}), fingerprint="rows")
     return trainer_class(**made | {"args": config, "train_dataset": rows}, processing_class=tokenizer)
 
 
