@@ -13,6 +13,7 @@ bf16, and no activation recomputed unless said:
     lora                                         bins, torch's variable-length attention
     checkpointed                                 the same, activations recomputed
     compiled, compiled-checkpointed              layers compiled one by one, bins of one length
+    reversed                                     `lora`, bins of a step and rows of a bin in the other order
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed
     full-8bit                                    the same with bitsandbytes' paged 8-bit AdamW
@@ -22,6 +23,9 @@ Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of 
 
     plain, grouped                               transformers.Trainer(bf16=True); grouped by length
     trl                                          TRL's SFTTrainer
+
+"Loss difference" is the largest of all steps, from `lora` of as many steps and the same dropout; with `--dropout 0`
+that of `reversed` says what rounding alone makes of the same samples.
 
 With `--profile` one more step is taken, with a profiler; the device time of each kernel goes to OUT's name and the
 variant's, .txt, and the step into no rate.
@@ -74,6 +78,7 @@ OURS = {
     "checkpointed": LORA | {"gradient_checkpointing": "full"},
     "compiled": LORA | {"compile": True},
     "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": "full"},
+    "reversed": LORA,
     "cast": LORA,
     "full": FULL,
     "full-compiled": FULL | {"compile": True},
@@ -105,6 +110,7 @@ COLUMNS = {
     "adapters": "trained in",
     "attention": "attention",
     "loss": "last loss",
+    "loss_difference": "loss difference",
     "device": "device",
 }
 
@@ -222,6 +228,8 @@ def measure(options):
     loaded = time.perf_counter() - began
     if way in OURS:
         trainer, attention = ours(vlm, chosen, data, clock, cast=way == "cast", folder=folder.parent / "run")
+        if way == "reversed":
+            trainer.train_dataset.batches = Reversed(trainer.train_dataset.batches)
     else:
         trainer, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
     trainer.args.save_strategy = SaveStrategy.NO
@@ -353,6 +361,26 @@ def ours(vlm, chosen, data, clock, *, cast, folder):
             module.cast_input_dtype_enabled = True
     print(trainer.train_dataset.batches, attention, sep="\n", flush=True)
     return trainer, attention.name
+
+
+class Reversed:
+    """A plan whose steps have the same rows, computed in the other order; what no rank computes still comes first."""
+
+    def __init__(self, plan):
+        self.plan = plan
+
+    def __getattr__(self, name):
+        return getattr(self.plan, name)
+
+    def __len__(self):
+        return len(self.plan)
+
+    def __getitem__(self, number):
+        step, place = divmod(number, self.plan.accumulation)
+        first = step * self.plan.accumulation
+        bins = [self.plan[one] for one in range(first, min(first + self.plan.accumulation, len(self.plan)))]
+        computed = [replace(one, rows=one.rows[::-1]) for one in bins if one.rows]
+        return ([one for one in bins if not one.rows] + computed[::-1])[place]
 
 
 def theirs(way, vlm, chosen, data, clock, *, folder):
@@ -543,7 +571,11 @@ class KernelTimes(TrainerCallback):
 def table_of(rows):
     """Markdown; a variant that failed shows why."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+    plain = {_same_steps(row): row["losses"] for row in rows if row["variant"].endswith("-lora") and "losses" in row}
     for row in rows:
+        if _same_steps(row) in plain and "losses" in row:
+            pairs = zip(row["losses"], plain[_same_steps(row)], strict=True)
+            row["loss_difference"] = round(max(abs(one - other) for one, other in pairs), 6)
         if "matrix_tflops" in row and "useful_tflops" in row:
             row["matrix_share"] = f"{row['useful_tflops'] / row['matrix_tflops']:.1%} of {row['matrix_tflops']:.0f}"
         if "error" in row:
@@ -551,6 +583,10 @@ def table_of(rows):
         else:
             lines.append("| " + " | ".join(str(row.get(name, "")) for name in COLUMNS) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _same_steps(row):
+    return row["variant"].partition("-")[0], row.get("dropout"), row.get("total_batch"), len(row.get("losses", ()))
 
 
 if __name__ == "__main__":
