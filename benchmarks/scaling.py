@@ -32,8 +32,7 @@ HEAD = """# How time and memory grow
 
 Written by `scaling.py` from the planner (`ivlkit plan`) and from parameter counts. **Every number here is predicted**,
 for H100 cards and the mix of `train_gpu.py` (2,284 tokens and 8.2 tiles a row). Seven runs of a prototype on one H100,
-listed under *Tokens*, were measured; the constants of time are fitted to them. Nothing was run on several GPUs yet:
-`train_multi_gpu.py` will.
+listed under *Tokens*, were measured; the constants of time are fitted to them. What two GPUs did is in `NOTES.md`.
 """
 
 

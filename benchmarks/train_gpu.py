@@ -13,13 +13,19 @@ bf16, and no activation recomputed unless said:
     lora                                         bins, torch's variable-length attention
     checkpointed                                 the same, activations recomputed
     compiled, compiled-checkpointed              layers compiled one by one, bins of one length
+    reversed                                     `lora`, bins of a step and rows of a bin in the other order
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed
+    full-8bit                                    the same with bitsandbytes' paged 8-bit AdamW
+    qlora                                        language model in 4 bits, tower in 8, recomputed; from written weights
 
 Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
 
     plain, grouped                               transformers.Trainer(bf16=True); grouped by length
     trl                                          TRL's SFTTrainer
+
+"Loss difference" is the largest of all steps, from `lora` of as many steps and the same dropout; with `--dropout 0`
+that of `reversed` says what rounding alone makes of the same samples.
 
 With `--profile` one more step is taken, with a profiler; the device time of each kernel goes to OUT's name and the
 variant's, .txt, and the step into no rate.
@@ -46,7 +52,7 @@ from packing import SHARES, SIZES_PX
 from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
-from true_size import draw_picture, write_config
+from true_size import draw_picture, write_config, write_random
 
 from ivlkit.data.collate import collate, normalise_tiles
 from ivlkit.data.doctor import row_lengths
@@ -55,7 +61,7 @@ from ivlkit.data.mixture import open_data
 from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.attention import use_attention
 from ivlkit.models.configuration import native_config, read_released_config
-from ivlkit.models.load import VLM
+from ivlkit.models.load import VLM, load
 from ivlkit.models.processor import load_processor
 from ivlkit.nano.build import build
 from ivlkit.training.build import build_trainer
@@ -72,9 +78,12 @@ OURS = {
     "checkpointed": LORA | {"gradient_checkpointing": "full"},
     "compiled": LORA | {"compile": True},
     "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": "full"},
+    "reversed": LORA,
     "cast": LORA,
     "full": FULL,
     "full-compiled": FULL | {"compile": True},
+    "full-8bit": FULL | {"optimizer": "paged_adamw_8bit"},
+    "qlora": LORA | {"language": "qlora", "vision_int8": True, "gradient_checkpointing": "full"},
 }
 PADDED = LORA | {"packing": False, "per_device_batch": 4}
 THEIRS = ("plain", "grouped", "trl")
@@ -101,6 +110,7 @@ COLUMNS = {
     "adapters": "trained in",
     "attention": "attention",
     "loss": "last loss",
+    "loss_difference": "loss difference",
     "device": "device",
 }
 
@@ -216,10 +226,15 @@ def measure(options):
     clock = Clock(tokens, tiles)
     began = time.perf_counter()
     model_class = ReleasedInternVLForConditionalGeneration if way in OURS else InternVLForConditionalGeneration
-    vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
+    if chosen.language == "qlora":
+        vlm = load(written_model(options.work / key, key, options.tokenizer), quantize="4bit")
+    else:
+        vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
     loaded = time.perf_counter() - began
     if way in OURS:
         trainer, attention = ours(vlm, chosen, data, clock, cast=way == "cast", folder=folder.parent / "run")
+        if way == "reversed":
+            trainer.train_dataset.batches = Reversed(trainer.train_dataset.batches)
     else:
         trainer, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
     trainer.args.save_strategy = SaveStrategy.NO
@@ -253,6 +268,17 @@ def prepare_model(folder, key, tokenizer):
         else:
             write_config(model, key, Path(tokenizer.format(key=key)))
     return model
+
+
+def written_model(folder, key, tokenizer):
+    """The same with weights beside it."""
+    written = folder / "written"
+    if not (written / "config.json").exists():
+        if key == "nano":
+            build(written)
+        else:
+            write_random(written, key, Path(tokenizer.format(key=key)))
+    return written
 
 
 def choose_recipe(folder, key, changes, options):
@@ -342,6 +368,26 @@ def ours(vlm, chosen, data, clock, *, cast, folder):
     return trainer, attention.name
 
 
+class Reversed:
+    """A plan whose steps have the same rows, computed in the other order; what no rank computes still comes first."""
+
+    def __init__(self, plan):
+        self.plan = plan
+
+    def __getattr__(self, name):
+        return getattr(self.plan, name)
+
+    def __len__(self):
+        return len(self.plan)
+
+    def __getitem__(self, number):
+        step, place = divmod(number, self.plan.accumulation)
+        first = step * self.plan.accumulation
+        bins = [self.plan[one] for one in range(first, min(first + self.plan.accumulation, len(self.plan)))]
+        computed = [replace(one, rows=one.rows[::-1]) for one in bins if one.rows]
+        return ([one for one in bins if not one.rows] + computed[::-1])[place]
+
+
 def theirs(way, vlm, chosen, data, clock, *, folder):
     """transformers' or TRL's trainer on the same LoRA and the same rows a step."""
     order = [row for batch in plan_run(len(data), chosen)[0] for _, row in batch.rows]
@@ -372,13 +418,15 @@ def theirs(way, vlm, chosen, data, clock, *, folder):
 def trl_trainer(made, tokenizer):
     """SFTTrainer on rows that are tokens already; it takes no other kind of data set than this."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from trl import SFTConfig, SFTTrainer
 
     known = SFTConfig.__dataclass_fields__
     values = {name: value for name, value in vars(made["args"]).items() if name in known and known[name].init}
     config = SFTConfig(**values | {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}})
     trainer_class = type("MeasuredSFTTrainer", (Measured, InOrder, SFTTrainer), {})
-    rows = Dataset.from_dict({"row": made["train_dataset"].order})
+    # With a fingerprint of its own: the one that is made by pickling fails with pyarrow 26.
+    rows = Dataset(InMemoryTable.from_pydict({"row": made["train_dataset"].order}), fingerprint="rows")
     return trainer_class(**made | {"args": config, "train_dataset": rows}, processing_class=tokenizer)
 
 
@@ -528,7 +576,11 @@ class KernelTimes(TrainerCallback):
 def table_of(rows):
     """Markdown; a variant that failed shows why."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+    plain = {_same_steps(row): row["losses"] for row in rows if row["variant"].endswith("-lora") and "losses" in row}
     for row in rows:
+        if _same_steps(row) in plain and "losses" in row:
+            pairs = zip(row["losses"], plain[_same_steps(row)], strict=True)
+            row["loss_difference"] = round(max(abs(one - other) for one, other in pairs), 6)
         if "matrix_tflops" in row and "useful_tflops" in row:
             row["matrix_share"] = f"{row['useful_tflops'] / row['matrix_tflops']:.1%} of {row['matrix_tflops']:.0f}"
         if "error" in row:
@@ -536,6 +588,10 @@ def table_of(rows):
         else:
             lines.append("| " + " | ".join(str(row.get(name, "")) for name in COLUMNS) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _same_steps(row):
+    return row["variant"].partition("-")[0], row.get("dropout"), row.get("total_batch"), len(row.get("losses", ()))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ from ivlkit.training.distributed import describe_engine, is_sharded, join, loadi
 from ivlkit.training.schedule import operations
 from ivlkit.training.trainer import load_trained
 
-RECOMPUTED = LORA | {"gradient_checkpointing": "full"}
+RECOMPUTED = LORA | {"gradient_checkpointing": "full", "zero_stage": 0}
 MIXED = RECOMPUTED | {"projector": "full"}
 WAYS = {
     "lora": RECOMPUTED,
@@ -196,7 +196,7 @@ def loss_of_first(trainer):
     batch |= {"weights": torch.ones(1), "where": [example.where]}
     supervised = int((batch["labels"][:, 1:] >= 0).sum())
     trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with torch.no_grad(), trainer.accelerator.autocast():
         inputs = trainer._prepare_inputs(batch)
         total = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=supervised)
     return float(total) / trainer.args.world_size

@@ -62,13 +62,19 @@ def write_random(folder, key, tokenizer):
     config = write_config(folder, key, tokenizer)
     with torch.device("meta"):
         state = ReleasedInternVLForConditionalGeneration(native_config(config, image_token_id=5)).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_released(state, config).items()}
     torch.manual_seed(0)
-    tensors = {}
-    for name, shape in ((name, tensor.shape) for name, tensor in to_released(state, config).items()):
-        tensors[name] = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, device="cuda").mul_(0.02).cpu()
-        tensors[name] = tensors[name].to(torch.bfloat16)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    write_shards(tensors, shapes, folder, dtype=torch.bfloat16)
+    write_shards(Drawn(shapes), shapes, folder, dtype=torch.bfloat16)
+
+
+class Drawn(dict):
+    """{name: shape} that gives random values, on the GPU if there is one: no more than a tensor is ever there."""
+
+    def __getitem__(self, name):
+        shape, device = super().__getitem__(name), "cuda" if torch.cuda.is_available() else "cpu"
+        if len(shape) == 1:
+            return torch.ones(shape)
+        return torch.randn(shape, device=device).mul_(0.02)
 
 
 def write_config(folder, key, tokenizer):

@@ -79,8 +79,20 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
             raise ValueError(f"{int(places.sum())} context tokens but features for {features.shape[0]} tiles")
         return embeds.masked_scatter(places.unsqueeze(-1), features.to(embeds.dtype))
 
-    def forward(self, input_ids=None, pixel_values=None, inputs_embeds=None, head=None, tower_calls=1, **kwargs):
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        inputs_embeds=None,
+        logits_to_keep=0,
+        head=None,
+        tower_calls=1,
+        **kwargs,
+    ):
         """As transformers' own; `head`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits.
+
+        `logits_to_keep` stands here by name because `generate` reads the signature: without it a batch of prompts
+        makes the logits of all its tokens, 37 GiB for 64 prompts of the 2B.
 
         Pixel values of no tile ([0, 3, S, S]) mean that the tower and the projector run all the same, on a blank tile
         that changes nothing: on several GPUs a rank with text alone would keep the others waiting for its gradients.
@@ -91,6 +103,8 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
             blank = self.encode_tiles(pixel_values.new_zeros(1, *pixel_values.shape[1:]), calls=tower_calls)
             input_ids, inputs_embeds = None, self.get_input_embeddings()(input_ids) + 0 * blank.sum()
         if head is None:
-            return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+            return super().forward(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, logits_to_keep=logits_to_keep, **kwargs
+            )
         outputs = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
         return InternVLCausalLMOutputWithPast(loss=head(outputs.last_hidden_state, self.lm_head))

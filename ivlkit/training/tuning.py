@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..errors import RecipeError
 from ..models.load import peft_is_quiet
 from ..models.quantize import count_values, tower_to_int8
+from .distributed import is_sharded
 
 PARTS = {
     "vision": "model.vision_tower.",
@@ -167,5 +168,6 @@ def _add_lora(vlm, recipe):
         modules_to_save=["multi_modal_projector"] if recipe.projector == "full" else None,
         bias="none",
     )
+    # DeepSpeed has float32 masters of its own, and ZeRO-3 divides what trains as one tensor, so of one precision.
     with peft_is_quiet():
-        return get_peft_model(vlm.model, config)
+        return get_peft_model(vlm.model, config, autocast_adapter_dtype=not is_sharded(recipe))

@@ -272,6 +272,13 @@ def test_a_batch_gives_the_replies_of_one_by_one(tiny_vlm, asked, batch_size):
     assert [reply.features for reply in batch] == [None] * 5
 
 
+def test_logits_are_made_of_the_last_token_of_each_prompt_only(tiny_vlm):
+    shapes = []
+    with tiny_vlm.model.lm_head.register_forward_hook(lambda _, __, logits: shapes.append(logits.shape[:2])):
+        tiny_vlm.chat_batch(["How many?", "And what is shown in this picture, if any?"], **NEW)
+    assert set(shapes) == {(2, 1)}
+
+
 def test_windows_of_a_large_batch_keep_the_order(tiny_vlm, monkeypatch):
     monkeypatch.setattr("ivlkit.models.chat.WINDOW", 2)
     questions = [f"Question {number}" for number in range(5)]

@@ -88,6 +88,13 @@ def test_a_projector_may_train_in_full_beside_lora(tiny):
     assert table(model, chosen)["projector"] == ("full", PROJECTOR, PROJECTOR)
 
 
+def test_what_trains_is_of_one_precision_where_zero_divides_it(tiny):
+    """ZeRO-3 lays all that trains end to end; it refused float32 adapters beside a bf16 projector."""
+    chosen = recipe("nano-lora", projector="full", gpus=2, zero_stage=3)
+    model = prepare(load(tiny, dtype=torch.bfloat16), chosen)
+    assert {value.dtype for value in model.parameters() if value.requires_grad} == {torch.bfloat16}
+
+
 def test_adapters_have_the_scale_of_the_recipe(tiny):
     _, _, model = prepared(tiny, lora_rank=4, lora_alpha=12, lora_dropout=0.25)
     layer = model.get_submodule("base_model.model.model.language_model.layers.0.mlp.down_proj")
