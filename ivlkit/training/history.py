@@ -29,5 +29,7 @@ def append_step(path, entry):
 def append_line(path, text):
     """Append a line; what a dying machine left of the one before does not spoil it."""
     with open(path, "a+b") as file:
-        is_cut = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
-        file.write(b"\n" * bool(is_cut) + text.encode() + b"\n")
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        is_cut = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * is_cut + text.encode() + b"\n")
