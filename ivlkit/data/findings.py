@@ -18,7 +18,6 @@ class Kind:
     level: str
     expected: str
     todo: str
-    mendable: bool = False  # `--fix` writes it right into a new file
 
 
 KINDS = {
@@ -33,21 +32,21 @@ KINDS = {
     "broken_json": Kind(ERROR, "one JSON object on one line", "mend or remove the line"),
     "not_an_object": Kind(ERROR, "a JSON object with `conversations`", "write the row as an object"),
     "duplicate_key": Kind(WARNING, "every key once; the last one counts", "remove the other"),
-    "byte_order_mark": Kind(INFO, "UTF-8 without a mark at the start", "nothing: it is skipped", True),
-    "crlf": Kind(INFO, "lines that end with \\n", "nothing: it is skipped", True),
+    "byte_order_mark": Kind(INFO, "UTF-8 without a mark at the start", "nothing: it is skipped"),
+    "crlf": Kind(INFO, "lines that end with \\n", "nothing: it is skipped"),
     "long_line": Kind(WARNING, "lines under 1 MB", "is a picture or a log inside the text?"),
     # the row
     "no_conversations": Kind(ERROR, "a list of turns, a question and its answer at least", "add `conversations`"),
     "bad_turn": Kind(ERROR, "{'from': 'human' or 'gpt', 'value': text}", "write the turn like this"),
-    "unknown_role": Kind(ERROR, "'human' or 'gpt' (or a first 'system')", "rename the role", True),
+    "unknown_role": Kind(ERROR, "'human' or 'gpt' (or a first 'system')", "rename the role"),
     "role_order": Kind(ERROR, "user and assistant in turn, the user first", "add, merge or remove turns"),
     "no_answer": Kind(ERROR, "an answer last", "add it or remove the question"),
     "empty_question": Kind(WARNING, "a question", "write it or remove the turn"),
     "empty_answer": Kind(WARNING, "an answer", "write it; as it is the model learns to say nothing"),
     "missing_value": Kind(WARNING, "an answer", "write it or remove the row, unless this is what should be answered"),
     "half_surrogate": Kind(ERROR, "whole characters", "mend the text"),
-    "control_character": Kind(WARNING, "text without control characters", "remove it", True),
-    "outer_whitespace": Kind(INFO, "answers without it", "nothing: it is stripped", True),
+    "control_character": Kind(WARNING, "text without control characters", "remove it"),
+    "outer_whitespace": Kind(INFO, "answers without it", "nothing: it is stripped"),
     "image_field": Kind(ERROR, "a path or a list of paths", "correct `image`"),
     "misnamed_image": Kind(WARNING, "pictures in the field `image`", "rename the field; as it is the row is text only"),
     "placeholder_count": Kind(ERROR, 'one "<image>" in user turns for each picture', "add or remove placeholders"),
@@ -69,11 +68,11 @@ KINDS = {
     # pictures
     "missing_media": Kind(ERROR, "a file there", "check the row's path and the data set's `root`"),
     "remote_media": Kind(ERROR, "a file on this machine", "download it first"),
-    "backslash_path": Kind(ERROR, "/ between folders", "write / instead", True),
+    "backslash_path": Kind(ERROR, "/ between folders", "write / instead"),
     "empty_media": Kind(ERROR, "a picture", "copy the file again"),
     "unreadable_media": Kind(ERROR, "a picture Pillow can read", "replace or remove it"),
     "wrong_extension": Kind(WARNING, "a name that says what is inside", "rename it; other tools go by the name"),
-    "declared_size": Kind(WARNING, "the size of the file", "correct or remove the declared size", True),
+    "declared_size": Kind(WARNING, "the size of the file", "correct or remove the declared size"),
     "extreme_aspect": Kind(WARNING, "sides no more than 1 to 100", "crop it; stretched to tiles nothing can be seen"),
     "tiny_picture": Kind(INFO, "28 px a side at least", "is it an icon or a placeholder?"),
     "outside_root": Kind(ERROR, "pictures below `root`", "move them, or name a `root` that holds them"),

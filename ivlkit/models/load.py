@@ -90,20 +90,6 @@ class VLM:
 
         return ask_live(self, question, image)
 
-    def show_walk(self, question, images=None):
-        """Every shape on a question's way to the next token, as HTML; pictures as in `chat`."""
-        from IPython.display import HTML
-
-        from ..show.inside import walk_html
-
-        return HTML(walk_html(self, question, images))
-
-    def show_looks(self, question, image, *, answer=None):
-        """Where in a picture each token of the answer looks, by its gradient: a figure. Default: its own answer."""
-        from ..show.inside import looks_figure
-
-        return looks_figure(self, question, image, answer=answer)
-
     def __repr__(self):
         if self.model is None:
             return f"VLM({self.folder}: released)"

@@ -2,10 +2,10 @@
 
 import asyncio
 from functools import partial
-from itertools import pairwise, starmap
+from itertools import pairwise
 from statistics import median
 
-from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure, plain_text
+from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
 from .html import fragment, table_html, text_html
 from .live import Live, make_controls
 
@@ -22,23 +22,6 @@ FORCED = (
 )
 STOPPING = "stopping …"
 _following = set()  # a loop alone would let its tasks be collected as garbage
-
-
-def loss_figure(histories, *, title="training loss"):
-    """Loss over steps with its running mean.
-
-    Args: histories: {name: `Run.history`}.
-    Returns: matplotlib figure.
-    """
-    figure = ShownFigure(figsize=(7, 3.2), alt="; ".join(starmap(_said_of, histories.items())))
-    axes = figure.subplots()
-    for name, history in histories.items():
-        _draw_loss(axes, history, label=plain_text(name))
-    axes.set(xlabel="optimiser step", ylabel="loss", title=title)
-    if len(histories) > 1:
-        axes.legend()
-    axes.grid(alpha=0.3)
-    return figure
 
 
 def run_figure(name, history, validation=()):
@@ -65,7 +48,7 @@ def run_figure(name, history, validation=()):
     return figure
 
 
-def _said_of(name, history, validation=()):
+def _said_of(name, history, validation):
     said = f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
     if not validation:
         return said
@@ -73,19 +56,14 @@ def _said_of(name, history, validation=()):
 
 
 def _draw_losses(validation, axes, history):
-    """Of training, and as dots of validation."""
-    _draw_loss(axes, history, label="training" if validation else None)
+    """Each step pale, the running mean strong; validations as dots."""
+    steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
+    axes.plot(steps, losses, alpha=0.3, color=BLUE)
+    axes.plot(steps, _smooth(losses), color=BLUE, label="training")
     if validation:
         dots = ([line["step"] for line in validation], [line["loss"] for line in validation])
         axes.plot(*dots, "o", markersize=3.5, color=ORANGE, label="validation")
         axes.legend(fontsize=7)
-
-
-def _draw_loss(axes, history, label=None):
-    """Each step pale, the running mean strong."""
-    steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
-    (line,) = axes.plot(steps, losses, alpha=0.3, color=None if label else BLUE)
-    axes.plot(steps, _smooth(losses), color=line.get_color(), label=label)
 
 
 def learning_rates(history):

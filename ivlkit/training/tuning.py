@@ -14,7 +14,6 @@ PARTS = {
     "language": "model.language_model.",
     "head": "lm_head.",
 }
-VISION_LAYERS = "model.vision_tower.encoder.layer."
 ADAPTERS = ("lora", "qlora")
 
 

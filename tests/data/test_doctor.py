@@ -206,17 +206,24 @@ def test_rows_in_are_rows_good_and_listed(check_lines):
     assert len(listed) == stats["bad"]
 
 
-def test_an_error_is_exactly_what_encoding_refuses(check_lines, tmp_path, pictures, processor):
-    """The doctor's word against the encoder's, row by row."""
-    lines = [line for line, _ in BAD_ROWS.values()]
-    report = check_lines(lines, limit=1000)
-    called_bad = {problem.row for problem in report.problems if problem.level == "error"}
-    data, refused = open_data(tmp_path / "train.jsonl", root=pictures), set()
+def refused_by_encoding(data, processor):
+    """Numbers of the rows that can't be encoded."""
+    refused = set()
     for number in range(len(data)):
         try:
             encode(data[number], processor, max_length=2000)
         except DataError:
             refused.add(number)
+    return refused
+
+
+def test_an_error_is_exactly_what_encoding_refuses(check_lines, tmp_path, pictures, processor):
+    """The doctor's word against the encoder's, row by row."""
+    lines = [line for line, _ in BAD_ROWS.values()]
+    report = check_lines(lines, limit=1000)
+    called_bad = {problem.row for problem in report.problems if problem.level == "error"}
+    data = open_data(tmp_path / "train.jsonl", root=pictures)
+    refused = refused_by_encoding(data, processor)
     assert called_bad == refused
     assert 40 < len(refused) < len(lines)
 
@@ -545,12 +552,8 @@ def test_any_rows_are_good_or_listed_and_never_an_exception(check_lines, tmp_pat
     report = check_lines(lines, limit=1000, problems_to=tmp_path / "all.jsonl")
     assert report.stats["rows"] == report.stats["good"] + report.stats["bad"] == len(rows)
     called_bad = {problem.row for problem in report.problems if problem.level == "error"}
-    data, refused = open_data(tmp_path / "train.jsonl", root=pictures), set()
-    for number in range(len(data)):
-        try:
-            encode(data[number], processor, max_length=2000)
-        except DataError:
-            refused.add(number)
+    data = open_data(tmp_path / "train.jsonl", root=pictures)
+    refused = refused_by_encoding(data, processor)
     assert called_bad == refused
     assert report._repr_html_().encode() and str(report).encode()
     report.save_json(tmp_path / "report.json")

@@ -7,7 +7,7 @@ import pytest
 
 from ivlkit.errors import TrainingError
 from ivlkit.show import run as show_run
-from ivlkit.show.run import duration_text, loss_figure, run_figure, run_html, seconds_left, token_rates, watch
+from ivlkit.show.run import duration_text, run_figure, run_html, seconds_left, token_rates, watch
 from ivlkit.training.runs import Run
 
 WIDGETS = importlib.util.find_spec("ipywidgets") is not None
@@ -28,8 +28,7 @@ def titles(figure):
 
 class TestCurves:
     def test_the_mean_starts_at_the_first_value(self):
-        history = [{"step": step, "loss": 4.0} for step in range(1, 4)]
-        lines = loss_figure({"run": history}).axes[0].lines
+        lines = run_figure("run", make_history(3, loss=4.0)).axes[0].lines
         assert list(lines[1].get_ydata()) == pytest.approx([4.0, 4.0, 4.0])
 
     def test_every_number_that_was_logged_has_a_panel(self):
