@@ -1,35 +1,20 @@
 """A run: its curves and numbers, live while it trains and as a picture afterwards. All of it comes from its log."""
 
 import asyncio
-from itertools import pairwise, starmap
+import time
+from itertools import pairwise
 from statistics import median
 
-from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure, plain_text
+from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
 from .html import fragment, table_html, text_html
 from .live import Live, make_controls
 
-REDRAWN_EVERY_SECONDS = 1.0
+REDRAWN_EVERY_SECONDS = 1.0  # at most
+REST_AFTER_DRAWING = 9  # times as long as it took: the run may train on the same cores
 RECENT_STEPS = 20  # whose time tells what is left
 SAMPLE_STEPS = 6  # shown, spread over the run
 STOPPING = "stopping …"
 _following = set()  # a loop alone would let its tasks be collected as garbage
-
-
-def loss_figure(histories, *, title="training loss"):
-    """Loss over steps with its running mean.
-
-    Args: histories: {name: `Run.history`}.
-    Returns: matplotlib figure.
-    """
-    figure = ShownFigure(figsize=(7, 3.2), alt="; ".join(starmap(_said_of, histories.items())))
-    axes = figure.subplots()
-    for name, history in histories.items():
-        _draw_loss(axes, history, label=plain_text(name))
-    axes.set(xlabel="optimiser step", ylabel="loss", title=title)
-    if len(histories) > 1:
-        axes.legend()
-    axes.grid(alpha=0.3)
-    return figure
 
 
 def run_figure(name, history):
@@ -58,11 +43,11 @@ def _said_of(name, history):
     return f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
 
 
-def _draw_loss(axes, history, label=None):
+def _draw_loss(axes, history):
     """Each step pale, the running mean strong."""
     steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
-    (line,) = axes.plot(steps, losses, alpha=0.3, color=None if label else BLUE)
-    axes.plot(steps, _smooth(losses), color=line.get_color(), label=label)
+    axes.plot(steps, losses, alpha=0.3, color=BLUE)
+    axes.plot(steps, _smooth(losses), color=BLUE)
 
 
 def learning_rates(history):
@@ -212,10 +197,15 @@ def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
 
 async def _follow(run, live, every_seconds):
     """Redraw until the run ends, or nobody follows any more; what stays is the last state and a dead button."""
+    rested_at = 0.0
     try:
         while run.state == "running":
             await asyncio.sleep(every_seconds)
-            live.redraw()
+            began = time.perf_counter()
+            if began >= rested_at:
+                live.redraw()
+                drawn = time.perf_counter()
+                rested_at = drawn + REST_AFTER_DRAWING * (drawn - began)
     finally:
         live.redraw()
         for button in live.controls:

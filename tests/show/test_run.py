@@ -2,12 +2,13 @@
 
 import asyncio
 import importlib.util
+import time
 
 import pytest
 
 from ivlkit.errors import TrainingError
 from ivlkit.show import run as show_run
-from ivlkit.show.run import duration_text, loss_figure, run_figure, run_html, seconds_left, token_rates, watch
+from ivlkit.show.run import duration_text, run_figure, run_html, seconds_left, token_rates, watch
 from ivlkit.training.runs import Run
 
 WIDGETS = importlib.util.find_spec("ipywidgets") is not None
@@ -28,8 +29,7 @@ def titles(figure):
 
 class TestCurves:
     def test_the_mean_starts_at_the_first_value(self):
-        history = [{"step": step, "loss": 4.0} for step in range(1, 4)]
-        lines = loss_figure({"run": history}).axes[0].lines
+        lines = run_figure("run", make_history(3, loss=4.0)).axes[0].lines
         assert list(lines[1].get_ydata()) == pytest.approx([4.0, 4.0, 4.0])
 
     def test_every_number_that_was_logged_has_a_panel(self):
@@ -97,6 +97,13 @@ class TestWatching:
         pages = [each["text/html"] for each in shown if "text/html" in each]
         assert len(pages) >= 3 and "left" in pages[0]
         assert "finished" in pages[-1] and ">left<" not in pages[-1] and 'alt="loss of' in pages[-1]
+
+    def test_drawing_takes_a_tenth_of_the_time_at_most(self, make_run, shown, monkeypatch):
+        monkeypatch.setattr(show_run, "run_html", lambda _: time.sleep(0.02) or "drawn")
+        began = time.monotonic()
+        watch(make_run(["running"] * 200 + ["finished"]), every_seconds=0.001)
+        drawn = sum(each.get("text/html") == "drawn" for each in shown)
+        assert 3 <= drawn <= 3 + (time.monotonic() - began) / 0.2  # the first, the last, and one at once
 
     def test_the_stop_button_asks_the_run_to_stop_once(self, make_run, shown, monkeypatch):
         pytest.importorskip("ipywidgets")
