@@ -28,6 +28,12 @@ def sources(path):
     return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
 
 
+@pytest.fixture(autouse=True)
+def jupyters_own_files(tmp_path_factory, monkeypatch):
+    """A folder in which this test's Jupyter remembers whom it trusts."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
+
+
 @pytest.fixture
 def place(tmp_path):
     """(folder of one original, folder of its copy), copied once."""
@@ -103,6 +109,30 @@ class TestCopies:
         (tmp_path / "work").write_text("not a folder")
         assert main(["notebooks", str(tmp_path / "work")]) == 2
         assert "can't be written" in capsys.readouterr().err
+
+
+class TestTrust:
+    """Of a notebook that it does not trust JupyterLab shows no styles: tokens without colours, cards without edges."""
+
+    @pytest.fixture
+    def is_trusted(self):
+        nbformat = pytest.importorskip("nbformat")
+        sign = pytest.importorskip("nbformat.sign")
+        return lambda path: sign.NotebookNotary().check_signature(nbformat.read(path, as_version=4))
+
+    def test_jupyter_trusts_a_copy_of_the_course_and_nothing_else(self, tmp_path, is_trusted):
+        copy_notebooks(tmp_path / "work")
+        copies = sorted((tmp_path / "work").glob("*.ipynb"))
+        assert len(copies) > 10 and all(map(is_trusted, copies))
+        copies[0].write_text(copies[0].read_text().replace("<style>", "<script>alert(1)</script><style>"))
+        assert not is_trusted(copies[0])
+        assert set(copy_notebooks(tmp_path / "work").values()) == {"up to date"}
+        assert not is_trusted(copies[0])
+
+    def test_copies_are_made_where_jupyter_can_remember_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("where a folder would be")
+        monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "jupyter"))
+        assert set(copy_notebooks(tmp_path / "work").values()) == {"new"}
 
 
 class TestForStudents:

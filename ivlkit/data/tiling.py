@@ -1,8 +1,8 @@
 """Dynamic tiling: a picture of any size → tiles of one size, cut from a grid that fits its aspect ratio.
 
-The rule is the one of InternVL 1.5 (Chen et al. 2024, arXiv:2404.16821, section 3.2; reference function
-`dynamic_preprocess`), bit for bit. It maximises the match of aspect ratios, not resolution: a 64 × 48 icon is enlarged
-to 12 tiles because 4:3 exists only as 4 × 3.
+The rule is the one of InternVL 1.5 (Chen et al. 2024, arXiv:2404.16821; reference function `dynamic_preprocess`),
+bit for bit. It maximises the match of aspect ratios, not resolution: a 64 × 48 icon is enlarged to 12 tiles because
+4:3 exists only as 4 × 3.
 """
 
 from functools import lru_cache

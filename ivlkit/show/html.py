@@ -7,22 +7,24 @@ from html import escape
 
 from PIL import Image
 
+# A class named twice outweighs a notebook's own rules: tables flush right, code on grey.
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 .ivl table { border-collapse: collapse; margin: .6em 0; }
-.ivl th, .ivl td { text-align: left; padding: .25em .8em .25em 0; vertical-align: top; border-bottom: 1px solid #8884; }
-.ivl .cards { display: flex; flex-wrap: wrap; gap: 12px; }
+.ivl.ivl th, .ivl.ivl td { text-align: left; padding: .25em .8em .25em .4em; vertical-align: top; }
+.ivl.ivl th, .ivl.ivl td { border-bottom: 1px solid #8884; }
+.ivl .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: .6em 0; }
 .ivl .card { border: 1px solid #8886; border-radius: 6px; padding: 8px; max-width: 340px; overflow-wrap: anywhere; }
 .ivl img { max-width: 100%; height: auto; display: block; margin-bottom: 6px; }
 .ivl .good { border-left: 5px solid #0072b2; } .ivl .bad { border-left: 5px solid #d55e00; }
 .ivl .answer { padding-left: 5px; } .ivl .dim { opacity: .7; }
 .ivl .big { font-size: 1.6em; font-weight: 600; }
 .ivl .tokens { line-height: 2.1; margin: .6em 0; }
-.ivl .token { border: 1px solid #8888; border-radius: 4px; padding: 1px 4px; margin: 1px; overflow-wrap: anywhere; }
+.ivl .token { border: 1px solid #8888; border-radius: 4px; padding: 1px 4px; margin: 1px 0; overflow-wrap: anywhere; }
 .ivl .token { display: inline-block; line-height: 1.5; vertical-align: middle; max-width: 100%; white-space: pre-wrap; }
 .ivl .token sub { opacity: .7; font-size: .7em; margin-left: 3px; font-weight: normal; font-style: normal; }
-.ivl .tokens .token code { background: none; padding: 0; color: inherit; }
+.ivl.ivl .token code { background: none; padding: 0; color: inherit; }
 .ivl .token img, .ivl .tiles img { display: inline-block; vertical-align: middle; margin: 1px 4px 1px 0; }
 .ivl .token img { height: 28px; } .ivl .token img, .ivl .tiles img { outline: 1px solid #8888; }
 .ivl .trained { background: #0072b255; border-color: #0072b2; }

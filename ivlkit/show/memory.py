@@ -2,6 +2,7 @@
 
 from ..hardware import GIB
 from .figure import BLUE, GREEN, ORANGE, RED, ShownFigure
+from .html import fragment, table_html, text_html
 
 COLOURS = {"weights": BLUE, "gradients": "#56b4e9", "optimizer": GREEN, "activations": ORANGE, "working": RED}
 
@@ -32,3 +33,9 @@ def memory_figure(parts, *, card_gib=None, measured=None, title="memory that tor
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
+
+
+def plan_html(said, notes, head, rows):
+    """A plan: what it comes to, its cases as a table, and a line for each note below."""
+    lines = "".join(f"<div>{text_html(note)}</div>" for note in notes)
+    return fragment(table_html(rows, header=head, title=said) + lines)

@@ -1,6 +1,7 @@
 """A run: its curves and numbers, live while it trains and as a picture afterwards. All of it comes from its log."""
 
 import asyncio
+import time
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -9,7 +10,8 @@ from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
 from .html import fragment, table_html, text_html
 from .live import Live, make_controls
 
-REDRAWN_EVERY_SECONDS = 1.0
+REDRAWN_EVERY_SECONDS = 1.0  # at most
+REST_AFTER_DRAWING = 9  # times as long as it took: the run may train on the same cores
 RECENT_STEPS = 20  # whose time tells what is left
 ANSWER_STEPS = 6  # shown, spread over the run
 FREE = (
@@ -221,10 +223,15 @@ def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
 
 async def _follow(run, live, every_seconds):
     """Redraw until the run ends, or nobody follows any more; what stays is the last state and a dead button."""
+    rested_at = 0.0
     try:
         while run.state == "running":
             await asyncio.sleep(every_seconds)
-            live.redraw()
+            began = time.perf_counter()
+            if began >= rested_at:
+                live.redraw()
+                drawn = time.perf_counter()
+                rested_at = drawn + REST_AFTER_DRAWING * (drawn - began)
     finally:
         live.redraw()
         for button in live.controls:

@@ -126,6 +126,7 @@ def readable_figure(image, processor, *, region, budgets=(1, 2, 4, 6, 12)):
     shape = (region[3] - region[1]) / (region[2] - region[0])
     alt = "the same region: " + "; ".join(name.replace("\n", ", ") for name, _ in shown)
     figure = ShownFigure(figsize=(10, down * (0.6 + 10 / across * min(1.5, shape))), alt=alt, layout="constrained")
+    figure.get_layout_engine().set(hspace=0.08)  # a heading belongs to what stands below it
     for place, axis in enumerate(figure.subplots(down, across, squeeze=False).flat):
         axis.axis("off")
         if place < len(shown):

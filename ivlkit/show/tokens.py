@@ -221,7 +221,10 @@ def _tile_html(tile, number):
 
 
 def _chips(sample, processor):
-    """Every token with its id; tokens of one tile together, long runs of one kind shortened."""
+    """Every token with its id; tokens of one tile together, long runs of one kind shortened.
+
+    Spaces between them, so that lines break where a site strips styles.
+    """
     texts = _texts(sample.input_ids, processor)
     chips, tile = [], 0
     for kind, run in groupby(range(len(texts)), key=lambda place: sample.kinds[place]):
@@ -233,7 +236,7 @@ def _chips(sample, processor):
             made = _text_chips(places, texts, sample, kind)
         chips += made
     left = len(chips) - CHIPS_SHOWN
-    return "".join(chips[:CHIPS_SHOWN]) + (f'<div class="dim">… and {left:,} more</div>' if left > 0 else "")
+    return " ".join(chips[:CHIPS_SHOWN]) + (f'<div class="dim">… and {left:,} more</div>' if left > 0 else "")
 
 
 def _text_chips(places, texts, sample, kind):

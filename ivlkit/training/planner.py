@@ -100,10 +100,11 @@ class RunPlan:
     __repr__ = __str__
 
     def _repr_html_(self):
-        from ..show.html import table_html
+        from ..show.memory import plan_html
 
+        said, *notes = self._lines()
         head, *rows = self.table()
-        return table_html(rows, header=head, title="\n".join(self._lines()))
+        return plan_html(said, notes, head, rows)
 
 
 def plan(recipe, *, data=None, gpu_gib=None, card=None):

@@ -13,6 +13,8 @@ import nbformat
 import pytest
 from lab_server import KERNEL, ROOT, open_page, running_lab, wait_for
 
+from ivlkit.course import copy_notebooks
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name in ("playwright", "jupyterlab", "ipywidgets") if importlib.util.find_spec(name) is None]
 if CHROMIUM is None:
@@ -25,10 +27,12 @@ PLAIN = {"kernelspec": {"display_name": "Python 3", "language": "python", "name"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """(address of a JupyterLab of its own, the folder it shows); the course is in `notebooks`."""
-    folder = tmp_path_factory.mktemp("lab")
+    """(address of a JupyterLab of its own, the folder it shows); the course is in `notebooks`, its copies in `work`."""
+    folder, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
-    with running_lab(folder, tmp_path_factory.mktemp("home")) as address:
+    with running_lab(folder, home) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
+        copy_notebooks(folder / "work")
         yield address, folder
 
 
@@ -57,7 +61,7 @@ def code_cells(path):
 
 
 def problems(page):
-    """What a reader would stumble over: errors, pictures without alternative text, outputs wider than their place."""
+    """What a reader would stumble over: errors, unnamed pictures, outputs too wide, tables flush right."""
     return page.evaluate(
         """() => {
         const all = selector => [...document.querySelectorAll('.jp-OutputArea-output ' + selector)];
@@ -69,11 +73,19 @@ def problems(page):
             broken: all('img').filter(image => !image.naturalWidth).length,
             wide: [...document.querySelectorAll('.jp-OutputArea-output')]
                 .filter(output => output.scrollWidth > output.clientWidth + 2).length,
+            flush_right: all('.ivl td').filter(cell => getComputedStyle(cell).textAlign !== 'left').length,
         } }"""
     )
 
 
-FINE = {"errors": 0, "unnamed": 0, "broken": 0, "wide": 0}
+FINE = {"errors": 0, "unnamed": 0, "broken": 0, "wide": 0, "flush_right": 0}
+
+
+def test_a_copy_shows_its_colours_before_it_is_run(lab, open_notebook):
+    page = open_notebook("work/03_conversation_to_labels.ipynb")
+    page.wait_for_selector(".ivl .token.trained", state="attached", timeout=20_000)
+    chip = "getComputedStyle(document.querySelector('.ivl .token.trained')).backgroundColor"
+    assert page.evaluate(f"() => {chip}") == "rgba(0, 114, 178, 0.333)"
 
 
 @pytest.mark.parametrize("width_px", [1280, 2000])

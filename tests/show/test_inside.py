@@ -52,7 +52,7 @@ class TestPatches:
 
 class TestShapes:
     def test_a_released_model_has_the_papers_shapes_without_being_here(self):
-        """Section 3.1 of arXiv:2404.16821: 448 px, 1,024 patches, 256 tokens; widths of the 2B."""
+        """The report (arXiv:2404.16821): 448 px, 1,024 patches, 256 tokens; widths of the 2B."""
         html = shapes_html(["nano", "2b"])
         steps = ("[1, 1,025, 1,024]", "[1, 1,024, 1,024]", "[1, 256, 4,096]", "[1, 256, 2,048]", "one of 92,553")
         assert all(step in html for step in steps)

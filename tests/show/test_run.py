@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import time
 
 import pytest
 
@@ -96,6 +97,13 @@ class TestWatching:
         pages = [each["text/html"] for each in shown if "text/html" in each]
         assert len(pages) >= 3 and "left" in pages[0]
         assert "finished" in pages[-1] and ">left<" not in pages[-1] and 'alt="loss of' in pages[-1]
+
+    def test_drawing_takes_a_tenth_of_the_time_at_most(self, make_run, shown, monkeypatch):
+        monkeypatch.setattr(show_run, "run_html", lambda _: time.sleep(0.02) or "drawn")
+        began = time.monotonic()
+        watch(make_run(["running"] * 200 + ["finished"]), every_seconds=0.001)
+        drawn = sum(each.get("text/html") == "drawn" for each in shown)
+        assert 3 <= drawn <= 3 + (time.monotonic() - began) / 0.2  # the first, the last, and one at once
 
     def test_the_stop_button_asks_the_run_to_stop_once(self, make_run, shown, monkeypatch):
         pytest.importorskip("ipywidgets")

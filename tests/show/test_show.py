@@ -1,14 +1,17 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from ivlkit.data.mixture import open_data
 from ivlkit.data.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
+from ivlkit.show import html
 from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
-from ivlkit.show.html import picture_html, table_html, text_html
+from ivlkit.show.html import STYLE, picture_html, table_html, text_html
 from ivlkit.show.model import folder_html, sizes_figure, tensors_html
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
@@ -35,6 +38,50 @@ class TestText:
 
     def test_a_table_escapes_every_cell(self):
         assert "<script" not in visible(table_html([(HOSTILE, HOSTILE)], header=(HOSTILE,), title=HOSTILE))
+
+
+def luminance(rgb):
+    """Relative luminance as WCAG 2 defines it; rgb: 0 to 1."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in rgb]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(text, ground):
+    high, low = sorted((luminance(text), luminance(ground)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def over(colour, ground):
+    """#rrggbbaa or #rgba in front of a ground."""
+    digits = colour[1:] if len(colour) == 9 else "".join(2 * digit for digit in colour[1:])
+    *rgb, alpha = (int(digits[place : place + 2], 16) / 255 for place in range(0, 8, 2))
+    return [alpha * mine + (1 - alpha) * behind for mine, behind in zip(rgb, ground, strict=True)]
+
+
+THEMES = {"light": ((0, 0, 0), (1, 1, 1)), "dark": ((1, 1, 1), (0x11 / 255,) * 3)}  # text, ground
+WITHOUT_TEXT = (".bar ", ".share")
+BACKGROUNDS = [
+    (selector.strip(), colour)
+    for selector, rules in re.findall(r"([^{}]+)\{([^}]*)\}", STYLE)
+    for colour in re.findall(r"background: ([^;]+);", rules)
+]
+
+
+class TestThemes:
+    """Text has the theme's own colour, so what stands behind it has to let the theme's ground through."""
+
+    @pytest.mark.parametrize("theme", THEMES)
+    def test_text_is_readable_on_every_background(self, theme):
+        text, ground = THEMES[theme]
+        behind_text = [colour for selector, colour in BACKGROUNDS if not any(name in selector for name in WITHOUT_TEXT)]
+        tinted = [colour for colour in behind_text if colour != "none"]
+        assert len(tinted) == 4 and all(contrast(text, over(colour, ground)) >= 4.5 for colour in tinted)
+
+    def test_a_style_that_sets_a_background_on_an_element_sets_the_texts_colour(self):
+        sources = [path.read_text(encoding="utf-8") for path in Path(html.__file__).parent.glob("*.py")]
+        styles = [style for source in sources for style in re.findall(r'style="([^"]*)"', source)]
+        assert len(styles) >= 3
+        assert not [style for style in styles if "background" in style and not re.search(r"(^|;)\s*color:", style)]
 
 
 class TestPictures:
