@@ -24,6 +24,7 @@ from ..training.trainer import KitTrainer, LogToFile, training_arguments
 from ..training.tuning import prepare
 from .build import build
 from .curriculum import SEEN_SHARES, TASK_SHARES, TEXT_SHARES, Curriculum
+from .muon import StackedMuon
 
 SHARED = {
     "total_batch": 256,
@@ -132,9 +133,8 @@ class NanoTrainer(KitTrainer):
         chosen = set(map(id, inner))
         rest = [value for _, value in trained if id(value) not in chosen]
         rate, decay = self.args.learning_rate, self.args.weight_decay
-        adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, self.args.adam_beta2), weight_decay=0.0)
-        muon = torch.optim.Muon(inner, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        self.optimizer = TwoOptimizers(muon, adamw)
+        adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, self.args.adam_beta2), weight_decay=0.0, fused=True)
+        self.optimizer = TwoOptimizers(StackedMuon(inner, lr=rate, weight_decay=decay), adamw)
         return self.optimizer
 
 
