@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
+from ..data.collate import collate, collate_packed
 from ..data.files import write_whole
 from ..errors import TrainingError
+from ..models.attention import PADDED, choose_attention, use_attention
 from ..models.export import save_released
 from ..models.load import VLM, default_dtype, load
 from ..training.recipes import Recipe
@@ -110,13 +112,16 @@ def train_stage(recipe, data, folder):
     batches, steps = plan_run(len(data), recipe)
     folder.mkdir(parents=True, exist_ok=True)
     bf16 = default_dtype(device) == torch.bfloat16
+    attention = choose_attention(device).name
+    pack = collate if attention == PADDED else collate_packed  # a mask over 256 rows would cost more than padding
     trainer = NanoTrainer(
         model=prepare(vlm, recipe),
         args=training_arguments(recipe, folder, steps=steps, device_type=device.type, bf16=bf16),
-        train_dataset=MicroBatches(data, vlm.processor, recipe, batches),
+        train_dataset=MicroBatches(data, vlm.processor, recipe, batches, collate=pack),
         callbacks=[LogToFile(folder / LOG_FILE, epochs=recipe.epochs)],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    with use_attention(trainer.model, attention):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     save_released(VLM(trainer.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)
 
 
