@@ -14,7 +14,6 @@ digit picture of a split is in one strip only, so an interval over strips is one
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from dataclasses import replace
@@ -145,7 +144,7 @@ def forgetting(options, folder):
     alone = write_strips(folder, "train", rows=options.train_rows)
     data = {"alone": alone, f"{OLD_SHARE:.0%} old rows": mix_in(alone, folder, options.train_rows)}
     vlm = load(options.model, dtype=torch.float32)
-    log = {"model_sha256": sha256(vlm.folder / "model.safetensors"), "cores": os.cpu_count()}
+    log = {"model_sha256": sha256(vlm.folder / "model.safetensors"), "cores": ivl.machine().cpu_count}
     log |= {"train_rows": options.train_rows, "epochs": options.epochs, "old_rows": options.rows}
     asks = partial(ask_both, options=options, test=write_strips(folder, options.split))
     log["runs"] = {"before": asks("before", vlm)}
@@ -170,7 +169,7 @@ def ask_both(name, vlm, *, options, test):
 def mix_in(new, folder, rows):
     """A meta file of the new rows and so many of the curriculum's that these are `OLD_SHARE` of all."""
     old = write_curriculum(
-        folder / "old", round(rows * OLD_SHARE / (1 - OLD_SHARE)), "train", seed=1, workers=os.cpu_count()
+        folder / "old", round(rows * OLD_SHARE / (1 - OLD_SHARE)), "train", seed=1, workers=ivl.machine().cpu_count
     )
     meta = {name: {"root": str(path.parent), "annotation": str(path)} for name, path in (("new", new), ("old", old))}
     path = folder / "mixed.json"
