@@ -1,7 +1,6 @@
 """The planner beside runs that were measured, and beside the plan that a run really makes."""
 
 import ast
-import json
 import os
 import shutil
 import subprocess
