@@ -329,8 +329,9 @@ def _notes(job, place):
     seconds = bus_seconds(job.model, job.recipe, place.device_type)
     if seconds:
         yield (
-            f"vision_offload: the tower's layers cross to the GPU for every batch, {seconds:.2f} s at "
-            f"{BUS_RATE / 1e9:.0f} GB/s (assumed), which minutes add to the rest though both happen at once"
+            f"vision_offload: {seconds * BUS_RATE / 1e9:.1f} GB of the host's memory; they cross to the GPU for every "
+            f"batch, {seconds:.2f} s at {BUS_RATE / 1e9:.0f} GB/s (assumed), which minutes add to the rest though both "
+            "happen at once"
         )
     if place.device_type == "cpu":
         yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"

@@ -131,7 +131,10 @@ class TestATowerOnTheHost:
             place = SimpleNamespace(card=CARDS["H100"], device_type="cuda")
             found.append(predict_seconds(wrapped, model.config, chosen, place, tokens=4e5, tiles=1500, bins=100))
         assert found[1] - found[0] == pytest.approx(100 * 11.06e9 / 25e9, rel=0.01)
-        assert "cross to the GPU for every batch, 0.44 s at 25 GB/s (assumed)" in str(plan(chosen, card="H100"))
+        assert (
+            "11.1 GB of the host's memory; they cross to the GPU for every batch, 0.44 s at 25 GB/s (assumed)"
+            in str(plan(chosen, card="H100"))
+        )
 
     def test_a_cpu_has_both_and_is_not_told_to(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
