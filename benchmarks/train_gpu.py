@@ -18,6 +18,7 @@ bf16, and no activation recomputed unless said:
     full, full-compiled                          language model and projector in float32 masters, recomputed
     full-8bit                                    the same with bitsandbytes' paged 8-bit AdamW
     qlora                                        language model in 4 bits, tower in 8, recomputed; from written weights
+    qlora-offload                                the same, but the tower as it is, in the host's memory
 
 Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
 
@@ -84,6 +85,7 @@ OURS = {
     "full-compiled": FULL | {"compile": True},
     "full-8bit": FULL | {"optimizer": "paged_adamw_8bit"},
     "qlora": LORA | {"language": "qlora", "vision_int8": True, "gradient_checkpointing": "full"},
+    "qlora-offload": LORA | {"language": "qlora", "vision_offload": True, "gradient_checkpointing": "full"},
 }
 PADDED = LORA | {"packing": False, "per_device_batch": 4}
 THEIRS = ("plain", "grouped", "trl")
@@ -227,7 +229,8 @@ def measure(options):
     began = time.perf_counter()
     model_class = ReleasedInternVLForConditionalGeneration if way in OURS else InternVLForConditionalGeneration
     if chosen.language == "qlora":
-        vlm = load(written_model(options.work / key, key, options.tokenizer), quantize="4bit")
+        written = written_model(options.work / key, key, options.tokenizer)
+        vlm = load(written, quantize="4bit", tower_device="cpu" if chosen.vision_offload else None)
     else:
         vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
     loaded = time.perf_counter() - began

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import InternVLForConditionalGeneration
 from transformers.models.internvl.modeling_internvl import InternVLCausalLMOutputWithPast
 
+TOWER_LAYERS = "^model.vision_tower.encoder.layer."
 TILES_A_CHUNK = 64  # bounds the tower's memory when it is frozen
 
 
@@ -20,7 +21,13 @@ def count_calls(tiles):
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
 
+    sees_all_tiles = False  # in one call of the tower, which then sees to its memory itself (`training.streaming`)
     tiles_a_call = None  # the tower sees exactly so many at once, blank ones if need be: a compiled tower has one shape
+
+    def __init__(self, config):
+        super().__init__(config)
+        if not config.vision_config.num_hidden_layers:  # a tower whose layers are loaded apart: `load`
+            self._keys_to_ignore_on_load_unexpected = {*self._keys_to_ignore_on_load_unexpected, TOWER_LAYERS}
 
     def train(self, mode=True):
         """Train mode for the parts that train: a frozen tower stays in eval mode, so nothing in it is dropped."""
@@ -41,8 +48,9 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         """
         pixel_values = pixel_values.to(self.model.vision_tower.embeddings.cls_token.dtype)
         frozen, count = self.vision_is_frozen, len(pixel_values)
-        chunks = pixel_values.split(self.tiles_a_call or (TILES_A_CHUNK if frozen else count))
-        if frozen and len(chunks) < calls and not self.tiles_a_call:
+        at_once = TILES_A_CHUNK if frozen and not self.sees_all_tiles else count
+        chunks = pixel_values.split(self.tiles_a_call or at_once)
+        if frozen and len(chunks) < calls and not (self.tiles_a_call or self.sees_all_tiles):
             blank = pixel_values.new_zeros(max(0, calls - count), *pixel_values.shape[1:])
             chunks = torch.cat([pixel_values, blank]).tensor_split(calls)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):

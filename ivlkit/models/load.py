@@ -1,5 +1,6 @@
 """Weights + processor → a model that answers."""
 
+import copy
 import gc
 import json
 import logging
@@ -103,7 +104,7 @@ class VLM:
         return vlm_html(self)
 
 
-def load(name, *, device=None, dtype=None, quantize=None):
+def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
     """Load a model with its processor, ready to answer.
 
     Args:
@@ -111,6 +112,8 @@ def load(name, *, device=None, dtype=None, quantize=None):
         device: default: the GPU if torch sees one, else the CPU.
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
         quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; None: as it is.
+        tower_device: where the layers of the vision tower go, which are never on `device`; None: there too. Elsewhere
+            they have to be streamed before the model sees anything (a recipe's `vision_offload`).
     Returns: `VLM`.
     Raises: CheckpointError with file, what was found, what was expected. No code of the folder is ever run.
     """
@@ -119,9 +122,14 @@ def load(name, *, device=None, dtype=None, quantize=None):
     dtype = dtype or default_dtype(device)
     if quantize not in (None, "4bit"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit' or none")
+    if tower_device is not None and not quantize:
+        vlm = load(name, device=tower_device, dtype=dtype)
+        _move_all_but_tower_layers(vlm.model, device)
+        return vlm
+    options = {"quantize": quantize, "tower_device": tower_device} if quantize else {}
     origin = read_origin(folder)
     if origin is None:
-        return _load_released(folder, device=device, dtype=dtype, quantize=quantize)
+        return _load_released(folder, device=device, dtype=dtype, **options)
     is_adapter = (folder / "adapter_config.json").exists()
     if quantize and (not is_adapter or read_origin(find_base(folder)) is not None):
         raise CheckpointError(
@@ -129,7 +137,7 @@ def load(name, *, device=None, dtype=None, quantize=None):
             f"ivlkit export {folder} --to merged, then load that"
         )
     if is_adapter:
-        base = load(find_base(folder), device=device, dtype=dtype, quantize=quantize)
+        base = load(find_base(folder), device=device, dtype=dtype, **options)
         base.merge_adapter()  # trained on what a run left: never two adapters on one layer
         vlm = _load_adapter(base, folder)
     else:
@@ -213,7 +221,7 @@ def final_folder(folder):
     return folder / "final"
 
 
-def _load_released(folder, *, device, dtype, quantize=None):
+def _load_released(folder, *, device, dtype, quantize=None, tower_device=None):
     config, processor = read_released_config(folder), load_processor(folder)
     read_weight_files(folder)
     if config.get("use_llm_lora") or config.get("use_backbone_lora"):
@@ -226,8 +234,41 @@ def _load_released(folder, *, device, dtype, quantize=None):
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     check_released_shapes(folder, config, native)
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
-    model = build_model(folder, native, dtype=dtype, device=device, **options)
+    if tower_device is None:
+        model = build_model(folder, native, dtype=dtype, device=device, **options)
+    else:
+        model = build_model(folder, _without_tower_layers(native), dtype=dtype, device=device, **options)
+        _add_tower_layers(model, folder, config, native, dtype=dtype, device=tower_device)
     return VLM(model, processor, config, folder)
+
+
+def _without_tower_layers(native):
+    native = copy.deepcopy(native)
+    native.vision_config.num_hidden_layers = 0
+    return native
+
+
+def _add_tower_layers(model, folder, config, native, *, dtype, device):
+    """Read the layers that a model was built without, straight to their device: transformers would put hooks on all."""
+    tower, prefix = model.model.vision_tower, "vision_model.encoder.layers."
+    tower.config.num_hidden_layers = native.vision_config.num_hidden_layers
+    tensors = {}
+    for path in read_weight_files(folder):
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            tensors |= {key: file.get_tensor(key).to(dtype) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+    start = len("model.vision_tower.encoder.")
+    layers = {key[start:]: tensor for key, tensor in from_released(tensors, config).items()}
+    with torch.device("meta"):
+        encoder = type(tower.encoder)(tower.config)
+    encoder.load_state_dict(layers, assign=True)
+    tower.encoder = encoder.eval()
+
+
+def _move_all_but_tower_layers(model, device):
+    encoder = model.model.vision_tower.encoder
+    layers, encoder.layer = encoder.layer, torch.nn.ModuleList()
+    model.to(device)
+    encoder.layer = layers
 
 
 def _load_released_lora(folder, config, processor, *, device, dtype):

@@ -100,7 +100,8 @@ def find_measured(recipe):
     for one in MEASURED:
         names = ("model", "language", "gradient_checkpointing", "compile", "vision_int8")
         same = all(getattr(recipe, name) == getattr(one, name) for name in names)
-        if same and recipe.budgets[0] == one.bin_tokens and recipe.packing and recipe.vision == "frozen":
+        same = same and recipe.packing and recipe.vision == "frozen" and not recipe.vision_offload
+        if same and recipe.budgets[0] == one.bin_tokens:
             return (
                 f"measured: {one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by {one.by} with "
                 "these settings on an H100, about 2,260 tokens and 8.2 tiles a row"

@@ -101,6 +101,12 @@ def tower_call_bytes(vision, tiles, precision):
     return tiles * patches(vision) * (inner + width)
 
 
+def streamed_call_bytes(vision, tiles, precision, *, at_once):
+    """The same of a tower whose layers are streamed: all tiles' stream before and after a layer, in parts and whole."""
+    stream = 3 * tiles * patches(vision) * precision.stream * vision.hidden_size
+    return stream + tower_call_bytes(vision, min(tiles, at_once), precision)
+
+
 def backward_bytes(text, precision):
     """Gradients that are alive at once in a decoder layer's backward, a token."""
     inner = 4 * precision.compute * text.intermediate_size
@@ -151,6 +157,14 @@ def weight_bytes(model, recipe, *, frozen_bytes):
         else:
             frozen += _stored_bytes(name, parameter, recipe, frozen_bytes)
     return round(frozen), trained
+
+
+def offloaded_bytes(model, *, frozen_bytes):
+    """(bytes of the tower's layers, of two of them): what stays on the host, and the buffers on the GPU."""
+    prefix = QUANTISED["vision"]
+    named = [(name.partition(prefix)[2], value) for name, value in model.named_parameters() if prefix in name]
+    layers = frozen_bytes * sum(value.numel() for _, value in named)
+    return layers, 2 * layers // len({name.partition(".")[0] for name, _ in named})
 
 
 def _stored_bytes(name, parameter, recipe, frozen_bytes):

@@ -17,7 +17,7 @@ from ..models.attention import rope_limits
 from ..models.processor import load_processor
 from ..models.shapes import config_of, empty_model
 from .cards import CARDS, find_measured, match_card, probe_cpu
-from .prediction import batch_parts, disk_bytes, needed_gib, predict_seconds
+from .prediction import BUS_RATE, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
 from .recipes import Recipe
 from .recipes import recipe as named_recipe
 from .schedule import plan_grouped, plan_packed, tile_cost
@@ -265,7 +265,7 @@ def seconds_of(job, batch):
 def advise(job, free_gib):
     """What to change until it fits, one change after the other, each line with what is then needed."""
     recipe, lines = job.recipe, []
-    for changes in _changes(recipe):
+    for changes in _changes(recipe, job.place.device_type):
         try:
             recipe = replace(recipe, **changes)
         except RecipeError:
@@ -291,7 +291,7 @@ def out_of_memory(recipe):
     return "\n".join([*lines, *(f"to change: {line}" for line in advise(job, place.free_gib))])
 
 
-def _changes(recipe):
+def _changes(recipe, device_type):
     """In the order of what they cost: time first, then what the model sees, then how it trains."""
     if recipe.gradient_checkpointing == "none" and not recipe.compile:
         yield {"gradient_checkpointing": "selective"}
@@ -308,6 +308,8 @@ def _changes(recipe):
         yield {"language": "qlora"}
     if not recipe.vision_int8:
         yield {"vision_int8": True}
+    if not recipe.vision_offload and device_type == "cuda":
+        yield {"vision_int8": False, "vision_offload": True}
     for tiles in (6, 1):
         if (recipe.max_tiles or 12) > tiles:
             length = max(1024, 256 * (tiles + (tiles > 1)) + 512)
@@ -324,6 +326,13 @@ def _notes(job, place):
         yield f"no minutes: {place.name} is not listed; name a card: {', '.join(CARDS)}"
     if not place.bf16 and job.recipe.packing:
         yield "a card without bf16: float16, and padded batches in place of bins"
+    seconds = bus_seconds(job.model, job.recipe, place.device_type)
+    if seconds:
+        yield (
+            f"vision_offload: {seconds * BUS_RATE / 1e9:.1f} GB of the host's memory; they cross to the GPU for every "
+            f"batch, {seconds:.2f} s at {BUS_RATE / 1e9:.0f} GB/s (assumed), which minutes add to the rest though both "
+            "happen at once"
+        )
     if place.device_type == "cpu":
         yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
     if job.recipe.gpus > 1:

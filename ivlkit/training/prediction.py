@@ -14,6 +14,7 @@ from .schedule import operations
 # Time: fitted to `MEASURED`, within 20 % of every row.
 MATRIX_SHARE = 0.62  # of a card's measured matrix rate, reached by the products alone
 PASSES = {False: 26, True: 15}  # times a byte that backward needs is moved, eager and compiled; a third more recomputed
+BUS_RATE = 25e9  # bytes a second from the host to a GPU, as by PCIe 4: assumed, not measured
 # Memory beside what torch allocates.
 CONTEXT_GIB = 0.6  # CUDA's context and libraries: assumed, not measured
 ALLOCATOR_SLACK = 0.1  # of activations, reserved in pieces that fit nothing: assumed, not measured
@@ -29,6 +30,9 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
     zero, sdpa = is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
     precision = footprint.Precision(2, 2, 1) if zero else footprint.precision_of(recipe, device_type)
     frozen, trained = footprint.weight_bytes(model, recipe, frozen_bytes=precision.stream)
+    if recipe.vision_offload:
+        layers, buffers = footprint.offloaded_bytes(model, frozen_bytes=precision.stream)
+        frozen += buffers - (layers if device_type == "cuda" else 0)
     state = footprint.optimizer_bytes(model, recipe.optimizer)
     copies = 0 if zero or precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
     kept, working = _activations(config, recipe, batch, _layers(recipe, precision, cast=cast, sdpa=sdpa), copies)
@@ -98,6 +102,10 @@ def _tower_activations(config, recipe, batch, layer):
         each = layer.precision.stream * vision.hidden_size if recipe.gradient_checkpointing == "full" else inside
         kept += batch.tiles * places * trained * each
         call = batch.tiles * places * (inside if recipe.gradient_checkpointing == "full" else 0)
+    elif recipe.vision_offload:
+        from .streaming import STREAMED_TILES
+
+        call = footprint.streamed_call_bytes(vision, batch.tiles, layer.precision, at_once=STREAMED_TILES)
     else:
         call = footprint.tower_call_bytes(vision, min(batch.tiles, _tiles_a_call(recipe)), layer.precision)
     if trained or recipe.projector == "full":
@@ -122,7 +130,9 @@ def needed_gib(parts, device_type):
 
 
 def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=False):
-    """Products at `MATRIX_SHARE` of the card's rate, activations moved `PASSES` times, NF4 made bf16 thrice a bin."""
+    """Products at `MATRIX_SHARE` of the card's rate, activations moved `PASSES` times, NF4 made bf16 thrice a bin, the
+    layers of a tower on the host copied once a bin, as if nothing were computed meanwhile.
+    """
     precision = footprint.precision_of(recipe, place.device_type)
     how, vision, text = _layers(recipe, precision, cast=cast), config.vision_config, config.text_config
     tile, token = operations(config, recipe)
@@ -134,7 +144,16 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=F
     bytes_moved = moved * PASSES[recipe.compile] * again
     if recipe.language == "qlora":
         bytes_moved += 3 * bins * (footprint.NF4_BYTES + 4) * footprint.quantised_parameters(model)
-    return float(products + bytes_moved / (place.card.tb_per_second * 1e12)) / recipe.gpus
+    copying = bins * bus_seconds(model, recipe, place.device_type)
+    return float(products + bytes_moved / (place.card.tb_per_second * 1e12) + copying) / recipe.gpus
+
+
+def bus_seconds(model, recipe, device_type):
+    """Seconds a bin that a tower on the host takes to cross the bus: 0.44 for the 26B's."""
+    if not recipe.vision_offload or device_type == "cpu":
+        return 0.0
+    layers, _ = footprint.offloaded_bytes(model, frozen_bytes=footprint.precision_of(recipe, device_type).stream)
+    return layers / BUS_RATE
 
 
 def disk_bytes(model, recipe, *, device_type):

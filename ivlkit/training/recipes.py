@@ -60,6 +60,7 @@ class Recipe:
     language: str = "full"  # frozen | lora | qlora | full (freeze_llm, use_llm_lora)
     unfreeze_vit_layers: int = 0  # of a frozen tower, these train in full: -4 for the last four, 20 for all from 20
     vision_int8: bool = False  # a frozen tower's matrices in 8 bits (LLM.int8)
+    vision_offload: bool = False  # a frozen tower's layers in the host's memory, on the GPU one at a time
     lora_rank: int = 16  # r
     lora_alpha: int = 32  # α; the scale is α / r, always 2 in the released scripts
     lora_dropout: float = 0.05
@@ -128,8 +129,25 @@ class Recipe:
                 f"{self.name}: vision_int8 with vision={self.vision!r}, language={self.language!r}; expected a frozen "
                 "tower beside adapters; set vision='frozen' and language='lora' or 'qlora'"
             )
+        if self.vision_offload:
+            self._check_offload()
         if self.vision != "frozen" and self.drop_path:
             raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
+
+    def _check_offload(self):
+        if self.vision != "frozen" or not self.has_adapters:
+            raise RecipeError(
+                f"{self.name}: vision_offload with vision={self.vision!r}, language={self.language!r}; expected a "
+                "frozen tower beside adapters; set vision='frozen' and language='qlora' or 'lora'"
+            )
+        sharded = self.gpus > 1 and self.zero_stage > 0
+        for clashes, found in (
+            (self.vision_int8, "vision_int8; expected layers as they were loaded; set one of the two to false"),
+            (self.compile, "compile=true, which binds a layer to its own weights; set compile=false"),
+            (sharded, f"zero_stage={self.zero_stage}; expected DDP, a tower a process; set zero_stage=0"),
+        ):
+            if clashes:
+                raise RecipeError(f"{self.name}: vision_offload with {found}")
 
     def _check_engine(self):
         if self.compile and self.gradient_checkpointing == "selective":

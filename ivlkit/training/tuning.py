@@ -7,6 +7,7 @@ from ..errors import RecipeError
 from ..models.load import peft_is_quiet
 from ..models.quantize import count_values, tower_to_int8
 from .distributed import is_sharded
+from .streaming import leave_out_of_ddp, stream_tower
 
 PARTS = {
     "vision": "model.vision_tower.",
@@ -45,8 +46,12 @@ def prepare(vlm, recipe):
         _unfreeze_layers(model, recipe)
     if recipe.vision_int8 and model.device.type != "meta":
         tower_to_int8(model)
+    if recipe.vision_offload and model.device.type != "meta":
+        stream_tower(model)
     if recipe.has_adapters:
         model = _add_lora(vlm, recipe)
+    if recipe.vision_offload:
+        leave_out_of_ddp(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RecipeError(f"{recipe.name}: nothing trains; set vision, projector or language to lora or full")
     return model
@@ -107,6 +112,8 @@ def summary_text(model, recipe):
     lines += [f"{row.part:<10} {row.tuning:<7} {row.parameters:>14,} {row.trainable:>14,}" for row in rows]
     if recipe.vision_int8:
         lines.append("vision_int8: the tower's matrices in 8 bits")
+    if recipe.vision_offload:
+        lines.append("vision_offload: the tower's layers in the host's memory")
     if recipe.drop_path:
         lines.append(f"drop_path {recipe.drop_path}: not applied, the vision tower is frozen")
     return "\n".join(lines)

@@ -304,3 +304,57 @@ def test_released_memory_can_not_be_asked(tiny):
     assert "M parameters, float32 on cpu" in repr(vlm)
     vlm.release()
     assert repr(vlm).endswith("released)")
+
+
+class TestATowerElsewhere:
+    """`tower_device`: the layers of the vision tower are read straight to it, the rest to `device`."""
+
+    @pytest.fixture(params=[None, "4bit"])
+    def quantize(self, request):
+        if request.param:
+            pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
+        return request.param
+
+    def test_values_names_and_configuration_are_those_of_one_device(self, tiny, quantize):
+        plain, apart = (load(tiny, quantize=quantize, tower_device=device).model for device in (None, "cpu"))
+        expected, found = plain.state_dict(), apart.state_dict()
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert apart.config.to_dict() == plain.config.to_dict()
+        assert apart.model.vision_tower.config is apart.config.vision_config
+        assert not any(module.training for module in apart.modules())
+        pixel_values = torch.ones(1, 3, 112, 112)
+        assert torch.equal(apart.encode_tiles(pixel_values), plain.encode_tiles(pixel_values))
+
+    def test_the_layers_are_there_and_nothing_else_is(self, tiny):
+        model = load(tiny, device="meta", dtype=torch.bfloat16, tower_device="cpu").model
+        there = {name for name, value in model.named_parameters() if value.device.type == "cpu"}
+        assert there == {name for name, _ in model.named_parameters() if ".vision_tower.encoder.layer." in name}
+        assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+        assert model.device.type == "meta"
+
+    def test_an_adapter_of_the_tower_is_merged_there(self, tiny, tmp_path, quantize):
+        """A run that goes on from another whose tower trained, too."""
+        from ivlkit.training.recipes import recipe
+        from ivlkit.training.trainer import save_trained
+        from ivlkit.training.tuning import prepare
+
+        model = prepare(load(tiny), recipe("nano-lora", vision="lora"))
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                value.add_(0.1 if "lora_B" in name else 0)
+        save_trained(model, tmp_path)
+        (tmp_path / "ivlkit.json").write_text(json.dumps({"base": str(tiny)}))
+        plain, apart = (load(tmp_path, quantize=quantize, tower_device=device) for device in (None, "cpu"))
+        for vlm in (plain, apart):
+            vlm.merge_adapter()
+        expected, found = plain.model.state_dict(), apart.model.state_dict()
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        before, name = load(tiny).model.state_dict(), "model.vision_tower.encoder.layer.0.mlp.fc1.weight"
+        assert not torch.equal(found[name], before[name])
+
+    def test_a_tensor_of_it_that_is_missing_is_named(self, folder, quantize):
+        edit(folder, lambda tensors: tensors.pop("vision_model.encoder.layers.1.mlp.fc1.bias"))
+        with pytest.raises(CheckpointError, match=r"vision_model.encoder.layers.1.mlp.fc1.bias is missing"):
+            load(folder, quantize=quantize, tower_device="cpu")

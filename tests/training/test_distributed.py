@@ -78,6 +78,7 @@ LORA = {"vision": "frozen", "projector": "full", "lora_dropout": 0.0}
 PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text alone, or none
     "lora in bins": ("nano-lora", {"weighting": "sample", "vision": "lora", "lora_dropout": 0.0}),
     "lora padded": ("nano-lora", {"weighting": "token", "vision": "lora", "lora_dropout": 0.0, "packing": False}),
+    "lora beside a tower on the host": ("nano-lora", LORA | {"vision_offload": True}),
     "full by DDP": ("nano-full", FULL),
     "full by ZeRO-1": ("nano-full", FULL | {"zero_stage": 1, "vision": "frozen"}),
     "full by ZeRO-2": ("nano-full", FULL | {"zero_stage": 2}),

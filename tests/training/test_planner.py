@@ -1,6 +1,6 @@
 """The planner beside runs that were measured, and beside the plan that a run really makes."""
 
-import json
+import ast
 import os
 import shutil
 import subprocess
@@ -95,7 +95,53 @@ def changes_of(line):
     """The fields that a line of advice names."""
     settings = line.removeprefix("then ").split(": ")[0].split(", ")
     pairs = (setting.split("=") for setting in settings)
-    return {name: json.loads(value.replace("'", '"').replace("True", "true")) for name, value in pairs}
+    return {name: ast.literal_eval(value) for name, value in pairs}
+
+
+class TestATowerOnTheHost:
+    """The 26B's layers: 45 of 4 · 3,200² + 2 · 3,200 · 12,800 values and some vectors, 11.06 GB in bf16."""
+
+    CHANGES = {"gpus": 1, "language": "qlora", "bin_tokens": 4096}
+
+    def test_two_layers_take_its_place_and_26b_fits_into_20_gib(self):
+        stays, streamed = (
+            plan(recipe("26b-lora", **self.CHANGES, vision_offload=offload), card="RTX 3090")
+            for offload in (False, True)
+        )
+        less = stays.cases[0].parts["weights"] - streamed.cases[0].parts["weights"]
+        layer = 2 * (4 * 3200**2 + 2 * 3200 * 12800)
+        assert less == pytest.approx(43 * layer, rel=1e-3)
+        assert streamed.fits and not stays.fits
+        assert streamed.cases[0].allocated_gib < 18.5 and not streamed.measured
+
+    def test_advice_names_it_where_int8_does_not_do(self):
+        advice = plan(recipe("26b-lora", gpus=1), gpu_gib=20).advice
+        assert advice[-1].startswith("then vision_int8=False, vision_offload=True: ") and advice[-1].endswith("fits")
+        changes = {}
+        for line in advice:
+            changes |= changes_of(line)
+        assert plan(recipe("26b-lora", gpus=1, **changes), gpu_gib=20).fits
+
+    def test_its_way_to_the_gpu_is_added_and_said(self):
+        """Assumed: 25 GB/s; 100 bins of 11.06 GB take 44 s."""
+        found = []
+        for offload in (False, True):
+            chosen = recipe("26b-lora", **self.CHANGES, vision_offload=offload)
+            model, wrapped = prepared_shape(chosen, released_shapes("26b"))
+            place = SimpleNamespace(card=CARDS["H100"], device_type="cuda")
+            found.append(predict_seconds(wrapped, model.config, chosen, place, tokens=4e5, tiles=1500, bins=100))
+        assert found[1] - found[0] == pytest.approx(100 * 11.06e9 / 25e9, rel=0.01)
+        assert (
+            "11.1 GB of the host's memory; they cross to the GPU for every batch, 0.44 s at 25 GB/s (assumed)"
+            in str(plan(chosen, card="H100"))
+        )
+
+    def test_a_cpu_has_both_and_is_not_told_to(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(planner, "read_ram_gib", lambda: (4.0, 4.0))
+        stays, streamed = (plan(recipe("2b-lora", gpus=1, vision_offload=offload)) for offload in (False, True))
+        assert streamed.cases[0].parts["weights"] > stays.cases[0].parts["weights"]
+        assert not any("vision_offload" in line for line in (*stays.advice, *streamed.notes))
 
 
 def test_what_never_fits_says_so():

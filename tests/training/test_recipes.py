@@ -105,6 +105,11 @@ def test_yaml_gives_the_same_object_back(name):
     assert Recipe.from_yaml(recipe(name).to_yaml()) == recipe(name)
 
 
+def test_a_tower_on_the_host_survives_yaml_and_needs_no_zero_stage_on_one_gpu():
+    offloaded = recipe("26b-lora", gpus=1, zero_stage=3, language="qlora", vision_offload=True)
+    assert Recipe.from_yaml(offloaded.to_yaml()) == offloaded and "vision_offload: true" in offloaded.to_yaml()
+
+
 def test_odd_numbers_survive_yaml():
     odd = recipe("2b-lora", learning_rate=1e-05, epochs=0.3, max_tiles=6, model="C:\\models: 2b # é")
     assert Recipe.from_yaml(odd.to_yaml()) == odd
@@ -155,6 +160,24 @@ def test_yaml_without_name_or_model_is_refused():
         ({"unfreeze_vit_layers": -4} | FULL, "unfreeze_vit_layers=-4 with vision='full'; expected a frozen tower"),
         ({"vision_int8": True, "vision": "lora"}, "vision_int8 with vision='lora', language='lora'; expected a frozen"),
         ({"vision_int8": True, "language": "full"}, "vision_int8 with vision='frozen', language='full'"),
+        (
+            {"vision_offload": True, "vision": "lora"},
+            "vision_offload with vision='lora', language='lora'; expected a fro",
+        ),
+        ({"vision_offload": True, "language": "full"}, "vision_offload with vision='frozen', language='full'"),
+        (
+            {"vision_offload": True, "language": "frozen", "projector": "full"},
+            "vision_offload with vision='frozen', language='frozen'; expected a frozen tower beside adapters",
+        ),
+        (
+            {"vision_offload": True, "vision_int8": True},
+            "vision_offload with vision_int8; expected layers as they were",
+        ),
+        ({"vision_offload": True, "compile": True}, "vision_offload with compile=true, which binds a layer"),
+        (
+            {"vision_offload": True, "zero_stage": 2},
+            "vision_offload with zero_stage=2; expected DDP, a tower a process",
+        ),
         ({"compile": True, "gradient_checkpointing": "selective"}, "compile=true with gradient_checkpointing='selec"),
         ({"compile": True, "packing": False}, "compile=true with packing=false; expected bins of one length"),
         ({"compile": True, "zero_stage": 3}, "compile=true with zero_stage=3, which fetches weights inside a layer"),

@@ -150,8 +150,12 @@ def test_a_model_that_carries_an_adapter_is_refused(tiny):
         {"vision": "frozen", "projector": "full", "language": "full", "unfreeze_vit_layers": -1},
         {"vision": "frozen", "projector": "full", "language": "qlora"},
         {"vision": "frozen", "language": "qlora", "vision_int8": True},
+        {"vision": "frozen", "projector": "full", "language": "qlora", "vision_offload": True},
     ],
-    ids=["lora", "lora and projector", "full", "full, frozen tower", "last layer", "qlora", "qlora on an int8 tower"],
+    ids=[
+        *("lora", "lora and projector", "full", "full, frozen tower", "last layer", "qlora", "qlora on an int8 tower"),
+        "qlora beside a tower on the host",
+    ],
 )
 def test_every_tensor_that_trains_gets_a_gradient_and_no_other_changes(tiny, changes):
     vlm, _, model = prepared(tiny, **changes, lora_dropout=0.0)
