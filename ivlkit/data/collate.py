@@ -7,7 +7,6 @@ from .encode import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TAIL_SEGMENT = 1024  # tokens of a segment of padding
 
 
 def collate(examples, *, pad_token_id):
@@ -24,14 +23,16 @@ def collate(examples, *, pad_token_id):
     }
 
 
-def collate_packed(examples, *, pad_token_id=None):
+def collate_packed(examples, *, pad_token_id=None, max_length=None):
     """One sequence of whole samples that don't see each other: no padding, and no `attention_mask` either.
 
     A mask of ones would let every sample see those before it. Instead positions restart, which transformers' sdpa, flex
     and flash attention understand, and `cu_seqlens` bounds the samples for kernels that take it. The first label of a
     sample is masked: the last token of the one before must not predict it.
 
-    Args: pad_token_id: not used; collate functions are called alike.
+    Args:
+        pad_token_id: not used; collate functions are called alike.
+        max_length: the longest row there can be, for layers compiled once; None for the longest of these.
     Returns: dict of input_ids, position_ids, labels and sample_ids int64 [1, ΣL], cu_seqlens int32 [samples + 1],
         max_length, an int, and tiles uint8 [ΣT, S, S, 3]. Samples of 3 and 2 tokens: position_ids [[0, 1, 2, 0, 1]],
         sample_ids [[0, 0, 0, 1, 1]], cu_seqlens [0, 3, 5], max_length 3.
@@ -44,36 +45,8 @@ def collate_packed(examples, *, pad_token_id=None):
         "labels": _one_row(labels),
         "sample_ids": _one_row([np.full(length, number) for number, length in enumerate(lengths)]),
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
-        "max_length": max(lengths),
+        "max_length": max_length or max(lengths),
         "tiles": torch.from_numpy(np.concatenate([example.tiles for example in examples])),
-    }
-
-
-def collate_fixed(examples, *, pad_token_id, length, samples, max_length):
-    """`collate_packed` in shapes that are the same for every bin, for layers compiled once.
-
-    The tail is filled up with segments of padding that nothing is learned from, as short ones since attention costs
-    their square. A bin that outgrew its plan (a picture was replaced) is filled up to the next multiple.
-
-    Args: length: tokens of a bin; samples: the most rows of a bin; max_length: the longest row there can be.
-    Returns: as `collate_packed`: input_ids … [1, length], cu_seqlens int32 [samples + ⌈length / 1024⌉ + 1], whose last
-        bounds repeat, and max_length as given. Padding has a sample id of its own.
-    """
-    batch = collate_packed(examples)
-    bounds, used = batch["cu_seqlens"], batch["input_ids"].shape[1]
-    rest = -used % length
-    tails = {
-        "input_ids": torch.full((1, rest), pad_token_id),
-        "position_ids": torch.arange(rest)[None] % TAIL_SEGMENT,
-        "labels": torch.full((1, rest), IGNORE_INDEX),
-        "sample_ids": torch.full((1, rest), len(examples)),
-    }
-    ends = torch.arange(used, used + rest, TAIL_SEGMENT, dtype=torch.int32)[1:]
-    ends = torch.cat([bounds, ends, bounds.new_full((samples + -(-length // TAIL_SEGMENT) + 1,), used + rest)])
-    return batch | {
-        **{name: torch.cat([batch[name], tail], dim=1) for name, tail in tails.items()},
-        "cu_seqlens": ends[: samples + -(-length // TAIL_SEGMENT) + 1],
-        "max_length": max_length,
     }
 
 

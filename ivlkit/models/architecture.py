@@ -22,7 +22,7 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
 
     sees_all_tiles = False  # in one call of the tower, which then sees to its memory itself (`training.streaming`)
-    tiles_a_call = None  # the tower sees exactly so many at once, blank ones if need be: a compiled tower has one shape
+    least_tiles = 1  # of a call of the tower, blank ones if need be: 2 for a compiled one, to which a 1 is a constant
 
     def __init__(self, config):
         super().__init__(config)
@@ -48,9 +48,9 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         """
         pixel_values = pixel_values.to(self.model.vision_tower.embeddings.cls_token.dtype)
         frozen, count = self.vision_is_frozen, len(pixel_values)
-        at_once = TILES_A_CHUNK if frozen and not self.sees_all_tiles else count
-        chunks = pixel_values.split(self.tiles_a_call or at_once)
-        if frozen and len(chunks) < calls and not (self.tiles_a_call or self.sees_all_tiles):
+        in_chunks = frozen and not self.sees_all_tiles
+        chunks = pixel_values.split(TILES_A_CHUNK if in_chunks else count)
+        if in_chunks and len(chunks) < calls:
             blank = pixel_values.new_zeros(max(0, calls - count), *pixel_values.shape[1:])
             chunks = torch.cat([pixel_values, blank]).tensor_split(calls)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -60,8 +60,8 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
     def _see(self, pixel_values):
         """Vision tower without CLS: [T, 3, S, S] → [T, P, C], P = (S / 14)²."""
         count, layer = len(pixel_values), self.config.vision_feature_layer
-        if self.tiles_a_call:
-            pixel_values = F.pad(pixel_values, (*(0,) * 7, self.tiles_a_call - count))
+        if count < self.least_tiles:
+            pixel_values = F.pad(pixel_values, (*(0,) * 7, self.least_tiles - count))
         outputs = self.model.vision_tower(pixel_values=pixel_values, output_hidden_states=layer != -1)
         hidden = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
         return hidden[:count, 1:]

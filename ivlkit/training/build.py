@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
 
-from ..data.collate import collate, collate_fixed, collate_packed
+from ..data.collate import collate, collate_packed
 from ..data.doctor import epoch_lengths
 from ..errors import TrainingError
 from ..models.attention import NO_PACKING, choose_attention, rope_limits
@@ -19,8 +19,6 @@ from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
 from .trainer import CheckEngine, KitTrainer, training_arguments
 from .tuning import prepare
 from .worst import WorstBatchFirst
-
-LENGTH_STEP = 128  # a compiled bin's length is a multiple: matrix kernels work in tiles of that
 
 
 def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer_class=KitTrainer):
@@ -57,7 +55,7 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
 
 
 def plan_validation(data, processor, recipe, config, *, packed):
-    """One pass over validation rows in micro-batches like those of training; none of one fixed length."""
+    """One pass over validation rows in micro-batches like those of training."""
     once = replace(recipe, epochs=1, compile=False)
     return plan_micro_batches(data, processor, once, config, packed=packed)
 
@@ -71,17 +69,15 @@ def plan_micro_batches(data, processor, recipe, config, *, packed):
         plan = plan_packed(tokens, tiles, recipe, rank=rank(), rope=rope, tile_cost=tile_cost(config, recipe))
     else:
         plan = plan_grouped(tokens, tiles, recipe, rank=rank(), rope=rope)
-    return MicroBatches(data, processor, recipe, plan, collate=_collate(recipe, plan, packed=packed), rope=rope)
+    return MicroBatches(data, processor, recipe, plan, collate=_collate(recipe, packed=packed), rope=rope)
 
 
-def _collate(recipe, plan, *, packed):
+def _collate(recipe, *, packed):
     if not recipe.compile:
         return collate_packed if packed else collate
     if not packed:
         raise TrainingError(f"{recipe.name}: compile=true on a card that packs no bins; set compile=false")
-    rows, tokens = plan.largest_bin
-    length = -(-tokens // LENGTH_STEP) * LENGTH_STEP
-    return partial(collate_fixed, length=length, samples=rows, max_length=recipe.max_seq_length)
+    return partial(collate_packed, max_length=recipe.max_seq_length)
 
 
 def keep_float32_masters(model):

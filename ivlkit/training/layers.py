@@ -9,29 +9,49 @@ import time
 from functools import partial
 
 import torch
+from torch._dynamo import maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import TrainerCallback
 
-COMPILED_TILES = 8  # of one call of a compiled vision tower: 5 % of a bin's 51 tiles are blank ones on average
 BACKEND = "inductor"
+VARYING = {  # dimensions of a layer's arguments that a bin's tokens and samples decide
+    "attention_mask": (2, 3),  # [1, 1, L, L]
+    "position_ids": (1,),  # [1, L]
+    "cu_seq_lens_q": (0,),  # [samples + 1]
+    "cu_seq_lens_k": (0,),
+}
 
 
 def wrap_layers(model, recipe):
     """Recompute and compile the layers of what `tuning.prepare` returned, as the recipe says.
 
-    Layers of one kind share one compiled graph, since they differ in their weights only. It is compiled for one length
-    of bins (`collate.collate_fixed`) and one number of tiles.
+    Layers of one kind share one compiled graph, since they differ in their weights only. It serves bins of any length
+    and any number of samples and tiles.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
     if recipe.compile:
-        base.tiles_a_call = COMPILED_TILES
-        for layer in (*language, *vision):
-            layer.forward = torch.compile(layer.forward, dynamic=False, fullgraph=True, backend=BACKEND)
+        base.least_tiles = 2
+        for layers, varying in ((language, 1), (vision, 0)):  # hidden states: tokens [1, L, H], tiles [T, P, C]
+            for layer in layers:
+                compiled = torch.compile(layer.forward, fullgraph=True, backend=BACKEND)
+                layer.forward = partial(_of_any_size, compiled, varying)
     options = {"none": None, "selective": _selective(recipe.lora_rank), "full": {}}[recipe.gradient_checkpointing]
     if options is not None:
         for layer in (*language, *(() if base.vision_is_frozen else vision)):
             layer.forward = partial(_recomputed, layer.forward, options)
+
+
+def _of_any_size(compiled, varying, hidden_states, *, position_embeddings=(), **kwargs):
+    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again."""
+    maybe_mark_dynamic(hidden_states, varying)
+    for each in position_embeddings:  # [1, L, D]
+        maybe_mark_dynamic(each, 1)
+    for name, dimensions in VARYING.items():
+        if torch.is_tensor(kwargs.get(name)):
+            maybe_mark_dynamic(kwargs[name], dimensions)
+    embeddings = {"position_embeddings": position_embeddings} if position_embeddings else {}
+    return compiled(hidden_states, **embeddings, **kwargs)
 
 
 def _recomputed(forward, options, *args, **kwargs):

@@ -94,6 +94,8 @@ def _dequantised(text, recipe):
 
 def _tower_activations(config, recipe, batch, layer):
     """(bytes that the tower and the projector keep, bytes of a call of the tower)."""
+    from ..models.architecture import TILES_A_CHUNK
+
     vision, text, places = config.vision_config, config.text_config, footprint.patches(config.vision_config)
     kept = 0
     trained = recipe.trained_vision_layers(vision.num_hidden_layers)
@@ -107,19 +109,12 @@ def _tower_activations(config, recipe, batch, layer):
 
         call = footprint.streamed_call_bytes(vision, batch.tiles, layer.precision, at_once=STREAMED_TILES)
     else:
-        call = footprint.tower_call_bytes(vision, min(batch.tiles, _tiles_a_call(recipe)), layer.precision)
+        call = footprint.tower_call_bytes(vision, min(batch.tiles, TILES_A_CHUNK), layer.precision)
     if trained or recipe.projector == "full":
         widths = (vision.hidden_size, text.hidden_size)
         projector = footprint.projector_bytes(*widths, tuning=recipe.projector, precision=layer.precision)
         kept += batch.tiles * config.image_seq_length * projector
     return kept, call
-
-
-def _tiles_a_call(recipe):
-    from ..models.architecture import TILES_A_CHUNK
-    from .layers import COMPILED_TILES
-
-    return COMPILED_TILES if recipe.compile else TILES_A_CHUNK
 
 
 def needed_gib(parts, device_type):

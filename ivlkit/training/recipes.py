@@ -85,7 +85,7 @@ class Recipe:
     drop_path: float = 0.0  # drop_path_rate; acts only in a vision tower that trains
     weighting: str = "token"  # a token, a sample or its square root weighs the same (loss_reduction)
     gradient_checkpointing: str = "full"  # activations computed again: none | selective (all but products) | full
-    compile: bool = False  # each layer compiled, bins of one length: minutes to start, then faster steps
+    compile: bool = False  # each layer compiled, for bins of any length: minutes to start, then faster steps
     zero_stage: int = 0  # DeepSpeed ZeRO on several GPUs: 0 (none: DDP) | 1 | 2 | 3; on one it is not used
     zero_offload: bool = False  # ZeRO's optimizer state, at stage 3 the weights too, in the host's memory
     save_steps: int = 200  # optimiser steps between checkpoints
@@ -156,7 +156,7 @@ class Recipe:
                 "compiled layer; set 'none' or 'full'"
             )
         if self.compile and not self.packing:
-            raise RecipeError(f"{self.name}: compile=true with packing=false; expected bins of one length; set packing")
+            raise RecipeError(f"{self.name}: compile=true with packing=false; expected bins; set packing=true")
         if self.compile and self.gpus > 1 and self.zero_stage == 3:
             raise RecipeError(
                 f"{self.name}: compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 "

@@ -190,11 +190,6 @@ class BinPlan(_Parts):
         """Share of the computed places that hold a row's token: of the bins' budget, or of the padded batches."""
         return float(self._counts[1].sum() / self._counts[2].sum())
 
-    @property
-    def largest_bin(self):
-        """(the most rows, the most tokens) of a bin, not of the same one."""
-        return int(self._counts[3].max()), int(self._counts[4].max())
-
     def worst(self):
         """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide first."""
         found = max((self._sizes(step), -step) for step in range(self.steps))
@@ -216,15 +211,15 @@ class BinPlan(_Parts):
 
     @cached_property
     def _counts(self):
-        """(micro-batches, tokens, places for tokens, most rows and tokens of a bin) of every step, int64 [5, steps]."""
+        """(micro-batches, tokens, places for tokens) of every step, int64 [3, steps]."""
         return np.array([self._count(step) for step in range(self.steps)], np.int64).T
 
     def _count(self, step):
         tokens, micro_batches = self._cut(step)
-        bins = [[tokens[row] for row in one] for together in micro_batches for one in together if one]
+        bins = ([tokens[row] for row in one] for together in micro_batches for one in together if one)
         padded = sum(len(one) * max(one) for one in bins)
         places = padded if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
-        return len(micro_batches), sum(tokens), places, max(map(len, bins)), max(map(sum, bins))
+        return len(micro_batches), sum(tokens), places
 
     def _cut(self, step):
         epochs, rows = self._rows(step)

@@ -184,8 +184,7 @@ def _count_tokens(inputs):
     """Tokens of rows; padding, and a row that only keeps ranks in step, are not counted."""
     if not inputs["weights"].any():
         return 0
-    mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["sample_ids"] < len(inputs["where"])
-    return int(mask.sum())
+    return int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else inputs["input_ids"].numel()
 
 
 def _weight(batch):

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from ivlkit.data import collate as collate_module
-from ivlkit.data.collate import collate, collate_fixed, collate_packed, normalise_tiles
+from ivlkit.data.collate import collate, collate_packed, normalise_tiles
 from ivlkit.data.encode import Example
 
 
@@ -94,35 +93,7 @@ def test_a_bin_of_one_sample_and_of_text_alone():
     assert batch["tiles"].shape == (0, 2, 2, 3)
 
 
-# of one length -------------------------------------------------------------------------------------------------------
-
-FIXED = {"pad_token_id": 2, "samples": 4, "max_length": 3}
-
-
-def test_a_bin_of_fixed_length_by_hand(monkeypatch):
-    """Two rows of 3 and 2 tokens in 12 places; padding in segments of 4, the bounds of what is not there repeat."""
-    monkeypatch.setattr(collate_module, "TAIL_SEGMENT", 4)
-    rows = [example([5, 2, 7], [5, 2, 7], tiles=2), example([9, 4], [-100, 4], tiles=1)]
-    batch, plain = collate_fixed(rows, length=12, **FIXED), collate_packed(rows)
-    assert batch["input_ids"].tolist() == [[5, 2, 7, 9, 4, *[2] * 7]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 1, 2]]
-    assert batch["labels"].tolist() == [[*plain["labels"][0].tolist(), *[-100] * 7]]
-    assert batch["sample_ids"].tolist() == [[0, 0, 0, 1, 1, *[2] * 7]]
-    assert batch["cu_seqlens"].tolist() == [0, 3, 5, 9, 12, 12, 12, 12] and batch["cu_seqlens"].dtype == torch.int32
-    assert batch["max_length"] == 3 and torch.equal(batch["tiles"], plain["tiles"])
-
-
-def test_bins_of_fixed_length_have_the_same_shapes_whatever_they_hold():
-    shapes = set()
-    for count in (1, 2, 4):
-        batch = collate_fixed([example([5, 2, 7], [5, 2, 7])] * count, length=3000, **FIXED)
-        assert batch["cu_seqlens"].diff().sum() == 3000 and batch["position_ids"].max() == 1023
-        shapes.add(tuple(batch[name].shape for name in ("input_ids", "position_ids", "labels", "cu_seqlens")))
-    assert shapes == {((1, 3000), (1, 3000), (1, 3000), (8,))}
-
-
-def test_a_full_bin_gets_no_padding_and_one_that_outgrew_its_plan_the_next_multiple():
-    rows = [example([5, 2, 7], [5, 2, 7])] * 2
-    full, over = collate_fixed(rows, length=6, **FIXED), collate_fixed(rows, length=5, **FIXED)
-    assert full["cu_seqlens"].tolist() == [0, 3, 6, 6, 6, 6]
-    assert over["input_ids"].shape == (1, 10) and over["cu_seqlens"].tolist() == [0, 3, 6, 10, 10, 10]
+def test_a_longest_row_that_is_given_stands_in_for_the_bins_own():
+    """A compiled layer takes it for a constant."""
+    rows = [example([5, 2, 7], [5, 2, 7]), example([9, 4], [-100, 4])]
+    assert collate_packed(rows, max_length=100)["max_length"] == 100

@@ -23,7 +23,7 @@ def test_a_tile_of_112_px_is_sixteen_features(model):
     assert model.encode_tiles(pixels(3)).shape == (3, 16, 32)
 
 
-def test_a_tower_of_fixed_calls_sees_blank_tiles_and_leaves_them_out(model, monkeypatch):
+def test_a_tower_of_two_tiles_at_least_sees_a_blank_one_and_leaves_it_out(model, monkeypatch):
     sizes = []
     see = model.model.vision_tower.forward
     monkeypatch.setattr(
@@ -31,10 +31,11 @@ def test_a_tower_of_fixed_calls_sees_blank_tiles_and_leaves_them_out(model, monk
         "forward",
         lambda pixel_values, **rest: (sizes.append(len(pixel_values)), see(pixel_values, **rest))[1],
     )
-    expected = model.encode_tiles(pixels(5))
-    model.tiles_a_call = 3
-    torch.testing.assert_close(model.encode_tiles(pixels(5)), expected, atol=1e-5, rtol=1e-5)
-    assert sizes == [5, 3, 3]
+    expected = model.encode_tiles(pixels(1))
+    model.least_tiles = 2
+    torch.testing.assert_close(model.encode_tiles(pixels(1)), expected, atol=1e-5, rtol=1e-5)
+    assert model.encode_tiles(pixels(5)).shape[0] == 5
+    assert sizes == [1, 2, 5]
 
 
 def test_v1_is_v2_with_rows_and_columns_swapped(model):

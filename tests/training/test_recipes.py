@@ -179,7 +179,7 @@ def test_yaml_without_name_or_model_is_refused():
             "vision_offload with zero_stage=2; expected DDP, a tower a process",
         ),
         ({"compile": True, "gradient_checkpointing": "selective"}, "compile=true with gradient_checkpointing='selec"),
-        ({"compile": True, "packing": False}, "compile=true with packing=false; expected bins of one length"),
+        ({"compile": True, "packing": False}, "compile=true with packing=false; expected bins; set packing=true"),
         ({"compile": True, "zero_stage": 3}, "compile=true with zero_stage=3, which fetches weights inside a layer"),
     ],
 )

@@ -348,14 +348,6 @@ def test_a_step_is_planned_with_the_lengths_of_its_epochs():
     assert across.fill == pytest.approx((290 + 420) / (200 * len(across)))
 
 
-def test_the_largest_bin_by_hand():
-    """Three bins of 200 are needed; longest first into the shortest: 180, 100, 90 + 60, then 50 and 40 beside 100."""
-    tokens = np.array([180, 100, 90, 60, 50, 40])
-    (plan,) = bin_plans(tokens, tokens * 0, total_batch=6)
-    assert sorted(sorted(int(tokens[row]) for _, row in one.rows) for one in plan) == [[40, 50, 100], [60, 90], [180]]
-    assert plan.largest_bin == (3, 190)
-
-
 @KINDS_OF_PLAN
 def test_phi3s_rows_of_up_to_4096_tokens_and_longer_ones_are_never_together(kind):
     rng = np.random.default_rng(0)
