@@ -87,7 +87,7 @@ ENDINGS = _names("e y er le en")
 MADE_UP_LENGTHS = 3, 4, 4, 5, 5, 5, 6, 6, 6
 ONE_IN_EIGHT = 32  # of the 256 values of a hash's first byte
 UNWANTED = re.compile(r"rn|vv|(.)\1\1|fu|cu|shi|nig|tit|ass|dic|coc|fag|sex|slu|twa|who")  # looks like "m", or is rude
-GROWING = frozenset("cosvwxz")  # letters whose capital is only a larger copy
+GROWING = frozenset("cosuvwxz")  # letters whose capital is, in some font, little more than a larger copy
 # Picture sizes as (columns, rows) of 112 px; they decide how many tiles nano cuts.
 SCENE_GRIDS = [(1, 1)] * 6 + [(2, 1)] * 3 + [(1, 2), (2, 2), (2, 2), (3, 2), (2, 3), (3, 3)]
 COUNT_GRIDS = [(2, 1)] * 4 + [(1, 2)] * 4 + [(2, 2), (3, 2), (2, 3)]
@@ -95,7 +95,7 @@ PAIR_GRIDS = [(1, 1)] * 4 + [(2, 1), (1, 2)]
 WIDE_GRIDS = [(2, 1)] * 3 + [(3, 1)] * 3 + [(4, 1), (4, 2)]
 # Receipts and charts are two tiles wide, names in the left one: (tiles high, lines a tile). Squeezed into a single tile
 # their print is at most 7 px high and lost.
-FINE_PRINT = [(3, 2)] * 3 + [(4, 2)]
+FINE_PRINT = [(3, 2)] * 5 + [(4, 2)]
 FINE_PRINT_SIZES = (0.08, 0.085, 0.09, 0.095, 0.098)  # of the width: 15 to 21 px
 MOST_TOLD = 3  # things in a scene told in words
 MARGIN = 0.04  # of the width, left and right of fine print
@@ -439,12 +439,15 @@ def side_of_shapes(rng, material):
     names = _two_names(rng)
     grid = rng.choice(SCENE_GRIDS)
     picture = paper(rng, grid)
-    sides = 2 if grid == (1, 1) else rng.choice((2, 3))  # small shapes need a large picture
-    places, line = cells(picture, sides, sides), rng.randrange(sides)
-    near, far = sorted(rng.sample(range(sides), 2))
     one, other = rng.choice((("left of", "right of"), ("above", "below")))
-    for name, place in zip(names, (near, far), strict=True):
-        cell = places[line * sides + place if one == "left of" else place * sides + line]
+    length_px, breadth_px = picture.size if one == "left of" else picture.size[::-1]
+    places = 2 if grid == (1, 1) else rng.choice((2, 3))  # small shapes need a large picture
+    step_px = length_px / places
+    band_px = min(step_px, breadth_px)  # thin, so that what is left of the other is not rather above it
+    start_px = rng.uniform(0, breadth_px - band_px)
+    for name, place in zip(names, sorted(rng.sample(range(places), 2)), strict=True):
+        cell = (place * step_px, start_px, (place + 1) * step_px, start_px + band_px)
+        cell = cell if one == "left of" else (cell[1], cell[0], cell[3], cell[2])
         draw_shape(picture, name[1], name[0], place_shape(cell, rng, share=(0.65, 0.95)))
     first, second = map(" ".join, names)
     a, b, a_side = rng.choice(((first, second, one), (second, first, other)))
