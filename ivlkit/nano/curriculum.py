@@ -1,24 +1,27 @@
 """What `nano` is trained on first: pictures and questions drawn in code, nothing to download.
 
 Print in many fonts, coloured shapes, receipts and charts in fine print, boxes, pairs of pictures, conversations, and a
-little text. Handwriting is left out on purpose: it is what a person fine-tunes (`nano/digits`). Pictures are 112 to
-672 px wide, so that rows need 1 to 13 tiles. To add a task, write one function `(rng, material) -> Sample` and enter it
-in `TASKS` and `TASK_SHARES`.
+little text. Handwriting is left out on purpose: it is what a person fine-tunes (`nano/digits`). Pictures are 99 to
+672 px wide, so that rows need 1 to 13 tiles. To add a task, write one function `(rng, material) -> Scene`, enter it in
+`SEEN` or `TOLD`, and give it a share in `TASK_SHARES`.
 
 Every row is drawn from its own random stream, keyed by seed, split and row. The validation split also has words and
 fonts that training never shows. How a question is asked decides how it is answered (in a word, in a sentence), so that
-a reply can be compared with the truth.
+a reply can be compared with the truth, and a careful person can read every picture exactly: no word is written so that
+its print could be another one (`ways_to_write`), and print never overlaps.
+
+Words to be read are quoted or begin a line wherever they stand in text, so that the tokenizer spells them.
 """
 
 import hashlib
 import json
+import math
 import random
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
-
-from PIL import ImageDraw
 
 from ..data.records import IMAGE_PLACEHOLDER, Record, Turn
 from ..errors import DataError
@@ -26,9 +29,12 @@ from .drawing import (
     COLOURS,
     SHAPES,
     cells,
+    colours_on,
+    draw_bar,
     draw_hand_set,
     draw_shape,
     font_of,
+    largest_print_px,
     paper,
     place_shape,
     print_line,
@@ -45,7 +51,7 @@ def _names(text):
 WORDS = _names("""
 able about above add age air also animal answer apple arm autumn baby back bag ball bank bear bed bell bird
 black blood blue board boat body book bottle box boy bread bridge brown bus cake car card cat chair city clock
-cloud coat coffee cold cow cup dance day desk dinner doctor dog door dress drink dry dust ear earth east egg
+cloud coat coffee cold cup dance day desk dinner doctor dog door dress drink dry dust ear earth east egg
 eye face farm fast field fire fish floor flower foot forest friend fruit game garden gate girl glass gold
 grass green hair hand happy hat heart heavy hill home horse house ice island job juice jump key king kitchen
 knife lake lamp leaf left letter light lion long lunch map milk moon morning mountain mouse music name night
@@ -63,16 +69,37 @@ STIXGeneralBol cmss10 cmtt10
 """)
 HELD_OUT_FONTS = _names("DejaVuSans-BoldOblique DejaVuSerif-Bold DejaVuSansMono-Oblique")
 ITEMS = _names("""
-tea milk bread rice soup cake eggs salt corn fish nuts jam oil beans juice plum pear lime melon beer ham pasta honey
+tea milk bread rice soup cake tuna salt kale fish leek fig oil bagel juice plum pear lime melon beer ham pasta flour
 mint
 """)
 LABELS = _names("Mon Tue Wed Thu Fri Sat Sun")
+# Made-up words are syllables: a beginning, a vowel, an end; then perhaps an ending.
+BEGINNINGS = (
+    _names("b c d f g h j k l m n p r s t v w y z"),
+    _names("bl br ch cl cr dr fl fr gl gr pl pr qu sh sk sl sm sn sp st sw th tr tw wh"),
+)
+VOWELS = _names("a e i o u"), _names("ai ea ee ie oa oo ou")
+ENDS = (
+    _names("b d f g k l m n p r s t v w x z"),
+    _names("ck ft ght ld ll lt mp nd ng nk nt rd rk rt sh sk ss st th"),
+)
+ENDINGS = _names("e y er le en")
+MADE_UP_LENGTHS = 3, 4, 4, 5, 5, 5, 6, 6, 6
+ONE_IN_EIGHT = 32  # of the 256 values of a hash's first byte
+UNWANTED = re.compile(r"rn|vv|(.)\1\1|fu|cu|shi|nig|tit|ass|dic|coc|fag|sex|slu|twa|who")  # looks like "m", or is rude
+GROWING = frozenset("cosuvwxz")  # letters whose capital is, in some font, little more than a larger copy
 # Picture sizes as (columns, rows) of 112 px; they decide how many tiles nano cuts.
 SCENE_GRIDS = [(1, 1)] * 6 + [(2, 1)] * 3 + [(1, 2), (2, 2), (2, 2), (3, 2), (2, 3), (3, 3)]
+COUNT_GRIDS = [(2, 1)] * 4 + [(1, 2)] * 4 + [(2, 2), (3, 2), (2, 3)]
+PAIR_GRIDS = [(1, 1)] * 4 + [(2, 1), (1, 2)]
 WIDE_GRIDS = [(2, 1)] * 3 + [(3, 1)] * 3 + [(4, 1), (4, 2)]
-# Receipts and charts are one tile wide: (tiles high, lines a tile). Squeezed into a single tile their print is lost.
-FINE_PRINT = [(2, 3), (2, 4), (3, 2), (3, 3), (4, 2), (4, 2)]
-MOST_LINES = 5  # of items or bars
+# Receipts and charts are two tiles wide, names in the left one: (tiles high, lines a tile). Squeezed into a single tile
+# their print is at most 7 px high and lost.
+FINE_PRINT = [(3, 2)] * 5 + [(4, 2)]
+FINE_PRINT_SIZES = (0.08, 0.085, 0.09, 0.095, 0.098)  # of the width: 15 to 21 px
+MOST_TOLD = 3  # things in a scene told in words
+MARGIN = 0.04  # of the width, left and right of fine print
+BAR_LEFT, BAR_RIGHT = 0.42, 0.76  # of the width; a bar of the value 100
 OPPOSITES = [
     ("hot", "cold"),
     ("big", "small"),
@@ -99,13 +126,14 @@ OPPOSITES = [
 class Material:
     """What a split may show."""
 
+    split: str  # "train" or "validation"; made-up words are in one of them, see `split_of`
     words: tuple  # common English words, lower case; validation's are never read in training
     fonts: tuple  # names of matplotlib's bundled TrueType files, without ".ttf"
 
 
 MATERIAL = {
-    "train": Material(WORDS, FONTS),
-    "validation": Material(HELD_OUT_WORDS, HELD_OUT_FONTS),
+    "train": Material("train", WORDS, FONTS),
+    "validation": Material("validation", HELD_OUT_WORDS, HELD_OUT_FONTS),
 }
 
 
@@ -237,9 +265,8 @@ WORD_QUESTIONS = (
     ("Which word do you see?", "{word}"),
     ("What is printed?", "{word}"),
     ("What does the picture say?", "{word}"),
-    ("Read it to me in a sentence.", "The word is {word}."),
+    ("Read it to me in a sentence.", 'The word is "{word}".'),
 )
-
 LINE_QUESTIONS = (
     ("Read all lines.", "{lines}"),
     ("Transcribe the text.", "{lines}"),
@@ -248,15 +275,22 @@ LINE_QUESTIONS = (
 
 
 def printed_lines(rng, material):
-    """Up to three short lines, each a number or a word."""
-    picture, ink = print_paper(rng, (1, 1))
+    """Up to three short lines, each a number or a word, in half a tile or a whole one; none is cut by tiles."""
     count = rng.randint(1, 3)
     lines = [_number(rng, 4) if rng.random() < 0.5 else _word(rng) for _ in range(count)]
-    font = font_of(rng.choice(material.fonts), _line_px(rng, picture, lines))
-    left_px, pitch_px = rng.uniform(0.02, 0.1) * picture.width, picture.height / count
-    for place, line in enumerate(lines):
+    lines_a_tile = rng.choice((1, 2)) if count < 3 else 2
+    tiles = math.ceil(count / lines_a_tile)
+    picture, ink = print_paper(rng, (2 if max(map(len, lines)) < 6 else 3, tiles))
+    pitch_px, left_px = picture.height / (tiles * lines_a_tile), rng.uniform(0.03, 0.1) * picture.width
+    font_name = rng.choice(material.fonts)
+    room = 0.86 * picture.width, 0.9 * pitch_px
+    largest_px = min(largest_print_px(line, font_name, *room) for line in lines)
+    font = font_of(font_name, 2 * int(largest_px * rng.uniform(0.75, 1) / 2))
+    first = rng.randint(0, tiles * lines_a_tile - count)
+    for place, line in enumerate(lines, start=first):
         print_small(picture, left_px, (place + 0.5) * pitch_px, line, ink=ink, font=font)
-    return Scene((picture,), LINE_QUESTIONS, {"lines": "\n".join(lines)}, f"It says {' / '.join(lines)}.")
+    told = "\n".join(lines)
+    return Scene((picture,), LINE_QUESTIONS, {"lines": told}, f"It says:\n{told}")
 
 
 def printed_number(rng, material):
@@ -285,19 +319,25 @@ def printed_rows(rng, material):
 
 def printed_word(rng, material):
     """One of the words that nano knows, in small letters or capitals."""
-    return _print_word(rng, material, _word(rng))
+    return _print_word(rng, material, _word(rng), grid=rng.choice(WIDE_GRIDS), smallest=0.5)
 
 
 def unknown_word(rng, material):
-    """A word that it can't know, so that letters must be read: made up, or of the split's own words."""
-    word = _made_up_word(rng) if rng.random() < 0.5 else rng.choice(material.words)
-    return _print_word(rng, material, _set_case(rng, word))
+    """A word that it can't know, so that letters must be read: made up, or (one in four) of the split's own words.
+
+    Two to three letters a tile, and large: a letter is at least one and a half patches of 14 px wide on average.
+    """
+    word = _new_word(rng, material)
+    if rng.random() < 0.2 and str.title in ways_to_write(word):
+        word = word.title()
+    tiles = rng.randint(math.ceil(len(word) / 3), math.ceil(len(word) / 2))
+    return _print_word(rng, material, word, grid=(tiles, 1), smallest=0.75)
 
 
-def _print_word(rng, material, word):
-    picture, ink = print_paper(rng, rng.choice(WIDE_GRIDS))
-    print_line(picture, word, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
-    return Scene((picture,), WORD_QUESTIONS, {"word": word}, f"It says {word}.")
+def _print_word(rng, material, word, *, grid, smallest):
+    picture, ink = print_paper(rng, grid)
+    print_line(picture, word, whole(picture), ink=ink, rng=rng, fonts=material.fonts, smallest=smallest)
+    return Scene((picture,), WORD_QUESTIONS, {"word": word}, f'It says "{word}".')
 
 
 # Shapes
@@ -328,6 +368,7 @@ SIDE_QUESTIONS = (
     ("Is the {a} {one} or {other} the {b}?", "{a_side}"),
     ("What is {a_side} the {b}?", "the {a}"),
     ("What is {one} the other?", "the {first}"),
+    ("Where is the {a}, seen from the {b}?", "{a_side} it"),
     ("Where is the {a}?", "It is {a_side} the {b}."),
     ("Describe where they are.", "The {first} is {one} the {second}."),
 )
@@ -368,7 +409,7 @@ def shape_name(rng, material):
 def count_shapes(rng, material):
     """One to five shapes of one kind and up to two of another, each in its own cell of a grid."""
     (shape, other), count, others = rng.sample(list(SHAPES), 2), rng.randint(1, 5), rng.choice((0, 0, 1, 2))
-    picture = paper(rng, rng.choice(SCENE_GRIDS))
+    picture = paper(rng, rng.choice(COUNT_GRIDS))
     places = rng.sample(cells(picture, *((4, 2) if picture.width >= picture.height else (2, 4))), count + others)
     kinds = [shape] * count + [other] * others
     names = []
@@ -394,12 +435,20 @@ def list_shapes(rng, material):
 
 
 def side_of_shapes(rng, material):
-    """Two shapes side by side, or one above the other, and which is where."""
+    """Two shapes in one row or one column of two or three places, and which is where."""
     names = _two_names(rng)
-    picture = paper(rng, rng.choice(SCENE_GRIDS))
-    one, other, division = rng.choice((("left of", "right of", (2, 1)), ("above", "below", (1, 2))))
-    for name, cell in zip(names, cells(picture, *division), strict=True):
-        draw_shape(picture, name[1], name[0], place_shape(cell, rng))
+    grid = rng.choice(SCENE_GRIDS)
+    picture = paper(rng, grid)
+    one, other = rng.choice((("left of", "right of"), ("above", "below")))
+    length_px, breadth_px = picture.size if one == "left of" else picture.size[::-1]
+    places = 2 if grid == (1, 1) else rng.choice((2, 3))  # small shapes need a large picture
+    step_px = length_px / places
+    band_px = min(step_px, breadth_px)  # thin, so that what is left of the other is not rather above it
+    start_px = rng.uniform(0, breadth_px - band_px)
+    for name, place in zip(names, sorted(rng.sample(range(places), 2)), strict=True):
+        cell = (place * step_px, start_px, (place + 1) * step_px, start_px + band_px)
+        cell = cell if one == "left of" else (cell[1], cell[0], cell[3], cell[2])
+        draw_shape(picture, name[1], name[0], place_shape(cell, rng, share=(0.65, 0.95)))
     first, second = map(" ".join, names)
     a, b, a_side = rng.choice(((first, second, one), (second, first, other)))
     facts = {"a": a, "b": b, "one": one, "other": other, "a_side": a_side, "first": first, "second": second}
@@ -437,7 +486,6 @@ RECEIPT_QUESTIONS = (
     ("What does the {item} cost?", "{price}"),
     ("How much is the {item}?", "{price}"),
     ("Find the price of the {item}.", "{price}"),
-    ("Which item costs {price}?", "{item}"),
     ("What is the total?", "{total}"),
     ("How much is to pay?", "{total}"),
     ("What is the price of the {item}? Answer in a sentence.", "The {item} costs {price}."),
@@ -447,7 +495,6 @@ CHART_QUESTIONS = (
     ("What is the value of {label}?", "{value}"),
     ("How high is {label}?", "{value}"),
     ("Read the bar of {label}.", "{value}"),
-    ("Which bar has the value {value}?", "{label}"),
     ("Which bar is the longest?", "{longest}"),
     ("Which bar is the shortest?", "{shortest}"),
     ("Tell me the value of {label} in a sentence.", "{label} has {value}."),
@@ -455,40 +502,36 @@ CHART_QUESTIONS = (
 
 
 def receipt(rng, material):
-    """A narrow receipt in fine print: what things cost, and the total."""
-    tiles, lines = rng.choice(FINE_PRINT)
-    picture, ink = print_paper(rng, (1, tiles))
-    items = rng.sample(ITEMS, rng.randint(3, min(MOST_LINES, tiles * lines - 2)))
+    """A receipt in fine print: what things cost, and the total under a line."""
+    items = rng.sample(ITEMS, rng.randint(2, 4))
     cents = rng.sample(range(50, 1000, 5), len(items))
-    rows = [("RECEIPT", ""), *zip(items, map(_price, cents), strict=True), ("TOTAL", _price(sum(cents)))]
-    print_fine = _fine_printer(picture, rng, material, ink=ink, lines=tiles * lines)
-    for line, (name, price) in enumerate(rows):
-        print_fine(line, 0.05, name, "lm")
-        print_fine(line, 0.95, price, "rm")
-    item, price = rng.choice(rows[1:-1])
-    everything = ", ".join(f"{name} {price}" for name, price in rows[1:])
+    rows = [*zip(items, map(_price, cents), strict=True), ("TOTAL", _price(sum(cents)))]
+    picture, ink, middles = _print_rows(rng, material, rows)
+    rule_y = (middles[-2] + middles[-1]) / 2
+    edges = MARGIN * picture.width, (1 - MARGIN) * picture.width
+    draw_bar(picture, (edges[0], rule_y, edges[1], rule_y + 1), ink)
+    item, price = rng.choice(rows[:-1])
+    everything = _everything(rows)
     facts = {"item": item, "price": price, "total": rows[-1][1], "everything": everything}
-    return Scene((picture,), RECEIPT_QUESTIONS, facts, f"{everything}.")
+    return Scene((picture,), RECEIPT_QUESTIONS, facts, f"Prices: {everything}.")
 
 
 def chart(rng, material):
-    """A narrow bar chart whose labels and values are fine print."""
-    tiles, lines = rng.choice(FINE_PRINT)
-    picture, ink = print_paper(rng, (1, tiles))
-    labels = rng.sample(LABELS, rng.randint(3, MOST_LINES))
-    values = rng.sample(range(10, 100, 3), len(labels))
-    print_fine = _fine_printer(picture, rng, material, ink=ink, lines=tiles * lines)
-    colour = rng.choice(list(COLOURS))
-    for line, (label, value) in enumerate(zip(labels, values, strict=True)):
-        y = print_fine(line, 0.03, label, "lm")
-        left, right = 0.36 * picture.width, (0.36 + 0.4 * value / 100) * picture.width
-        _draw_bar(picture, (left, y - 6, right, y + 6), colour)
-        print_fine(line, right / picture.width + 0.02, str(value), "lm")
-    label, value = rng.choice(list(zip(labels, values, strict=True)))
+    """A bar chart whose labels and values are fine print: label, bar, value; no two bars are nearly as long."""
+    labels = rng.sample(LABELS, rng.randint(3, 4))
+    values = [10 + 8 * step + rng.randint(0, 2) for step in rng.sample(range(11), len(labels))]
+    rows = list(zip(labels, map(str, values), strict=True))
+    picture, _, middles = _print_rows(rng, material, rows)
+    colour = rng.choice(colours_on(picture.getpixel((0, 0))))
+    left, half_px = BAR_LEFT * picture.width, rng.uniform(5, 10)
+    for y, value in zip(middles, values, strict=True):
+        right = left + (BAR_RIGHT - BAR_LEFT) * picture.width * value / 100
+        draw_bar(picture, (left, y - half_px, right, y + half_px), colour)
+    label, value = rng.choice(rows)
     ranked = sorted(zip(values, labels, strict=True))
-    everything = ", ".join(f"{label} {value}" for label, value in zip(labels, values, strict=True))
     facts = {"label": label, "value": value, "longest": ranked[-1][1], "shortest": ranked[0][1]}
-    return Scene((picture,), CHART_QUESTIONS, facts | {"everything": everything}, f"{everything}.")
+    everything = _everything(rows)
+    return Scene((picture,), CHART_QUESTIONS, facts | {"everything": everything}, f"Values: {everything}.")
 
 
 def whole_print(rng, material):
@@ -498,19 +541,20 @@ def whole_print(rng, material):
 
 # Several pictures, several turns
 
-PAIR_QUESTIONS = (
-    ("Which picture shows {a} {colour} {shape}, the first or the second?", "the {place}"),
-    ("In which picture is the {colour} {shape}?", "the {place}"),
+PLACE_QUESTIONS = (
     ("What shape is in the {place} picture?", "{shape}"),
     ("What colour is in the {place} picture?", "{colour}"),
+    ("Describe the {place} picture.", "The {place} picture shows {a} {colour} {shape}."),
+)
+WHICH_QUESTIONS = (("Which picture shows {a} {colour} {shape}, the first or the second?", "the {place}"),)
+SAME_QUESTIONS = (
     ("Are both shapes of the same colour?", "{same_colour}"),
     ("Do both pictures show the same shape?", "{same_shape}"),
-    ("Describe the {place} picture.", "The {place} picture shows {a} {colour} {shape}."),
 )
 NUMBER_PAIR_QUESTIONS = (
     ("What number is in the {place} picture?", "{number}"),
     ("Read the {place} picture.", "{number}"),
-    ("Which picture shows {number}?", "the {place}"),
+    ("Read both pictures.", "{both}"),
 )
 
 
@@ -534,10 +578,10 @@ SUM_QUESTIONS = (
     ("What is {a} plus {b}?", "{a} plus {b} is {sum}."),
 )
 REPEAT_QUESTIONS = (
-    ("Repeat the word {word}.", "{word}"),
-    ("Say {word}.", "{word}"),
-    ("Repeat after me: {word}", "{word}"),
-    ("Spell the word {word}.", "{spelt}"),
+    ('Repeat the word "{word}".', "{word}"),
+    ('Say "{word}".', "{word}"),
+    ("Repeat after me:\n{word}", "{word}"),
+    ('Spell the word "{word}".', "{spelt}"),
 )
 OPPOSITE_QUESTIONS = (
     ("What is the opposite of {word}?", "{opposite}"),
@@ -559,8 +603,8 @@ def simple_sum(rng, material):
 
 def repeat_word(rng, material):
     """A word, said again or spelt."""
-    word = _made_up_word(rng) if rng.random() < 0.5 else rng.choice(material.words)
-    return Scene((), REPEAT_QUESTIONS, {"word": word, "spelt": " ".join(word)})
+    word = _new_word(rng, material)
+    return Scene((), REPEAT_QUESTIONS, {"word": word, "spelt": "-".join(word)})
 
 
 def opposite(rng, material):
@@ -590,10 +634,13 @@ def conversation(rng, material):
 
 
 def from_text(rng, material):
-    """A question about a scene that is told, not shown."""
-    drawn = rng.choice(SEEN)(rng, material)
+    """A question about a scene that is told, not shown; none of more than `MOST_TOLD` things."""
+    while True:
+        drawn = rng.choice(SEEN)(rng, material)
+        if drawn.said.count(",") < MOST_TOLD or "[[" in drawn.said:  # commas inside boxes part no things
+            break
     ((question, answer),) = drawn.ask(rng.choice(drawn.questions))
-    return Sample((), ((f"{drawn.said} {question}", answer),))
+    return Sample((), ((f"{drawn.said}\n{question}", answer),))
 
 
 SEEN = (
@@ -619,33 +666,33 @@ TOLD = (name, simple_sum, repeat_word, opposite)
 TASKS = {scene.__name__: partial(one_question, scene) for scene in (*SEEN, *TOLD)}
 TASKS |= {"conversation": conversation, "from_text": from_text}
 TASK_SHARES = {
-    "printed_lines": 10,
-    "printed_number": 10,
+    "printed_lines": 12,
+    "printed_number": 8,
     "printed_rows": 2,
-    "printed_word": 8,
-    "unknown_word": 5,
+    "printed_word": 6,
+    "unknown_word": 13,
     "shape_colour": 1,
     "shape_name": 1,
-    "list_shapes": 5,
-    "count_shapes": 9,
-    "side_of_shapes": 7,
-    "compare_sizes": 5,
+    "list_shapes": 4,
+    "count_shapes": 8,
+    "side_of_shapes": 9,
+    "compare_sizes": 3,
     "find_box": 7,
     "name_box": 2,
-    "receipt": 8,
-    "chart": 7,
-    "whole_print": 6,
-    "two_pictures": 6,
-    "conversation": 5,
+    "receipt": 9,
+    "chart": 6,
+    "whole_print": 8,
+    "two_pictures": 8,
+    "conversation": 7,
     "name": 1,
     "simple_sum": 2,
-    "repeat_word": 3,
+    "repeat_word": 4,
     "opposite": 1,
-    "from_text": 4,
+    "from_text": 6,
 }
-TEXT_SHARES = {"from_text": 24, "name": 1, "simple_sum": 1, "repeat_word": 3, "opposite": 1}
-SEEN_SHARES = {"printed_lines": 12, "printed_number": 6, "printed_word": 3, "unknown_word": 3, "list_shapes": 5}
-SEEN_SHARES |= {"find_box": 2, "whole_print": 6}
+TEXT_SHARES = {"from_text": 22, "name": 1, "simple_sum": 1, "repeat_word": 6, "opposite": 1}
+SEEN_SHARES = {"printed_lines": 10, "printed_number": 6, "printed_word": 2, "unknown_word": 10, "list_shapes": 5}
+SEEN_SHARES |= {"side_of_shapes": 2, "find_box": 2, "whole_print": 6}
 
 
 # Drawing and writing
@@ -688,8 +735,8 @@ def _boxes(rng, questions, *, fewest=1):
         found.append(((colour, shape), _thousandths(box, picture)))
     (colour, shape), box = rng.choice(found)
     facts = {"name": f"{colour} {shape}", "a": _article(colour), "box": box}
-    said = " ".join(f"{' '.join(entry)} at [[{where}]]." for entry, where in found)
-    return Scene((picture,), questions, facts, said)
+    said = ", ".join(f"{' '.join(entry)} at [[{where}]]" for entry, where in found)
+    return Scene((picture,), questions, facts, f"There are: {said}.")
 
 
 def _thousandths(box, picture):
@@ -698,63 +745,65 @@ def _thousandths(box, picture):
     return ", ".join(str(round(1000 * value / side)) for value, side in zip(box, sides, strict=True))
 
 
-def _fine_printer(picture, rng, material, *, ink, lines):
-    """A function (line, share of the width, text, anchor) that prints a line and returns its middle in px."""
-    font = font_of(rng.choice(material.fonts), rng.choice((14, 15, 16)))
-    line_px = picture.height / lines
-
-    def print_fine(line, across, text, anchor):
-        y = (line + 0.5) * line_px
-        print_small(picture, across * picture.width, y, text, ink=ink, font=font, anchor=anchor)
-        return y
-
-    return print_fine
-
-
-def _draw_bar(picture, box, colour):
-    ImageDraw.Draw(picture).rectangle(box, fill=COLOURS[colour])
+def _print_rows(rng, material, rows):
+    """Fine print: (name, number) a line. Returns (picture, ink, the middle of each line in px)."""
+    tiles, lines_a_tile = rng.choice(FINE_PRINT)
+    picture, ink = print_paper(rng, (2, tiles))
+    lines = tiles * lines_a_tile
+    first, pitch_px = rng.randint(0, lines - len(rows)), picture.height / lines
+    middles = [(first + line + 0.5) * pitch_px for line in range(len(rows))]
+    font = _fine_font(rng, material, rows, width_px=picture.width)
+    for y, (name, number) in zip(middles, rows, strict=True):
+        print_small(picture, MARGIN * picture.width, y, name, ink=ink, font=font)
+        print_small(picture, (1 - MARGIN) * picture.width, y, number, ink=ink, font=font, anchor="rm")
+    return picture, ink, middles
 
 
-def _line_px(rng, picture, lines):
-    """A size of print at which the lines fit, at least 12 px."""
-    largest_px = min(0.8 * picture.height / len(lines), 0.9 * picture.width / (0.95 * max(map(len, lines))))
-    return max(12, 2 * int(largest_px * rng.uniform(0.5, 1) / 2))
+def _fine_font(rng, material, rows, *, width_px):
+    """A font in which every name and number fits its half of the picture."""
+    font_name, room_px = rng.choice(material.fonts), (0.5 - MARGIN) * width_px
+    fonts = [font_of(font_name, int(size * width_px)) for size in FINE_PRINT_SIZES]
+    texts = [text for row in rows for text in row]
+    return rng.choice([font for font in fonts if max(map(font.getlength, texts)) <= room_px])
+
+
+def _everything(rows):
+    return ", ".join(f"{name} {number}" for name, number in rows)
 
 
 def _two_shapes(rng, material):
-    colours = rng.choices(list(COLOURS), k=2)
-    shapes = rng.choices(list(SHAPES), k=2)
-    if rng.random() < 0.3:
-        colours[1] = colours[0]
-    pictures = tuple(paper(rng, rng.choice(SCENE_GRIDS[:9])) for _ in range(2))
-    for picture, shape, colour in zip(pictures, shapes, colours, strict=True):
-        draw_shape(picture, shape, colour, place_shape(whole(picture), rng))
+    """Shapes that differ in colour and name, or (to be compared) that may be alike."""
+    (colour, shape), (other_colour, other_shape) = _two_names(rng)
+    questions = PLACE_QUESTIONS + rng.choice((WHICH_QUESTIONS, SAME_QUESTIONS))
+    if SAME_QUESTIONS[0] in questions:
+        other_colour, other_shape = rng.choice((colour, other_colour)), rng.choice((shape, other_shape))
+    names = (colour, shape), (other_colour, other_shape)
+    pictures = tuple(paper(rng, rng.choice(PAIR_GRIDS)) for _ in range(2))
+    for picture, (its_colour, its_shape) in zip(pictures, names, strict=True):
+        draw_shape(picture, its_shape, its_colour, place_shape(whole(picture), rng))
     chosen = rng.randrange(2)
     facts = {
         "place": ("first", "second")[chosen],
-        "shape": shapes[chosen],
-        "colour": colours[chosen],
-        "a": _article(colours[chosen]),
-        "same_colour": ("no", "yes")[colours[0] == colours[1]],
-        "same_shape": ("no", "yes")[shapes[0] == shapes[1]],
+        "shape": names[chosen][1],
+        "colour": names[chosen][0],
+        "a": _article(names[chosen][0]),
+        "same_colour": ("no", "yes")[colour == other_colour],
+        "same_shape": ("no", "yes")[shape == other_shape],
     }
-    alike = colours[0] == colours[1] and shapes[0] == shapes[1]
-    said = f"The first shows a {colours[0]} {shapes[0]}. The second shows a {colours[1]} {shapes[1]}."
-    return Scene(pictures, PAIR_QUESTIONS[2:] if alike else PAIR_QUESTIONS, facts, said)
+    first, second = (f"{_article(name[0])} {' '.join(name)}" for name in names)
+    return Scene(pictures, questions, facts, f"The first picture shows {first}. The second picture shows {second}.")
 
 
 def _two_numbers(rng, material):
     numbers = [_number(rng, 3), _number(rng, 3)]
-    while numbers[1] == numbers[0]:
-        numbers[1] = _number(rng, 3)
     pictures = []
     for number in numbers:
         picture, ink = print_paper(rng, (len(number), 1))
         print_line(picture, number, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
         pictures.append(picture)
     chosen = rng.randrange(2)
-    facts = {"place": ("first", "second")[chosen], "number": numbers[chosen]}
-    said = f"The first says {numbers[0]}. The second says {numbers[1]}."
+    facts = {"place": ("first", "second")[chosen], "number": numbers[chosen], "both": ", ".join(numbers)}
+    said = f"The first picture says {numbers[0]}. The second picture says {numbers[1]}."
     return Scene(tuple(pictures), NUMBER_PAIR_QUESTIONS, facts, said)
 
 
@@ -791,16 +840,61 @@ def _number(rng, most_digits):
 
 def _word(rng):
     """A word of both splits, in small letters, capitals or with a first capital."""
-    return _set_case(rng, rng.choice(WORDS))
+    word = rng.choice(WORDS)
+    return rng.choice(ways_to_write(word))(word)
 
 
-def _set_case(rng, word):
-    return rng.choice((str.lower, str.upper, str.title))(word)
+def ways_to_write(word):
+    """Of `str.lower`, `str.title` and `str.upper` those whose print is the word's beyond doubt, in every font.
+
+    "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l.
+    """
+    sized = set(word) - GROWING
+    ways = [str.lower] if sized else []
+    ways += [str.title] if word[0] not in GROWING | {"i"} else []
+    return ways + ([str.upper] if sized and "i" not in word else [])
+
+
+def split_of(word):
+    """The split that may show a word in small letters: of made-up ones a hash gives one in eight to validation."""
+    if word in HELD_OUT_WORDS:
+        return "validation"
+    held_out = word not in WORDS and hashlib.sha256(word.encode()).digest()[0] < ONE_IN_EIGHT
+    return "validation" if held_out else "train"
+
+
+def _new_word(rng, material):
+    """A word to be spelt, in small letters: made up, or (one in four) of the split's own words."""
+    if rng.random() < 0.25:
+        return rng.choice(material.words)
+    while True:
+        word = _made_up_word(rng)
+        if split_of(word) == material.split and str.lower in ways_to_write(word) and not UNWANTED.search(word):
+            return word
 
 
 def _made_up_word(rng):
-    """Two or three syllables that are no word, for example "tolamu"."""
-    return "".join(rng.choice("bcdfghjklmnpqrstvwxyz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
+    """Three to six letters that sound like English, for example "blane"; at times a word that exists."""
+    length = rng.choice(MADE_UP_LENGTHS)
+    while True:
+        word = _syllable(rng)
+        while len(word) < length and rng.random() < 0.9:
+            word += rng.choice(ENDINGS) if rng.random() < 0.3 else _next_syllable(rng, word)
+        if len(word) == length:
+            return word
+
+
+def _next_syllable(rng, word):
+    """One more syllable; after a vowel its first letter may be doubled, as in "rabbit"."""
+    syllable = _syllable(rng)
+    doubled = word[-1] in "aeiou" and syllable[0] in "bdfglmnprt" and rng.random() < 0.2
+    return syllable[0] * doubled + syllable
+
+
+def _syllable(rng):
+    beginning = rng.choice(BEGINNINGS[rng.random() < 0.3]) if rng.random() < 0.85 else ""
+    end = rng.choice(ENDS[rng.random() < 0.3]) if not beginning or rng.random() < 0.5 else ""
+    return beginning + rng.choice(VOWELS[rng.random() < 0.25]) + end
 
 
 def _material(split):

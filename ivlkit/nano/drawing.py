@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 TILE_PX = 112
 PAPERS = ["white", "#fff8e1", "#e8f4fd", "#f1f8e9", "#fdecea", "#eeeeee", "#d7ccc8"]
@@ -54,13 +54,14 @@ SHAPES = {
     ),
 }
 CIRCLE_RADIUS = 0.9
+EDGE_PX = 3  # kept free around a line of print
 GLYPH_PX = 28  # of a digit written by hand, see `draw_hand_set`
 
 
 def size_px(rng, grid):
     """(width, height) of a picture of (columns, rows) tiles: exact in half of the cases, else up to 12 % smaller."""
-    shrink = 1 if rng.random() < 0.5 else rng.uniform(0.88, 1)
-    return tuple(max(TILE_PX, round(tiles * TILE_PX * shrink)) for tiles in grid)
+    shrink = 1 if rng.random() < 0.5 else rng.uniform(0.88, 1)  # of both sides, or another grid would be closer
+    return tuple(round(tiles * TILE_PX * shrink) for tiles in grid)
 
 
 def paper(rng, grid):
@@ -76,22 +77,40 @@ def print_paper(rng, grid):
     return Image.new("RGB", size_px(rng, grid), background), ink
 
 
-def print_line(picture, text, box, *, ink, rng, fonts):
-    """Print text somewhere in box = (left, top, right, bottom) in px, as large as fits or down to half of that."""
-    width_px, height_px = box[2] - box[0], box[3] - box[1]
-    # Measured over words in capitals: in every font a character is at most 0.94 em wide and 1.02 em high.
-    largest_px = min(height_px / 1.05, width_px / (0.95 * len(text)))
-    height = largest_px * rng.uniform(0.5, 1)
-    font = font_of(rng.choice(fonts), max(16, 4 * int(height / 4)))  # steps of 4 px: loaded fonts are used again
+def print_line(picture, text, box, *, ink, rng, fonts, smallest=0.5):
+    """Print text somewhere in box = (left, top, right, bottom) in px, from `smallest` to 1 of the size that fits."""
+    width_px, height_px = box[2] - box[0] - 2 * EDGE_PX, box[3] - box[1] - 2 * EDGE_PX
+    font_name = rng.choice(fonts)
+    height = largest_print_px(text, font_name, width_px, height_px) * rng.uniform(smallest, 1)
+    font = font_of(font_name, max(16, 2 * int(height / 2)))  # steps of 2 px: loaded fonts are used again
     left, top, right, bottom = font.getbbox(text)
-    x = box[0] - left + rng.random() * (width_px - (right - left))
-    y = box[1] - top + rng.random() * (height_px - (bottom - top))
+    x = box[0] + EDGE_PX - left + rng.random() * (width_px - (right - left))
+    y = box[1] + EDGE_PX - top + rng.random() * (height_px - (bottom - top))
     ImageDraw.Draw(picture).text((round(x), round(y)), text, fill=ink, font=font)
+
+
+def largest_print_px(text, font_name, width_px, height_px):
+    """The size of font at which text fills the width, or a line of any letters the height."""
+    left, _, right, _ = font_of(font_name, 100).getbbox(text)
+    # In every font a line of any letters, with accents left out, is at most 1.05 em high.
+    return min(height_px / 1.05, 100 * width_px / (right - left + 2))
 
 
 def print_small(picture, x, y, text, *, ink, font, anchor="lm"):
     """Print fine print at (x, y) px; anchor "lm" (left, middle) or "rm" (right, middle)."""
     ImageDraw.Draw(picture).text((x, y), text, fill=ink, font=font, anchor=anchor)
+
+
+def colours_on(background):
+    """Those of `COLOURS` (values) that stand out from a background (red, green, blue)."""
+    red, green, blue = background
+    brightness = 0.299 * red + 0.587 * green + 0.114 * blue
+    return [colour for colour in COLOURS.values() if abs(ImageColor.getcolor(colour, "L") - brightness) > 40]
+
+
+def draw_bar(picture, box, fill):
+    """Fill box = (left, top, right, bottom) in px."""
+    ImageDraw.Draw(picture).rectangle(box, fill=fill)
 
 
 def draw_hand_set(picture, text, *, ink, rng, fonts):

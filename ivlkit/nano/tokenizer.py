@@ -36,7 +36,7 @@ NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
 USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
 WORD = re.compile("▁[A-Za-z]+|^[A-Z][a-z]+")  # after a space, or first in a line with a capital
 CHARACTERS = "\n" + "".join(map(chr, range(33, 127)))  # each has a piece, whether or not the text has it
-SPELT = (curriculum.printed_word, curriculum.unknown_word, curriculum.repeat_word)
+SPELT = (curriculum.printed_lines, curriculum.printed_word, curriculum.unknown_word, curriculum.repeat_word)
 SENTENCES = """
 You are an AI assistant whose name is nano.
 You are an AI assistant whose name is InternLM.

@@ -1,14 +1,17 @@
 """The drawn curriculum: what a row holds, and that the splits differ."""
 
+import itertools
 import json
 import random
 import re
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
-from PIL import ImageColor, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
 from ivlkit.data.encode import encode
+from ivlkit.data.tiling import choose_grid
 from ivlkit.evaluation.metrics import parse_boxes
 from ivlkit.nano import curriculum, drawing
 from ivlkit.nano.curriculum import (
@@ -19,6 +22,8 @@ from ivlkit.nano.curriculum import (
     TEXT_SHARES,
     Curriculum,
     make_sample,
+    split_of,
+    ways_to_write,
     write_curriculum,
 )
 
@@ -43,8 +48,8 @@ def test_a_sample_has_its_pictures_questions_and_answers(task, split):
         assert len(sample.pictures) in expected
         for picture in sample.pictures:
             assert picture.mode == "RGB"
-            assert 112 <= picture.width <= 672
-            assert 112 <= picture.height <= 448
+            assert 98 <= picture.width <= 672
+            assert 98 <= picture.height <= 448
             assert len(picture.getcolors(1 << 20)) > 1  # something is drawn
         for question, answer in sample.turns:
             assert question and answer
@@ -64,6 +69,95 @@ def test_splits_share_neither_words_nor_fonts():
     assert not set(train.fonts) & set(validation.fonts)
 
 
+def word_of(question, answer):
+    """The word that is read, repeated or spelt, in small letters."""
+    return re.sub(r'.* is "(\w+)"\.', r"\1", answer).replace("-", "").lower()
+
+
+@pytest.mark.parametrize("task", ["unknown_word", "repeat_word"])
+def test_splits_share_no_made_up_word(task):
+    train, validation = ({word_of(*turn) for _, *turn in samples(task, 1500, split=split)} for split in MATERIAL)
+    assert min(len(train), len(validation)) > 900  # so that many are made up
+    assert not train & validation
+    assert {split_of(word) for word in train} == {"train"}
+    assert {split_of(word) for word in validation} == {"validation"}
+
+
+def test_real_words_are_in_the_split_that_lists_them():
+    assert split_of("garden") == "train"
+    assert split_of("candle") == "validation"
+
+
+def test_an_eighth_of_more_than_a_hundred_thousand_made_up_words_is_held_out():
+    rng = random.Random(0)
+    words = {curriculum._made_up_word(rng) for _ in range(200_000)}
+    assert len(words) > 100_000
+    assert sum(split_of(word) == "validation" for word in words) / len(words) == pytest.approx(1 / 8, abs=0.01)
+    assert {len(word) for word in words} == {3, 4, 5, 6}
+
+
+def test_no_word_of_the_other_split_is_sold_or_told():
+    shown = {*curriculum.ITEMS, *(word for pair in curriculum.OPPOSITES for word in pair)}
+    assert not shown & set(curriculum.HELD_OUT_WORDS)
+
+
+def test_a_word_is_never_written_so_that_its_print_could_be_another():
+    assert ways_to_write("lamp") == [str.lower, str.title, str.upper]
+    assert ways_to_write("sun") == [str.lower, str.upper]  # Sun may be sun
+    assert ways_to_write("ice") == [str.lower]  # Ice may be lce, ICE may be lCE
+    assert ways_to_write("cow") == []
+    for words in (curriculum.WORDS, curriculum.HELD_OUT_WORDS):
+        assert all(str.lower in ways_to_write(word) for word in words)
+
+
+@pytest.mark.parametrize("split", MATERIAL)
+def test_print_has_no_capital_that_could_be_a_small_letter_and_no_letter_that_could_be_a_digit(split):
+    for task in ("printed_word", "unknown_word", "printed_lines"):
+        for _, _, answer in samples(task, 300, split=split):
+            for word in re.findall(r"\w+", answer.removeprefix("The word is ")):
+                assert word.isdigit() or (word.isalpha() and len(word) >= 3)
+                assert "I" not in word
+                assert word.isdigit() or set(word) - set("cosuvwxzCOSUVWXZ"), word
+
+
+def test_the_letters_said_to_grow_are_those_whose_capital_is_a_larger_copy_in_some_font():
+    fonts = curriculum.FONTS + curriculum.HELD_OUT_FONTS
+    alike = {letter for letter in ascii_lowercase for name in fonts if unlike(letter, letter.upper(), name) < 0.095}
+    assert alike == curriculum.GROWING | set("ij")  # which have a dot
+
+
+def test_an_i_in_capitals_looks_like_a_small_l_and_is_never_printed():
+    assert unlike("I", "l", "DejaVuSans-Bold") == 0
+
+
+@pytest.mark.parametrize("font_name", curriculum.FONTS + curriculum.HELD_OUT_FONTS)
+def test_letters_in_words_do_not_look_like_digits_of_numbers(font_name):
+    for letter, digit in (("l", "1"), ("B", "8"), ("S", "5"), ("Z", "2"), ("b", "6"), ("g", "9")):
+        assert unlike(letter, digit, font_name) > 0.08, (letter, digit)
+
+
+def unlike(one, other, font_name):
+    """Share of ink that differs when both are cut out and brought to one size."""
+    masks = []
+    for character in (one, other):
+        mask = Image.new("L", (160, 160))
+        ImageDraw.Draw(mask).text((30, 10), character, fill=255, font=drawing.font_of(font_name, 100))
+        masks.append(np.asarray(mask.crop(mask.getbbox()).resize((40, 40))) > 127)
+    return (masks[0] != masks[1]).mean()
+
+
+@pytest.mark.parametrize("split", MATERIAL)
+def test_unknown_words_are_printed_in_letters_of_one_and_a_half_patches(split):
+    for sample, question, answer in samples("unknown_word", 200, split=split):
+        picture, word = sample.pictures[0], word_of(question, answer)
+        tiles, _ = choose_grid(*picture.size, max_tiles=12, tile_px=112)
+        pixels = np.asarray(picture).astype(int)
+        columns = np.where((abs(pixels - pixels[0, 0]).sum(2) > 60).any(0))[0]
+        width_px = (columns.max() - columns.min()) * 112 * tiles / picture.width
+        height_px = np.ptp(np.where((abs(pixels - pixels[0, 0]).sum(2) > 60).any(1))[0])
+        assert width_px / len(word) >= 1.5 * 14 or height_px >= 3 * 14, answer  # "lie" is narrow, but then tall
+
+
 def test_splits_share_no_picture(tmp_path):
     for split in MATERIAL:
         write_curriculum(tmp_path / split, 100, split)
@@ -73,12 +167,86 @@ def test_splits_share_no_picture(tmp_path):
 
 @pytest.mark.parametrize("font_name", curriculum.FONTS + curriculum.HELD_OUT_FONTS)
 def test_print_never_leaves_its_box(font_name):
-    font = ImageFont.truetype(drawing.font_path(font_name), 100)
     words = [*curriculum.WORDS, *curriculum.HELD_OUT_WORDS, "0", "888888"]
     for text in [*words, *map(str.upper, words), *map(str.title, words)]:
+        font = drawing.font_of(font_name, int(drawing.largest_print_px(text, font_name, 250, 100)))
         left, top, right, bottom = font.getbbox(text)
-        assert right - left <= 95 * len(text)
-        assert bottom - top <= 105
+        assert right - left <= 250
+        assert bottom - top <= 100
+
+
+@pytest.mark.parametrize("task", ["printed_word", "unknown_word", "printed_rows", "printed_lines", "receipt", "chart"])
+@pytest.mark.parametrize("split", MATERIAL)
+def test_print_does_not_touch_the_edge_of_its_picture(task, split):
+    for sample, question, _ in samples(task, 60, split=split):
+        pixels = np.asarray(sample.pictures[0])
+        for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            assert (edge == pixels[0, 0]).all(), question
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """What was printed or filled last, as boxes (left, top, right, bottom) in px: (texts, bars)."""
+    texts, bars = [], []
+    print_small, draw_bar = drawing.print_small, drawing.draw_bar
+
+    def note_text(picture, x, y, text, *, ink, font, anchor="lm"):
+        texts.append(font.getbbox(text, anchor=anchor))
+        texts[-1] = tuple(edge + (x, y)[place % 2] for place, edge in enumerate(texts[-1]))
+        print_small(picture, x, y, text, ink=ink, font=font, anchor=anchor)
+        assert font.size >= 14
+
+    def note_bar(picture, box, fill):
+        bars.append(box)
+        draw_bar(picture, box, fill)
+
+    monkeypatch.setattr(curriculum, "print_small", note_text)
+    monkeypatch.setattr(curriculum, "draw_bar", note_bar)
+    return texts, bars
+
+
+@pytest.mark.parametrize("task", ["receipt", "chart", "printed_lines"])
+@pytest.mark.parametrize("split", MATERIAL)
+def test_names_numbers_lines_and_bars_never_overlap(task, split, printed):
+    for seed in range(150):
+        for found in printed:
+            found.clear()
+        picture = make_sample(task, random.Random(seed), split=split).pictures[0]
+        boxes = [box for found in printed for box in found]
+        assert len(boxes) >= (1 if task == "printed_lines" else 7)
+        for one, other in itertools.combinations(boxes, 2):
+            apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            assert apart, (seed, one, other)
+        for left, top, right, bottom in boxes:
+            assert left >= 0 and top >= 0 and right <= picture.width and bottom <= picture.height
+
+
+def test_a_line_of_fine_print_is_not_cut_by_tiles(printed):
+    for task in ("receipt", "chart", "printed_lines"):
+        for seed in range(60):
+            printed[0].clear()
+            picture = make_sample(task, random.Random(seed)).pictures[0]
+            columns, rows = choose_grid(*picture.size, max_tiles=12, tile_px=112)
+            tile_px = picture.height / rows
+            for _, top, _, bottom in printed[0]:
+                assert top // tile_px == (bottom - 0.01) // tile_px
+
+
+def test_fine_print_in_a_single_tile_is_at_most_7_px_high(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(curriculum, "print_small", lambda picture, *_, font, **__: sizes.append((picture, font.size)))
+    for seed in range(60):
+        make_sample("whole_print", random.Random(seed))
+    assert max(112 / picture.height * size for picture, size in sizes) <= 7.4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pictures_are_cut_into_the_tiles_they_were_drawn_for(task):
+    for sample, _, _ in samples(task, 40):
+        for picture in sample.pictures:
+            columns, rows = choose_grid(*picture.size, max_tiles=12, tile_px=112)
+            assert picture.width / columns == pytest.approx(picture.height / rows, rel=0.02)
+            assert picture.width <= 112 * columns
 
 
 def test_print_stands_out_from_its_paper():
@@ -103,7 +271,44 @@ def test_what_is_left_of_the_other_is_there():
             picture = sample.pictures[0]
             colour = ImageColor.getrgb(drawing.COLOURS[answer.split()[1]])
             columns = np.where((np.asarray(picture) == colour).all(2))[1]
-            assert columns.max() <= picture.width / 2 + 1
+            assert columns.max() <= picture.width * 2 / 3 + 1
+
+
+def test_two_shapes_stand_in_one_row_or_one_column():
+    for sample, question, answer in samples("side_of_shapes", 200):
+        if question == "Describe where they are.":
+            first, side, second = re.fullmatch(r"The (\w+) \w+ is (.+) the (\w+) \w+\.", answer).groups()
+            (left, top), (other_left, other_top) = (middle_of(sample.pictures[0], name) for name in (first, second))
+            if side == "left of":
+                assert other_left - left > abs(other_top - top)
+            else:
+                assert (side, other_top - top > abs(other_left - left)) == ("above", True)
+
+
+def middle_of(picture, colour):
+    """(x, y) in px of what has a colour."""
+    found = (np.asarray(picture) == ImageColor.getrgb(drawing.COLOURS[colour])).all(2)
+    return np.argwhere(found).mean(0)[::-1]
+
+
+def test_which_picture_is_asked_only_of_shapes_that_differ_in_colour_and_name():
+    asked = [turn for turn in samples("two_pictures", 400) if turn[1].startswith("Which picture")]
+    assert len(asked) > 15
+    for sample, question, answer in asked:
+        colour = ImageColor.getrgb(drawing.COLOURS[question.split()[4]])
+        shown = [(np.asarray(picture) == colour).all(2).any() for picture in sample.pictures]
+        assert shown == [answer == "the first", answer == "the second"]
+
+
+def test_the_longest_bar_is_longer_than_others_by_what_can_be_seen():
+    for _, question, _ in samples("from_text", 400):
+        values = sorted(map(int, re.findall(r"[A-Z]\w\w (\d+)", question))) if "Values:" in question else []
+        assert all(later - earlier >= 6 for earlier, later in itertools.pairwise(values))
+
+
+def test_what_is_told_is_short():
+    for _, question, _ in samples("from_text", 300):
+        assert re.sub(r"\[\[.*?\]\]", "", question).count(",") <= 3
 
 
 def test_a_box_is_drawn_around_what_is_asked_for():
@@ -124,7 +329,8 @@ def test_the_total_of_a_receipt_is_the_sum_of_its_prices():
         prices = [round(100 * float(price)) for price in re.findall(r"\d+\.\d\d", answer)]
         if "TOTAL" in answer:
             assert sum(prices[:-1]) == prices[-1]
-            assert sample.pictures[0].height >= 2 * sample.pictures[0].width * 0.87  # fine print needs its tiles
+            assert 3 <= len(prices) <= 5
+            assert sample.pictures[0].height >= 1.45 * sample.pictures[0].width  # fine print needs its tiles
 
 
 def test_the_larger_one_covers_more():
@@ -142,7 +348,7 @@ def test_a_conversation_asks_two_or_three_different_questions():
 
 
 def test_a_scene_that_is_told_comes_without_pictures():
-    told = [question for _, question, _ in samples("from_text", 60)]
+    told = [question for _, question, _ in samples("from_text", 200)]
     assert any("It says" in question for question in told)
     assert any("TOTAL" in question for question in told)
 

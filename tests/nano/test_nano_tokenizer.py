@@ -1,12 +1,15 @@
 """nano's tokenizer: the ids of a released InternLM2 folder, at a small scale."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
 import ivlkit.nano.tokenizer as nano_tokenizer
+from ivlkit.nano import curriculum
+from ivlkit.nano.curriculum import make_sample
 from ivlkit.nano.tokenizer import train_tokenizer
 
 FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer.model", "tokenizer_config.json")
@@ -70,6 +73,26 @@ def test_a_question_is_short_and_a_word_is_spelt(pieces):
     ]
     assert pieces.encode("garden", out_type=str) == list("garden")
     assert pieces.encode("GARDEN", out_type=str) == list("GARDEN")
+
+
+@pytest.mark.parametrize("split", curriculum.MATERIAL)
+@pytest.mark.parametrize("task", ["unknown_word", "repeat_word", "printed_word"])
+def test_a_word_to_be_read_or_repeated_is_spelt_wherever_it_stands(pieces, task, split):
+    for seed in range(300):
+        ((question, answer),) = make_sample(task, random.Random(seed), split=split).turns
+        word = answer.removeprefix('The word is "').removesuffix('".').replace("-", "")
+        if word.istitle() and len(pieces.encode(word)) < len(word):
+            continue  # begins like a sentence, as "Where" does
+        for text in (question, answer):
+            if word in text:
+                assert "|".join(word) in "|".join(pieces.encode(text, out_type=str)), text
+
+
+def test_few_words_with_a_capital_begin_like_a_sentence(pieces):
+    words = [make_sample("unknown_word", random.Random(seed)).turns[0][1] for seed in range(2000)]
+    titles = [word for word in words if word.istitle() and " " not in word]
+    assert len(titles) > 100
+    assert sum(len(pieces.encode(word)) < len(word) for word in titles) <= 0.4 * len(titles)
 
 
 def test_added_tokens_have_the_released_order(folder):
