@@ -127,12 +127,14 @@ class Checked(CudaLane):
         self.main, self.of_slot = main, {}
 
     def begin(self, flats):
-        super().begin([])  # tensors of a CPU know no streams
         self.first = self.fills
+        self.main.known.add(f"before {self.first}")
+        super().begin([])  # tensors of a CPU know no streams
 
     @contextmanager
     def filling(self, slot):
         with super().filling(slot):
+            assert f"before {self.first}" in self.side.known
             assert slot not in self.of_slot or f"read {self.of_slot[slot]}" in self.side.known
             assert self.fills == self.first or f"read {self.fills - 1}" not in self.side.known  # they overlap
             self.of_slot[slot] = self.fills
