@@ -1,5 +1,7 @@
 """A tower on the host gives the bits of one that stays; no buffer is read before it is filled, nor filled too soon."""
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +14,7 @@ from ivlkit.training import streaming
 from ivlkit.training.build import build_trainer
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
-from ivlkit.training.streaming import STREAMED_TILES, Lane, StreamedEncoder, padded, stream_tower
+from ivlkit.training.streaming import STREAMED_TILES, CudaLane, Lane, StreamedEncoder, padded, stream_tower
 from ivlkit.training.tuning import prepare, summary_text
 
 FROZEN = {"vision": "frozen", "lora_dropout": 0.05}
@@ -93,6 +95,76 @@ def test_the_next_layer_is_copied_while_one_computes_and_all_tiles_pass_before_i
         *("fill 0", "wait 1", "read 1"),
         *("wait 0", "read 0"),
     ]
+
+
+class FakeStream:
+    """What has happened for certain before the next operation of a stream."""
+
+    def __init__(self, *_):
+        self.known = set()
+
+    def wait_event(self, event):
+        self.known |= event.known
+
+    wait_stream = wait_event
+
+
+class FakeEvent:
+    def __init__(self):
+        self.known = set()
+
+    def record(self, stream):
+        self.known = set(stream.known)
+
+
+class Checked(CudaLane):
+    """Copies and layers are numbered over all passes; each says what it must come after, and what it need not."""
+
+    fills = reads = 0
+
+    def __init__(self, main):
+        super().__init__(torch.device("cuda"))
+        self.main, self.of_slot = main, {}
+
+    def begin(self, flats):
+        self.first = self.fills
+        self.main.known.add(f"before {self.first}")
+        super().begin([])  # tensors of a CPU know no streams
+
+    @contextmanager
+    def filling(self, slot):
+        with super().filling(slot):
+            assert f"before {self.first}" in self.side.known
+            assert slot not in self.of_slot or f"read {self.of_slot[slot]}" in self.side.known
+            assert self.fills == self.first or f"read {self.fills - 1}" not in self.side.known  # they overlap
+            self.of_slot[slot] = self.fills
+            self.side.known.add(f"fill {self.fills}")
+            self.fills += 1
+            yield
+
+    def mark_read(self, slot):
+        assert self.of_slot[slot] == self.reads and f"fill {self.reads}" in self.main.known
+        self.main.known.add(f"read {self.reads}")
+        self.reads += 1
+        super().mark_read(slot)
+
+
+def test_events_order_the_copies_of_a_gpu_and_no_more_than_they_must(deep, monkeypatch):
+    main = FakeStream()
+    for name, fake in {
+        "Stream": FakeStream,
+        "Event": FakeEvent,
+        "current_stream": lambda device: main,
+        "stream": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    lane = Checked(main)
+    monkeypatch.setattr(streaming, "Lane", lambda: lane)
+    model = frozen(deep)
+    stream_tower(model)
+    for _ in range(2):
+        model.encode_tiles(tiles(1))
+    assert (lane.fills, lane.reads) == (10, 10)
 
 
 def test_names_and_values_are_those_of_a_tower_that_stays(deep):
