@@ -121,6 +121,25 @@ def forward_and_backward(trainer, rows):
             yield loss.detach(), torch.stack(squares), dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.parametrize("rows", [[[3], [0, 1, 5]], [[0, 1, 5], [3]]], ids=["text first", "text last"])
+def test_nothing_but_tokens_samples_and_tiles_varies_in_a_compiled_layer(start, monkeypatch, rows):
+    """Widths and a tile's patches are constants: kernels for any width would be slow."""
+    found = set()
+
+    def read_inputs(graph, inputs):
+        sizes = [getattr(each.meta["example_value"], "shape", ()) for each in graph.graph.find_nodes(op="placeholder")]
+        shapes = [tuple("?" if isinstance(size, torch.SymInt) else size for size in shape) for shape in sizes]
+        found.update(shape for shape in shapes if "?" in shape)
+        return graph.forward
+
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: dense_kernel)
+    monkeypatch.setattr(layers, "BACKEND", read_inputs)
+    trainer, _ = start("run", compile=True, **FROZEN_TOWER)
+    list(forward_and_backward(trainer, rows))
+    patches = (112 // 14) ** 2 + 1
+    assert found == {(1, "?", 32), ("?", patches, 24), (1, "?", 8), ("?",)}  # the last but one: cosines, sines
+
+
 def test_compiled_bins_are_not_padded_and_take_one_call_of_the_tower(start):
     trainer, _ = start("run", compile=True, **FROZEN_TOWER)
     plain, _ = start("plain", **FROZEN_TOWER)
