@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import torch
-from torch._dynamo import maybe_mark_dynamic
+from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import TrainerCallback
 
@@ -45,8 +45,12 @@ def wrap_layers(model, recipe):
 
 
 def _of_any_size(compiled, varying, hidden_states, **kwargs):
-    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again."""
+    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again.
+
+    And what does not: to torch 2.10 both kinds are one function of transformers', called with two widths.
+    """
     maybe_mark_dynamic(hidden_states, varying)
+    mark_static(hidden_states, [each for each in range(3) if each != varying])
     for name, dimensions in VARYING.items():
         value = kwargs.get(name)
         for tensor in value if isinstance(value, tuple) else (value,):
@@ -74,7 +78,10 @@ def _keep_products(context, operation, *args, rank, **kwargs):
 
 
 class SayCompileTime(TrainerCallback):
-    """Prints what compiling took: the first step beside the second, which finds everything compiled."""
+    """Prints what compiling took: the first step beside the second, which finds everything compiled.
+
+    But for sdpa, on a CPU: a bin of one sample has no mask there, and the first of them is compiled when it comes.
+    """
 
     def __init__(self):
         self.seconds, self.began = [], None
