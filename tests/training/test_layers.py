@@ -121,6 +121,20 @@ def forward_and_backward(trainer, rows):
             yield loss.detach(), torch.stack(squares), dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+def test_a_loss_under_validations_stance_is_the_plain_one_and_compiles_nothing(start, monkeypatch):
+    """Marked sizes mean nothing where nothing is compiled; in between the next step finds its graphs."""
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: dense_kernel)
+    losses = {}
+    for compiled in (False, True):
+        trainer, _ = start(f"{compiled}", compile=compiled, **FROZEN_TOWER)
+        graphs = next(forward_and_backward(trainer, [[0, 1]]))[2]
+        batch = trainer.train_dataset[0]
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            losses[compiled] = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1.0))
+        assert next(forward_and_backward(trainer, [[0, 1]]))[2] == graphs == 3 * compiled
+    torch.testing.assert_close(losses[True], losses[False])
+
+
 @pytest.mark.parametrize("rows", [[[3], [0, 1, 5]], [[0, 1, 5], [3]]], ids=["text first", "text last"])
 def test_nothing_but_tokens_samples_and_tiles_varies_in_a_compiled_layer(start, monkeypatch, rows):
     """Widths and a tile's patches are constants: kernels for any width would be slow."""
