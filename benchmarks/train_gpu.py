@@ -12,7 +12,7 @@ bf16, and no activation recomputed unless said:
 
     lora                                         bins, torch's variable-length attention
     checkpointed                                 the same, activations recomputed
-    compiled, compiled-checkpointed              layers compiled one by one, bins of one length
+    compiled, compiled-checkpointed              layers compiled one by one, for bins of any length
     reversed                                     `lora`, bins of a step and rows of a bin in the other order
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed

@@ -64,7 +64,7 @@ class Stage:
 STAGES = (
     Stage("language", ("language",), TEXT_SHARES, 400),
     Stage("vision", ("vision", "projector"), SEEN_SHARES, 400),
-    Stage("all", PARTS, TASK_SHARES, 5800),
+    Stage("all", PARTS, TASK_SHARES, 8500),
 )
 
 

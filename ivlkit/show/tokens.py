@@ -46,11 +46,6 @@ class Sample:
         """Tokens of a kind."""
         return int((self.kinds == kind).sum())
 
-    @property
-    def is_padding(self):
-        """Whether nothing in it is read."""
-        return self.count(PADDING) == len(self.input_ids)
-
 
 def read_batch(batch, processor):
     """The samples of a collated batch, in order: `[Sample, …]`.
@@ -65,7 +60,7 @@ def read_batch(batch, processor):
         ids, labels = arrays["input_ids"][row, start:stop], arrays["labels"][row, start:stop]
         used = -(-int((ids == context).sum()) // processor.num_image_token)
         tiles = arrays["tiles"][next_tile : next_tile + used]
-        kinds = _kinds(ids, labels, _is_padding(batch, row, start, stop, processor), processor)
+        kinds = _kinds(ids, labels, _is_padding(batch, row, start, stop), processor)
         samples.append(Sample(row, start, ids, labels, kinds, tiles))
         next_tile += used
     return samples
@@ -75,7 +70,7 @@ def _bounds(batch):
     """(row, start, stop) of every sample."""
     rows, length = batch["input_ids"].shape
     if "cu_seqlens" in batch:
-        bounds = np.unique(np.asarray(batch["cu_seqlens"])).tolist()
+        bounds = np.asarray(batch["cu_seqlens"]).tolist()
     elif "sample_ids" in batch:
         changes = np.flatnonzero(np.diff(np.asarray(batch["sample_ids"])[0])) + 1
         bounds = [0, *changes.tolist(), length]
@@ -84,12 +79,11 @@ def _bounds(batch):
     return [(0, start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _is_padding(batch, row, start, stop, processor):
-    """bool [L]: by the mask; in a packed batch a sample of nothing but the padding token."""
+def _is_padding(batch, row, start, stop):
+    """bool [L]: by the mask; in a packed batch nothing is."""
     if "attention_mask" in batch:
         return np.asarray(batch["attention_mask"])[row, start:stop] == 0
-    ids = np.asarray(batch["input_ids"])[row, start:stop]
-    return np.full(len(ids), (ids == processor.tokenizer.pad_token_id).all())
+    return np.zeros(stop - start, bool)
 
 
 def _kinds(ids, labels, is_padding, processor):
@@ -163,13 +157,11 @@ def _neighbours(samples, records, *, packed):
         )
         for number, sample in enumerate(samples)
     ]
-    shares = [(len(sample.input_ids), PADDING if sample.is_padding else "sample") for sample in samples]
+    shares = [(len(sample.input_ids), "sample") for sample in samples]
     return f"<div>{said}</div>{_bar(shares)}{table_html(rows, header=('sample', 'row', 'tokens', *KINDS))}"
 
 
 def _title(sample, number, record):
-    if sample.is_padding:
-        return f"padding: {len(sample.input_ids):,} tokens"
     where = f", {text_html(record.where)}" if record else ""
     return f"sample {number}{where}: {len(sample.input_ids):,} tokens, {sample.count(TRAINED):,} trained"
 

@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import torch
-from torch._dynamo import maybe_mark_dynamic
+from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import TrainerCallback
 
@@ -17,6 +17,7 @@ BACKEND = "inductor"
 VARYING = {  # dimensions of a layer's arguments that a bin's tokens and samples decide
     "attention_mask": (2, 3),  # [1, 1, L, L]
     "position_ids": (1,),  # [1, L]
+    "position_embeddings": (1,),  # two of [1, L, D]
     "cu_seq_lens_q": (0,),  # [samples + 1]
     "cu_seq_lens_k": (0,),
 }
@@ -26,7 +27,8 @@ def wrap_layers(model, recipe):
     """Recompute and compile the layers of what `tuning.prepare` returned, as the recipe says.
 
     Layers of one kind share one compiled graph, since they differ in their weights only. It serves bins of any length
-    and any number of samples and tiles.
+    and any number of samples and tiles: `VARYING` says which dimensions differ, and the longest row there can be
+    stands for the bin's own (`collate.collate_packed`), since an int would be a constant.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
@@ -42,16 +44,19 @@ def wrap_layers(model, recipe):
             layer.forward = partial(_recomputed, layer.forward, options)
 
 
-def _of_any_size(compiled, varying, hidden_states, *, position_embeddings=(), **kwargs):
-    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again."""
+def _of_any_size(compiled, varying, hidden_states, **kwargs):
+    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again.
+
+    And what does not: to torch 2.10 both kinds are one function of transformers', called with two widths.
+    """
     maybe_mark_dynamic(hidden_states, varying)
-    for each in position_embeddings:  # [1, L, D]
-        maybe_mark_dynamic(each, 1)
+    mark_static(hidden_states, [each for each in range(3) if each != varying])
     for name, dimensions in VARYING.items():
-        if torch.is_tensor(kwargs.get(name)):
-            maybe_mark_dynamic(kwargs[name], dimensions)
-    embeddings = {"position_embeddings": position_embeddings} if position_embeddings else {}
-    return compiled(hidden_states, **embeddings, **kwargs)
+        value = kwargs.get(name)
+        for tensor in value if isinstance(value, tuple) else (value,):
+            if torch.is_tensor(tensor):
+                maybe_mark_dynamic(tensor, dimensions)
+    return compiled(hidden_states, **kwargs)
 
 
 def _recomputed(forward, options, *args, **kwargs):
@@ -73,7 +78,10 @@ def _keep_products(context, operation, *args, rank, **kwargs):
 
 
 class SayCompileTime(TrainerCallback):
-    """Prints what compiling took: the first step beside the second, which finds everything compiled."""
+    """Prints what compiling took: the first step beside the second, which finds everything compiled.
+
+    But for sdpa, on a CPU: a bin of one sample has no mask there, and the first of them is compiled when it comes.
+    """
 
     def __init__(self):
         self.seconds, self.began = [], None

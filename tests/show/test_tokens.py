@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ivlkit.data.collate import collate
-from ivlkit.data.encode import IGNORE_INDEX, encode
+from ivlkit.data.encode import encode
 from ivlkit.data.mixture import open_data
 from ivlkit.data.records import Record, Turn
 from ivlkit.errors import DataError
@@ -27,17 +27,16 @@ def body(html):
     return re.sub(r"<style>.*?</style>|<img [^>]*>", "", html, flags=re.S)
 
 
-def pack(examples, *, with_bounds=True, with_ids=True, tail=0, pad=0):
+def pack(examples, *, with_bounds=True, with_ids=True):
     """As a packed collate gives it, written out: one row, restarting samples, no mask."""
-    lengths = [len(example) for example in examples] + ([tail] if tail else [])
+    lengths = [len(example) for example in examples]
     batch = {
-        "input_ids": torch.tensor([[*np.concatenate([one.input_ids for one in examples]), *[pad] * tail]]),
-        "labels": torch.tensor([[*np.concatenate([one.labels for one in examples]), *[IGNORE_INDEX] * tail]]),
+        "input_ids": torch.from_numpy(np.concatenate([one.input_ids for one in examples]))[None],
+        "labels": torch.from_numpy(np.concatenate([one.labels for one in examples]))[None],
         "tiles": torch.from_numpy(np.concatenate([one.tiles for one in examples])),
     }
     if with_bounds:
-        bounds = np.cumsum([0, *lengths])
-        batch["cu_seqlens"] = torch.tensor([*bounds, bounds[-1], bounds[-1]], dtype=torch.int32)  # last bounds repeat
+        batch["cu_seqlens"] = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
     if with_ids:
         batch["sample_ids"] = torch.from_numpy(np.repeat(range(len(lengths)), lengths))[None]
     return batch
@@ -80,14 +79,6 @@ class TestPacked:
         assert [sample.start for sample in samples] == [0, len(examples[0])]
         for sample, example in zip(samples, examples, strict=True):
             assert np.array_equal(sample.input_ids, example.input_ids) and np.array_equal(sample.tiles, example.tiles)
-
-    def test_a_tail_of_padding_is_a_sample_of_its_own_that_is_folded(self, processor, examples):
-        pad = processor.tokenizer.pad_token_id
-        batch = pack(examples, tail=7, pad=pad)
-        samples = read_batch(batch, processor)
-        assert [sample.is_padding for sample in samples] == [False, False, True]
-        html = batch_html(batch, processor, records=[make_record()])
-        assert "padding: 7 tokens" in html and html.count("<details open>") == 1 and html.count("<details>") == 2
 
     def test_the_neighbours_are_listed_with_their_positions(self, processor, examples):
         first, second = map(len, examples)

@@ -121,6 +121,39 @@ def forward_and_backward(trainer, rows):
             yield loss.detach(), torch.stack(squares), dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+def test_a_loss_under_validations_stance_is_the_plain_one_and_compiles_nothing(start, monkeypatch):
+    """Marked sizes mean nothing where nothing is compiled; in between the next step finds its graphs."""
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: dense_kernel)
+    losses = {}
+    for compiled in (False, True):
+        trainer, _ = start(f"{compiled}", compile=compiled, **FROZEN_TOWER)
+        graphs = next(forward_and_backward(trainer, [[0, 1]]))[2]
+        batch = trainer.train_dataset[0]
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            losses[compiled] = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1.0))
+        assert next(forward_and_backward(trainer, [[0, 1]]))[2] == graphs == 3 * compiled
+    torch.testing.assert_close(losses[True], losses[False])
+
+
+@pytest.mark.parametrize("rows", [[[3], [0, 1, 5]], [[0, 1, 5], [3]]], ids=["text first", "text last"])
+def test_nothing_but_tokens_samples_and_tiles_varies_in_a_compiled_layer(start, monkeypatch, rows):
+    """Widths and a tile's patches are constants: kernels for any width would be slow."""
+    found = set()
+
+    def read_inputs(graph, inputs):
+        sizes = [getattr(each.meta["example_value"], "shape", ()) for each in graph.graph.find_nodes(op="placeholder")]
+        shapes = [tuple("?" if isinstance(size, torch.SymInt) else size for size in shape) for shape in sizes]
+        found.update(shape for shape in shapes if "?" in shape)
+        return graph.forward
+
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: dense_kernel)
+    monkeypatch.setattr(layers, "BACKEND", read_inputs)
+    trainer, _ = start("run", compile=True, **FROZEN_TOWER)
+    list(forward_and_backward(trainer, rows))
+    patches = (112 // 14) ** 2 + 1
+    assert found == {(1, "?", 32), ("?", patches, 24), (1, "?", 8), ("?",)}  # the last but one: cosines, sines
+
+
 def test_compiled_bins_are_not_padded_and_take_one_call_of_the_tower(start):
     trainer, _ = start("run", compile=True, **FROZEN_TOWER)
     plain, _ = start("plain", **FROZEN_TOWER)
@@ -144,8 +177,12 @@ def test_saved_names_are_the_uncompiled_ones(start):
     assert names[0] == names[1]
 
 
-def test_the_time_that_compiling_took_is_printed_once(start, capsys):
-    start("run", compile=True, **FROZEN_TOWER)[0].train()
+def test_the_time_that_compiling_took_is_printed_once(start, monkeypatch, capsys):
+    """Under the kernel for bins: with sdpa a bin of one sample is compiled in the second step."""
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: dense_kernel)
+    trainer, _ = start("run", compile=True, **FROZEN_TOWER)
+    with attention.use_attention(trainer.model, attention.VARLEN):
+        trainer.train()
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compile: ")]
     assert len(said) == 1
     first, more = (float(word) for word in said[0].split() if word.replace(".", "").replace("-", "").isdigit())
