@@ -6,9 +6,11 @@ The public names are loaded when first used: `import ivlkit` takes milliseconds 
 import importlib
 import os
 
-# Threads of the CPU's math library that wait give their core away: a notebook and the run that it started share the
-# cores, and with spinning threads a step on 2 cores took 7 times as long. A value of your own stays.
+# Threads of the CPU's math library that wait soon give their core away: a notebook and the run that it started share
+# the cores, and with spinning threads a step on 2 cores took 7 times as long. A thousand turns first cost a shared core
+# a fifth and make a step on cores of its own a seventh faster. Values of your own stay.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 
