@@ -52,9 +52,10 @@ class Measured:
     peak_gib: float
     tokens_a_second: int
     by: str
+    card: str = "H100"
 
 
-# On one H100: LoRA of rank 16, dropout 0.05, about 2,260 tokens and 8.2 tiles a row. The kit's rows are of
+# On one GPU: LoRA of rank 16, dropout 0.05, about 2,260 tokens and 8.2 tiles a row. The kit's rows are of
 # `benchmarks/train_gpu.py`; the prototype was 40 lines without a Trainer that tried bins, kernel and compiling first.
 MEASURED = (
     Measured("2b", "lora", 14336, "none", False, False, 2, 51.3, 24_426, "the kit"),
@@ -67,6 +68,18 @@ MEASURED = (
     Measured("26b", "lora", 8192, "full", False, False, 4, 58.4, 1_963, "a prototype"),
     Measured("26b", "lora", 8192, "full", True, False, 2, 56.3, 2_686, "a prototype"),
     Measured("26b", "qlora", 4096, "full", False, True, 4, 22.6, 1_532, "a prototype"),
+    Measured("2b", "lora", 14336, "none", False, False, 2, 51.35, 27_356, "the kit", "H200"),
+    Measured("2b", "lora", 14336, "none", True, False, 2, 43.65, 37_051, "the kit", "H200"),
+    Measured("2b", "lora", 14336, "full", True, False, 2, 8.22, 28_441, "the kit", "H200"),
+    Measured("2b", "lora", 12288, "full", True, False, 2, 7.41, 27_237, "the kit", "H200"),
+    Measured("2b", "full", 14336, "full", True, False, 2, 34.35, 28_712, "the kit", "H200"),
+    Measured("4b", "lora", 8192, "none", False, False, 2, 44.48, 14_071, "the kit", "H200"),
+    Measured("4b", "lora", 8192, "full", False, False, 2, 11.09, 10_529, "the kit", "H200"),
+    Measured("4b", "lora", 8192, "none", True, False, 2, 37.88, 21_196, "the kit", "H200"),
+    Measured("4b", "lora", 8192, "full", True, False, 2, 11.12, 14_560, "the kit", "H200"),
+    Measured("4b", "full", 8192, "full", False, False, 2, 69.11, 10_122, "the kit", "H200"),
+    Measured("26b", "lora", 8192, "full", False, False, 2, 56.25, 2_542, "the kit", "H200"),
+    Measured("26b", "lora", 8192, "full", True, False, 2, 56.16, 3_184, "the kit", "H200"),
 )
 
 
@@ -97,13 +110,13 @@ def probe_cpu(size=768, repeats=3):
 
 def find_measured(recipe):
     """What was measured with a recipe's settings, in words; "" if nothing was."""
-    for one in MEASURED:
-        names = ("model", "language", "gradient_checkpointing", "compile", "vision_int8")
-        same = all(getattr(recipe, name) == getattr(one, name) for name in names)
-        same = same and recipe.packing and recipe.vision == "frozen" and not recipe.vision_offload
-        if same and recipe.budgets[0] == one.bin_tokens:
-            return (
-                f"measured: {one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by {one.by} with "
-                "these settings on an H100, about 2,260 tokens and 8.2 tiles a row"
-            )
-    return ""
+    names = ("model", "language", "gradient_checkpointing", "compile", "vision_int8")
+    plain = recipe.packing and recipe.vision == "frozen" and not recipe.vision_offload
+    found = [
+        f"{one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by {one.by} on an {one.card}"
+        for one in MEASURED
+        if plain
+        and recipe.budgets[0] == one.bin_tokens
+        and all(getattr(recipe, name) == getattr(one, name) for name in names)
+    ]
+    return f"measured with these settings: {'; '.join(found)}; about 2,260 tokens and 8.2 tiles a row" if found else ""

@@ -33,7 +33,7 @@ def setting(point):
     return recipe(f"{point.model}-{base}", gpus=1, vision="frozen", **{name: getattr(point, name) for name in names})
 
 
-@pytest.mark.parametrize("point", MEASURED, ids=lambda one: f"{one.model}-{one.language}-{one.peak_gib}")
+@pytest.mark.parametrize("point", MEASURED, ids=lambda one: f"{one.model}-{one.language}-{one.peak_gib}-{one.card}")
 class TestMeasuredRuns:
     def test_the_peak_is_within_10_percent(self, point):
         chosen = setting(point)
@@ -50,7 +50,7 @@ class TestMeasuredRuns:
             wrapped,
             model.config,
             chosen,
-            SimpleNamespace(card=CARDS["H100"], device_type="cuda"),
+            SimpleNamespace(card=CARDS[point.card], device_type="cuda"),
             tokens=64 * ROW_TOKENS,
             tiles=64 * ROW_TILES,
             bins=64 * ROW_TOKENS / point.bin_tokens,
