@@ -18,7 +18,7 @@ from ivlkit.training.tuning import prepare
 
 TOKENS = 96
 FULL = {"vision": "full", "projector": "full", "language": "full"}
-LORA = {"vision": "lora", "projector": "frozen", "language": "lora"}
+LORA = {"vision": "lora", "projector": "frozen", "language": "lora", "lora_dropout": 0.05}
 MASKS = {torch.bfloat16: 2, torch.float32: 4}  # the CPU keeps a dropout mask in the values' dtype
 
 
