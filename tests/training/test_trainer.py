@@ -382,8 +382,8 @@ def test_the_kernel_for_bounds_gives_the_same_steps_under_peft_and_checkpointing
             trainer.train()
         ends.append(weights(trainer))
     assert set(calls) == {3, 4}  # rows of the two steps, in one bin each
-    for name, tensor in ends[0].items():
-        torch.testing.assert_close(ends[1][name], tensor, atol=1e-6, rtol=0, msg=name)
+    for name, tensor in ends[0].items():  # two steps of up to 1e-3; Adam makes the rounding of tiny gradients large
+        torch.testing.assert_close(ends[1][name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
 def test_ranks_call_tower_and_head_as_often_as_the_one_with_most_tiles_and_positions(start_packed, monkeypatch):
