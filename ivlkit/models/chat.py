@@ -28,8 +28,8 @@ from ..data.video import sample_frames
 from ..errors import DataError
 
 MAX_NEW_TOKENS = 1024
-WINDOW = 128  # questions whose batches are formed together; their pictures are cut while the last window is answered
-CUTTERS = min(8, os.cpu_count() or 1)  # threads that open and cut pictures: Pillow works beside the interpreter
+WINDOW = 128  # questions whose batches are formed together; they are prepared while the last window is answered
+CUTTERS = min(8, os.cpu_count() or 1)  # threads that prepare questions: Pillow works beside the interpreter
 TILES_AT_ONCE = 64  # on the device as pixels
 CACHED_TILES = 256  # whose features a batch remembers for later questions about the same picture
 KEPT_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")  # special tokens that are part of an answer
@@ -146,8 +146,7 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
     """
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
     done, features = set(done), _Features(vlm)
-    for numbers, cut in _cut_ahead(vlm, conversations, budgets, done):
-        prompts = [_prompt(vlm, *parts) for parts in cut]
+    for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, done):
         lengths = [len(prompt.input_ids) for prompt in prompts]
         for batch in _batches(lengths, batch_size, _short_context(vlm)):
             if not done.issuperset(numbers[place] for place in batch):
@@ -156,23 +155,30 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
                 yield list(zip((numbers[place] for place in batch), replies, strict=True))
 
 
-def _cut_ahead(vlm, conversations, budgets, done):
-    """(numbers, what `_cut` gives for each) of every window that is not done; threads cut the next one meanwhile."""
+def _prepare_ahead(vlm, conversations, budgets, done):
+    """(numbers, the prompt of each) of every window that is not done; threads make the next one's meanwhile."""
     windows = [range(at, min(at + WINDOW, len(conversations))) for at in range(0, len(conversations), WINDOW)]
     windows = [numbers for numbers in windows if not done.issuperset(numbers)]
     pool = ThreadPoolExecutor(CUTTERS)
 
     def begin(numbers):
-        return [pool.submit(_cut, vlm, *conversations[number], max_tiles=budgets[number]) for number in numbers]
+        return [pool.submit(_prepare, vlm, *conversations[number], max_tiles=budgets[number]) for number in numbers]
 
     try:
         begun = []
         for numbers, following in pairwise([(), *windows, ()]):
-            cut, begun = [each.result() for each in begun], begin(following)
+            prompts, begun = [each.result() for each in begun], begin(following)
             if numbers:
-                yield numbers, cut
+                yield numbers, prompts
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _prepare(vlm, turns, images, *, max_tiles):
+    """The prompt, and the digest of each picture's tiles: all that needs no GPU, so that this one waits for nothing."""
+    prompt = _prompt(vlm, *_cut(vlm, turns, images, max_tiles=max_tiles))
+    parts = prompt.tiles.split(list(prompt.num_tiles))
+    return replace(prompt, digests=tuple(hashlib.sha256(tiles.numpy()).digest() for tiles in parts))
 
 
 def _reply_all(vlm, prompts, generation):
@@ -202,7 +208,7 @@ class _Features:
     def fill(self, prompts):
         """The prompts with their features; every picture that is not known is encoded once."""
         cut = [prompt.tiles.split(list(prompt.num_tiles)) for prompt in prompts]
-        keys = [[hashlib.sha256(tiles.numpy()).digest() for tiles in pictures] for pictures in cut]
+        keys = [prompt.digests for prompt in prompts]
         wanted = {key: tiles for row in zip(keys, cut, strict=True) for key, tiles in zip(*row, strict=True)}
         new = {key: tiles for key, tiles in wanted.items() if key not in self.known}
         found = {key: self.known[key] for key in wanted if key in self.known} | self._encode(new)
@@ -216,7 +222,8 @@ class _Features:
     def _encode(self, pictures):
         if not pictures:
             return {}
-        features = [_encode_tiles(self.vlm, tiles) for tiles in torch.cat(list(pictures.values())).split(TILES_AT_ONCE)]
+        tiles = torch.cat([each.to(self.vlm.model.device) for each in pictures.values()])  # there: a copy less
+        features = [_encode_tiles(self.vlm, some) for some in tiles.split(TILES_AT_ONCE)]
         parts = torch.cat(features).split([len(tiles) for tiles in pictures.values()])
         return {key: part.clone() for key, part in zip(pictures, parts, strict=True)}  # a view would keep the batch
 
@@ -246,6 +253,7 @@ class Prompt:
     input_ids: list[int]
     features: torch.Tensor | None  # of the pictures already encoded
     tiles: torch.Tensor | None  # uint8, not encoded yet
+    digests: tuple[bytes, ...] = ()  # of each picture's tiles, in a batch
 
 
 class Stream(Iterator):
