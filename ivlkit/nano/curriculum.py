@@ -666,7 +666,7 @@ TOLD = (name, simple_sum, repeat_word, opposite)
 TASKS = {scene.__name__: partial(one_question, scene) for scene in (*SEEN, *TOLD)}
 TASKS |= {"conversation": conversation, "from_text": from_text}
 TASK_SHARES = {
-    "printed_lines": 12,
+    "printed_lines": 9,
     "printed_number": 8,
     "printed_rows": 2,
     "printed_word": 6,
@@ -674,13 +674,13 @@ TASK_SHARES = {
     "shape_colour": 1,
     "shape_name": 1,
     "list_shapes": 4,
-    "count_shapes": 8,
+    "count_shapes": 7,
     "side_of_shapes": 9,
     "compare_sizes": 3,
     "find_box": 7,
     "name_box": 2,
     "receipt": 9,
-    "chart": 6,
+    "chart": 12,
     "whole_print": 8,
     "two_pictures": 8,
     "conversation": 7,

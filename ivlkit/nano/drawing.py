@@ -55,6 +55,7 @@ SHAPES = {
 }
 CIRCLE_RADIUS = 0.9
 EDGE_PX = 3  # kept free around a line of print
+PULL_PX = 4  # how far a corner of a loose glyph moves
 GLYPH_PX = 28  # of a digit written by hand, see `draw_hand_set`
 
 
@@ -124,14 +125,17 @@ def draw_hand_set(picture, text, *, ink, rng, fonts):
 
 
 def _loose_glyph(character, rng, fonts, side_px):
-    """A mask of one character, slanted, turned and enlarged from 28 px."""
+    """A mask of one character, slanted, turned, drawn out of shape and enlarged from 28 px."""
     glyph = _glyph(character, rng.choice(fonts), rng.choice((22, 26, 30)), rng.choice((0, 0, 1)))
-    shear, stretch_x, stretch_y = rng.uniform(-0.3, 0.3), rng.uniform(0.85, 1.2), rng.uniform(0.85, 1.15)
+    shear, stretch_x, stretch_y = rng.uniform(-0.3, 0.4), rng.uniform(0.85, 1.3), rng.uniform(0.85, 1.2)
     centre = GLYPH_PX / 2
     bent = (stretch_x, shear, centre * (1 - stretch_x - shear), 0, stretch_y, centre * (1 - stretch_y))
     glyph = glyph.transform(glyph.size, Image.Transform.AFFINE, bent, Image.Resampling.BILINEAR)
+    corners = (0, 0, 0, GLYPH_PX, GLYPH_PX, GLYPH_PX, GLYPH_PX, 0)  # from the upper left one, down first
+    pulled = [place + rng.uniform(-1, 1) * PULL_PX for place in corners]
+    glyph = glyph.transform(glyph.size, Image.Transform.QUAD, pulled, Image.Resampling.BILINEAR)
     return glyph.resize((side_px, side_px), Image.Resampling.BICUBIC).rotate(
-        rng.uniform(-10, 10), Image.Resampling.BILINEAR
+        rng.uniform(-15, 15), Image.Resampling.BILINEAR
     )
 
 
