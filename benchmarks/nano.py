@@ -36,7 +36,7 @@ from ivlkit.training.runs import train
 FINE_PRINT = ("receipt", "chart", "whole_print")
 DIGITS = (3, 3)
 STRIPS = {"validation": 166, "test": 166}  # of three of the split's 500 digits, each used once
-TRAIN_ROWS = 4800  # strips of one to three digits
+TRAIN_ROWS = 4200  # strips of one to three digits
 RECIPES = ("nano-lora", "nano-full", "nano-projector")
 CURVE_ROWS = (25, 50, 100, 200, 400)
 OLD_SHARE = 0.1

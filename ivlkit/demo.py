@@ -12,7 +12,7 @@ from .nano.digits import write_digit_strips
 from .training.recipes import recipe
 from .training.runs import train
 
-TRAIN_ROWS, TEST_ROWS = 4800, 300
+TRAIN_ROWS, TEST_ROWS = 3600, 300
 DIGITS = (1, 3)  # of a handwritten number
 
 

@@ -28,7 +28,7 @@ from ..data.video import sample_frames
 from ..errors import DataError
 
 MAX_NEW_TOKENS = 1024
-WINDOW = 128  # questions whose batches are formed together; they are prepared while the last window is answered
+WINDOW_BATCHES = 4  # batches that are formed together, by length; they are prepared while the last window is answered
 CUTTERS = min(8, os.cpu_count() or 1)  # threads that prepare questions: Pillow works beside the interpreter
 TILES_AT_ONCE = 64  # on the device as pixels
 CACHED_TILES = 256  # whose features a batch remembers for later questions about the same picture
@@ -146,7 +146,8 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
     """
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
     done, features = set(done), _Features(vlm)
-    for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, done):
+    windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
+    for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, windows):
         lengths = [len(prompt.input_ids) for prompt in prompts]
         for batch in _batches(lengths, batch_size, _short_context(vlm)):
             if not done.issuperset(numbers[place] for place in batch):
@@ -155,10 +156,14 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
                 yield list(zip((numbers[place] for place in batch), replies, strict=True))
 
 
-def _prepare_ahead(vlm, conversations, budgets, done):
-    """(numbers, the prompt of each) of every window that is not done; threads make the next one's meanwhile."""
-    windows = [range(at, min(at + WINDOW, len(conversations))) for at in range(0, len(conversations), WINDOW)]
-    windows = [numbers for numbers in windows if not done.issuperset(numbers)]
+def _windows(count, batch_size):
+    """Ranges of row numbers whose batches are formed together; the first is one batch, so that the GPU starts early."""
+    starts = [0, *range(batch_size, count, WINDOW_BATCHES * batch_size)]
+    return [range(start, end) for start, end in pairwise([*starts, count])]
+
+
+def _prepare_ahead(vlm, conversations, budgets, windows):
+    """(numbers, the prompt of each) of every window; threads make the next one's meanwhile."""
     pool = ThreadPoolExecutor(CUTTERS)
 
     def begin(numbers):

@@ -274,7 +274,7 @@ _SCRIPTS = {
     "26b-lora": _released(
         "26b", 16, 2, 2, 2e-5, 0.05, 3, **_LORA, hardware="2 GPUs of 80 GB, 79 GB each; 8 at 60 GB each"
     ),
-    "nano-lora": _NANO | {"learning_rate": 4e-3, "lora_dropout": 0.0},  # every row is seen once: nothing to forget
+    "nano-lora": _NANO | {"learning_rate": 3e-3, "lora_dropout": 0.0},  # every row is seen once: nothing to forget
     "nano-full": _NANO
     | {"vision": "full", "projector": "full", "language": "full", "learning_rate": 5e-4, "epochs": 3},
     "nano-projector": _NANO

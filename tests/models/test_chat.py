@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from ivlkit.data.records import Turn
 from ivlkit.errors import DataError
-from ivlkit.models.chat import _batches, iterate_replies, reply_batch
+from ivlkit.models.chat import _batches, _windows, iterate_replies, reply_batch
 from ivlkit.models.load import load
 
 NEW = {"max_new_tokens": 8}
@@ -279,14 +279,19 @@ def test_logits_are_made_of_the_last_token_of_each_prompt_only(tiny_vlm):
     assert set(shapes) == {(2, 1)}
 
 
-def test_windows_of_a_large_batch_keep_the_order(tiny_vlm, monkeypatch):
-    monkeypatch.setattr("ivlkit.models.chat.WINDOW", 2)
-    questions = [f"Question {number}" for number in range(5)]
-    assert [reply.turns[0].text for reply in tiny_vlm.chat_batch(questions, max_new_tokens=1)] == questions
+def test_windows_hold_every_row_once_and_the_first_is_one_batch():
+    assert _windows(11, 2) == [range(0, 2), range(2, 10), range(10, 11)]
+    assert _windows(2, 2) == [range(0, 2)]
+
+
+def test_windows_of_a_large_batch_keep_the_order(tiny_vlm):
+    questions = ["Question " + "and more " * (number % 3) + str(number) for number in range(7)]
+    replies = tiny_vlm.chat_batch(questions, batch_size=1, max_new_tokens=1)
+    assert [reply.turns[0].text for reply in replies] == questions
 
 
 def test_pictures_are_cut_ahead_and_a_broken_one_stops_before_its_own_window_only(tiny_vlm, draw_picture, monkeypatch):
-    monkeypatch.setattr("ivlkit.models.chat.WINDOW", 2)
+    monkeypatch.setattr("ivlkit.models.chat.WINDOW_BATCHES", 1)
     pictures = [draw_picture(112, 112, seed=number) for number in range(4)] + ["nowhere.png", draw_picture(112, 112)]
     conversations = [((Turn("user", "<image>\nWhat?"),), [picture]) for picture in pictures]
     threads, batches = threading.active_count(), iterate_replies(tiny_vlm, conversations, batch_size=2, **NEW)
