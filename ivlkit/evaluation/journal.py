@@ -89,6 +89,6 @@ def _append(file, replies, places):
         json.dumps({"row": row, "where": places[row], "reply": text}, ensure_ascii=False) + "\n"
         for row, text in replies.items()
     )
-    file.write("".join(lines).encode())
+    file.write("".join(lines).encode("utf-8", "backslashreplace"))  # a name of a file may hold half a surrogate pair
     file.flush()
     os.fsync(file.fileno())
