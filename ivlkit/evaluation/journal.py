@@ -29,6 +29,13 @@ def open_journal(folder, settings, places):
         yield {}, lambda replies: None
         return
     folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: can't be a folder of replies ({error.strerror}); expected one that can be made and written; "
+            "choose another"
+        ) from error
     _settle(folder, settings)
     with open(folder / REPLIES_FILE, "a+b") as file:
         try:
