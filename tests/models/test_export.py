@@ -18,6 +18,7 @@ from ivlkit.models import proof, shards
 from ivlkit.models.export import describe_base, export, push_to_hub, save_released, write_released
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.load import ORIGIN_FILE, load
+from ivlkit.models.weights import open_source
 from ivlkit.training.recipes import recipe
 from ivlkit.training.trainer import save_trained
 from ivlkit.training.tuning import prepare
@@ -373,6 +374,49 @@ def test_an_adapter_without_its_safetensors_file_is_refused(adapter):
     (adapter / "adapter_model.bin").write_bytes(b"never opened")
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors: missing"):
         load(adapter)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "PROMPT_TUNING"},
+        {"peft_type": "UNHEARD_OF"},
+        {"r": 0},
+        {"r": "16"},
+        {"target_modules": ["nowhere"]},
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+    ],
+    ids=str,
+)
+def test_a_forged_adapter_config_is_refused(adapter, change):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for use in (load, open_source):
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json: no adapter of this model"):
+            use(adapter)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_adapter_config_is_named(adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: no adapter of this model"):
+        load(adapter)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"base": 5}'])
+def test_an_adapter_that_names_no_base_is_refused(adapter, text):
+    (adapter / "ivlkit.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"ivlkit\.json: names no `base`"):
+        load(adapter)
+
+
+def test_an_adapter_whose_base_leads_back_to_it_is_refused(adapter, tmp_path):
+    other = shutil.copytree(adapter, tmp_path / "other")
+    (adapter / "ivlkit.json").write_text(json.dumps({"base": str(other)}))
+    (other / "ivlkit.json").write_text(json.dumps({"base": str(adapter)}))
+    for use in (load, open_source):
+        with pytest.raises(CheckpointError, match="final: its base leads back to .*final"):
+            use(adapter)
 
 
 def test_an_adapter_whose_base_is_gone_is_refused(adapter):
