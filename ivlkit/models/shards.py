@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ..data.files import appearing
 from ..errors import ExportError
 
 SHARD_BYTES = 5_000_000_000
@@ -74,6 +77,22 @@ def _shard_names(count):
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def check_is_new(folder):
+    """Raise ExportError if something has that name, be it a link to nowhere."""
+    if os.path.lexists(folder):
+        raise ExportError(f"{folder}: exists already; expected a new folder; remove it or choose another name")
+
+
+@contextmanager
+def appearing_or_said(to):
+    """`appearing`; a place that can't be written is an ExportError."""
+    try:
+        with appearing(to) as aside:
+            yield aside
+    except OSError as error:
+        raise ExportError(f"{to}: not written ({error}); expected a place with room that may be written") from error
 
 
 def check_space(folder, needed_bytes):

@@ -103,6 +103,19 @@ def test_an_existing_target_is_refused_and_left_alone(tiny, tmp_path):
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine"]
 
 
+def test_a_place_that_can_not_be_written_is_named_in_a_line(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["export", str(tiny), "--to", str(tmp_path / "file" / "out")]) == 2
+    assert "file/out: not written ([Errno 20] Not a directory" in capsys.readouterr().err
+
+
+def test_a_link_to_nowhere_is_an_existing_target(tiny, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ExportError, match="out: exists already"):
+        export(tiny, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_layout_that_is_not_known_is_refused(tiny, tmp_path):
     with pytest.raises(ExportError, match="layout 'gguf'; expected one of released, adapter, transformers"):
         export(tiny, tmp_path / "merged", layout="gguf")
