@@ -130,6 +130,7 @@ def _write_adapter(opened, source, folder):
     else:
         for name in ADAPTER_FILES:
             shutil.copyfile(opened.folder / name, folder / name)
+    _name_base(folder / ADAPTER_FILES[0], base)
     for path in sorted(opened.processor.folder.glob("*token*")):
         shutil.copyfile(path, folder / path.name)
     processor = opened.processor
@@ -144,6 +145,14 @@ def _write_adapter(opened, source, folder):
     text = json.dumps((opened.origin or {}) | settings | base, indent=1, ensure_ascii=False)
     (folder / ORIGIN_FILE).write_text(text + "\n", encoding="utf-8")
     return base
+
+
+def _name_base(path, base):
+    """PEFT's file names the base by its folder on this machine, which is no one else's business."""
+    family = FAMILIES.get(base["base"])
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = (family and family.hub_id) or base["base_name"]
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe_base(folder):

@@ -523,6 +523,12 @@ def test_a_full_run_and_a_run_over_a_run_have_no_adapter_to_share(tiny, tmp_path
     export(second, tmp_path / "merged")
 
 
+def test_a_shared_adapter_names_its_base_and_no_folder_of_this_machine(adapter, tiny, tmp_path):
+    for source, name in ((adapter, "file"), (load(adapter), "loaded")):
+        folder = export(source, tmp_path / name, layout="adapter")
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny.name
+
+
 def test_a_loaded_adapter_is_exported_as_it_is_now(adapter, tmp_path):
     vlm = load(adapter)
     with torch.no_grad():
