@@ -167,6 +167,28 @@ def test_a_loaded_model_with_changed_weights_exports_these_and_stays_as_it_is(ti
     assert torch.equal(logits(vlm), wanted)
 
 
+def test_a_model_is_saved_over_its_own_files(tiny, tmp_path):
+    """In the dtype of the files its weights are maps of them: writing into these would destroy both."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    vlm = load(folder, dtype=torch.bfloat16)
+    torch.nn.init.ones_(vlm.model.lm_head.weight)
+    expected = {key: tensor.clone() for key, tensor in vlm.model.state_dict().items()}
+    save_released(vlm, folder)
+    found = load(folder, dtype=torch.bfloat16).model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert {path.name for path in folder.iterdir()} - {path.name for path in tiny.iterdir()} == set()
+
+
+def test_one_file_takes_the_place_of_shards_and_their_index(tiny, tmp_path, monkeypatch):
+    vlm = load(tiny)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "SHARD_BYTES", 40_000)
+        save_released(vlm, tmp_path)
+    torch.nn.init.ones_(vlm.model.lm_head.weight)
+    save_released(vlm, tmp_path)
+    assert torch.equal(load(tmp_path).model.lm_head.weight, vlm.model.lm_head.weight)
+
+
 def test_large_weights_are_written_in_shards_that_load(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 60_000)
     save_released(load(tiny), tmp_path / "again")
