@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.files import write_whole
 from .intervals import bootstrap_interval
-from .report import Gallery, Report, Row, check_same_rows
+from .report import Gallery, Report, Row, beside, writable
 
 GROUPS = ("won", "lost", "both", "neither")
 MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device"}  # details that may differ in any case
@@ -120,12 +120,12 @@ class Comparison:
 
         UTF-8 with a mark, as spreadsheets want it. A text that a spreadsheet would run as a formula starts with "'".
         """
-        return write_whole(path, "\ufeff" + self._csv())
+        return write_whole(path, "\ufeff" + writable(self._csv()))
 
     def _csv(self):
         extra = list(dict.fromkeys(name for row in self.after.rows for name in row.extra))
         buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
+        writer = csv.writer(buffer)  # its line ends, "\r\n", make it quote a text with either of them
         fixed = ["where", "group", "question", "truth", "before", "after", "score_before", "score_after"]
         writer.writerow(map(_no_formula, fixed + extra))
         for pair in self.pairs:
@@ -169,12 +169,11 @@ def compare(before, after):
     difference is more than chance among the rows.
 
     Args: before, after: a `Report` each, a file of `save_json`, or a folder that `evaluate(…, to=…)` left.
-    Returns: `Comparison`.
+    Returns: `Comparison`; slices are by the later report's fields.
     Raises: DataError if rows or metric differ, with the first row that does.
     """
     before, after = (each if isinstance(each, Report) else Report.load(each) for each in (before, after))
-    check_same_rows(before, after)
-    return Comparison(before, after)
+    return Comparison(beside(before, after), after)
 
 
 def _no_formula(value):

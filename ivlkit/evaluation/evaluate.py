@@ -19,7 +19,7 @@ from ..models.load import ORIGIN_FILE
 from ..training.runs import package_version
 from .journal import open_journal
 from .metrics import CORPUS_METRICS, METRICS
-from .pictures import arrange, kept_own, media_key
+from .pictures import arrange, content_key, kept_own, media_key
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
@@ -248,7 +248,7 @@ def _questions_digest(records, budgets):
     digest = hashlib.sha256()
     for record, budget in zip(records, budgets, strict=True):
         turns = [(turn.role, turn.text) for turn in record.turns[:-1]]
-        digest.update(repr((record.where, turns, media_key(record), budget)).encode())
+        digest.update(repr((record.where, turns, media_key(record), content_key(record), budget)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -29,6 +29,13 @@ def open_journal(folder, settings, places):
         yield {}, lambda replies: None
         return
     folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: can't be a folder of replies ({error.strerror}); expected one that can be made and written; "
+            "choose another"
+        ) from error
     _settle(folder, settings)
     with open(folder / REPLIES_FILE, "a+b") as file:
         try:
@@ -89,6 +96,6 @@ def _append(file, replies, places):
         json.dumps({"row": row, "where": places[row], "reply": text}, ensure_ascii=False) + "\n"
         for row, text in replies.items()
     )
-    file.write("".join(lines).encode())
+    file.write("".join(lines).encode("utf-8", "backslashreplace"))  # a name of a file may hold half a surrogate pair
     file.flush()
     os.fsync(file.fileno())

@@ -23,8 +23,12 @@ IOU_THRESHOLD = 0.5
 _NUMBER = r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _SPACELESS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Thai, Lao, Japanese, Chinese, Korean
-_LETTER_FIRST = re.compile(r"\W*([A-Za-z])\s*(?:[.:)\],、，。]|$)")
+_WHOLE_NUMBER = re.compile(r"(?<![\d.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\.?\d)")  # 4.5 and 1,000; no part of 31.12.2020
+_LETTER_FIRST = re.compile(r"\W*([A-Za-z])(?:\s*[.:)\],、，。]|\s[-–—]\s|\W*(?:$|\n))")
 _LETTER_NAMED = re.compile(r"(?i:answer|option|choice|答案|选项)\W*(?i:is|are|是|为)?\W*([A-Z])\b")
+_ANOTHER_LETTER = re.compile(  # behind a letter: ", B", ") and (C"; no "A, a cat" or "A, I think"
+    r"[.:)\]]*\s*(?:[,、，;/&(]|(?i:and|or)\b|和|或)\W*(?:[B-HJ-Z]\b|[A-Za-z]\s*(?:[.:)\],、，。;/&]|$|(?i:and|or)\b))"
+)
 _LETTER_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 
 
@@ -56,7 +60,7 @@ def exact_match(reply, truth):
 def contains(reply, truth):
     """1 if the reply holds the truth as whole words, in any case: "It is Paris." holds "paris", "407" doesn't hold "4".
 
-    In scripts without spaces any place counts.
+    Nor do "4.5" and "4,000". In scripts without spaces any place counts.
     """
     if not truth.strip():
         return not reply.strip()
@@ -64,7 +68,15 @@ def contains(reply, truth):
     letter = rf"[^\W{_SPACELESS}]"
     before = rf"(?<!{letter})" if re.match(letter, truth.strip()) else ""
     after = rf"(?!{letter})" if re.search(rf"{letter}$", truth.strip()) else ""
-    return re.search(before + words + after, collapse(reply).casefold()) is not None
+    text = collapse(reply).casefold()
+    numbers = [number.span() for number in _WHOLE_NUMBER.finditer(text)]
+    found = (match.span() for match in re.finditer(before + words + after, text))
+    return any(not any(_cuts(span, number) for number in numbers) for span in found)
+
+
+def _cuts(span, whole):
+    """Whether a place begins or ends inside a whole: (0, 1) cuts (0, 3), (0, 3) doesn't."""
+    return any(whole[0] < end < whole[1] for end in span)
 
 
 @_best
@@ -137,7 +149,7 @@ def character_error_rate(reply, truth):
 
 @_best
 def rouge_l(reply, truth):
-    """ROUGE-L's F-measure, by Google's rouge-score with stemming."""
+    """ROUGE-L's F-measure, by Google's rouge-score with stemming. Its words are of a-z and digits: no other script."""
     return _rouge_scorer().score(truth, reply)["rougeL"].fmeasure
 
 
@@ -164,10 +176,11 @@ def multiple_choice(reply, truth):
 def choice_letter(text):
     """The option that a text names, "B" for "(b) blue", or None."""
     first = _LETTER_FIRST.match(text)
-    if first:
-        return first[1].upper()
-    named = set(_LETTER_NAMED.findall(text)) or set(_LETTER_IN_BRACKETS.findall(text))
-    return named.pop() if len(named) == 1 else None
+    found = [first] if first else [*_LETTER_NAMED.finditer(text)] or [*_LETTER_IN_BRACKETS.finditer(text)]
+    named = {letter[1].upper() for letter in found}
+    if len(named) != 1 or any(_ANOTHER_LETTER.match(text, letter.end(1)) for letter in found):
+        return None
+    return named.pop()
 
 
 @_best

@@ -11,6 +11,8 @@ from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.media import open_image
 from ..errors import DataError
 
+END_BYTES = 1 << 16  # of a file's start and end: another picture differs there, and a long video is not read whole
+
 
 def right(records, seed):
     """The rows as they are."""
@@ -87,6 +89,23 @@ def picture_key(source):
         return str(source)
     image = open_image(source)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def content_key(row):
+    """What the files hold that a row shows: a hash of each one's size and both ends; None for what is no file."""
+    sources = (row.video.path,) if row.video else row.images
+    return tuple(_ends_digest(source) for source in sources if isinstance(source, (str, os.PathLike)))
+
+
+def _ends_digest(path):
+    if not os.path.isfile(path):
+        return None
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(f"{size} ".encode() + file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        digest.update(file.read(END_BYTES))
+    return digest.hexdigest()
 
 
 def kept_own(records, given):

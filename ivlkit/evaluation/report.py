@@ -102,7 +102,7 @@ class Report:
             found.setdefault(value, []).append(row.score)
         return {value: (float(np.mean(scores)), len(scores)) for value, scores in sorted(found.items(), key=str)}
 
-    def select(self, **values):
+    def select(self, /, **values):
         """The report of the rows with these values of their fields: `report.select(task="read").interval`.
 
         Numbers of a corpus metric and controls belong to all rows and are left out.
@@ -156,22 +156,18 @@ class Report:
         """
         from ..show.answers import answers_live
 
-        if before:
-            check_same_rows(self, before)
-        return answers_live(self, before=before, rows=rows)
+        return answers_live(self, before=before and beside(before, self), rows=rows)
 
     def save_html(self, path, *, before=None, title="Evaluation"):
         """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
         from ..show.answers import report_page
 
-        if before:
-            check_same_rows(self, before)
-        return write_whole(path, report_page(self, before=before, title=title))
+        return write_whole(path, report_page(self, before=before and beside(before, self), title=title))
 
     def save_json(self, path):
         """Write everything but pixels, for `Report.load`. Of pictures only paths are kept, none of those in memory."""
         saved = {"format": FORMAT} | self.to_dict()
-        return write_whole(path, json.dumps(saved, ensure_ascii=False, indent=1, default=str))
+        return write_whole(path, writable(json.dumps(saved, ensure_ascii=False, indent=1, default=str)))
 
     @classmethod
     def load(cls, path):
@@ -211,6 +207,21 @@ class Report:
         from ..show.answers import report_html
 
         return report_html(self, examples=12)
+
+
+def writable(text):
+    """Text for a UTF-8 file: half a surrogate pair as \\udcff, which JSON reads back; a name of a file may hold one."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def beside(before, after):
+    """`before` with the rows' own fields as `after` has them: they may have been added to the data in between.
+
+    Raises: DataError as `check_same_rows`.
+    """
+    check_same_rows(before, after)
+    rows = zip(before.rows, after.rows, strict=True)
+    return replace(before, rows=tuple(replace(row, extra=other.extra) for row, other in rows))
 
 
 def check_same_rows(first, second):

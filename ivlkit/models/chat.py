@@ -144,6 +144,8 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
             without `done`, so that what was broken off goes on with the same replies.
         seed: of sampling, for each batch anew; None: torch's own state.
     """
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}; expected 1 or more")
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
     done, features = set(done), _Features(vlm)
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]

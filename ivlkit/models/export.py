@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from ..data.files import appearing
 from ..data.records import IMAGE_PLACEHOLDER
 from ..errors import ExportError
 from .card import write_card, write_templates
@@ -14,7 +13,7 @@ from .families import DOWNLOAD_FILE, FAMILIES
 from .load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin, read_weight_files
 from .native_layout import check_native, write_native
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, unround
-from .shards import check_space, fingerprint, total_bytes, write_shards
+from .shards import appearing_or_said, check_is_new, check_space, fingerprint, total_bytes, write_shards
 from .weights import Fused, open_source
 
 LAYOUTS = ("released", "adapter", "transformers")
@@ -45,11 +44,10 @@ def export(source, to, *, layout="released", scores=None, device=None):
     if layout not in LAYOUTS:
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     to = Path(to)
-    if to.exists():
-        raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name")
+    check_is_new(to)
     opened = open_source(source)
     write, reload = _LAYOUTS[layout]
-    with appearing(to) as aside:
+    with appearing_or_said(to) as aside:
         base = write(opened, source, aside)
         proof = _prove(opened, source, aside, reload, device, merges=layout != "adapter")
         write_card(opened, aside, layout=layout, proof=proof, base=base, scores=scores)
@@ -132,6 +130,7 @@ def _write_adapter(opened, source, folder):
     else:
         for name in ADAPTER_FILES:
             shutil.copyfile(opened.folder / name, folder / name)
+    _name_base(folder / ADAPTER_FILES[0], base)
     for path in sorted(opened.processor.folder.glob("*token*")):
         shutil.copyfile(path, folder / path.name)
     processor = opened.processor
@@ -146,6 +145,14 @@ def _write_adapter(opened, source, folder):
     text = json.dumps((opened.origin or {}) | settings | base, indent=1, ensure_ascii=False)
     (folder / ORIGIN_FILE).write_text(text + "\n", encoding="utf-8")
     return base
+
+
+def _name_base(path, base):
+    """PEFT's file names the base by its folder on this machine, which is no one else's business."""
+    family = FAMILIES.get(base["base"])
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = (family and family.hub_id) or base["base_name"]
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def describe_base(folder):

@@ -150,11 +150,14 @@ def read_origin(folder):
     """The dict of ivlkit.json beside weights that a run wrote: base, max_tiles, …; None for a model on its own."""
     path = Path(folder) / ORIGIN_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        origin = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+    if not isinstance(origin, dict) or not isinstance(origin.get("base"), str):
+        raise CheckpointError(f"{path}: names no `base`; expected the folder or key of a model; copy the file again")
+    return origin
 
 
 def find_base(folder):
@@ -162,6 +165,7 @@ def find_base(folder):
 
     Raises: CheckpointError if it is not here, or if its weights are not the ones that the folder names.
     """
+    _check_chain_ends(folder)
     origin = read_origin(folder)
     base = final_folder(_named_base(folder, origin))
     expected = origin.get("base_fingerprint")
@@ -172,6 +176,16 @@ def find_base(folder):
             "fetch that one"
         )
     return base
+
+
+def _check_chain_ends(folder):
+    """A folder whose bases lead back to it would be followed for ever."""
+    start, seen = folder, set()
+    while (origin := read_origin(folder)) is not None:
+        seen.add(Path(folder).resolve())
+        folder = final_folder(_named_base(folder, origin))
+        if folder.resolve() in seen:
+            raise CheckpointError(f"{start}: its base leads back to {folder}; expected a released model at the end")
 
 
 def _named_base(folder, origin):
@@ -299,10 +313,9 @@ def _load_native(base, folder, *, device, dtype):
 
 def _load_adapter(vlm, folder):
     """PEFT's own loader passes over missing tensors, opens pickles and asks the hub for a file that is not there."""
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
-    with peft_is_quiet():
-        wrapped = PeftModel(vlm.model, PeftConfig.from_pretrained(folder))
+    wrapped = _wrap(vlm.model, folder)
     set_peft_model_state_dict(wrapped, load_file(check_adapter(wrapped, folder)))
     wrapped.eval()
     return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
@@ -310,10 +323,22 @@ def _load_adapter(vlm, folder):
 
 def wrap_on_meta(native, folder):
     """PEFT's wrapper around a model without memory: which layers have an adapter, and its scales."""
+    with torch.device("meta"):
+        return _wrap(ReleasedInternVLForConditionalGeneration(native), folder)
+
+
+def _wrap(model, folder):
+    """PEFT's wrapper as a folder's adapter_config.json describes it. Raises: CheckpointError if it can't be built."""
     from peft import PeftConfig, PeftModel
 
-    with torch.device("meta"), peft_is_quiet():
-        return PeftModel(ReleasedInternVLForConditionalGeneration(native), PeftConfig.from_pretrained(folder))
+    try:
+        with peft_is_quiet():
+            return PeftModel(model, PeftConfig.from_pretrained(folder))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'}: no adapter of this model ({type(error).__name__}: {error}); expected "
+            "what a LoRA run or an export wrote; copy the folder again"
+        ) from error
 
 
 def check_adapter(wrapped, folder):

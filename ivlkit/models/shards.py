@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ..data.files import PART, appearing
 from ..errors import ExportError
 
+INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 200_000_000  # left free beside the weights: tokenizer, card, the system
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors calls them
@@ -33,7 +37,9 @@ def write_shards(tensors, shapes, folder, *, dtype):
     if len(shards) > 1:
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    else:
+        (folder / INDEX_FILE).unlink(missing_ok=True)  # an older one would be read instead
 
 
 def _write_file(path, tensors, shapes, dtype):
@@ -44,12 +50,14 @@ def _write_file(path, tensors, shapes, dtype):
         header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    aside = path.with_name(path.name + PART)  # the tensors may be maps of the file that has this name now
+    with open(aside, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, shape in shapes.items():
             tensor = tensors[key].detach().to("cpu", dtype).contiguous()
             assert tuple(tensor.shape) == tuple(shape), key
             file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+    os.replace(aside, path)
 
 
 def plan_shards(shapes, dtype):
@@ -74,6 +82,22 @@ def _shard_names(count):
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def check_is_new(folder):
+    """Raise ExportError if something has that name, be it a link to nowhere."""
+    if os.path.lexists(folder):
+        raise ExportError(f"{folder}: exists already; expected a new folder; remove it or choose another name")
+
+
+@contextmanager
+def appearing_or_said(to):
+    """`appearing`; a place that can't be written is an ExportError."""
+    try:
+        with appearing(to) as aside:
+            yield aside
+    except OSError as error:
+        raise ExportError(f"{to}: not written ({error}); expected a place with room that may be written") from error
 
 
 def check_space(folder, needed_bytes):

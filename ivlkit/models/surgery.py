@@ -13,7 +13,7 @@ from .chat import KEPT_TOKENS
 from .checkpoint import from_released
 from .configuration import native_config, num_image_token
 from .load import VLM, build_model, check_shapes, meta_state, read_weight_files, shapes_of
-from .shards import check_space, total_bytes, write_shards
+from .shards import appearing_or_said, check_is_new, check_space, total_bytes, write_shards
 from .weights import Files, Fused, open_source
 
 _PARTS = {"vision_tower": "vision_model.", "projector": "mlp1."}  # name → prefix of its released keys
@@ -30,7 +30,7 @@ def extract_part(vlm, part, to):
     `*.py` beside it. The projector keeps its keys without `mlp1.` ("0.weight" … "3.bias"), in safetensors.
 
     Args: vlm: a `VLM`; part: "vision_tower" or "projector"; to: a new folder.
-    Returns: the folder. Raises: ExportError for another part or a folder that exists.
+    Returns: the folder, once it is complete. Raises: ExportError for another part or a folder that exists.
     """
     if part not in _PARTS:
         raise ExportError(f"part {part!r}; expected one of {', '.join(_PARTS)}")
@@ -38,13 +38,11 @@ def extract_part(vlm, part, to):
     source, prefix = open_source(vlm), _PARTS[part]
     fused = Fused(source.weights, source.config)
     shapes = {key.removeprefix(prefix): shape for key, shape in fused.shapes(source.shapes).items() if prefix in key}
+    check_is_new(to)
     check_space(to, total_bytes(shapes, source.dtype))
-    try:
-        to.mkdir(parents=True)
-    except FileExistsError as error:
-        raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name") from error
-    write_shards(_Cut(fused, prefix), shapes, to, dtype=source.dtype)
-    _write_part_config(source, part, to)
+    with appearing_or_said(to) as aside:
+        write_shards(_Cut(fused, prefix), shapes, aside, dtype=source.dtype)
+        _write_part_config(source, part, aside)
     return to
 
 

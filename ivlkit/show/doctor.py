@@ -1,12 +1,10 @@
 """A data report as HTML: what was found, the figures, and sample pictures beside their findings."""
 
-from html import escape
-
 from matplotlib.ticker import MaxNLocator
 
 from .dataset import pictures_html, row_anchor
 from .figure import ShownFigure, plain_text
-from .html import cards_html, fragment, page_html, table_html, text_html
+from .html import cards_html, escape_text, fragment, page_html, table_html, text_html
 
 LEVEL_COLOURS = {"error": "#d55e00", "warning": "#b07b00", "info": "#0072b2"}
 LISTED_IN_NOTEBOOK = 20
@@ -171,7 +169,7 @@ def _level_html(level):
 
 def anchor(problem):
     """The name by which a page links to this problem's line."""
-    return escape(f"{problem.code}-{problem.source}-{problem.row}".replace(" ", "_"), quote=True)
+    return escape_text(f"{problem.code}-{problem.source}-{problem.row}".replace(" ", "_"))
 
 
 def _more(report, listed):

@@ -42,7 +42,10 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 
 
 def text_html(text, limit=1500):
-    """Any text as escaped HTML; control and bidirectional marks become visible, a long one is cut with its length."""
+    """Any text as escaped HTML; control and bidirectional marks become visible, a long one is cut with its length.
+
+    Half a surrogate pair, which no file can hold, becomes visible too.
+    """
     return f'<span dir="auto" style="white-space:pre-wrap">{escape_text(text, limit)}</span>'
 
 
@@ -54,7 +57,7 @@ def escape_text(text, limit=1500):
 
 
 def _visible(character):
-    hidden = unicodedata.category(character) in ("Cc", "Cf") and character not in "\n\t\u200c\u200d"
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in "\n\t\u200c\u200d"
     return f"[U+{ord(character):04X}]" if hidden else character
 
 
@@ -80,9 +83,9 @@ def embed_html(image, *, alt, width_px=None):
 
 def table_html(rows, *, header=None, title=None):
     """Rows of values as a table; a title stands above it."""
-    head = f"<tr>{''.join(f'<th>{escape(str(cell))}</th>' for cell in header)}</tr>" if header else ""
+    head = f"<tr>{''.join(f'<th>{escape_text(cell)}</th>' for cell in header)}</tr>" if header else ""
     body = "".join(f"<tr>{''.join(f'<td>{text_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    caption = f"<b>{escape(title)}</b>" if title else ""
+    caption = f"<b>{escape_text(title)}</b>" if title else ""
     return fragment(f"{caption}<table>{head}{body}</table>")
 
 
@@ -102,7 +105,7 @@ def fragment(body):
 def page_html(title, body):
     """One self-contained page that opens offline."""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape_text(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f'<body class="ivl"><h1>{escape(title)}</h1>{body}</body></html>'
+        f'<body class="ivl"><h1>{escape_text(title)}</h1>{body}</body></html>'
     )

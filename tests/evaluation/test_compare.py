@@ -1,5 +1,6 @@
 import csv
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,13 @@ class TestDifference:
             "t0": (pytest.approx(1 / 3), pytest.approx(2 / 3), 3),
             "t1": (0.5, 0.5, 2),
         }
+
+    def test_a_field_added_to_the_data_in_between_makes_slices_of_both(self, tmp_path):
+        before = Report("exact_match", tuple(replace(row, extra={}) for row in BEFORE.rows), {})
+        found = compare(before, AFTER)
+        assert found.by("task") == compare(BEFORE, AFTER).by("task")
+        assert "by task" in found.save_html(tmp_path / "page.html").read_text()
+        assert "by task" in AFTER.save_html(tmp_path / "report.html", before=before).read_text()
 
 
 class TestGroups:
@@ -164,3 +172,11 @@ class TestCsv:
     def test_a_spreadsheet_runs_no_reply(self, tmp_path, reply, cell):
         (row,) = self.read(compare(report([1]), report([1], reply=reply)).save_csv(tmp_path / "rows.csv"))
         assert row["after"] == cell
+
+    def test_any_end_of_a_line_stays_inside_its_cell(self, tmp_path):
+        (row,) = self.read(compare(report([1]), report([1], reply="a\rb")).save_csv(tmp_path / "rows.csv"))
+        assert row["after"] == "a\rb"
+
+    def test_half_a_surrogate_pair_is_written_as_its_number(self, tmp_path):
+        (row,) = self.read(compare(report([1]), report([1], reply="\udcff")).save_csv(tmp_path / "rows.csv"))
+        assert row["after"] == "\\udcff"

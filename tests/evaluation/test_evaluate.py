@@ -257,6 +257,22 @@ class TestGoingOn:
         with pytest.raises(DataError, match="holds an evaluation with questions"):
             evaluate(tiny_vlm, questions(3), to=tmp_path, **NEW)
 
+    def test_a_picture_that_has_changed_on_disk_is_refused(self, tiny_vlm, tmp_path):
+        path = tmp_path / "picture.png"
+        row = record(0, "<image>\nWhat?", "x", images=(path,))
+        for colour in ("red", "red", "blue"):
+            Image.new("RGB", (224, 112), colour).save(path)
+            if colour == "red":
+                evaluate(tiny_vlm, [row], to=tmp_path / "out", **NEW)
+        with pytest.raises(DataError, match="holds an evaluation with questions"):
+            evaluate(tiny_vlm, [row], to=tmp_path / "out", **NEW)
+
+    def test_a_file_in_the_folder_s_place_is_named(self, tiny_vlm, tmp_path):
+        (tmp_path / "out").write_text("mine")
+        for to in (tmp_path / "out", tmp_path / "out" / "below"):
+            with pytest.raises(DataError, match="out.*: can't be a folder of replies"):
+                evaluate(tiny_vlm, questions(1), to=to, **NEW)
+
     def test_another_model_is_refused(self, tiny_vlm, tmp_path):
         evaluate(tiny_vlm, questions(2), to=tmp_path, **NEW)
         weight = tiny_vlm.model.lm_head.weight

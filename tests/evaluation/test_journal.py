@@ -20,6 +20,13 @@ def test_replies_are_there_again(tmp_path):
     assert write(tmp_path / "new" / "run") == {1: "b\n«é»", 0: ""}
 
 
+def test_a_row_of_a_file_whose_name_is_not_utf_8_is_there_again(tmp_path):
+    for known in ({}, {0: "a"}):
+        with open_journal(tmp_path / "run", {}, ["s\udcff.jsonl:1"]) as (found, append):
+            assert found == known
+            append({0: "a"})
+
+
 def test_without_a_folder_nothing_is_kept():
     assert write(None, {0: "a"}) == {}
 

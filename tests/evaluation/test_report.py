@@ -62,6 +62,9 @@ class TestSlices:
         assert report(1, 0).slice_fields == ["task"]
         assert report(1).slice_fields == []
 
+    def test_a_field_of_any_name_makes_a_slice(self):
+        assert rows_with({"self": 1}, {"self": 2}).select(**{"self": 2}).score == 1.0
+
     def test_select_gives_the_report_of_a_slice(self):
         part = report(1, 0, 1, 0).select(task="t0")
         assert (part.score, len(part.rows)) == (1.0, 2)
@@ -115,6 +118,12 @@ class TestFiles:
         found = Report("f1", rows, {"model": "nano", "seed": 0}, {"f1": 0.5}, {"none": 0.25})
         assert Report.load(found.save_json(tmp_path / "new" / "report.json")) == found
         assert Report.load(tmp_path / "new") == found
+
+    def test_half_a_surrogate_pair_is_saved_and_comes_back(self, tmp_path):
+        """A row's file name that is not UTF-8 has it."""
+        found = Report("m", (Row("a\udcff:1", "Q", "a", "a", 1.0, extra={"é": "\ud800"}),), {})
+        assert Report.load(found.save_json(tmp_path / "r.json")) == found
+        assert "é" in (tmp_path / "r.json").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("clip", [None, (1.0, 2.5)])
     def test_a_video_comes_back_with_its_clip(self, tmp_path, clip):

@@ -305,6 +305,12 @@ def test_an_empty_batch_has_no_replies(tiny_vlm):
     assert tiny_vlm.chat_batch([]) == []
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_of_no_rows_is_refused(tiny_vlm, size):
+    with pytest.raises(DataError, match=f"batch_size={size}; expected 1 or more"):
+        tiny_vlm.chat_batch(["Q"], batch_size=size)
+
+
 def test_a_batch_with_too_few_pictures_is_refused(tiny_vlm):
     with pytest.raises(DataError, match="2 questions but pictures for 1; expected one entry each"):
         tiny_vlm.chat_batch(["Q", "R"], [None])

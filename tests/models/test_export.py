@@ -18,6 +18,7 @@ from ivlkit.models import proof, shards
 from ivlkit.models.export import describe_base, export, push_to_hub, save_released, write_released
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.load import ORIGIN_FILE, load
+from ivlkit.models.weights import open_source
 from ivlkit.training.recipes import recipe
 from ivlkit.training.trainer import save_trained
 from ivlkit.training.tuning import prepare
@@ -102,6 +103,19 @@ def test_an_existing_target_is_refused_and_left_alone(tiny, tmp_path):
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine"]
 
 
+def test_a_place_that_can_not_be_written_is_named_in_a_line(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["export", str(tiny), "--to", str(tmp_path / "file" / "out")]) == 2
+    assert "file/out: not written ([Errno 20] Not a directory" in capsys.readouterr().err
+
+
+def test_a_link_to_nowhere_is_an_existing_target(tiny, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ExportError, match="out: exists already"):
+        export(tiny, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_layout_that_is_not_known_is_refused(tiny, tmp_path):
     with pytest.raises(ExportError, match="layout 'gguf'; expected one of released, adapter, transformers"):
         export(tiny, tmp_path / "merged", layout="gguf")
@@ -151,6 +165,28 @@ def test_a_loaded_model_with_changed_weights_exports_these_and_stays_as_it_is(ti
     export(vlm, tmp_path / "copy")
     torch.testing.assert_close(logits(load(tmp_path / "copy")), wanted)
     assert torch.equal(logits(vlm), wanted)
+
+
+def test_a_model_is_saved_over_its_own_files(tiny, tmp_path):
+    """In the dtype of the files its weights are maps of them: writing into these would destroy both."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    vlm = load(folder, dtype=torch.bfloat16)
+    torch.nn.init.ones_(vlm.model.lm_head.weight)
+    expected = {key: tensor.clone() for key, tensor in vlm.model.state_dict().items()}
+    save_released(vlm, folder)
+    found = load(folder, dtype=torch.bfloat16).model.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert {path.name for path in folder.iterdir()} - {path.name for path in tiny.iterdir()} == set()
+
+
+def test_one_file_takes_the_place_of_shards_and_their_index(tiny, tmp_path, monkeypatch):
+    vlm = load(tiny)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "SHARD_BYTES", 40_000)
+        save_released(vlm, tmp_path)
+    torch.nn.init.ones_(vlm.model.lm_head.weight)
+    save_released(vlm, tmp_path)
+    assert torch.equal(load(tmp_path).model.lm_head.weight, vlm.model.lm_head.weight)
 
 
 def test_large_weights_are_written_in_shards_that_load(tiny, tmp_path, monkeypatch):
@@ -375,6 +411,49 @@ def test_an_adapter_without_its_safetensors_file_is_refused(adapter):
         load(adapter)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "PROMPT_TUNING"},
+        {"peft_type": "UNHEARD_OF"},
+        {"r": 0},
+        {"r": "16"},
+        {"target_modules": ["nowhere"]},
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+    ],
+    ids=str,
+)
+def test_a_forged_adapter_config_is_refused(adapter, change):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for use in (load, open_source):
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json: no adapter of this model"):
+            use(adapter)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_adapter_config_is_named(adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: no adapter of this model"):
+        load(adapter)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"base": 5}'])
+def test_an_adapter_that_names_no_base_is_refused(adapter, text):
+    (adapter / "ivlkit.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"ivlkit\.json: names no `base`"):
+        load(adapter)
+
+
+def test_an_adapter_whose_base_leads_back_to_it_is_refused(adapter, tmp_path):
+    other = shutil.copytree(adapter, tmp_path / "other")
+    (adapter / "ivlkit.json").write_text(json.dumps({"base": str(other)}))
+    (other / "ivlkit.json").write_text(json.dumps({"base": str(adapter)}))
+    for use in (load, open_source):
+        with pytest.raises(CheckpointError, match="final: its base leads back to .*final"):
+            use(adapter)
+
+
 def test_an_adapter_whose_base_is_gone_is_refused(adapter):
     (adapter / "ivlkit.json").write_text(json.dumps({"base": str(adapter / "gone")}))
     with pytest.raises(CheckpointError, match="its base is not here; .*gone: no such folder"):
@@ -464,6 +543,12 @@ def test_a_full_run_and_a_run_over_a_run_have_no_adapter_to_share(tiny, tmp_path
         export(second, tmp_path / "out", layout="adapter")
     assert not (tmp_path / "out").exists()
     export(second, tmp_path / "merged")
+
+
+def test_a_shared_adapter_names_its_base_and_no_folder_of_this_machine(adapter, tiny, tmp_path):
+    for source, name in ((adapter, "file"), (load(adapter), "loaded")):
+        folder = export(source, tmp_path / name, layout="adapter")
+        assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny.name
 
 
 def test_a_loaded_adapter_is_exported_as_it_is_now(adapter, tmp_path):

@@ -86,6 +86,16 @@ def test_a_part_of_another_size_is_refused(tiny_vlm, tmp_path):
         insert_part(tiny_vlm, folder)
 
 
+def test_a_part_that_can_not_be_written_whole_leaves_nothing(tiny_vlm, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ivlkit.models.surgery._write_part_config", full)
+    with pytest.raises(ExportError, match="tower: not written .*No space left on device"):
+        extract_part(tiny_vlm, "vision_tower", tmp_path / "tower")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_part_or_a_folder_that_exists_is_refused(tiny_vlm, tmp_path):
     with pytest.raises(ExportError, match="part 'head'; expected one of vision_tower, projector"):
         extract_part(tiny_vlm, "head", tmp_path / "head")

@@ -11,7 +11,7 @@ from ivlkit.evaluation.evaluate import Report, Row
 from ivlkit.show import html
 from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
-from ivlkit.show.html import STYLE, picture_html, table_html, text_html
+from ivlkit.show.html import STYLE, page_html, picture_html, table_html, text_html
 from ivlkit.show.model import folder_html, sizes_figure, tensors_html
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
@@ -38,6 +38,15 @@ class TestText:
 
     def test_a_table_escapes_every_cell(self):
         assert "<script" not in visible(table_html([(HOSTILE, HOSTILE)], header=(HOSTILE,), title=HOSTILE))
+
+    def test_heads_and_titles_are_as_safe_as_cells(self):
+        html = page_html(HOSTILE, table_html([], header=(HOSTILE, "x" * 1_000_000), title=HOSTILE))
+        assert "\u202e" not in html and "\x00" not in html and len(html) < 20_000
+
+    def test_half_a_surrogate_pair_can_be_written(self):
+        """A file name that is not UTF-8 has it, and a JSON text may name it."""
+        html = page_html("a\udcff", text_html("\ud800b") + table_html([("\udfff",)], header=("\udc00",)))
+        assert "a[U+DCFF]" in html and "[U+D800]b" in html and html.encode()
 
 
 def luminance(rgb):
