@@ -8,12 +8,12 @@ from contextlib import suppress
 def read_steps(path):
     """The lines that hold: a step done again from a checkpoint counts once, a half line not at all."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold a U+2028
     except FileNotFoundError:
         return []
     found = []
     for line in lines:
-        with suppress(ValueError):  # a line that is being written, or was when the machine died
+        with suppress(ValueError):  # a line that is being written, or was when the machine died, within a letter too
             entry = json.loads(line)
             while found and found[-1]["step"] >= entry["step"]:
                 found.pop()

@@ -201,12 +201,11 @@ class BinPlan(_Parts):
         tokens, micro_batches = self._cut(step)
         epochs, rows = self._rows(step)
         seen = self.tiles[np.array(epochs) % len(self.tiles), rows].tolist()
-        own = [bins[self.rank] for bins in micro_batches]
+        own = [bins[self.rank] or [tokens.index(min(tokens))] for bins in micro_batches]  # as in `_micro_batches`
         shape = (lambda one: sum(one)) if self.bin_tokens else (lambda one: len(one) * max(one))
         return max(
             (shape([tokens[row] for row in one]), sum(seen[row] for row in one), len(own) - place)
             for place, one in enumerate(own)
-            if one
         )
 
     @cached_property

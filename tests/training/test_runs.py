@@ -21,7 +21,7 @@ from ivlkit.errors import CheckpointError, RecipeError, TrainingError
 from ivlkit.models.export import export
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
-from ivlkit.training.history import append_step
+from ivlkit.training.history import append_step, read_steps
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import Run, attach, execute, runs, train, write_run
 from ivlkit.training.trainer import LogToFile
@@ -256,6 +256,16 @@ def test_history_survives_a_line_that_is_half_written(rows, chosen):
     assert steps(run) == [1]
     append_step(run.folder / "log.jsonl", {"step": 2})
     assert steps(run) == [1, 2]
+
+
+def test_history_survives_a_letter_that_is_half_written_and_every_kind_of_line_end(tmp_path):
+    path, reply = tmp_path / "samples.jsonl", "a\u2028b\x85c\x0cd\re\nf"
+    append_step(path, {"step": 1, "reply": reply})
+    with open(path, "ab") as file:
+        file.write('{"step": 2, "reply": "ü'.encode()[:-1])
+    assert read_steps(path) == [{"step": 1, "reply": reply}]
+    append_step(path, {"step": 2, "reply": "ü"})
+    assert read_steps(path) == [{"step": 1, "reply": reply}, {"step": 2, "reply": "ü"}]
 
 
 @pytest.fixture

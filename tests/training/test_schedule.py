@@ -299,6 +299,20 @@ def test_a_rank_without_a_bin_computes_the_shortest_row_for_nothing():
     assert [plan[0] for plan in group if plan[0].masked] == [MicroBatch(((0, 2),), masked=True)]
 
 
+@KINDS_OF_PLAN
+def test_the_largest_batch_of_a_rank_that_has_none_in_a_step_is_found(kind):
+    """Nine rows by eight: the last step has one row, and so nothing for the second rank."""
+    tokens, tiles = lengths(9)
+    for plan in bin_plans(tokens, tiles, kind, gpus=2):
+        number, most, seen = plan.worst()
+        rows = [[row for _, row in one.rows] for one in plan]
+        shape = (lambda one: tokens[one].sum()) if kind is plan_packed else (lambda one: len(one) * tokens[one].max())
+        assert (most, seen) == max((shape(one), tiles[one].sum()) for one in rows if one)
+        assert (shape(rows[number]), tiles[rows[number]].sum()) == (most, seen)
+    _, second = bin_plans(np.array([40]), np.array([3]), kind, gpus=2)
+    assert second.worst() == (0, 40, 3)
+
+
 def test_ranks_get_other_bins_of_one_plan():
     """The world size decides the bins, the seed and the epoch which rows meet."""
     tokens, tiles = lengths(40)
