@@ -16,7 +16,8 @@ import nbclient
 import nbformat
 
 SECONDS = 1800
-START_UP = "Failed to load CPU gemm_4bit_forward"  # bitsandbytes says so on machines without another package
+# What bitsandbytes says on machines without another package, and DeepSpeed on those without a GPU.
+START_UP = "Failed to load CPU gemm_4bit_forward", "Setting accelerator to CPU"
 WIDGET = "application/vnd.jupyter.widget-view+json"  # controls: an empty place in a page without a kernel
 
 
@@ -53,11 +54,13 @@ def run(path):
 
 
 def clean(output):
-    """An output without another package's start-up line; None if nothing is left, or if it is a widget's view."""
+    """An output without other packages' start-up lines; None if nothing is left, or if it is a widget's view."""
     if WIDGET in output.get("data", {}):
         return None
     if output.output_type == "stream":
-        output.text = "".join(line for line in output.text.splitlines(True) if not line.startswith(START_UP))
+        output.text = "".join(
+            line for line in output.text.splitlines(True) if not any(said in line for said in START_UP)
+        )
     return output if output.get("text", True) else None
 
 
