@@ -181,6 +181,8 @@ class Report:
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r} instead of {FORMAT}")
             rows = tuple(_read_row(row) for row in saved["rows"])
+            if not rows:
+                raise ValueError("without rows")
             return cls(saved["metric"], rows, saved["details"], saved["numbers"], saved["controls"])
         except OSError as error:
             raise DataError(f"{path}: can't be read ({error.strerror}); expected a report; check the path") from error

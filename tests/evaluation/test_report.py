@@ -142,6 +142,7 @@ class TestFiles:
             ("[]", "TypeError"),
             ("{}", "KeyError: 'format'"),
             ('{"format": 2}', "format 2 instead of 1"),
+            ('{"format": 1, "metric": "m", "rows": [], "details": {}, "numbers": {}, "controls": {}}', "without rows"),
             ('{"format": 1, "metric": "m", "rows": [{"where": 1}]}', "TypeError"),
         ],
     )
