@@ -9,6 +9,7 @@ from urllib.request import urlopen
 
 from ..errors import DataError
 from .files import write_if_changed
+from .formats import is_nothing
 from .media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
 from .records import Video, path_inside
 from .tables import PICTURE_SUFFIXES
@@ -51,7 +52,7 @@ class PictureTaker:
         """
         taken, hashes = dict(row), []
         images = row.get("image")
-        if not _is_nothing(images):
+        if not is_nothing(images):
             values = images if isinstance(images, (list, tuple)) else [images]
             paths = [self._picture(value, where) for value in values]
             hashes += [self._hash(path, where, image_size) for path in paths]
@@ -160,10 +161,6 @@ class PictureTaker:
                 digest.update(_file_digest(file))
             self._hashes[path] = digest.hexdigest()
         return self._hashes[path]
-
-
-def _is_nothing(value):
-    return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
 def _file_digest(path):
