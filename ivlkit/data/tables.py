@@ -6,6 +6,7 @@ A row that can't be used is yielded as the DataError that says why; none is left
 import csv
 import datetime
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -310,7 +311,7 @@ def folder_rows(folder, *, question=None):
 
 
 def _folder_rows(folder, question):
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    files = sorted(path for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
     for number, path in enumerate(files, start=1):
         name = path.relative_to(folder)
         where = name.as_posix()
@@ -321,6 +322,16 @@ def _folder_rows(folder, question):
         else:
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[0]}]
             yield where, {"id": number, "image": where, "conversations": turns}
+
+
+def _files_below(folder, above=()):
+    """Files of a folder and of its sub-folders, through links too, unless one leads back to a folder it lies in."""
+    above = (*above, os.path.realpath(folder))
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif os.path.realpath(path) not in above:
+            yield from _files_below(path, above)
 
 
 def _is_hidden(path):

@@ -259,6 +259,18 @@ def test_class_folders_work_alone(tmp_path, draw_picture):
         ivl.from_folder(tmp_path / "animals")
 
 
+def test_linked_classes_and_pictures_are_rows_too(tmp_path, draw_picture):
+    for number, name in enumerate(("animals/cat", "dogs/young")):
+        (tmp_path / name).mkdir(parents=True)
+        draw_picture(30 + number, 30).save(tmp_path / name / "1.jpg")
+    (tmp_path / "animals" / "dog").symlink_to(tmp_path / "dogs")
+    (tmp_path / "dogs" / "young" / "back").symlink_to(tmp_path / "dogs")
+    assert answers(ivl.from_folder(tmp_path / "animals")) == ["cat", "dog"]
+    (tmp_path / "animals" / "cat" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match="1 of 3 rows(.|\n)*cat/2.jpg: picture .* does not exist"):
+        ivl.from_folder(tmp_path / "animals")
+
+
 def test_a_folder_without_classes_is_refused(photos):
     with pytest.raises(DataError, match="sub: no sub-folders; expected one a class, sub/cat/1.jpg"):
         open_data(photos / "sub")
