@@ -148,6 +148,30 @@ def test_absolute_paths_need_a_root_that_holds_them(tmp_path, write_rows, draw_p
     assert open_data(done.meta)[0].images == (tmp_path / "pics" / "a.png",)
 
 
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        ("  ", "a picture without a name; expected a path"),
+        ("#page=2", "a picture without a name; expected a path"),
+        ("iVBOR" + "w0KGgo" * 60, "does not exist; expected a file there"),
+        ("iVBOR" + "w0KGgo" * 60 + "/a.png", "does not exist; expected a file there"),
+        ({"bytes": "x"}, "does not exist; expected a file there"),
+    ],
+)
+def test_a_picture_that_no_file_can_be_called_is_one_reject(llava, tmp_path, write_rows, turns, picture, said):
+    path = write_rows([{"image": name, "conversations": turns("Q", "A")} for name in (picture, "0.png")])
+    assert convert(path, tmp_path / "out", shares={"rows": 1.0}).rows == {"rows": 1}
+    (reject,) = lines(tmp_path / "out" / "rejects.jsonl")
+    assert reject["error"].startswith("train.jsonl:1: ") and said in reject["error"]
+
+
+def test_a_folder_of_frames_may_hold_other_folders(tmp_path, write_rows, draw_picture, turns):
+    (tmp_path / "clip" / ".thumbnails").mkdir(parents=True)
+    draw_picture(30, 20).save(tmp_path / "clip" / "1.png")
+    path = write_rows([{"video": "clip", "conversations": turns("<video>Q", "A")}])
+    assert convert(path, tmp_path / "out", shares={"rows": 1.0}).rows == {"rows": 1}
+
+
 class Pictures(BaseHTTPRequestHandler):
     content = b""
 
