@@ -258,6 +258,8 @@ def _csv_error(error, first, last):
     if "unexpected end" in str(error):
         return ValueError(f"a quote is opened and never closed, up to line {last}; close it")
     lines = f" (lines {first} to {last})" if last > first else ""
+    if "field limit" in str(error):
+        return ValueError(f"a cell of more than {csv.field_size_limit():,} characters{lines}; is a quote left open?")
     return ValueError(f"broken CSV{lines}: {error}; write a quote inside quotes twice")
 
 

@@ -128,6 +128,14 @@ def test_several_columns_become_one_json_answer(write_csv, photos):
     assert answers(data) == ['{"name": "Müller", "total": "12.50"}', '{"name": null, "total": "3"}']
 
 
+def test_a_cell_that_is_too_long_is_said_to_be(write_csv, photos):
+    path = write_csv(f"file,label\np0.jpg,{'x' * 140_000}\np1.jpg,b\n")
+    with pytest.raises(
+        DataError, match="1 of 2 rows(.|\n)*:2: a cell of more than 131,072 characters; is a quote left"
+    ):
+        ivl.from_csv(path, images=photos, question=QUESTION)
+
+
 def test_several_picture_columns_become_one_row(write_csv, photos):
     path = write_csv("front,back,label\np0.jpg,p1.jpg,x\n")
     data = ivl.from_csv(path, images=photos, image=["front", "back"], question=QUESTION)
