@@ -61,7 +61,7 @@ def from_released(row, where):
 def from_sharegpt(row, where):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
     _refuse_tools(row, where)
-    turns = row.get("conversations") or row.get("messages")
+    turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: no `conversations`; expected a list of turns, a question and its answer at least")
     released = [_sharegpt_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(turns, start=1)]

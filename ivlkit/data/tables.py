@@ -8,7 +8,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -86,7 +86,7 @@ def row_from_cells(cells, columns, where, *, id):
     Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
     """
     images = [_file_name(_filled(cells, name, where)) for name in columns.images]
-    question = columns.question if columns.is_constant else str(_filled(cells, columns.question, where))
+    question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     conversations = [
         {"from": "human", "value": _with_media(question, len(images), columns.video)},
         {"from": "gpt", "value": _answer(cells, columns, where)},
@@ -113,6 +113,17 @@ def _filled(cells, name, where):
     return value.strip() if isinstance(value, str) else value
 
 
+def _text(cells, name, where):
+    """A cell as text. A list is none: str() would make an answer of its brackets and quotes."""
+    value = _filled(cells, name, where)
+    if isinstance(value, Container) and not isinstance(value, str):
+        raise DataError(
+            f"{where}: the cell {name!r} is a {type(value).__name__}; expected a text or a number; choose one of its "
+            "values"
+        )
+    return str(value)
+
+
 def _file_name(value):
     """A spreadsheet reads the name 0017 as a number."""
     return str(value) if isinstance(value, (int, float)) else value
@@ -130,12 +141,15 @@ def _with_media(question, num_images, video):
 
 def _answer(cells, columns, where):
     if not columns.as_json:
-        return str(_filled(cells, columns.answer[0], where))
+        return _text(cells, columns.answer[0], where)
     values = {name: cells.get(name) for name in columns.answer}
     values = {name: None if isinstance(value, str) and not value.strip() else value for name, value in values.items()}
     if all(value is None for value in values.values()):
         raise DataError(f"{where}: all cells of the answer are empty; expected one value at least; fill them")
-    return json.dumps(values, ensure_ascii=False)
+    try:
+        return json.dumps(values, ensure_ascii=False)
+    except TypeError as error:
+        raise DataError(f"{where}: {error}; expected texts, numbers or lists of them; convert the column") from error
 
 
 # CSV and TSV
@@ -376,7 +390,9 @@ def _dataset_rows(dataset, name, features, header, choice):
 
 def _class_name(feature, value):
     names = getattr(feature, "int2str", None)
-    return names(value) if names and isinstance(value, int) and value >= 0 else value
+    if not names or not isinstance(value, int):
+        return value
+    return names(value) if value >= 0 else None  # -1 stands for no class
 
 
 def _is_json(value):
