@@ -47,9 +47,14 @@ def _media(record):
     """(key, medium) of everything a row shows; its text stands for a row without."""
     shown = [*record.images, *([record.video.path] if record.video else [])]
     if not shown:
-        text = "\0".join(f"{turn.role}\1{turn.text}" for turn in record.turns)
-        return [(("text", hashlib.blake2b(text.encode(), digest_size=16).digest()), None)]
+        return [(text_key(record.turns), None)]
     return [(str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one) for one in shown]
+
+
+def text_key(turns):
+    """What stands for a row without pictures: equal for equal turns."""
+    text = "\0".join(f"{turn.role}\1{turn.text}" for turn in turns)
+    return "text", hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def content_numbers(media, owners):

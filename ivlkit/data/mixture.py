@@ -145,6 +145,8 @@ class Data:
         numbers = np.asarray(numbers)
         if not len(numbers):
             raise DataError(f"{self.path}: a selection of no rows; expected one row at least")
+        if numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
+            raise DataError(f"{self.path}: a selection of {numbers.dtype}; expected row numbers; use np.flatnonzero")
         if numbers.min() < 0 or numbers.max() >= len(self):
             raise DataError(f"{self.path}: row {numbers.max()} selected of {len(self)}; expected 0 to {len(self) - 1}")
         kept = numbers if self.selection is None else np.asarray(self.selection)[numbers]
@@ -160,7 +162,7 @@ class Data:
         Raises: DataError if the shares don't sum to 1, a picture is missing, or a part gets no row.
         """
         parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
-        if abs(sum(parts.values()) - 1) > 1e-6 or min(parts.values()) <= 0:
+        if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
             raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
         part_of = part_of_groups(group_rows(self), list(parts.values()), seed=seed)
         for number, name in enumerate(parts):

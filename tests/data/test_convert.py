@@ -40,6 +40,36 @@ def test_one_picture_is_never_on_two_sides(llava, tmp_path):
     assert done.detected == "JSON list of released rows"
 
 
+def test_equal_rows_without_pictures_are_never_on_two_sides(tmp_path, write_rows, turns):
+    path = write_rows([{"conversations": turns(f"Q{number % 5}", "A")} for number in range(40)])
+    sides = {}
+    for name in convert(path, tmp_path / "out").rows:
+        for row in lines(tmp_path / "out" / f"{name}.jsonl"):
+            sides.setdefault(row["conversations"][0]["value"], set()).add(name)
+    assert all(len(names) == 1 for names in sides.values()) and len(sides) == 5
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({}, "expected numbers that sum to 1"),
+        ({"train": 0.5}, "expected numbers that sum to 1"),
+        ({"train": 2, "test": -1}, "expected numbers that sum to 1"),
+        (
+            {"train": 0.5, "meta": 0.5},
+            "a split named 'meta'; expected a file's name, none of conversion, meta, rejects",
+        ),
+        ({"train": 0.5, "rejects": 0.5}, "a split named 'rejects'"),
+        ({"../train": 1}, "a split named '../train'"),
+    ],
+)
+def test_shares_that_cannot_be_written_are_refused_at_once(llava, tmp_path, shares, said):
+    with pytest.raises(DataError, match=said):
+        convert(llava, tmp_path / "out", shares=shares)
+    assert not (tmp_path / "out").exists()
+    assert convert(llava, tmp_path / "out", shares={"train": 1, "test": 0}).rows == {"train": 20}
+
+
 def test_what_is_written_opens_and_pictures_stay_where_they_are(llava, tmp_path):
     done = convert(llava, tmp_path / "out", shares={"train": 0.5, "test": 0.5})
     train, test = open_data(done.meta), open_data(tmp_path / "out" / "test.json")

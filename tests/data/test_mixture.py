@@ -35,6 +35,12 @@ def test_a_jsonl_alone_starts_its_paths_from_its_own_folder(tmp_path, write_rows
     assert open_data(path, root="pics")[0].images == (Path("pics/a.png"),)
 
 
+@pytest.mark.parametrize("numbers", [np.arange(10) < 3, [0.0, 1.0]])
+def test_a_selection_is_of_row_numbers(write_meta, numbers):
+    with pytest.raises(DataError, match="a selection of .*; expected row numbers; use np.flatnonzero"):
+        open_data(write_meta()).select(numbers)
+
+
 def test_rows_come_in_the_order_of_the_file_and_by_number(write_meta):
     data = open_data(write_meta())
     assert len(data) == 10
