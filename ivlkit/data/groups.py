@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from .media import is_data_uri, uri_bytes
 
 _BLOCK_BYTES = 1 << 20
 
@@ -48,7 +49,13 @@ def _media(record):
     shown = [*record.images, *([record.video.path] if record.video else [])]
     if not shown:
         return [(text_key(record.turns), None)]
-    return [(str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one) for one in shown]
+    return [_key_and_medium(one, record.where) for one in shown]
+
+
+def _key_and_medium(one, where):
+    if is_data_uri(one):  # its bytes are its key; a million of them need not be kept to be compared
+        return ("uri", _digest(uri_bytes(one, where))), None
+    return str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one
 
 
 def text_key(turns):
