@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import DataError
 from .formats import as_released, detect_format
 from .gather import PictureTaker
-from .groups import group_keys, part_of_groups
+from .groups import group_keys, part_of_groups, text_key
 from .records import parse_row, read_released
 from .tables import TABLE_SUFFIXES, dataset_rows, folder_rows, table_rows
 from .video import read_header
@@ -25,6 +25,7 @@ from .video import read_header
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 MARKER = "conversion.json"  # says that a folder was written by us and may be written again
 REJECTS = "rejects.jsonl"
+TAKEN = {Path(MARKER).stem, Path(REJECTS).stem, "meta"}  # a split of such a name would be written over one of our files
 PART = ".part"
 ALL = {"rows": 1.0}
 LISTED = 10  # rejects that a message quotes
@@ -56,7 +57,7 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     """Write a source as the released JSONL and meta files into the folder `to`.
 
     The split is by what is in the pictures: rows that share one, byte for byte, go to the same side, and so do rows
-    that are joined by others. The same rows and seed give the same files.
+    that are joined by others, and equal rows without pictures. The same rows and seed give the same files.
 
     Args:
         source: .jsonl, .json (a list), .csv, .tsv, .xlsx, a folder with a sub-folder a class, or a dataset object.
@@ -69,6 +70,7 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     Returns: `Conversion`, e.g. of 97 rows: {"train": 78, "validation": 10, "test": 9}, 3 rejected.
     Raises: DataError if the source can't be read, no row is left, or `to` holds other files.
     """
+    _check_shares(shares)
     detected, rows, home = _open_source(source, format, columns)
     root = Path(images) if images is not None else home
     if not root.is_dir():
@@ -139,6 +141,14 @@ def openable(path, root=None):
     if path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path):
         return _converted(path, None, "refuse", images=root).meta, None
     return path, root
+
+
+def _check_shares(shares):
+    if not all(share >= 0 for share in shares.values()) or not abs(sum(shares.values()) - 1) < 1e-6:
+        raise DataError(f"shares {shares}; expected numbers that sum to 1")
+    for name in shares:
+        if not name or Path(name).name != name or name in TAKEN:
+            raise DataError(f"a split named {name!r}; expected a file's name, none of {', '.join(sorted(TAKEN))}")
 
 
 # Sources
@@ -265,7 +275,7 @@ def _remove(paths):
 class _SortedOut:
     """What became of the rows: keys of the accepted ones, and the rejected."""
 
-    keys: list = field(default_factory=list)  # of each accepted row, the hashes of its pictures
+    keys: list = field(default_factory=list)  # of each accepted row, the hashes of its pictures, or of its text
     formats: Counter = field(default_factory=Counter)
     rejected: int = 0
     first_rejects: list = field(default_factory=list)
@@ -302,7 +312,7 @@ def _sort_out(rows, folder, taker, format):
 
 
 def _accept(row, where, taker, format, formats):
-    """(released row with absolute paths, keys of its pictures), read once as training will read it."""
+    """(released row with absolute paths, keys of its pictures or text), read once as training will read it."""
     if isinstance(row, Exception):
         raise row
     name = format or detect_format(row)
@@ -311,7 +321,7 @@ def _accept(row, where, taker, format, formats):
     if record.video and record.video.clip:
         read_header(record.video, where)
     formats[name] += 1
-    return taken | {"source": where}, keys
+    return taken | {"source": where}, keys or (text_key(record.turns),)
 
 
 def _json_line(row):

@@ -30,7 +30,7 @@ from .examine import BAD, GOOD, MEDIA_SUFFIXES, PICTURE, PICTURES, Examiner, Tas
 from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, make_problem
 from .groups import file_digest
 from .index import CACHE_FOLDER, STORED_FROM_BYTES, LineIndex, load_array, store_array
-from .mixture import Data, Source, read_entries, read_source
+from .mixture import Data, Source, check_repeat, read_entries, read_source
 from .records import parse_row
 
 BLOCK_ROWS = 2048
@@ -209,7 +209,7 @@ def _read_meta(path, findings):
 
 def _can_be_read(source, findings):
     where = str(source.annotation)
-    if not source.annotation.exists():
+    if not os.path.exists(source.annotation):
         todo = f"get it: {source.about}" if source.about else None
         findings.add(make_problem("missing_file", where, "no such file", todo=todo, source=source.name))
         return False
@@ -224,7 +224,12 @@ def _can_be_read(source, findings):
     if source.length is not None and source.length != len(index):
         found = f"{len(index):,} rows, `length` says {source.length:,}"
         findings.add(make_problem("declared_length", where, found, source=source.name))
-    if not source.root.is_dir():
+    try:
+        check_repeat(source, len(index))
+    except DataError as error:
+        found, expected, todo = str(error).removeprefix(f"{where}: ").split("; ")
+        findings.add(make_problem("meta", where, found, expected=expected, todo=todo, source=source.name))
+    if not os.path.isdir(source.root):
         findings.add(make_problem("missing_root", str(source.root), "no such folder", source=source.name))
     return True
 
@@ -583,7 +588,7 @@ class _Overview:
         return str(self.record(int(picture["row"])).images[int(picture["place"])])
 
     def _find_unused(self):
-        for root in sorted({source.root.resolve() for source in self.task.sources if source.root.is_dir()}):
+        for root in sorted({source.root.resolve() for source in self.task.sources if os.path.isdir(source.root)}):
             roots = {source.root for source in self.task.sources if source.root.resolve() == root}
             named = next(iter(sorted(roots)))
             found = _media_below(named)

@@ -23,7 +23,7 @@ from .encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_
 from .findings import ERROR, KINDS
 from .formats import IMAGE_PLACEHOLDER, as_released
 from .index import LineIndex
-from .media import image_size, is_data_uri, is_remote, open_image
+from .media import MAX_PIXELS, image_size, is_data_uri, is_remote, open_image
 from .records import ROLES, Record, parse_row, read_released
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
@@ -361,7 +361,8 @@ class _BlockState:
         if all(look.size for look in looks):
             return [look.size for look in looks]
         declared = _declared_sizes(parsed)
-        return declared if len(declared) == len(looks) else None
+        credible = all(width_px * height_px <= MAX_PIXELS for width_px, height_px in declared)
+        return declared if len(declared) == len(looks) and credible else None
 
     def _hash(self, place, parsed, record, texts, answer):
         names = [str(image) for image in record.images]

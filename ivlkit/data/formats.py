@@ -31,14 +31,22 @@ def as_released(row, where, *, format=None):
 
 
 def detect_format(row):
-    """The name of the format a row is written in: "released", "sharegpt" or "openai"."""
-    if isinstance(row.get("messages"), list) and "conversations" not in row:
+    """The name of the format a row is written in: "released", "sharegpt" or "openai".
+
+    An empty field says nothing: tables that are saved as JSON lines fill every row with all columns, most of them null.
+    """
+    if isinstance(row.get("messages"), list) and row.get("conversations") is None:
         return "openai" if _has(row["messages"], "role") else "sharegpt"
     if _has(row.get("conversations"), "role"):
         return "sharegpt"
-    if "image" not in row and "video" not in row and not MARKS_SHAREGPT.isdisjoint(row):
+    if is_nothing(row.get("image")) and is_nothing(row.get("video")) and not MARKS_SHAREGPT.isdisjoint(row):
         return "sharegpt"
     return "released"
+
+
+def is_nothing(value):
+    """Whether a field of pictures or a video is there but empty."""
+    return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
 def _has(turns, key):
@@ -53,7 +61,7 @@ def from_released(row, where):
 def from_sharegpt(row, where):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
     _refuse_tools(row, where)
-    turns = row.get("conversations", row.get("messages"))
+    turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: no `conversations`; expected a list of turns, a question and its answer at least")
     released = [_sharegpt_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(turns, start=1)]
@@ -103,7 +111,7 @@ def _named(images, videos, where):
 
 
 def _listed(value):
-    if value is None or (isinstance(value, str) and not value):
+    if is_nothing(value):
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -154,7 +162,7 @@ def _part_text(part, role, found, where):
 def _part_source(part, kind, medium, where):
     """What a picture part points at; None where the picture stands in the row's own `images`."""
     value = next((part[key] for key in (kind, f"{medium}_url", medium, "url", "path") if part.get(key)), None)
-    value = value.get("url") if isinstance(value, Mapping) and "url" in value else value
+    value = value.get("url") or None if isinstance(value, Mapping) and "url" in value else value
     if isinstance(value, str) and value.lower().startswith("file://"):
         from urllib.parse import unquote, urlparse
 

@@ -9,6 +9,7 @@ from urllib.request import urlopen
 
 from ..errors import DataError
 from .files import write_if_changed
+from .formats import is_nothing
 from .media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
 from .records import Video, path_inside
 from .tables import PICTURE_SUFFIXES
@@ -51,7 +52,7 @@ class PictureTaker:
         """
         taken, hashes = dict(row), []
         images = row.get("image")
-        if not _is_nothing(images):
+        if not is_nothing(images):
             values = images if isinstance(images, (list, tuple)) else [images]
             paths = [self._picture(value, where) for value in values]
             hashes += [self._hash(path, where, image_size) for path in paths]
@@ -64,8 +65,8 @@ class PictureTaker:
 
     def _picture(self, value, where):
         if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
-            value = io.BytesIO(value["bytes"]) if value.get("bytes") else value.get("path")
-        if isinstance(value, (bytes, bytearray)):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, (bytes, bytearray, memoryview)):
             value = io.BytesIO(value)
         if is_data_uri(value):
             value = io.BytesIO(uri_bytes(value, where))
@@ -119,9 +120,11 @@ class PictureTaker:
     def _find(self, name, where):
         """The file of this name below the root; backslashes, another case and a missing suffix are seen through."""
         name = name.strip()
+        if not name:
+            raise DataError(f"{where}: a picture without a name; expected a path; fill it or remove the row")
         for written in dict.fromkeys((name, name.replace("\\", "/"))):
             path = path_inside(self.root, written, where)
-            if path.exists():
+            if os.path.exists(path):  # Path.exists raises where a name is too long
                 return Path(os.path.abspath(path))
         found = self._alike(path)
         if len(found) > 1:
@@ -143,7 +146,7 @@ class PictureTaker:
         """{name: files, (name without suffix,): pictures}, in folded case."""
         if folder not in self._listings:
             listing = {}
-            for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+            for entry in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
                 listing.setdefault(entry.name.casefold(), []).append(entry.name)
                 if entry.suffix.lower() in PICTURE_SUFFIXES:
                     listing.setdefault((entry.stem.casefold(),), []).append(entry.name)
@@ -154,16 +157,12 @@ class PictureTaker:
         """SHA-256 of a file, or of the files in a folder; its header is read first."""
         if path not in self._hashes:
             read(path, where)
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
             digest = hashlib.sha256()
             for file in files:
                 digest.update(_file_digest(file))
             self._hashes[path] = digest.hexdigest()
         return self._hashes[path]
-
-
-def _is_nothing(value):
-    return value is None or (isinstance(value, (str, list, tuple)) and not value)
 
 
 def _file_digest(path):

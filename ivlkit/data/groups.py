@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from .media import is_data_uri, uri_bytes
 
 _BLOCK_BYTES = 1 << 20
 
@@ -47,9 +48,20 @@ def _media(record):
     """(key, medium) of everything a row shows; its text stands for a row without."""
     shown = [*record.images, *([record.video.path] if record.video else [])]
     if not shown:
-        text = "\0".join(f"{turn.role}\1{turn.text}" for turn in record.turns)
-        return [(("text", hashlib.blake2b(text.encode(), digest_size=16).digest()), None)]
-    return [(str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one) for one in shown]
+        return [(text_key(record.turns), None)]
+    return [_key_and_medium(one, record.where) for one in shown]
+
+
+def _key_and_medium(one, where):
+    if is_data_uri(one):  # its bytes are its key; a million of them need not be kept to be compared
+        return ("uri", _digest(uri_bytes(one, where))), None
+    return str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one
+
+
+def text_key(turns):
+    """What stands for a row without pictures: equal for equal turns."""
+    text = "\0".join(f"{turn.role}\1{turn.text}" for turn in turns)
+    return "text", hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def content_numbers(media, owners):

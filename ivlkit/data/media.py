@@ -62,7 +62,7 @@ def open_image(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
     """
     if isinstance(source, np.ndarray):
         _check_array(source, where)
-        return Image.fromarray(source).convert("RGB")
+        return _to_rgb(Image.fromarray(source), rules)
     with _opened(source, where) as image:
         turn = TURNS.get(_orientation(image, rules))
         flat = _to_rgb(image, rules)
@@ -75,6 +75,7 @@ def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         _check_array(source, where)
         return source.shape[1], source.shape[0]
     with _opened(source, where) as image:
+        _check_mode(image, rules)
         width_px, height_px = image.size
         return (height_px, width_px) if _orientation(image, rules) in SWAPS_SIDES else (width_px, height_px)
 
@@ -150,13 +151,18 @@ def _orientation(image, rules):
 def _to_rgb(image, rules):
     if rules.scale_16_bit and image.mode in DEEP_GREY:
         return _scale_grey(image)
-    if rules.scale_16_bit and image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits; scale and save it as PNG")
+    _check_mode(image, rules)
     if rules.background is None or not image.has_transparency_data:
         return image.convert("RGB")
     whole = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     canvas = Image.new("RGBA", whole.size, (*rules.background, 255))
     return Image.alpha_composite(canvas, whole).convert("RGB")
+
+
+def _check_mode(image, rules):
+    """The one mode that a header gives away as unusable."""
+    if rules.scale_16_bit and image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits; scale and save it as PNG")
 
 
 def _scale_grey(image):

@@ -94,7 +94,8 @@ def _mend_turn(turn):
 
 def _mend_name(name, root):
     slashed = name.replace("\\", "/")
-    return slashed if slashed != name and not (root / name).exists() and (root / slashed).exists() else name
+    meant = slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed)
+    return slashed if meant else name
 
 
 def _mend_sizes(row, paths):

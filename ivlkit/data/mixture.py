@@ -8,6 +8,7 @@ start from the working directory, as in the guide, or else from the meta file's 
 import hashlib
 import json
 import os
+import sys
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ META_FIELDS = {
     "about": "where it comes from; said where it is missing",
 }
 TRAIN, ALL = "train", "all"
+# A number beyond these is a slip of the hand: grids are tried one by one, and every repeated row is counted.
+MOST_TILES, MOST_REPEATS = 1000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Data:
         for source, index in zip(sources, self.indexes, strict=True):
             _check_length(source, index)
         self.sources = _weigh(sources, self.indexes)
+        for source, index in zip(self.sources, self.indexes, strict=True):
+            check_repeat(source, len(index))
         self._drawn = [
             _draw_fraction(len(index), source.repeat, seed=f"{seed}:{source.name}")
             for source, index in zip(self.sources, self.indexes, strict=True)
@@ -140,6 +145,8 @@ class Data:
         numbers = np.asarray(numbers)
         if not len(numbers):
             raise DataError(f"{self.path}: a selection of no rows; expected one row at least")
+        if numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
+            raise DataError(f"{self.path}: a selection of {numbers.dtype}; expected row numbers; use np.flatnonzero")
         if numbers.min() < 0 or numbers.max() >= len(self):
             raise DataError(f"{self.path}: row {numbers.max()} selected of {len(self)}; expected 0 to {len(self) - 1}")
         kept = numbers if self.selection is None else np.asarray(self.selection)[numbers]
@@ -155,7 +162,7 @@ class Data:
         Raises: DataError if the shares don't sum to 1, a picture is missing, or a part gets no row.
         """
         parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
-        if abs(sum(parts.values()) - 1) > 1e-6 or min(parts.values()) <= 0:
+        if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
             raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
         part_of = part_of_groups(group_rows(self), list(parts.values()), seed=seed)
         for number, name in enumerate(parts):
@@ -289,8 +296,8 @@ def read_source(name, entry, meta_path):
         annotation=_resolve(entry["annotation"], meta_path),
         root=_resolve(entry["root"], meta_path),
         augment_jpeg=_typed(entry, "data_augment", (bool,), False, where),
-        max_tiles=_positive(_typed(entry, tiles_key, (int,), None, where), tiles_key, where),
-        repeat=_positive(_typed(entry, "repeat_time", (int, float), 1, where), "repeat_time", where),
+        max_tiles=_positive(_typed(entry, tiles_key, (int,), None, where), tiles_key, where, most=MOST_TILES),
+        repeat=_positive(_typed(entry, "repeat_time", (int, float), 1, where), "repeat_time", where, most=MOST_REPEATS),
         length=_typed(entry, "length", (int,), None, where),
         format=_known_format(_typed(entry, "format", (str,), None, where), where),
         split=_split_name(_typed(entry, "split", (str,), TRAIN, where), where),
@@ -321,20 +328,21 @@ def _typed(entry, key, kinds, default, where):
     return value
 
 
-def _positive(value, key, where):
-    if value is not None and not 0 < value < float("inf"):
-        raise DataError(f"{where}: `{key}` is {value!r}; expected more than 0")
+def _positive(value, key, where, *, most=sys.float_info.max):
+    if value is not None and not 0 < value <= most:
+        at_most = f" and at most {most:,}" if most < sys.float_info.max else ""
+        raise DataError(f"{where}: `{key}` is {value!r:.40}; expected more than 0{at_most}")
     return value
 
 
 def _resolve(name, meta_path):
     path = Path(name)
-    return path if path.is_absolute() or path.exists() else Path(meta_path).parent / path
+    return path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path
 
 
 def _check_files(sources):
     """All missing files at once, each with where it comes from."""
-    missing = [source for source in sources if not source.annotation.exists()]
+    missing = [source for source in sources if not os.path.exists(source.annotation)]
     if not missing:
         return
     named = [
@@ -352,6 +360,15 @@ def _check_length(source, index):
         raise DataError(
             f"{source.annotation}: {len(index)} rows but the meta file declares `length` {source.length}; "
             "is the file complete? Correct one of them"
+        )
+
+
+def check_repeat(source, num_rows):
+    """Raise DataError if the entry takes no row of its file at all."""
+    if round(source.repeat * num_rows) < 1:
+        raise DataError(
+            f"{source.annotation}: repeat_time {source.repeat} of {num_rows} rows leaves none; "
+            "expected one row at least; raise it or remove the entry"
         )
 
 
@@ -373,8 +390,6 @@ def _draw_fraction(num_rows, repeat, *, seed):
     """(times that all rows are taken, seeded draw of the rest in file order): 10 rows × 2.5 → (2, 5 numbers)."""
     whole, part = divmod(repeat, 1)
     count = round(part * num_rows)
-    if not whole and not count:
-        raise DataError(f"repeat_time {repeat} of {num_rows} rows leaves none; raise it or remove the entry")
     if not count:
         return int(whole), np.empty(0, np.int64)
     rng = np.random.default_rng(np.frombuffer(hashlib.sha256(seed.encode()).digest(), np.uint32))

@@ -161,7 +161,7 @@ def _read_video(row, where, root):
 
 def _read_clip(clip, where):
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
-    if not numbers or not 0 <= clip[0] < clip[1] < float("inf"):
+    if not numbers or not 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
         raise DataError(f"{where}: `clip` is {_short(clip)}; expected [start, end] in seconds, 0 <= start < end")
     return float(clip[0]), float(clip[1])
 

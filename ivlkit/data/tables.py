@@ -6,8 +6,9 @@ A row that can't be used is yielded as the DataError that says why; none is left
 import csv
 import datetime
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -85,7 +86,7 @@ def row_from_cells(cells, columns, where, *, id):
     Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
     """
     images = [_file_name(_filled(cells, name, where)) for name in columns.images]
-    question = columns.question if columns.is_constant else str(_filled(cells, columns.question, where))
+    question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     conversations = [
         {"from": "human", "value": _with_media(question, len(images), columns.video)},
         {"from": "gpt", "value": _answer(cells, columns, where)},
@@ -112,6 +113,17 @@ def _filled(cells, name, where):
     return value.strip() if isinstance(value, str) else value
 
 
+def _text(cells, name, where):
+    """A cell as text. A list is none: str() would make an answer of its brackets and quotes."""
+    value = _filled(cells, name, where)
+    if isinstance(value, Container) and not isinstance(value, str):
+        raise DataError(
+            f"{where}: the cell {name!r} is a {type(value).__name__}; expected a text or a number; choose one of its "
+            "values"
+        )
+    return str(value)
+
+
 def _file_name(value):
     """A spreadsheet reads the name 0017 as a number."""
     return str(value) if isinstance(value, (int, float)) else value
@@ -129,12 +141,15 @@ def _with_media(question, num_images, video):
 
 def _answer(cells, columns, where):
     if not columns.as_json:
-        return str(_filled(cells, columns.answer[0], where))
+        return _text(cells, columns.answer[0], where)
     values = {name: cells.get(name) for name in columns.answer}
     values = {name: None if isinstance(value, str) and not value.strip() else value for name, value in values.items()}
     if all(value is None for value in values.values()):
         raise DataError(f"{where}: all cells of the answer are empty; expected one value at least; fill them")
-    return json.dumps(values, ensure_ascii=False)
+    try:
+        return json.dumps(values, ensure_ascii=False)
+    except TypeError as error:
+        raise DataError(f"{where}: {error}; expected texts, numbers or lists of them; convert the column") from error
 
 
 # CSV and TSV
@@ -257,6 +272,8 @@ def _csv_error(error, first, last):
     if "unexpected end" in str(error):
         return ValueError(f"a quote is opened and never closed, up to line {last}; close it")
     lines = f" (lines {first} to {last})" if last > first else ""
+    if "field limit" in str(error):
+        return ValueError(f"a cell of more than {csv.field_size_limit():,} characters{lines}; is a quote left open?")
     return ValueError(f"broken CSV{lines}: {error}; write a quote inside quotes twice")
 
 
@@ -310,7 +327,7 @@ def folder_rows(folder, *, question=None):
 
 
 def _folder_rows(folder, question):
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    files = sorted(path for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
     for number, path in enumerate(files, start=1):
         name = path.relative_to(folder)
         where = name.as_posix()
@@ -321,6 +338,16 @@ def _folder_rows(folder, question):
         else:
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[0]}]
             yield where, {"id": number, "image": where, "conversations": turns}
+
+
+def _files_below(folder, above=()):
+    """Files of a folder and of its sub-folders, through links too, unless one leads back to a folder it lies in."""
+    above = (*above, os.path.realpath(folder))
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif os.path.realpath(path) not in above:
+            yield from _files_below(path, above)
 
 
 def _is_hidden(path):
@@ -363,7 +390,9 @@ def _dataset_rows(dataset, name, features, header, choice):
 
 def _class_name(feature, value):
     names = getattr(feature, "int2str", None)
-    return names(value) if names and isinstance(value, int) and value >= 0 else value
+    if not names or not isinstance(value, int):
+        return value
+    return names(value) if value >= 0 else None  # -1 stands for no class
 
 
 def _is_json(value):

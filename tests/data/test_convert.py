@@ -40,6 +40,36 @@ def test_one_picture_is_never_on_two_sides(llava, tmp_path):
     assert done.detected == "JSON list of released rows"
 
 
+def test_equal_rows_without_pictures_are_never_on_two_sides(tmp_path, write_rows, turns):
+    path = write_rows([{"conversations": turns(f"Q{number % 5}", "A")} for number in range(40)])
+    sides = {}
+    for name in convert(path, tmp_path / "out").rows:
+        for row in lines(tmp_path / "out" / f"{name}.jsonl"):
+            sides.setdefault(row["conversations"][0]["value"], set()).add(name)
+    assert all(len(names) == 1 for names in sides.values()) and len(sides) == 5
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({}, "expected numbers that sum to 1"),
+        ({"train": 0.5}, "expected numbers that sum to 1"),
+        ({"train": 2, "test": -1}, "expected numbers that sum to 1"),
+        (
+            {"train": 0.5, "meta": 0.5},
+            "a split named 'meta'; expected a file's name, none of conversion, meta, rejects",
+        ),
+        ({"train": 0.5, "rejects": 0.5}, "a split named 'rejects'"),
+        ({"../train": 1}, "a split named '../train'"),
+    ],
+)
+def test_shares_that_cannot_be_written_are_refused_at_once(llava, tmp_path, shares, said):
+    with pytest.raises(DataError, match=said):
+        convert(llava, tmp_path / "out", shares=shares)
+    assert not (tmp_path / "out").exists()
+    assert convert(llava, tmp_path / "out", shares={"train": 1, "test": 0}).rows == {"train": 20}
+
+
 def test_what_is_written_opens_and_pictures_stay_where_they_are(llava, tmp_path):
     done = convert(llava, tmp_path / "out", shares={"train": 0.5, "test": 0.5})
     train, test = open_data(done.meta), open_data(tmp_path / "out" / "test.json")
@@ -146,6 +176,30 @@ def test_absolute_paths_need_a_root_that_holds_them(tmp_path, write_rows, draw_p
         convert(path, tmp_path / "out")
     done = convert(path, tmp_path / "out", images="/")
     assert open_data(done.meta)[0].images == (tmp_path / "pics" / "a.png",)
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        ("  ", "a picture without a name; expected a path"),
+        ("#page=2", "a picture without a name; expected a path"),
+        ("iVBOR" + "w0KGgo" * 60, "does not exist; expected a file there"),
+        ("iVBOR" + "w0KGgo" * 60 + "/a.png", "does not exist; expected a file there"),
+        ({"bytes": "x"}, "does not exist; expected a file there"),
+    ],
+)
+def test_a_picture_that_no_file_can_be_called_is_one_reject(llava, tmp_path, write_rows, turns, picture, said):
+    path = write_rows([{"image": name, "conversations": turns("Q", "A")} for name in (picture, "0.png")])
+    assert convert(path, tmp_path / "out", shares={"rows": 1.0}).rows == {"rows": 1}
+    (reject,) = lines(tmp_path / "out" / "rejects.jsonl")
+    assert reject["error"].startswith("train.jsonl:1: ") and said in reject["error"]
+
+
+def test_a_folder_of_frames_may_hold_other_folders(tmp_path, write_rows, draw_picture, turns):
+    (tmp_path / "clip" / ".thumbnails").mkdir(parents=True)
+    draw_picture(30, 20).save(tmp_path / "clip" / "1.png")
+    path = write_rows([{"video": "clip", "conversations": turns("<video>Q", "A")}])
+    assert convert(path, tmp_path / "out", shares={"rows": 1.0}).rows == {"rows": 1}
 
 
 class Pictures(BaseHTTPRequestHandler):

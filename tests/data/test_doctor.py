@@ -377,6 +377,12 @@ def test_declared_sizes_count_only_where_files_are_not_opened(check_lines):
     assert report.by_code("declared_size") == []
 
 
+@pytest.mark.parametrize("sides", [(10**400, 1), (10**30, 10**30)])
+def test_a_declared_size_that_no_picture_has_does_not_count(check_lines, sides):
+    report = check_lines([picture_row(width=sides[0], height=sides[1])], pictures="exist")
+    assert report.ok and report.stats["tiles"]["max"] == check_lines([picture_row()]).stats["tiles"]["max"]
+
+
 # rows together -------------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +441,9 @@ def test_pictures_that_no_row_names_are_listed(check_lines):
         ({"length": 5}, "declared_length", "1 rows, `length` says 5"),
         ({"annotation": "gone.jsonl"}, "missing_file", "no such file"),
         ({"root": "gone"}, "missing_root", "no such folder"),
+        ({"repeat_time": 0.1}, "meta", "repeat_time 0.1 of 1 rows leaves none"),
+        ({"annotation": "n" * 300}, "missing_file", "no such file"),
+        ({"root": "n" * 300}, "missing_root", "no such folder"),
         ({"format": "llama"}, "meta", "`format` is 'llama'"),
         ({"weight": 1, "repeat_time": 2}, "meta", "both `weight` and `repeat_time`"),
     ],

@@ -49,6 +49,10 @@ HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
         ({"conversations": "Q"}, "released"),
         ({"messages": []}, "sharegpt"),
         ({"messages": 3}, "released"),
+        ({"conversations": [HUMAN, GPT], "image": None, "images": ["a.png"]}, "sharegpt"),
+        ({"conversations": [HUMAN, GPT], "image": "", "video": None, "system": "S"}, "sharegpt"),
+        ({"messages": [message("user", "Q"), message("assistant", "A")], "conversations": None}, "openai"),
+        ({"messages": [HUMAN, GPT], "conversations": None}, "sharegpt"),
     ],
 )
 def test_the_format_of_a_row_is_detected(row, name):
@@ -84,6 +88,15 @@ def test_sharegpt_with_roles_and_contents():
     row = {"messages": [message("user", "Q"), message("assistant", "A")], "images": ["a.png"]}
     assert read(row, format="sharegpt") == read(row)
     assert read(row).turns[0].text == "<image>\nQ"
+
+
+def test_an_empty_field_hides_neither_pictures_nor_system_prompt():
+    row = {"image": None, "video": None, "images": ["a.png"], "system": "S", "conversations": [HUMAN, GPT]}
+    record = read(row)
+    assert record.images == (Path("root/a.png"),)
+    assert record.turns[:2] == (Turn("system", "S"), Turn("user", "<image>\nQ"))
+    row = {"image": "", "videos": ["a.mp4"], "conversations": None, "messages": [HUMAN, GPT]}
+    assert read(row).video.path == Path("root/a.mp4")
 
 
 def test_sharegpt_with_a_video():
@@ -156,6 +169,11 @@ def test_openai_parts_without_a_picture_take_the_rows_own_in_order():
 def test_openai_video_part():
     row = {"messages": [message("user", [part("video", "a.mp4"), part("text", "Q")]), message("assistant", "A")]}
     assert (read(row).video.path, read(row).turns[0].text) == (Path("root/a.mp4"), "<video>\nQ")
+
+
+def test_an_openai_picture_without_an_address_is_not_lost():
+    row = {"messages": [message("user", [part("image_url", {"url": ""})]), message("assistant", "A")]}
+    assert "1 parts without a image of their own, 0 in the row's `images`" in refusal(row)
 
 
 @pytest.mark.parametrize(

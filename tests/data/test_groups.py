@@ -79,6 +79,13 @@ def test_a_part_without_rows_is_refused(tmp_path, write_rows, turns, draw_pictur
         open_data(write_rows(rows)).split()
 
 
+def test_pictures_written_out_in_the_rows_are_compared_by_their_bytes(write_rows, turns):
+    uris = [f"data:image/png;base64,{text}" for text in ("AAAA", "AA\nAA", "BBBB", "CCCC")]
+    path = write_rows([{"image": uri, "conversations": turns("Q", "A")} for uri in uris])
+    assert group_rows(open_data(path)).tolist() == [0, 0, 2, 3]
+    assert [len(part) for part in open_data(path).split(train=0.5, test=0.5)] == [2, 2]
+
+
 def test_a_missing_picture_is_named_with_its_row(write_rows, turns):
     data = open_data(write_rows([{"image": "gone.png", "conversations": turns("Q", "A")}] * 2))
     with pytest.raises(DataError, match=r"train\.jsonl:1: .*gone\.png can't be read"):

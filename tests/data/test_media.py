@@ -156,6 +156,13 @@ def test_pixels_of_more_than_16_bits_are_refused(tmp_path, mode, value):
         open_image(tmp_path / "a.tif", WHERE)
 
 
+def test_floating_point_pixels_are_refused_by_the_header(tmp_path):
+    Image.new("F", (2, 2), 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=f"^{WHERE}: .*a.tif can't be decoded .*; expected 8 or 16 bits"):
+        image_size(tmp_path / "a.tif", WHERE)
+    assert image_size(tmp_path / "a.tif", rules=AS_REFERENCE) == (2, 2)
+
+
 def test_a_cmyk_jpeg_has_its_colours(tmp_path):
     """Adobe's files hold inverted inks."""
     Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
@@ -257,6 +264,12 @@ def test_arrays_and_pil_images_are_taken():
     assert open_image(pixels).size == image_size(pixels) == (12, 8)
     assert open_image(np.zeros((8, 12), np.uint8)).mode == "RGB"
     assert image_size(Image.new("L", (3, 5))) == (3, 5)
+
+
+def test_a_transparent_array_is_white_as_its_picture_is():
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    assert open_image(pixels).getpixel((0, 0)) == open_image(Image.fromarray(pixels)).getpixel((0, 0)) == (255,) * 3
+    assert open_image(pixels, rules=AS_REFERENCE).getpixel((0, 0)) == (0, 0, 0)
 
 
 def test_the_callers_picture_is_not_changed(draw_picture):

@@ -43,6 +43,7 @@ GOOD = line(**turns(("human", "Q "), ("gpt", "A")))
         (line(image="sub\\a.png"), line(image="sub/a.png")),
         (line(image=["sub\\a.png"]), line(image=["sub/a.png"])),
         (line(image="sub\\gone.png"), line(image="sub\\gone.png")),
+        (line(image="sub\\" + "a" * 300),) * 2,
         (line(image="sub/a.png", width=1, height=2), line(image="sub/a.png", width=64, height=48)),
         (line(image="gone.png", width=1, height=2), line(image="gone.png", width=1, height=2)),
         (b'{"id": 1, "id": 2, "conversations": []}\r\n', b'{"id": 1, "id": 2, "conversations": []}\n'),

@@ -35,6 +35,12 @@ def test_a_jsonl_alone_starts_its_paths_from_its_own_folder(tmp_path, write_rows
     assert open_data(path, root="pics")[0].images == (Path("pics/a.png"),)
 
 
+@pytest.mark.parametrize("numbers", [np.arange(10) < 3, [0.0, 1.0]])
+def test_a_selection_is_of_row_numbers(write_meta, numbers):
+    with pytest.raises(DataError, match="a selection of .*; expected row numbers; use np.flatnonzero"):
+        open_data(write_meta()).select(numbers)
+
+
 def test_rows_come_in_the_order_of_the_file_and_by_number(write_meta):
     data = open_data(write_meta())
     assert len(data) == 10
@@ -108,7 +114,7 @@ def test_two_and_a_half_times_is_every_row_twice_and_half_of_them_again(write_me
 
 
 def test_a_fraction_that_leaves_no_row_is_refused(write_meta):
-    with pytest.raises(DataError, match="repeat_time 0.01 of 10 rows leaves none; raise it or remove the entry"):
+    with pytest.raises(DataError, match=r"a\.jsonl: repeat_time 0.01 of 10 rows leaves none; expected one row"):
         open_data(write_meta(repeat_time=0.01))
 
 
@@ -140,8 +146,12 @@ def test_the_declared_length_is_checked(write_meta):
         ({"repeat_time": -1}, "`repeat_time` is -1; expected more than 0"),
         ({"repeat_time": float("nan")}, "`repeat_time` is nan; expected more than 0"),
         ({"repeat_time": float("inf")}, "`repeat_time` is inf; expected"),
+        ({"repeat_time": 1e300}, r"`repeat_time` is 1e\+300; expected more than 0 and at most 1,000,000"),
+        ({"repeat_time": 10**400}, "`repeat_time` is 1000000"),
+        ({"max_tiles": 10**9}, "`max_tiles` is 1000000000; expected more than 0 and at most 1,000"),
         ({"length": "10"}, "`length` is '10'; expected int"),
         ({"annotation": "nowhere.jsonl"}, r"nowhere\.jsonl: can't be read"),
+        ({"annotation": "n" * 300}, "nnn: can't be read"),
     ],
 )
 def test_a_wrong_field_is_refused_with_its_entry(write_meta, fields, message):

@@ -198,6 +198,7 @@ def test_fields_no_reader_uses_are_kept_beside_the_row():
         (row(video="a.mp4", clip="1-2"), "`clip` is '1-2'; expected"),
         (row(video="a.mp4", clip=[True, 2]), "`clip` is [True, 2]; expected"),
         (row(video="a.mp4", clip=[0, float("inf")]), "`clip` is [0, inf]; expected"),
+        (row(video="a.mp4", clip=[0, 10**400]), "`clip` is [0, 1000000"),
         (row(image="https://example.org/a.png"), "'https://example.org/a.png' is on another machine; expected a file"),
         (row(image="a\0.png"), "has characters that no file name has; correct it"),
         (rb'{"image": "\ud800.png", "conversations": [{}]}', "has characters that no file name has; correct it"),

@@ -128,6 +128,14 @@ def test_several_columns_become_one_json_answer(write_csv, photos):
     assert answers(data) == ['{"name": "Müller", "total": "12.50"}', '{"name": null, "total": "3"}']
 
 
+def test_a_cell_that_is_too_long_is_said_to_be(write_csv, photos):
+    path = write_csv(f"file,label\np0.jpg,{'x' * 140_000}\np1.jpg,b\n")
+    with pytest.raises(
+        DataError, match="1 of 2 rows(.|\n)*:2: a cell of more than 131,072 characters; is a quote left"
+    ):
+        ivl.from_csv(path, images=photos, question=QUESTION)
+
+
 def test_several_picture_columns_become_one_row(write_csv, photos):
     path = write_csv("front,back,label\np0.jpg,p1.jpg,x\n")
     data = ivl.from_csv(path, images=photos, image=["front", "back"], question=QUESTION)
@@ -259,6 +267,18 @@ def test_class_folders_work_alone(tmp_path, draw_picture):
         ivl.from_folder(tmp_path / "animals")
 
 
+def test_linked_classes_and_pictures_are_rows_too(tmp_path, draw_picture):
+    for number, name in enumerate(("animals/cat", "dogs/young")):
+        (tmp_path / name).mkdir(parents=True)
+        draw_picture(30 + number, 30).save(tmp_path / name / "1.jpg")
+    (tmp_path / "animals" / "dog").symlink_to(tmp_path / "dogs")
+    (tmp_path / "dogs" / "young" / "back").symlink_to(tmp_path / "dogs")
+    assert answers(ivl.from_folder(tmp_path / "animals")) == ["cat", "dog"]
+    (tmp_path / "animals" / "cat" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match="1 of 3 rows(.|\n)*cat/2.jpg: picture .* does not exist"):
+        ivl.from_folder(tmp_path / "animals")
+
+
 def test_a_folder_without_classes_is_refused(photos):
     with pytest.raises(DataError, match="sub: no sub-folders; expected one a class, sub/cat/1.jpg"):
         open_data(photos / "sub")
@@ -286,12 +306,14 @@ def test_a_dataset_object_with_pictures_in_memory(tmp_path, draw_picture, photos
         {"image": draw_picture(30, 20), "label": 1},
         {"image": {"bytes": (photos / "p0.jpg").read_bytes(), "path": None}, "label": 0},
         {"image": {"bytes": None, "path": "gone.jpg"}, "label": 0},
+        {"image": draw_picture(30, 20), "label": -1},  # how test splits say that there is none
     ]
     dataset = Dataset(rows, {"image": object(), "label": Labels()})
     data = from_dataset(dataset, to=tmp_path / "pets", question=QUESTION, rejects="list")
     assert answers(data) == ["dog", "cat"]
     assert [path.suffix for record in data for path in record.images] == [".png", ".jpg"]
-    assert "pets: row 2: picture " in (tmp_path / "pets" / "rejects.jsonl").read_text()
+    rejects = (tmp_path / "pets" / "rejects.jsonl").read_text()
+    assert "pets: row 2: picture " in rejects and "pets: row 3: the cell 'label' is empty" in rejects
 
 
 def test_a_dataset_object_with_messages(tmp_path, draw_picture):
@@ -299,6 +321,26 @@ def test_a_dataset_object_with_messages(tmp_path, draw_picture):
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]
     data = from_dataset([{"messages": messages, "images": [draw_picture(9, 9)]}], to=tmp_path / "chat")
     assert (data[0].turns[0].text, len(data[0].images)) == ("<image>\nQ", 1)
+
+
+def test_a_list_is_no_answer_unless_the_answer_is_json(tmp_path, draw_picture):
+    rows = [{"image": draw_picture(9, 9), "question": "Q", "answer": answer} for answer in (["a", "b"], {"x": 1}, 5)]
+    data = from_dataset(rows, to=tmp_path / "one", rejects="list")
+    rejects = [json.loads(line)["error"] for line in (tmp_path / "one" / "rejects.jsonl").read_text().splitlines()]
+    assert answers(data) == ["5"]
+    assert [reject.split("; ")[0] for reject in rejects] == [
+        "dataset: row 0: the cell 'answer' is a list",
+        "dataset: row 1: the cell 'answer' is a dict",
+    ]
+    data = from_dataset(rows, to=tmp_path / "json", answer=["answer"])
+    assert answers(data) == ['{"answer": ["a", "b"]}', '{"answer": {"x": 1}}', '{"answer": 5}']
+
+
+def test_what_json_has_no_word_for_is_a_reject(tmp_path, draw_picture):
+    rows = [{"image": draw_picture(9, 9), "question": "Q", "answer": answer} for answer in (datetime.date.today(), "a")]
+    data = from_dataset(rows, to=tmp_path / "json", answer=["answer"], rejects="list")
+    assert answers(data) == ['{"answer": "a"}']
+    assert "dataset: row 0: Object of type date" in (tmp_path / "json" / "rejects.jsonl").read_text()
 
 
 def test_a_dictionary_of_splits_is_refused(tmp_path):
