@@ -7,6 +7,7 @@ used: a run is found and shown again at once.
 """
 
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -202,13 +203,12 @@ class Run:
     def _process(self):
         """The living child, or None."""
         child = _children.get(self.folder.resolve())
-        if child is not None and child.poll() is not None:
-            return None
         try:
-            if child is not None:  # its command line is empty for a moment after the start
+            if child is not None and child.poll() is None:  # its command line is empty for a moment after the start
                 return psutil.Process(child.pid)
+            # One that has ended here may have been followed by another that was started elsewhere.
             process = psutil.Process(int((self.folder / "pid").read_text()))
-            is_ours = any("run.yaml" in part and self.folder.name in part for part in process.cmdline())
+            is_ours = _spec_path(self.folder) in process.cmdline()  # another run may have got the number
             return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
         except (FileNotFoundError, ValueError, psutil.Error):
             return None
@@ -244,8 +244,19 @@ def train(recipe, data, *, validation=None, metric=None, folder=None):
     """
     run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True)
     if run.state not in ("running", "finished"):
-        _start(run)
+        with _alone(run.folder):
+            if run.state not in ("running", "finished"):  # another process may have started it meanwhile
+                _start(run)
     return run
+
+
+@contextmanager
+def _alone(folder):
+    """One process at a time looks whether a run goes on, and starts it: two would write over each other."""
+    with open(folder / "start.lock", "w") as file:
+        with suppress(OSError):  # a network's file system that has no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def describe(recipe, data, *, validation=None, metric=None, folder=None, here=False):
@@ -331,15 +342,27 @@ def runs(folder=None):
 
 def execute(folder):
     """Train the run of this folder in this process: what the child does. Resumes from its last checkpoint."""
-    folder = Path(folder)
+    run = Run(folder)
+    folder = run.folder
     if rank() == 0:
+        _check_free(run)
         (folder / "error.txt").unlink(missing_ok=True)
     try:
-        _execute(Run(folder))
+        _execute(run)
     except Exception as error:
         with suppress(OSError), open(folder / "error.txt", "x") as file:  # the disk may be full: its exit code tells;
             file.write(_reason(error, folder) + _advice(error, folder))  # or another rank failed first: that is why
         raise
+
+
+def _check_free(run):
+    """Raise TrainingError if another process trains this run: both would write into its folder."""
+    process, this = run._process(), psutil.Process()
+    if process is not None and process not in (this, *this.parents()):
+        raise TrainingError(
+            f"{run.folder}: is trained already, by process {process.pid}; expected one that has ended; follow it with "
+            "ivlkit.attach, or stop it first"
+        )
 
 
 def _reason(error, folder):
@@ -559,7 +582,7 @@ def _check_plan(run, plan, *, goes_on):
 
 
 def _start(run):
-    command = [sys.executable, "-m", "ivlkit", "train", str((run.folder / "run.yaml").resolve())]
+    command = [sys.executable, "-m", "ivlkit", "train", _spec_path(run.folder)]
     if run.recipe.gpus > 1:
         launcher = [
             sys.executable,
@@ -581,6 +604,11 @@ def _start(run):
         )
     _children[run.folder.resolve()] = child
     write_whole(run.folder / "pid", str(child.pid))
+
+
+def _spec_path(folder):
+    """What stands in the command line of a run's process."""
+    return str((folder / "run.yaml").resolve())
 
 
 def _check(recipe, validation, metric):

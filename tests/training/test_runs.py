@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,6 +80,20 @@ def no_child(monkeypatch):
 def logits(vlm):
     input_ids = torch.randint(3, 1000, (1, 12), generator=torch.Generator().manual_seed(0))
     return vlm.model(input_ids=input_ids).logits
+
+
+@contextmanager
+def sleeper(argument):
+    """A process that does nothing, with this in its command line."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)", argument], stdout=-1
+    )
+    child.stdout.readline()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def steps(run):
@@ -411,6 +427,58 @@ def test_a_process_that_took_over_the_number_is_not_the_child(rows, chosen, tmp_
     (run.folder / "pid").write_text(str(os.getpid()))
     assert run.state == "stopped"
     run.stop()  # and is not sent a signal
+    other = tmp_path / "run-2" / "run.yaml"  # nor is a run whose folder's name holds this one's
+    with sleeper(str(other)) as child:
+        (run.folder / "pid").write_text(str(child.pid))
+        assert run.state == "stopped"
+
+
+def test_a_run_that_another_process_went_on_with_is_running_here_too(rows, chosen, tmp_path, no_child, monkeypatch):
+    """The child that this process had started was stopped; starting one more would train it twice at once."""
+    run = write_run(chosen, open_data(rows), folder=tmp_path / "run")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setitem(runs_module._children, run.folder.resolve(), ended)
+    (run.folder / "pid").write_text(str(ended.pid))
+    assert run.state == "stopped"
+    with sleeper(str(run.folder / "run.yaml")) as child:
+        (run.folder / "pid").write_text(str(child.pid))
+        assert run.state == "running"
+        assert train(chosen, rows, folder=run.folder).folder == run.folder
+        assert no_child == []
+        (run.folder / "error.txt").write_text("of before")
+        with pytest.raises(TrainingError, match=f"is trained already, by process {child.pid}; expected one that has"):
+            execute(run.folder)
+        assert (run.folder / "error.txt").read_text() == "of before"
+
+
+def test_two_that_ask_at_once_start_one_child(rows, chosen, tmp_path, monkeypatch):
+    started = []
+
+    def start(run):
+        time.sleep(0.3)
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        runs_module._children[run.folder.resolve()] = started[-1]
+
+    monkeypatch.setattr(runs_module, "_start", start)
+    monkeypatch.setattr(runs_module, "_children", {})
+    threads = [Thread(target=train, args=(chosen, rows), kwargs={"folder": tmp_path / "run"}) for _ in range(2)]
+    write_run(chosen, open_data(rows), folder=tmp_path / "run")
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for child in started:
+        child.kill()
+        child.wait()
+    assert len(started) == 1
+
+
+def test_what_is_no_run_keeps_its_files(tmp_path):
+    (tmp_path / "error.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="no run.yaml"):
+        execute(tmp_path)
+    assert (tmp_path / "error.txt").read_text() == "mine"
 
 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(rows, chosen, here, tmp_path, capsys):
