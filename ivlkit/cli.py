@@ -363,8 +363,8 @@ def _train(commands):
 def _run_train(options):
     from .training import runs
 
-    if options.what.endswith(".yaml"):
-        return runs.execute(Path(options.what).parent)
+    if options.what.endswith((".yaml", ".yml")):
+        return runs.execute(_described(options))
     chosen = _recipe_from(options)
     if options.dry_run:
         print(chosen.to_yaml(), end="")
@@ -373,8 +373,11 @@ def _run_train(options):
     if not options.data:
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
     data, metric = runs.open_data(options.data, root=options.root), _metric(options.metric)
+    validation = options.validation
+    if validation and not validation.endswith(".json"):  # a meta file has its own roots
+        validation = runs.open_data(validation, root=options.root)
     start = runs.describe if options.only_write else runs.train
-    run = start(chosen, data, validation=options.validation, metric=metric, folder=options.to)
+    run = start(chosen, data, validation=validation, metric=metric, folder=options.to)
     if options.only_write:
         return print(run.folder / "run.yaml")
     print(run.folder)
@@ -386,11 +389,32 @@ def _run_train(options):
     print(run)
 
 
+def _described(options):
+    """The folder of a run.yaml, which says everything: what else is asked for would not be done."""
+    path = Path(options.what)
+    if path.name != "run.yaml":
+        raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
+    others = ("data", "root", "gpus", "per_device_batch", "epochs", "learning_rate", "set")
+    others += ("validation", "metric", "to", "dry_run", "only_write")
+    given = [
+        name for name in others if getattr(options, name) is not False and getattr(options, name) not in (None, [])
+    ]
+    if given:
+        raise RecipeError(
+            f"train {path}: with --{given[0].replace('_', '-')}; expected no other option, since the file describes "
+            "the whole run; leave it out, or give a recipe's name"
+        )
+    return path.parent
+
+
 def _metric(name):
     if name is None:
         return None
     from .training.validation import find_metric
 
+    here = str(Path.cwd())  # as python -m, which trains, looks there: a console script does not
+    if here not in sys.path:
+        sys.path.insert(0, here)
     return find_metric(name)
 
 
@@ -410,9 +434,9 @@ def _recipe_from(options):
 
 def _number(name, text):
     try:
-        return json.loads(text.lower())
+        return None if text.lower() == "none" else json.loads(text.lower())
     except ValueError as error:
-        raise RecipeError(f"--set {name}={text!r}; expected a number or true or false") from error
+        raise RecipeError(f"--set {name}={text!r}; expected a number, none, or true or false") from error
 
 
 def _runs(commands):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ivlkit.cli import main
+from ivlkit.training.runs import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
 COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "notebooks", "demo", "nano"]
@@ -32,6 +33,10 @@ def test_every_command_has_help_with_an_example(command, capsys):
         (["train", "nano-lora", "--data", "nowhere.json"], "nowhere.json: does not exist"),
         (["train", "nano-lora", "--set", "lora_rank"], "expected FIELD=VALUE"),
         (["train", "nano-lora", "--set", "lora_rank=many", "--dry-run"], "expected a number"),
+        (["train", "nano-lora", "--set", "lora_rank=none", "--dry-run"], "lora_rank=None; expected a whole number"),
+        (["train", "mine.yaml"], "expected a recipe's name, or the run.yaml in a run's folder"),
+        (["train", "a/run.yaml", "--dry-run"], "with --dry-run; expected no other option"),
+        (["train", "a/run.yaml", "--epochs", "0"], "with --epochs; expected no other option"),
         (["train", "nano-lora", "--set", "lora_rnk=8", "--dry-run"], "did you mean 'lora_rank'?"),
         (["chat", "nowhere", "Hi"], "nowhere: no such folder"),
         (["chat", "2b", "Hi"], "fetch it (4.4 GB): ivlkit download 2b"),
@@ -59,6 +64,28 @@ def test_a_plan_says_whether_it_fits_and_what_to_change(capsys):
     said = capsys.readouterr().out
     assert "DOES NOT FIT" in said and "to change: then language='qlora'" in said
     assert main(["plan", "2b-lora", "--gpus", "1", "--card", "H100"]) == 0
+
+
+def test_a_run_has_its_pictures_root_its_metric_and_its_folder_from_the_command_line(
+    write_rows, turns, draw_picture, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "images").mkdir()
+    draw_picture().save(tmp_path / "images" / "0.png")
+    for name in ("train.jsonl", "validation.jsonl"):
+        write_rows([{"image": "0.png", "conversations": turns("Q", name)}], name)
+    (tmp_path / "metric_of_mine.py").write_text("def score(reply, truth):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as a console script has it
+    arguments = ["train", "nano-lora", "--data", "train.jsonl", "--root", "images", "--only-write"]
+    arguments += ["--validation", "validation.jsonl", "--metric", "metric_of_mine:score"]
+    assert main([*arguments, "--to", "a run"]) == 0
+    spec = Run(tmp_path / "a run").spec
+    assert spec["validation"]["root"] == spec["data"]["root"] == str(tmp_path / "images")
+    assert spec["metric"] == "metric_of_mine:score"
+    capsys.readouterr()
+    for taken in ("train.jsonl", "train.jsonl/run"):
+        assert main([*arguments, "--to", taken]) == 2
+        assert f"ivlkit: {taken}: can't be written (" in capsys.readouterr().err
 
 
 def test_families_are_readable_by_a_program(capsys):

@@ -86,7 +86,7 @@ MEASURED = (
 def match_card(name):
     """The card of a driver's name: "NVIDIA A100-SXM4-40GB" → A100 40GB's; None for one that is not listed."""
     plain = name.replace("-", " ").replace("SXM4 ", "").replace("PCIE ", "").replace("PCIe ", "")
-    found = [key for key in CARDS if f" {key}" in f" {plain}"]
+    found = [key for key in CARDS if f" {key} " in f" {plain} "]  # whole words: an A1000 is no A100
     return CARDS[max(found, key=len)] if found else None
 
 

@@ -151,7 +151,12 @@ def _place(gpu_gib, card):
         found = CARDS.get(card)
         name = card or "the card you named"
         return SimpleNamespace(
-            device_type="cuda", card=found, free_gib=gpu_gib or found.gib, name=name, holders=(), bf16=_has_bf16(found)
+            device_type="cuda",
+            card=found,
+            free_gib=found.gib if gpu_gib is None else gpu_gib,
+            name=name,
+            holders=(),
+            bf16=_has_bf16(found),
         )
     if not torch.cuda.is_available():
         return SimpleNamespace(

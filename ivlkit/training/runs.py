@@ -298,6 +298,16 @@ def write_run(recipe, data, folder=None, *, validation=None, metric=None):
         if {key: existing[key] for key in existing if key != "versions"} != spec:
             raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
         return Run(folder)
+    try:
+        _write_new(folder, spec, data, validation)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: can't be written ({error.strerror}); expected a folder for the run; choose another"
+        ) from error
+    return Run(folder)
+
+
+def _write_new(folder, spec, data, validation):
     folder.mkdir(parents=True, exist_ok=True)
     packages = ("torch", "transformers", "peft", "ivlkit")
     versions = {name: package_version(name) for name in packages}
@@ -305,8 +315,7 @@ def write_run(recipe, data, folder=None, *, validation=None, metric=None):
         if part is not None and part.selection is not None:
             np.save(folder / rows_file, np.asarray(part.selection, np.int64))
             flush(folder / rows_file)
-    write_whole(path, yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
-    return Run(folder)
+    write_whole(folder / "run.yaml", yaml.safe_dump(spec | {"versions": versions}, sort_keys=False))
 
 
 def _describe(data, rows_file=ROWS_FILE):

@@ -139,9 +139,11 @@ def _answer(row, record, reply, metric):
 
 
 def _is_better(line, best):
-    """A loss that is not a number is never better."""
+    """A loss or a score that is not a number is never better: nothing would ever be better than it."""
+    if line["loss"] != line["loss"] or line["score"] != line["score"]:
+        return False
     if best is None:
-        return line["loss"] == line["loss"]
+        return True
     return line["score"] > best["score"] if line["score"] is not None else line["loss"] < best["loss"]
 
 

@@ -222,11 +222,23 @@ def test_an_unknown_card_is_refused():
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA L40S", "L40S"),
         ("Tesla T4", "T4"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("Tesla V100-SXM2-32GB", "V100"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
         ("NVIDIA Unknown", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA T400", None),
     ],
 )
 def test_a_driver_s_name_finds_its_card(name, key):
     assert match_card(name) is (CARDS[key] if key else None)
+
+
+def test_no_memory_at_all_is_too_little():
+    found = plan("2b-lora", gpu_gib=0)
+    assert (found.free_gib, found.fits) == (0, False)
 
 
 def test_who_holds_the_gpu_is_named(monkeypatch):

@@ -1,6 +1,7 @@
 """Validation while a run trains: its loss and answers, and the best weights, which become the final ones."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -155,6 +156,14 @@ def test_the_best_by_a_metric_is_kept_and_patience_ends_the_run(chosen, data, he
     assert run.notices == [run.notices[0]]
     assert run.notices[0].startswith("the final weights are the best, of step 2: loss ")
     assert run.notices[0].endswith(", score 0.8000 in validation; ended at 4")
+
+
+def test_a_score_that_is_no_number_is_never_the_best(chosen, data, here, script):
+    script(0.1, math.nan, 0.2, 0.3, math.nan, 0.1)
+    changes = {"eval_steps": 1, "eval_samples": 1, "save_total_limit": 9}
+    run = here(write_run(replace(chosen, **changes), data, validation=data, metric=scripted))
+    assert find_best(run.folder)["step"] == 3
+    assert_same_bits(final(run), load_file(run.folder / "checkpoint-3" / "adapter_model.safetensors"))
 
 
 @pytest.mark.parametrize("die_at", [1, 2, 3, 4])
