@@ -21,6 +21,7 @@ from .formats import FORMATS
 from .groups import group_rows, part_of_groups
 from .index import LineIndex
 from .records import Turn, parse_line
+from .tiling import MOST_TILES
 
 META_FIELDS = {
     "root": "folder that the pictures' paths start from",
@@ -37,8 +38,7 @@ META_FIELDS = {
     "about": "where it comes from; said where it is missing",
 }
 TRAIN, ALL = "train", "all"
-# A number beyond these is a slip of the hand: grids are tried one by one, and every repeated row is counted.
-MOST_TILES, MOST_REPEATS = 1000, 1_000_000
+MOST_REPEATS = 1_000_000  # more is a slip of the hand, and too many rows to count
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ DELIMITERS = (",", ";", "\t", "|")
 ENCODINGS = ("cp1252", "latin-1")  # tried where it is not UTF-8; the last one reads any byte
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
+_WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
 FOLDER_QUESTION = "What is it?"
 HIDDEN_FILES = {"thumbs.db", "desktop.ini"}
@@ -203,6 +204,10 @@ def _encoding(path):
         marked = next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
         if marked or _is_mostly_utf8(path):
             return marked or "utf-8"
+        if not _is_western(path):
+            raise DataError(
+                f"{path}: not UTF-8, and its words are not Western ones; expected UTF-8; save it as CSV in UTF-8"
+            )
         return next(name for name in ENCODINGS if _decodes(path, name))
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a table; check the path") from error
@@ -217,6 +222,19 @@ def _is_mostly_utf8(path):
                 is_right = not _NOT_UTF8.search(line.decode(errors="surrogateescape"))
                 right, wrong = right + is_right, wrong + (not is_right)
     return right >= wrong
+
+
+def _is_western(path):
+    """Of the words beyond ASCII at least half have ASCII letters too; Chinese or Cyrillic ones would be misread.
+
+    A single character, "°" or "à", says nothing; three in a row, even between ASCII letters, are no Western word.
+    """
+    words = foreign = 0
+    with open(path, "rb") as file:
+        for line in file:
+            found = [word for word in _WORDS.findall(line) if len(word) > 1 and not word.isascii()]
+            words, foreign = words + len(found), foreign + sum(map(bool, map(_FOREIGN.search, found)))
+    return 2 * foreign <= words
 
 
 def _decodes(path, encoding):

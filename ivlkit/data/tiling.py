@@ -12,6 +12,7 @@ from PIL import Image
 
 TILE_PX = 448
 MAX_TILES = 12
+MOST_TILES = 1000  # grids are tried one by one; a larger budget is a slip of the hand
 
 
 @lru_cache(maxsize=64)

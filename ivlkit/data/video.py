@@ -187,7 +187,11 @@ def _duration(container, stream):
     """Seconds by the header, or None."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    return container.duration / 1_000_000 if container.duration else None
+    if not container.duration:
+        return None
+    counts_from_zero = "matroska" in container.format.name  # other formats count from their first frame
+    late = max(container.start_time or 0, 0) if counts_from_zero else 0
+    return max(container.duration - late, 0) / 1_000_000
 
 
 def _clip_frames(video, total, fps, where):

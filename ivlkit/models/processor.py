@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.conversation import TEMPLATES, ConversationTemplate
 from ..data.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
-from ..data.tiling import MAX_TILES, choose_grid, count_tiles, cut_tiles
+from ..data.tiling import MAX_TILES, MOST_TILES, choose_grid, count_tiles, cut_tiles
 from ..errors import CheckpointError
 from .configuration import num_image_token, read_released_config, tile_px
 from .families import Family, find_model, match_family
@@ -92,13 +92,14 @@ class Processor:
 def load_processor(name):
     """Everything but the weights: `load_processor("2b")`, a key or a folder in the released layout.
 
-    Raises: CheckpointError if the folder's template contradicts its tokenizer or is not known.
+    Raises: CheckpointError if the folder's template contradicts its tokenizer or is not known, or a setting of
+        config.json is none.
     """
     folder = find_model(name)
     config = read_released_config(folder)
-    if config["template"] not in TEMPLATES:
+    if config["template"] not in [*TEMPLATES]:
         raise CheckpointError(f"{folder}: template {config['template']!r}; expected one of {', '.join(TEMPLATES)}")
-    rules = config.get("picture_rules", "upright-on-white")
+    rules = _setting(config, "picture_rules", "upright-on-white", folder)
     if rules not in PICTURE_RULES:
         raise CheckpointError(f"{folder}: picture_rules {rules!r}; expected one of {', '.join(PICTURE_RULES)}")
     template = TEMPLATES[config["template"]]
@@ -107,17 +108,36 @@ def load_processor(name):
         family=match_family(config),
         tokenizer=load_tokenizer(folder),
         template=template,
-        system_message=config.get("system_message", template.system_message),
+        system_message=_setting(config, "system_message", template.system_message, folder),
         tile_px=tile_px(config),
         num_image_token=num_image_token(config),
-        max_tiles=config.get("max_dynamic_patch", MAX_TILES),
-        min_tiles=config.get("min_dynamic_patch", 1),
-        use_thumbnail=config.get("use_thumbnail", True),
-        dynamic=config.get("dynamic_image_size", True),
+        max_tiles=_tile_budget(config, "max_dynamic_patch", MAX_TILES, folder),
+        min_tiles=_tile_budget(config, "min_dynamic_patch", 1, folder),
+        use_thumbnail=_setting(config, "use_thumbnail", True, folder),
+        dynamic=_setting(config, "dynamic_image_size", True, folder),
         picture_rules=PICTURE_RULES[rules],
     )
     _check_template(processor)
     return processor
+
+
+def _setting(config, key, default, folder):
+    """A value of config.json, of the type of its default; null is none."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not type(default):
+        raise CheckpointError(
+            f"{folder}: {key} {value!r}; expected {type(default).__name__}, such as {default!r}; correct config.json"
+        )
+    return value
+
+
+def _tile_budget(config, key, default, folder):
+    value = _setting(config, key, default, folder)
+    if not 1 <= value <= MOST_TILES:
+        raise CheckpointError(f"{folder}: {key} {value}; expected 1 to {MOST_TILES:,}; correct config.json")
+    return value
 
 
 def _check_template(processor):

@@ -1,6 +1,7 @@
 """A `ConversationTemplate` as others read it: a Jinja chat template, and LMDeploy's JSON."""
 
 import json
+import re
 
 from ..data.conversation import IMAGE_CONTEXT
 from ..data.records import IMAGE_PLACEHOLDER
@@ -59,9 +60,9 @@ def chat_template(template, system_message, *, image=IMAGE_CONTEXT):
         "END": template.end,
     }
     text = _JINJA.replace("as_text(message['content'])@TRIM@", _question(template))
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))  # Jinja would halve an escaped emoji
-    return text
+    # Jinja would halve an escaped emoji; and all at once, since a prompt may hold such a name itself.
+    written = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return re.sub("@([A-Z_]+)@", lambda found: written[found[1]], text)
 
 
 def _question(template):

@@ -83,6 +83,24 @@ def test_separators_and_encodings_are_detected(write_csv, photos, text, encoding
     assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == ["Größe, 3"]
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [("一只黑猫坐在桌子上", "gbk"), ("一隻黑貓坐在桌上", "big5"), ("кот,чёрный кот", "cp1251"), ("고양이", "cp949")],
+)
+def test_an_encoding_that_is_not_western_is_refused_rather_than_misread(write_csv, photos, text, encoding):
+    path = write_csv(f'file,label\np0.jpg,"{text}"\n', encoding=encoding)
+    with pytest.raises(
+        DataError, match="labels.csv: not UTF-8, and its words are not Western .*; save it as CSV in UTF-8"
+    ):
+        ivl.from_csv(path, images=photos, question=QUESTION)
+
+
+@pytest.mark.parametrize("text", ["5 à 7 €", "Größe", "“Âge” – été à 30°", "ß"])
+def test_western_words_are_read_in_their_encoding(write_csv, photos, text):
+    path = write_csv(f"file,label\np0.jpg,{text}\n", encoding="cp1252")
+    assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == [text]
+
+
 def test_one_byte_of_another_encoding_costs_its_row_and_no_other(tmp_path, photos):
     path = tmp_path / "labels.csv"
     path.write_bytes("file,label\np0.jpg,café\np1.jpg,".encode() + "Größe\n".encode("latin-1"))

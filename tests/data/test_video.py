@@ -106,6 +106,14 @@ def test_any_rate(write_video, fps):
     assert shown(path, num_frames=10) == frame_numbers(0, 40, num_frames=10)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts"])
+def test_a_video_that_begins_late_has_its_own_frames_only(write_video, suffix):
+    path = write_video(f"late.{suffix}", 50, times=range(125, 175))  # 2 seconds, from the fifth on
+    header = read_header(Video(path), WHERE)
+    assert abs(header.num_frames - 50) <= 1
+    assert shown(path, num_frames=5) == [4, 14, 24, 34, 44]
+
+
 def test_a_clip_is_cut_in_seconds(write_video):
     path = write_video("clip.mp4", 100)
     header = read_header(Video(path, (1.0, 2.0)))

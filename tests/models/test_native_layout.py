@@ -82,6 +82,13 @@ def test_the_jinja_template_writes_what_render_writes(name, system, own, pairs, 
     assert rendered(TEMPLATES[name], system, as_messages(turns)) == "<s>" + expected
 
 
+def test_a_prompt_may_hold_the_names_that_the_jinja_template_is_filled_by():
+    system, turns = "Mail to info@END@ivlkit or @USER_PREFIX@.", [Turn("user", "Q")]
+    template = TEMPLATES["internlm2-chat"]
+    expected = render(turns, template, system_message=system).text
+    assert rendered(template, system, as_messages(turns)) == "<s>" + expected
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize(
     ("content", "text"),

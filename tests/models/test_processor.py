@@ -86,6 +86,29 @@ def test_unknown_picture_rules_are_refused(changed):
         changed(picture_rules="square")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_dynamic_patch": "12"}, "max_dynamic_patch '12'; expected int, such as 12; correct config.json"),
+        ({"max_dynamic_patch": 0}, "max_dynamic_patch 0; expected 1 to 1,000; correct config.json"),
+        ({"max_dynamic_patch": 10**9}, "max_dynamic_patch 1000000000; expected 1 to 1,000"),
+        ({"min_dynamic_patch": True}, "min_dynamic_patch True; expected int"),
+        ({"use_thumbnail": "no"}, "use_thumbnail 'no'; expected bool"),
+        ({"system_message": 5}, "system_message 5; expected str"),
+        ({"picture_rules": ["reference"]}, "expected str, such as 'upright-on-white'"),
+        ({"template": ["phi3-chat"]}, "expected one of internlm2-chat, phi3-chat"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused(changed, fields, said):
+    with pytest.raises(CheckpointError, match=said):
+        changed(**fields)
+
+
+def test_a_setting_that_is_null_is_the_default(changed):
+    processor = changed(max_dynamic_patch=None, system_message=None)
+    assert (processor.max_tiles, processor.system_message) == (12, processor.template.system_message)
+
+
 def test_count_and_tile_agree_below_min_tiles(changed):
     processor = changed(min_dynamic_patch=4)
     assert processor.count_tiles([(112, 112)]) == [5]
