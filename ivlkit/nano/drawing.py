@@ -1,5 +1,6 @@
 """Print, shapes and paper for nano's curriculum: small pictures drawn with Pillow and matplotlib's fonts."""
 
+import random
 from functools import lru_cache
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def _loose_glyph(character, rng, fonts, side_px):
     bent = (stretch_x, shear, centre * (1 - stretch_x - shear), 0, stretch_y, centre * (1 - stretch_y))
     glyph = glyph.transform(glyph.size, Image.Transform.AFFINE, bent, Image.Resampling.BILINEAR)
     corners = (0, 0, 0, GLYPH_PX, GLYPH_PX, GLYPH_PX, GLYPH_PX, 0)  # from the upper left one, down first
-    pulled = [place + rng.uniform(-1, 1) * PULL_PX for place in corners]
+    pull = random.Random(shear)  # its own stream: what else is drawn, the tokenizer's text among it, stays as it was
+    pulled = [place + pull.uniform(-1, 1) * PULL_PX for place in corners]
     glyph = glyph.transform(glyph.size, Image.Transform.QUAD, pulled, Image.Resampling.BILINEAR)
     return glyph.resize((side_px, side_px), Image.Resampling.BICUBIC).rotate(
         rng.uniform(-15, 15), Image.Resampling.BILINEAR
