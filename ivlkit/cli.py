@@ -396,9 +396,8 @@ def _described(options):
         raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
     others = ("data", "root", "gpus", "per_device_batch", "epochs", "learning_rate", "set")
     others += ("validation", "metric", "to", "dry_run", "only_write")
-    given = [
-        name for name in others if getattr(options, name) is not False and getattr(options, name) not in (None, [])
-    ]
+    values = {name: getattr(options, name) for name in others}
+    given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
     if given:
         raise RecipeError(
             f"train {path}: with --{given[0].replace('_', '-')}; expected no other option, since the file describes "

@@ -33,7 +33,7 @@ def test_building_twice_gives_the_same_bytes(tmp_path, tiny_config):
 @pytest.fixture(scope="module")
 def rows():
     """Rows of the validation split that no figure of the model card was taken from."""
-    return list(Curriculum(240, "validation", seed=1))
+    return list(Curriculum(240, "validation", seed=2))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,13 @@ def right(reply, truth):
     return iou_at_50(reply, truth) if "<box>" in truth else exact_match(reply, truth)
 
 
-def test_it_answers_its_curriculum_on_words_and_fonts_it_never_saw(report):
+def test_it_answers_its_curriculum_on_words_and_fonts_it_never_saw(nano, report):
     assert report.score >= 0.94
-    for task in ("printed_number", "printed_word", "printed_lines", "unknown_word", "find_box", "two_pictures"):
-        part = report.select(task=task)
-        assert len(part.rows) * (1 - part.score) <= max(1, 0.1 * len(part.rows)), task  # of a few rows one may be wrong
+    tasks = ("printed_number", "printed_word", "printed_lines", "unknown_word", "find_box", "two_pictures")
+    found = ask(nano, list(Curriculum(200, "validation", seed=2, shares=dict.fromkeys(tasks, 1))))
+    for task in tasks:
+        part = found.select(task=task)
+        assert len(part.rows) >= 20 and part.score >= 0.9, task
 
 
 def test_it_looks_at_its_pictures(nano, rows, report):
