@@ -439,13 +439,20 @@ def _number(name, text):
 
 
 def _runs(commands):
-    parser = _command(commands, "runs", _run_runs, "The runs under runs/.", ["ivlkit runs", "ivlkit runs --json"])
+    examples = ["ivlkit runs", "ivlkit runs --json", "ivlkit runs --delete runs/demo/run"]
+    parser = _command(commands, "runs", _run_runs, "The runs under runs/.", examples)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--delete", metavar="FOLDER", nargs="+", help="remove these runs, which must have ended")
 
 
 def _run_runs(options):
-    from .training.runs import runs
+    from .training.runs import Run, runs
 
+    if options.delete:
+        for run in [Run(folder) for folder in options.delete]:
+            run.delete()
+            print(f"{run.folder}: removed")
+        return
     found = runs()
     if options.json:
         rows = [{"folder": str(run.folder), "state": run.state, "steps": len(run.history)} for run in found]

@@ -1,6 +1,7 @@
 """Named training recipes: the six released scripts and nano's. `recipe("2b-lora", learning_rate=1e-4)`."""
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, fields, replace
 
 import yaml
@@ -13,6 +14,10 @@ CHECKPOINTING = ("none", "selective", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 ZERO_STAGES = (0, 1, 2, 3)
 WEIGHTINGS = ("token", "sample", "square")
+SCHEDULERS = (  # transformers' that need no further numbers
+    *("cosine", "linear", "constant", "constant_with_warmup"),
+    *("inverse_sqrt", "polynomial", "cosine_with_restarts"),
+)
 _KINDS = {  # annotation of a field → how it is said, what is taken
     int: ("a whole number", (int,)),
     int | None: ("a whole number or none", (int, type(None))),
@@ -27,26 +32,44 @@ _POSITIVE = {
     *("eval_steps", "eval_samples", "patience"),
     *("vision_learning_rate", "projector_learning_rate"),
 }
-
-
+_AT_LEAST_0 = {"weight_decay", "max_grad_norm", "workers", "seed", "warmup_ratio"}
+_BELOW_1 = {"lora_dropout", "drop_path", "adam_beta2"}
 _CHOICES = {
     "vision": TUNINGS,
     "projector": ("frozen", "full"),
     "language": LANGUAGE_TUNINGS,
     "weighting": WEIGHTINGS,
     "optimizer": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
     "gradient_checkpointing": CHECKPOINTING,
     "zero_stage": ZERO_STAGES,
 }
 
 
 def _check_value(where, value, field):
-    """Type and sign of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
+    """Type and range of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
     spoken, kinds = _KINDS[field.type]
     if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
         raise RecipeError(f"{where}={value!r}; expected {spoken}")
-    if field.name in _POSITIVE and value is not None and not value > 0:
-        raise RecipeError(f"{where}={value}; expected more than 0")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        expected = _range_missed(field.name, value)
+        if expected:
+            raise RecipeError(f"{where}={value}; expected {expected}")
+
+
+def _range_missed(name, value):
+    """What a number should have been, or None."""
+    if not math.isfinite(value):
+        return "a finite number"
+    if name in _POSITIVE and not value > 0:
+        return "more than 0"
+    if name in _AT_LEAST_0 and not value >= 0:
+        return "0 or more"
+    if name in _BELOW_1 and not 0 <= value < 1:
+        return "0 or more and below 1"
+    if name == "warmup_ratio" and value > 1:
+        return "a share of all steps, at most 1"
+    return None
 
 
 @dataclass(frozen=True)
@@ -100,18 +123,21 @@ class Recipe:
     def __post_init__(self):
         if isinstance(self.gradient_checkpointing, bool):  # as older recipes say it
             object.__setattr__(self, "gradient_checkpointing", "full" if self.gradient_checkpointing else "none")
+        for field in fields(self):  # 1 and 1.0 are the same recipe, and the same run
+            if field.type in (float, float | None) and type(getattr(self, field.name)) is int:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 expected = ", ".join(map(str, allowed))
                 raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {expected}")
+        for field in fields(self):
+            _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
         if self.has_adapters and ("full" in (self.vision, self.language) or self.unfreeze_vit_layers):
             raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
         self._check_vision()
         self._check_engine()
-        for field in fields(self):
-            _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
         if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:
             raise RecipeError(
                 f"{self.name}: bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that "
@@ -214,8 +240,12 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text):
-        """The recipe that `to_yaml` wrote."""
-        return cls.from_dict(yaml.safe_load(text))
+        """The recipe that `to_yaml` wrote. Raises: RecipeError with the place where it is no YAML."""
+        try:
+            return cls.from_dict(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            found = " ".join(str(error).split())
+            raise RecipeError(f"a recipe that is no YAML: {found}; expected the fields of Recipe") from error
 
     @classmethod
     def from_dict(cls, values):
@@ -283,8 +313,8 @@ _SCRIPTS = {
 RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}
 
 
-def recipe(name, **changes):
-    """A named recipe with changes: `recipe("2b-lora", gpus=1, learning_rate=1e-4)`.
+def recipe(name, /, **changes):
+    """A named recipe with changes: `recipe("2b-lora", gpus=1, learning_rate=1e-4)`; `name="mine"` renames it.
 
     Raises: RecipeError for an unknown name or field, with the nearest known one.
     """

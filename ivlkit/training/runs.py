@@ -42,6 +42,10 @@ PLAN_FILE = "plan.sha256"
 SAMPLES_FILE = "samples.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 VALIDATION_ROWS_FILE = "validation_rows.npy"
+FILES = {  # beside run.yaml, checkpoints and final/
+    *(LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, ROWS_FILE, VALIDATION_ROWS_FILE),
+    *("validation.jsonl", "best.json", "error.txt", "output.txt", "pid", "start.lock"),
+}
 VALIDATION = "validation"  # the split of a meta file
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
@@ -175,6 +179,22 @@ class Run:
         """The processes that train: a launcher that is asked itself kills them after 30 s, saved or not."""
         children = process.children() if self.recipe.gpus > 1 else []
         return [child for child in children if "run.yaml" in " ".join(child.cmdline())] or [process]
+
+    def delete(self):
+        """Remove the run. What else lies in its folder stays, and then the folder does too.
+
+        Raises: TrainingError while it is running.
+        """
+        if self.state == "running":
+            raise TrainingError(f"{self.folder}: running; expected a run that has ended; stop it first")
+        (self.folder / "run.yaml").unlink()  # first: what is left of an interrupted removal is no run
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name.startswith(("final", "checkpoint-")):
+                shutil.rmtree(path)
+            elif path.name in FILES:
+                path.unlink()
+        with suppress(OSError):  # not empty
+            self.folder.rmdir()
 
     def watch(self):
         """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
@@ -342,11 +362,16 @@ def attach(folder=None):
 
 
 def runs(folder=None):
-    """All runs under `folder`, oldest first; default `runs/` here, and the one beside this folder, where the notebooks
-    keep theirs."""
+    """All runs under `folder`, the one that started last at the end; default `runs/` here, and the one beside this
+    folder, where the notebooks keep theirs."""
     roots = [Path(folder)] if folder else [RUNS_FOLDER, ".." / RUNS_FOLDER]
     paths = (path for root in roots for path in root.rglob("run.yaml"))
-    return [Run(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_mtime)]
+    return [Run(path.parent) for path in sorted(paths, key=_last_start)]
+
+
+def _last_start(path):
+    """Seconds: when the run of this run.yaml was described, or its process last started."""
+    return max(file.stat().st_mtime for file in (path, path.with_name("pid")) if file.exists())
 
 
 def execute(folder):

@@ -1,9 +1,11 @@
 """The six released scripts as numbers, and what a recipe refuses."""
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from ivlkit.errors import RecipeError
-from ivlkit.training.recipes import RECIPES, Recipe, recipe
+from ivlkit.training.recipes import RECIPES, SCHEDULERS, Recipe, recipe
 
 # model, GPUs, total batch, a device, language, projector, drop path, learning rate, weight decay, ZeRO stage
 RELEASED = {
@@ -121,6 +123,30 @@ def test_yaml_with_an_unknown_field_suggests_the_nearest():
         Recipe.from_yaml(text)
 
 
+def test_broken_yaml_is_refused_with_its_place():
+    with pytest.raises(RecipeError, match="a recipe that is no YAML: .* line 2, column"):
+        Recipe.from_yaml("name: [mine\nmodel: 2b: x\n")
+
+
+def test_whole_numbers_are_the_same_recipe():
+    """A run's folder is named by the recipe's text: two spellings would train twice."""
+    assert (
+        recipe("2b-lora", epochs=2, learning_rate=1).to_yaml()
+        == recipe("2b-lora", epochs=2.0, learning_rate=1.0).to_yaml()
+    )
+
+
+def test_a_recipe_can_be_renamed():
+    assert recipe("2b-lora", name="mine").name == "mine"
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_is_one_that_transformers_makes(scheduler):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    made = get_scheduler(scheduler, optimizer, num_warmup_steps=2, num_training_steps=10)
+    assert made.get_last_lr()[0] <= 1.0
+
+
 def test_yaml_without_name_or_model_is_refused():
     with pytest.raises(RecipeError, match="no `model`"):
         Recipe.from_yaml("name: mine\n")
@@ -141,20 +167,34 @@ def test_yaml_without_name_or_model_is_refused():
         ({"vision": "lora", "drop_path": 0.1}, "drop_path=0.1 in a vision tower that trains; set drop_path=0"),
         ({"total_batch": 0}, "total_batch=0; expected more than 0"),
         ({"per_device_batch": -1}, "per_device_batch=-1; expected more than 0"),
-        ({"epochs": 0}, "epochs=0; expected more than 0"),
-        ({"learning_rate": 0}, "learning_rate=0; expected more than 0"),
+        ({"epochs": 0}, "epochs=0.0; expected more than 0"),
+        ({"learning_rate": 0}, "learning_rate=0.0; expected more than 0"),
         ({"lora_rank": 0}, "lora_rank=0; expected more than 0"),
         ({"max_tiles": 0}, "max_tiles=0; expected more than 0"),
         ({"save_steps": 0}, "save_steps=0; expected more than 0"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan; expected more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; expected a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf; expected a finite number"),
+        ({"epochs": float("inf")}, "epochs=inf; expected a finite number"),
+        ({"lora_dropout": 1}, "lora_dropout=1.0; expected 0 or more and below 1"),
+        ({"lora_dropout": -0.1}, "lora_dropout=-0.1; expected 0 or more and below 1"),
+        ({"drop_path": 1.5, "language": "full"}, "drop_path=1.5; expected 0 or more and below 1"),
+        ({"adam_beta2": 1.1}, "adam_beta2=1.1; expected 0 or more and below 1"),
+        ({"warmup_ratio": -0.1}, "warmup_ratio=-0.1; expected 0 or more"),
+        ({"warmup_ratio": 3}, "warmup_ratio=3.0; expected a share of all steps, at most 1"),
+        ({"weight_decay": -1}, "weight_decay=-1.0; expected 0 or more"),
+        ({"max_grad_norm": -1}, "max_grad_norm=-1.0; expected 0 or more"),
+        ({"seed": -1}, "seed=-1; expected 0 or more"),
+        ({"workers": -1}, "workers=-1; expected 0 or more"),
+        ({"gpus": "2", "compile": True}, "gpus='2'; expected a whole number"),
+        ({"scheduler": "cosin"}, "scheduler='cosin'; expected one of cosine, linear, constant"),
         ({"learning_rate": "1e-4"}, "learning_rate='1e-4'; expected a number"),  # what YAML makes of 1e-4
         ({"total_batch": 16.0}, "total_batch=16.0; expected a whole number"),
         ({"gpus": True}, "gpus=True; expected a whole number"),
         ({"seed": "x"}, "seed='x'; expected a whole number"),
         ({"gradient_checkpointing": "no"}, "gradient_checkpointing='no'; expected one of none, selective, full"),
-        ({"scheduler": 3}, "scheduler=3; expected text"),
+        ({"scheduler": 3}, "scheduler=3; expected one of cosine"),
         ({"optimizer": "adam"}, "optimizer='adam'; expected one of adamw, adamw_8bit, paged_adamw_8bit"),
-        ({"vision_learning_rate": 0}, "vision_learning_rate=0; expected more than 0"),
+        ({"vision_learning_rate": 0}, "vision_learning_rate=0.0; expected more than 0"),
         ({"vision": "qlora"}, "vision='qlora'; expected one of frozen, lora, full"),
         ({"unfreeze_vit_layers": -4}, "lora beside a full vision tower or language model"),
         ({"unfreeze_vit_layers": -4} | FULL, "unfreeze_vit_layers=-4 with vision='full'; expected a frozen tower"),

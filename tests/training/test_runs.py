@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ivlkit.cli import main
 from ivlkit.data.mixture import open_data
 from ivlkit.errors import CheckpointError, RecipeError, TrainingError
 from ivlkit.models.export import export
@@ -190,6 +191,27 @@ def test_a_finished_run_is_found_again_and_not_trained_twice(rows, chosen, here,
     assert repr(again).startswith(f"Run({run.folder}: finished, step 12 of 12, loss ")
     assert [found.folder for found in runs()] == [run.folder]
     assert attach().folder == attach(run.folder).folder == run.folder
+
+
+def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, here, no_child, tmp_path, capsys):
+    run, other = (
+        here(write_run(chosen, open_data(rows), tmp_path / "one")),
+        write_run(chosen, open_data(rows), tmp_path / "b"),
+    )
+    (other.folder / "mine.txt").write_text("keep")
+    assert main(["runs", "--delete", str(run.folder), str(other.folder)]) == 0
+    assert capsys.readouterr().out.endswith(f"{run.folder}: removed\n{other.folder}: removed\n")
+    assert not run.folder.exists() and [path.name for path in other.folder.iterdir()] == ["mine.txt"]
+    assert main(["runs", "--delete", str(other.folder)]) == 2
+
+
+def test_the_run_that_started_last_is_the_one_attached_to(rows, chosen, no_child, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    older, newer = write_run(chosen, open_data(rows), "runs/a"), write_run(chosen, open_data(rows), "runs/b")
+    os.utime(older.folder / "run.yaml", (1_000, 1_000))
+    assert attach().folder == newer.folder
+    (older.folder / "pid").write_text("1")  # started again
+    assert attach().folder == older.folder
 
 
 def test_the_folder_has_all_that_is_needed_to_load_and_repeat_the_run(rows, chosen, here, tiny, tmp_path):
@@ -450,6 +472,8 @@ def test_a_run_that_another_process_went_on_with_is_running_here_too(rows, chose
         with pytest.raises(TrainingError, match=f"is trained already, by process {child.pid}; expected one that has"):
             execute(run.folder)
         assert (run.folder / "error.txt").read_text() == "of before"
+        with pytest.raises(TrainingError, match="running; expected a run that has ended; stop it first"):
+            run.delete()
 
 
 def test_two_that_ask_at_once_start_one_child(rows, chosen, tmp_path, monkeypatch):
