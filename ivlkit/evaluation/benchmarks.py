@@ -287,6 +287,11 @@ def _has_truth(questions, where):
 
 
 def _record(benchmark, part, question, path):
+    if IMAGE_PLACEHOLDER in question.text:
+        raise DataError(
+            f'{question.where}: "{IMAGE_PLACEHOLDER}" in a question would stand for a second picture; expected none; '
+            "fetch the file again"
+        )
     text = benchmark.prompt.replace("{}", question.text)
     turns = (Turn("user", f"{IMAGE_PLACEHOLDER}\n{text}"), Turn("assistant", question.truth or ""))
     extra = question.extra | {"set": part}

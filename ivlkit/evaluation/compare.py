@@ -116,7 +116,8 @@ class Comparison:
         return write_whole(path, comparison_page(self, title=title))
 
     def save_csv(self, path):
-        """Write all rows as CSV: where, group, question, truth, both replies and scores, and the rows' own fields.
+        """Write all rows as CSV: where, group, question, truth, both replies and scores, and the rows' own fields;
+        one that has a name of the former is `row_<name>`.
 
         UTF-8 with a mark, as spreadsheets want it. A text that a spreadsheet would run as a formula starts with "'".
         """
@@ -127,7 +128,8 @@ class Comparison:
         buffer = io.StringIO()
         writer = csv.writer(buffer)  # its line ends, "\r\n", make it quote a text with either of them
         fixed = ["where", "group", "question", "truth", "before", "after", "score_before", "score_after"]
-        writer.writerow(map(_no_formula, fixed + extra))
+        own = [f"row_{name}" if name in fixed else name for name in extra]
+        writer.writerow(map(_no_formula, fixed + own))
         for pair in self.pairs:
             row = pair.after
             texts = [row.where, pair.group, row.question, row.truth, pair.before.reply, row.reply]

@@ -65,6 +65,8 @@ def evaluate(
     source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
     records = list(data)
     _check_rows(records, metric)
+    if not isinstance(seed, int) or seed < 0:
+        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
     asked = arrange(records, pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in asked]
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
@@ -127,6 +129,8 @@ def _check_rows(records, metric):
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:
+        if [turn.role for turn in record.turns[-2:]] != ["user", "assistant"]:
+            raise DataError(f"{record.where}: does not end with a question and its answer; expected both; add them")
         truth = accepted_truth(record)
         if isinstance(metric, str):
             score, _ = _metric(metric)

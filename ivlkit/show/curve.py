@@ -1,6 +1,6 @@
 """A learning curve: score over the rows that were trained on."""
 
-from .figure import ShownFigure
+from .figure import ShownFigure, plain_text
 from .html import fragment, table_html
 
 
@@ -25,7 +25,7 @@ def learning_curve_figure(curve):
     axes.set_xscale("log")
     axes.set_xticks(rows, labels=[f"{number:,}" for number in rows])
     axes.minorticks_off()
-    axes.set(xlabel="training rows", ylabel=before.report.metric, title="learning curve")
+    axes.set(xlabel="training rows", ylabel=plain_text(before.report.metric), title="learning curve")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

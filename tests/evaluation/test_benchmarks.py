@@ -320,6 +320,12 @@ class TestOpening:
         with pytest.raises(DataError, match=said):
             open_benchmark("docvqa", docvqa)
 
+    def test_a_placeholder_in_a_question_is_refused_before_any_is_asked(self, docvqa):
+        entry = docvqa_entry(0, answers=["x"]) | {"question": "What is <image>?"}
+        write(docvqa / "spdocvqa_qas" / "val_v1.0_withQT.json", {"data": [entry]})
+        with pytest.raises(DataError, match=r'data\[0\]: "<image>" in a question would stand for a second picture'):
+            open_benchmark("docvqa", docvqa)
+
     def test_a_file_with_some_answers_missing_is_refused(self, docvqa):
         rows = [docvqa_entry(0, answers=["x"]), docvqa_entry(1)]
         write(docvqa / "spdocvqa_qas" / "val_v1.0_withQT.json", {"data": rows})

@@ -158,6 +158,14 @@ class TestCsv:
             **{"after": 'b, "é"\n', "score_before": "0.0", "score_after": "1.0", "task": "t0"},
         }
 
+    def test_a_field_named_like_a_column_has_its_own(self, tmp_path):
+        reports = [report([1], reply="x") for _ in range(2)]
+        for each in reports:
+            each.rows[0].extra.update(truth="of the row", group="g")
+        (row,) = self.read(compare(*reports).save_csv(tmp_path / "rows.csv"))
+        assert (row["truth"], row["row_truth"]) == ("yes", "of the row")
+        assert (row["group"], row["row_group"]) == ("both", "g")
+
     @pytest.mark.parametrize(
         ("reply", "cell"),
         [

@@ -74,6 +74,16 @@ class TestEvaluate:
         with pytest.raises(DataError, match="no rows"):
             evaluate(tiny_vlm, [])
 
+    @pytest.mark.parametrize("seed", [-5, 1.5, None])
+    def test_a_seed_that_is_none_is_refused(self, tiny_vlm, seed):
+        with pytest.raises(DataError, match=f"seed={seed}; expected a whole number, 0 or more"):
+            evaluate(tiny_vlm, [record(0, "Hi", "x")], seed=seed)
+
+    @pytest.mark.parametrize("turns", [(), (Turn("user", "Hi"),), (Turn("assistant", "x"),)])
+    def test_a_row_without_question_or_answer_is_named(self, tiny_vlm, turns):
+        with pytest.raises(DataError, match="record: does not end with a question and its answer"):
+            evaluate(tiny_vlm, [Record(id=0, turns=turns)])
+
     def test_a_broken_truth_stops_before_the_first_reply(self, tiny_vlm, monkeypatch):
         monkeypatch.setattr("ivlkit.evaluation.evaluate.iterate_replies", None)
         rows = [record(1, "Where?", "[1, 2, 3, 4]"), record(2, "Where?", "left")]
