@@ -42,6 +42,7 @@ PLAN_FILE = "plan.sha256"
 SAMPLES_FILE = "samples.jsonl"
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 VALIDATION_ROWS_FILE = "validation_rows.npy"
+BESIDE_SPEC = ("versions", "model_fingerprint")  # of run.yaml: neither recipe nor data
 FILES = {  # beside run.yaml, checkpoints and final/
     *(LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, ROWS_FILE, VALIDATION_ROWS_FILE),
     *("validation.jsonl", "best.json", "error.txt", "output.txt", "pid", "start.lock"),
@@ -312,19 +313,32 @@ def write_run(recipe, data, folder=None, *, validation=None, metric=None):
         spec["metric"] = metric_name(metric)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}"
-    path = folder / "run.yaml"
+    path, weights = folder / "run.yaml", _model_fingerprint(recipe)
     if path.exists():
         existing = yaml.safe_load(path.read_text())
-        if {key: existing[key] for key in existing if key != "versions"} != spec:
+        if {key: existing[key] for key in existing if key not in BESIDE_SPEC} != spec:
             raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
+        if existing.get("model_fingerprint", weights) != weights:
+            raise RecipeError(
+                f"{folder}: holds a run that began with other weights than those that are in {recipe.model} now; "
+                "choose another folder, or delete that run"
+            )
         return Run(folder)
     try:
-        _write_new(folder, spec, data, validation)
+        _write_new(folder, spec | {"model_fingerprint": weights}, data, validation)
     except OSError as error:
         raise TrainingError(
             f"{folder}: can't be written ({error.strerror}); expected a folder for the run; choose another"
         ) from error
     return Run(folder)
+
+
+def _model_fingerprint(recipe):
+    """Tells the weights apart that a run begins with, whatever their folder is called."""
+    from ..models.load import final_folder
+    from ..models.shards import fingerprint
+
+    return fingerprint(final_folder(find_model(recipe.model)).glob("*.safetensors"))
 
 
 def _write_new(folder, spec, data, validation):

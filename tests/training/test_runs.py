@@ -193,6 +193,19 @@ def test_a_finished_run_is_found_again_and_not_trained_twice(rows, chosen, here,
     assert attach().folder == attach(run.folder).folder == run.folder
 
 
+def test_weights_that_were_replaced_under_their_name_are_another_run(rows, chosen, no_child, tiny, tmp_path):
+    model = shutil.copytree(tiny, tmp_path / "model")
+    renamed = replace(chosen, model=str(model))
+    run = train(renamed, rows)
+    assert train(renamed, rows).folder == run.folder
+    (weights,) = model.glob("*.safetensors")
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    with pytest.raises(RecipeError, match="holds a run that began with other weights than those that are in"):
+        train(renamed, rows)
+
+
 def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, here, no_child, tmp_path, capsys):
     run, other = (
         here(write_run(chosen, open_data(rows), tmp_path / "one")),
