@@ -10,6 +10,10 @@ from PIL import Image, ImageDraw
 
 # As ivlkit does it, but before a plugin can import torch: spinning threads are slow beside a busy program.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What tests expect are a CPU's figures in float32, also on a machine with a graphics card; one test asks for the card.
+if not os.environ.get("IVLKIT_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.pop("HF_HUB_OFFLINE", None)  # the hub of the tests is on this machine
 
 REFERENCE = "IVLKIT_REFERENCE"  # names the folder; else it is looked for beside the repository
 

@@ -379,7 +379,7 @@ def test_the_benchmark_runs_with_two_processes(tmp_path):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def multi_gpu(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return importlib.import_module("train_multi_gpu")
 
@@ -392,25 +392,25 @@ def benchmark(monkeypatch):
         (RuntimeError("x" * 300), "RuntimeError: " + "x" * 200),
     ],
 )
-def test_a_variant_that_fails_is_told_with_what_its_error_says(benchmark, monkeypatch, tmp_path, error, said):
+def test_a_variant_that_fails_is_told_with_what_its_error_says(multi_gpu, monkeypatch, tmp_path, error, said):
     """One without a text hid itself behind an IndexError."""
-    monkeypatch.setattr(benchmark, "measure", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(multi_gpu, "measure", lambda *_: (_ for _ in ()).throw(error))
     options = SimpleNamespace(child=("nano-lora", "train", "2"), out=tmp_path / "rows.jsonl")
     with pytest.raises(type(error)):
-        benchmark.child(options)
+        multi_gpu.child(options)
     assert json.loads(options.out.read_text())["error"] == said
 
 
-def test_rows_without_figures_and_a_reload_without_its_run_stand_in_the_table(benchmark):
+def test_rows_without_figures_and_a_reload_without_its_run_stand_in_the_table(multi_gpu):
     rows = [
         {"variant": "nano-lora", "gpus": 1, "what": "train"},  # killed
         {"variant": "nano-lora", "gpus": 2, "what": "train", "tokens_a_second": 200.0, "losses": [1.0]},
         {"variant": "nano-zero3", "gpus": 2, "what": "train", "error": "AssertionError"},
         {"variant": "nano-zero3", "gpus": 1, "what": "reload", "reloaded_loss": 1.5},
     ]
-    killed, trained, failed, reloaded = benchmark.table_of(rows).splitlines()[2:]
+    killed, trained, failed, reloaded = multi_gpu.table_of(rows).splitlines()[2:]
     assert killed.startswith("| nano-lora | 1 | train: ended without a figure |")
     assert trained.startswith("| nano-lora | 2 |  | 200 |  |  |")
     assert failed.startswith("| nano-zero3 | 2 | train: AssertionError |")
     assert reloaded.startswith("| nano-zero3 | 1 |") and " 1.5 |" in reloaded
-    assert {line.count("|") for line in (killed, trained, failed, reloaded)} == {len(benchmark.COLUMNS) + 1}
+    assert {line.count("|") for line in (killed, trained, failed, reloaded)} == {len(multi_gpu.COLUMNS) + 1}

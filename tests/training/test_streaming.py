@@ -263,7 +263,7 @@ def test_ddp_leaves_the_layers_out(deep):
     assert "vision_offload: the tower's layers in the host's memory" in summary_text(model, chosen)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; with one: IVLKIT_TEST_GPU=1")
 class TestOnAGpu:
     def test_features_have_the_same_bits_and_the_layers_stay_on_the_host(self, deep):
         model = frozen(deep, device="cuda", dtype=torch.bfloat16)
