@@ -171,8 +171,8 @@ def test_print_never_leaves_its_box(font_name):
     for text in [*words, *map(str.upper, words), *map(str.title, words)]:
         font = drawing.font_of(font_name, int(drawing.largest_print_px(text, font_name, 250, 100)))
         left, top, right, bottom = font.getbbox(text)
-        assert right - left <= 250
-        assert bottom - top <= 100
+        assert right - left <= 250 + drawing.EDGE_PX  # the box has one more on each side; Pillow builds differ by 2 px
+        assert bottom - top <= 100 + drawing.EDGE_PX
 
 
 @pytest.mark.parametrize("task", ["printed_word", "unknown_word", "printed_rows", "printed_lines", "receipt", "chart"])
