@@ -26,7 +26,7 @@ test: setup  ## run all tests but the notebooks
 	$(BIN)/python -m pytest --ignore=tests/notebooks $(ARGS)
 
 notebooks: setup  ## execute the course and check each notebook's results
-	$(BIN)/python -m pytest tests/notebooks $(ARGS)
+	$(BIN)/python -m pytest tests/notebooks -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lab: setup  ## open copies of the notebooks in JupyterLab, in work/; yours are never overwritten
 	$(BIN)/python -m ivlkit notebooks work

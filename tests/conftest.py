@@ -10,6 +10,9 @@ from PIL import Image, ImageDraw
 
 # As ivlkit does it, but before a plugin can import torch: spinning threads are slow beside a busy program.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _workers > 1:  # each with its share of the cores, and so what it starts: more threads than cores are slow
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 # What tests expect are a CPU's figures in float32, also on a machine with a graphics card; one test asks for the card.
 if not os.environ.get("IVLKIT_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -27,7 +27,7 @@ def learning_curve_figure(curve):
     axes.minorticks_off()
     axes.set(xlabel="training rows", ylabel=plain_text(before.report.metric), title="learning curve")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")  # a curve that rises leaves it free
     return figure
 
 
