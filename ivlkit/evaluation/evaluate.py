@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def evaluate(
     source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
     records = list(data)
     _check_rows(records, metric)
-    if not isinstance(seed, int) or seed < 0:
+    if not isinstance(seed, Integral) or seed < 0:
         raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
     asked = arrange(records, pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in asked]

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,8 +46,9 @@ VALIDATION_ROWS_FILE = "validation_rows.npy"
 BESIDE_SPEC = ("versions", "model_fingerprint")  # of run.yaml: neither recipe nor data
 FILES = {  # beside run.yaml, checkpoints and final/
     *(LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, ROWS_FILE, VALIDATION_ROWS_FILE),
-    *("validation.jsonl", "best.json", "error.txt", "output.txt", "pid", "start.lock"),
+    *("validation.jsonl", "error.txt", "output.txt", "pid", "start.lock"),
 }
+FOLDERS = r"(final|(checkpoint|best)-\d+)(\..*)?"  # a damaged one, or one half written, has an ending
 VALIDATION = "validation"  # the split of a meta file
 RUNS_FOLDER = Path("runs")
 _children = {}  # folder → Popen of runs this process started
@@ -190,7 +192,7 @@ class Run:
             raise TrainingError(f"{self.folder}: running; expected a run that has ended; stop it first")
         (self.folder / "run.yaml").unlink()  # first: what is left of an interrupted removal is no run
         for path in self.folder.iterdir():
-            if path.is_dir() and path.name.startswith(("final", "checkpoint-")):
+            if path.is_dir() and re.fullmatch(FOLDERS, path.name):
                 shutil.rmtree(path)
             elif path.name in FILES:
                 path.unlink()
