@@ -1,17 +1,23 @@
 """JupyterLab in a real browser: what moves, what stops, what survives. Needs Chromium, playwright and jupyterlab.
 
 pip install -e ".[notebooks,dev]" && apt-get install chromium
+With IVLKIT_SCREENSHOTS=folder what was on the screen is kept there, to look at.
 """
 
 import importlib.util
+import io
 import json
+import os
 import shutil
 import time
 from functools import partial
+from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from lab_server import KERNEL, ROOT, open_page, running_lab, wait_for
+from PIL import Image
 
 from ivlkit.course import copy_notebooks
 
@@ -78,6 +84,24 @@ def problems(page):
     )
 
 
+def seen(page, name):
+    """What is on the screen, RGB [H, W, 3]."""
+    folder = os.environ.get("IVLKIT_SCREENSHOTS")
+    shot = page.screenshot(path=Path(folder, f"{name}.png") if folder else None)
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
+
+
+def changed(one, other):
+    """Share of the screen that differs."""
+    return (one != other).any(axis=2).mean()
+
+
+def use_theme(page, theme):
+    """ "Light" or "Dark"."""
+    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+
+
 FINE = {"errors": 0, "unnamed": 0, "broken": 0, "wide": 0, "flush_right": 0}
 
 
@@ -88,33 +112,44 @@ def test_a_copy_shows_its_colours_before_it_is_run(lab, open_notebook):
     assert page.evaluate(f"() => {chip}") == "rgba(0, 114, 178, 0.333)"
 
 
-@pytest.mark.parametrize("width_px", [1280, 2000])
-def test_the_slider_of_02_changes_the_tiles(lab, open_notebook, width_px):
+@pytest.mark.parametrize(("width_px", "theme"), [(1280, "Light"), (2000, "Dark")])
+def test_the_slider_of_02_changes_the_tiles(lab, open_notebook, width_px, theme):
     name = "notebooks/02_dynamic_tiling.ipynb"
     page = open_notebook(name, width_px=width_px)
+    use_theme(page, theme)
     run_all(page, last=len(code_cells(lab[1] / name)) - 1)
     assert problems(page) == FINE
     page.evaluate(f"() => {{ {WIDGET}.scrollTop = 0 }}")
     handle = page.locator(".widget-slider .noUi-handle").first
-    handle.scroll_into_view_if_needed()
+    handle.evaluate("each => each.scrollIntoView({block: 'center'})")
     handle.focus()
+    before = seen(page, f"02_{theme}_{width_px}_before")
+    assert (np.median(before) > 128) == (theme == "Light")
     for _ in range(10):
         page.keyboard.press("ArrowLeft")
     page.wait_for_selector('img[alt*="1 tile, 256 tokens; at most 2"]', timeout=10_000)
     assert problems(page) == FINE
+    assert changed(before, seen(page, f"02_{theme}_{width_px}_after")) > 0.01
 
 
 def test_the_row_picker_of_03_shows_that_row(lab, open_notebook):
     name = "notebooks/03_conversation_to_labels.ipynb"
     page = open_notebook(name)
+    use_theme(page, "Light")  # else the one that was used last
     run_all(page, last=len(code_cells(lab[1] / name)) - 1)
     assert problems(page) == FINE
     page.evaluate(f"() => {{ {WIDGET}.scrollTop = 0 }}")
     number = page.locator(".widget-text input[type=number]").first
     number.scroll_into_view_if_needed()
+    before = seen(page, "03_before")
     number.fill("5")
     number.press("Enter")
     page.wait_for_selector("text=train.jsonl:6", timeout=10_000)
+    assert problems(page) == FINE
+    after = seen(page, "03_after")
+    assert changed(before, after) > 0.01
+    use_theme(page, "Dark")
+    assert changed(after, seen(page, "03_after_dark")) > 0.5
     assert problems(page) == FINE
 
 
