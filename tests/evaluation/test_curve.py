@@ -2,13 +2,14 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ivlkit.errors import DataError
 from ivlkit.evaluation import curve as curve_module
-from ivlkit.evaluation.curve import learning_curve
+from ivlkit.evaluation.curve import LearningCurve, learning_curve
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 
@@ -73,6 +74,8 @@ def test_each_size_is_trained_and_scored_and_nothing_twice(rows, chosen, trained
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "4"]
     html = found._repr_html_()
     assert 'src="data:image/png' in html and "before training" in html and html.count("<tr>") == 4
+    odd = [replace(point, report=replace(point.report, metric=r"$\frac$")) for point in found.points]
+    assert 'src="data:image/png' in LearningCurve(tuple(odd))._repr_html_()  # a name, no formula
 
 
 @pytest.mark.parametrize("sizes", [[], [0, 2], [7], [2, 7]])
