@@ -57,7 +57,8 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     """Write a source as the released JSONL and meta files into the folder `to`.
 
     The split is by what is in the pictures: rows that share one, byte for byte, go to the same side, and so do rows
-    that are joined by others, and equal rows without pictures. The same rows and seed give the same files.
+    that are joined by others, and equal rows without pictures. The same rows and seed give the same files. A row's
+    field `source` names its file and line; one that it had is `row_source`.
 
     Args:
         source: .jsonl, .json (a list), .csv, .tsv, .xlsx, a folder with a sub-folder a class, or a dataset object.
@@ -321,7 +322,8 @@ def _accept(row, where, taker, format, formats):
     if record.video and record.video.clip:
         read_header(record.video, where)
     formats[name] += 1
-    return taken | {"source": where}, keys or (text_key(record.turns),)
+    own = {"row_source": taken["source"]} if "source" in taken else {}
+    return taken | own | {"source": where}, keys or (text_key(record.turns),)
 
 
 def _json_line(row):

@@ -143,6 +143,13 @@ def test_what_it_writes_says_where_it_came_from_and_keeps_other_fields(tmp_path,
     ]
 
 
+def test_a_row_keeps_its_own_source(tmp_path, write_rows, turns):
+    path = write_rows([{"conversations": turns("Q", "A"), "source": "the archive"}])
+    convert(path, tmp_path / "out", shares={"rows": 1})
+    (row,) = lines(tmp_path / "out" / "rows.jsonl")
+    assert (row["source"], row["row_source"]) == ("train.jsonl:1", "the archive")
+
+
 def test_data_uris_become_files_once(tmp_path, write_rows, draw_picture, turns):
     buffer = io.BytesIO()
     draw_picture(30, 20).save(buffer, format="JPEG")
