@@ -1,9 +1,9 @@
 """Runs: training in a child process of its own, described by one `run.yaml`, followed from a notebook or a shell.
 
-A run's folder holds run.yaml (recipe, data, versions), log.jsonl (a line a step), output.txt (what the child printed),
-checkpoint-N/ while it trains and `final/` when it is done. The same recipe and data always get the same folder, so
-running a cell again attaches to the run instead of training twice. What torch is needed for is imported where it is
-used: a run is found and shown again at once.
+A run's folder holds run.yaml (recipe, data, versions, the model's fingerprint), log.jsonl (a line a step), output.txt
+(what the child printed), checkpoint-N/ while it trains and `final/` when it is done. The same recipe and data always
+get the same folder, so running a cell again attaches to the run instead of training twice. What torch is needed for
+is imported where it is used: a run is found and shown again at once.
 """
 
 import errno
@@ -188,14 +188,15 @@ class Run:
 
         Raises: TrainingError while it is running.
         """
-        if self.state == "running":
-            raise TrainingError(f"{self.folder}: running; expected a run that has ended; stop it first")
-        (self.folder / "run.yaml").unlink()  # first: what is left of an interrupted removal is no run
-        for path in self.folder.iterdir():
-            if path.is_dir() and re.fullmatch(FOLDERS, path.name):
-                shutil.rmtree(path)
-            elif path.name in FILES:
-                path.unlink()
+        with _alone(self.folder):  # nobody starts it meanwhile
+            if self.state == "running":
+                raise TrainingError(f"{self.folder}: running; expected a run that has ended; stop it first")
+            (self.folder / "run.yaml").unlink()  # first: what is left of an interrupted removal is no run
+            for path in self.folder.iterdir():
+                if path.is_dir() and re.fullmatch(FOLDERS, path.name):
+                    shutil.rmtree(path)
+                elif path.name in FILES:
+                    path.unlink()
         with suppress(OSError):  # not empty
             self.folder.rmdir()
 

@@ -97,7 +97,7 @@ def changed(one, other):
 
 
 def use_theme(page, theme):
-    """ "Light" or "Dark"."""
+    """Show JupyterLab in its theme "Light" or "Dark"."""
     page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
     page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
 
