@@ -32,6 +32,7 @@ _HOMES = {
     "check": "models.checkup",
     "recipe": "training.recipes",
     "plan": "training.planner",
+    "suggest": "training.suggest",
     "train": "training.runs",
     "attach": "training.runs",
     "runs": "training.runs",

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from .errors import DataError, IvlkitError, RecipeError
@@ -251,6 +252,7 @@ def _convert(commands):
     parser.add_argument("--video", help="column of videos, in place of --image")
     parser.add_argument("--question", help="a column, or a sentence asked about every row")
     parser.add_argument("--answer", action="append", help="a column; several make one JSON answer")
+    parser.add_argument("--suffix", help="a line after every question of a table")
     parser.add_argument("--split", default="80/10/10", help="shares of train/validation/test by picture, or none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fetch", action="store_true", help="fetch remote pictures; otherwise their rows are rejected")
@@ -274,6 +276,7 @@ def _run_convert(options):
         video=options.video,
         question=options.question,
         answer=answer,
+        suffix=options.suffix,
     )
     if options.json:
         return _print(asdict(done), True)
@@ -317,14 +320,16 @@ def _run_plan(options):
     from .training.planner import plan
 
     data = open_data(options.data, root=options.root) if options.data else None
-    found = plan(_recipe_from(options), data=data, gpu_gib=options.gpu_gib, card=options.card)
+    chosen = _recipe_from(options, data, gpu_gib=options.gpu_gib, card=options.card)
+    found = plan(chosen, data=data, gpu_gib=options.gpu_gib, card=options.card)
     print(found)
     return int(found.fits is False)
 
 
 def _add_recipe(parser):
     """What names a recipe and its data, with changes."""
-    parser.add_argument("what", help="a recipe's name; of train also a run.yaml")
+    parser.add_argument("what", nargs="?", help="a recipe's name; of train also a run.yaml")
+    parser.add_argument("--suggest", metavar="MODEL", help="in place of a name: a recipe for this card and these rows")
     parser.add_argument("--data", "--meta-path", "--meta_path", help="meta .json or .jsonl")
     parser.add_argument("--root", help="folder of the pictures of a .jsonl")
     parser.add_argument("--gpus", type=int)
@@ -342,6 +347,8 @@ def _train(commands):
         "Train a recipe on data, or the run that a run.yaml describes.",
         [
             "ivlkit train nano-lora --data data_templates/meta.json --epochs 1",
+            "ivlkit train --suggest 2b --data meta.json",
+            "ivlkit train 2b-lora --data meta.json --overfit 8   # can labels, template and rate teach at all?",
             "ivlkit train 26b-full --gpus 8 --per-device-batch-size 2 --data meta.json   "
             "# the guide's GPUS=8 PER_DEVICE_BATCH_SIZE=2 sh …full.sh",
             "ivlkit train 26b-full --gpus 8 --per-device-batch-size 2 --dry-run",
@@ -354,6 +361,7 @@ def _train(commands):
     parser.add_argument("--validation", help="meta .json or .jsonl of rows apart; default: the meta's validation split")
     parser.add_argument("--metric", help="module:function that chooses the best weights; default: the validation loss")
     parser.add_argument("--to", help="folder of the run; default runs/<recipe>-<hash>")
+    parser.add_argument("--overfit", type=int, metavar="ROWS", help="learn so many rows by heart, as a test")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     parser.add_argument(
         "--only-write", action="store_true", help="write run.yaml, for a launcher on one host or several"
@@ -363,20 +371,20 @@ def _train(commands):
 def _run_train(options):
     from .training import runs
 
-    if options.what.endswith((".yaml", ".yml")):
+    if (options.what or "").endswith((".yaml", ".yml")):
         return runs.execute(_described(options))
-    chosen = _recipe_from(options)
+    data = runs.open_data(options.data, root=options.root) if options.data else None
+    chosen = _recipe_from(options, data)
     if options.dry_run:
         print(chosen.to_yaml(), end="")
         print(f"# accumulation: {chosen.accumulation} micro-batches a step and GPU; the guide names: {chosen.hardware}")
         return None
-    if not options.data:
+    if data is None:
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
-    data, metric = runs.open_data(options.data, root=options.root), _metric(options.metric)
-    validation = options.validation
+    validation, metric = options.validation, _metric(options.metric)
     if validation and not validation.endswith(".json"):  # a meta file has its own roots
         validation = runs.open_data(validation, root=options.root)
-    start = runs.describe if options.only_write else runs.train
+    start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
     run = start(chosen, data, validation=validation, metric=metric, folder=options.to)
     if options.only_write:
         return print(run.folder / "run.yaml")
@@ -395,7 +403,7 @@ def _described(options):
     if path.name != "run.yaml":
         raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
     others = ("data", "root", "gpus", "per_device_batch", "epochs", "learning_rate", "set")
-    others += ("validation", "metric", "to", "dry_run", "only_write")
+    others += ("validation", "metric", "to", "dry_run", "only_write", "suggest", "overfit")
     values = {name: getattr(options, name) for name in others}
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
     if given:
@@ -417,8 +425,12 @@ def _metric(name):
     return find_metric(name)
 
 
-def _recipe_from(options):
+def _recipe_from(options, data, **where):
     from .training.recipes import Recipe, recipe
+    from .training.suggest import suggest
+
+    if bool(options.what) == bool(options.suggest) or options.suggest and data is None:
+        raise RecipeError("expected a recipe's name, or --suggest MODEL with --data")
 
     named = {name: getattr(options, name) for name in ("gpus", "per_device_batch", "epochs", "learning_rate")}
     changes = {name: value for name, value in named.items() if value is not None}
@@ -428,7 +440,11 @@ def _recipe_from(options):
         if not found:
             raise RecipeError(f"--set {pair!r}; expected FIELD=VALUE, e.g. --set lora_rank=8")
         changes[name] = text if kinds.get(name) is str else _number(name, text)
-    return recipe(options.what, **changes)
+    if options.what:
+        return recipe(options.what, **changes)
+    chosen = suggest(options.suggest, data, **where, **changes)
+    print(*chosen.reasons, sep="\n", file=sys.stderr)
+    return chosen
 
 
 def _number(name, text):

@@ -86,7 +86,7 @@ def machine() -> Machine:
 
     ram_gib, ram_free_gib = read_ram_gib()
     torch, cuda_problem = _import_torch()
-    gpus = _torch_gpus(torch)
+    gpus = find_gpus()
     return Machine(
         python=platform.python_version(),
         platform=platform.platform(),
@@ -164,8 +164,11 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def _torch_gpus(torch) -> tuple[Gpu, ...]:
+def find_gpus() -> tuple[Gpu, ...]:
+    """The cards that torch can use, in its order; none where it is missing or can't tell."""
     try:
+        import torch
+
         return tuple(_gpu(torch, index) for index in range(torch.cuda.device_count()))
     except Exception:  # no torch, a card in exclusive use, a driver that is half there
         return ()
@@ -257,27 +260,33 @@ def holders_of_gpu(index: int = 0) -> tuple[str, ...]:
 
     Empty where nvidia-smi is missing or shows no processes, as in most containers.
     """
+    return tuple(_holder(*one) for one in gpu_processes(index))
+
+
+def gpu_processes(index: int = 0) -> list[tuple[int, str, float | None]]:
+    """(pid, name, GiB or None where nvidia-smi can't tell) of each program on a card; [] where it shows none."""
     import subprocess
 
     query = "--query-compute-apps=pid,process_name,used_memory"
-    command = ["nvidia-smi", f"--id={_physical_index(index)}", query, "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--id={physical_index(index)}", query, "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
-        return ()
+        return []
     rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return tuple(_holder(*row) for row in rows if len(row) == 3)
+    rows = [row for row in rows if len(row) == 3]
+    return [(int(pid), name, int(used) / 1024 if used.isdigit() else None) for pid, name, used in rows]
 
 
-def _physical_index(index: int) -> str:
+def physical_index(index: int) -> str:
     """torch counts the visible cards only; nvidia-smi takes a number or a UUID of any."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
 
 
-def _holder(pid: str, name: str, used_mib: str) -> str:
-    used = f"{int(used_mib):,} MiB" if used_mib.isdigit() else "an unknown amount"
-    if pid == str(os.getpid()):
+def _holder(pid: int, name: str, used_gib: float | None) -> str:
+    used = "an unknown amount" if used_gib is None else f"{used_gib * 1024:,.0f} MiB"
+    if pid == os.getpid():
         return f"this notebook itself (pid {pid}): {used}; vlm.release() gives a loaded model's back"
     return f"pid {pid} {Path(name).name}: {used}"
 

@@ -17,7 +17,7 @@ from ivlkit.hardware import (
     _import_torch,
     _nvidia_smi_name,
     _proc_driver_name,
-    _torch_gpus,
+    find_gpus,
     machine,
 )
 
@@ -92,7 +92,7 @@ def test_a_torch_that_raises_is_reported_and_not_raised(monkeypatch):
     torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: 1 / 0, device_count=lambda: 1 / 0))
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert _import_torch() == (None, "ZeroDivisionError: division by zero")
-    assert _torch_gpus(torch) == ()
+    assert find_gpus() == ()
 
 
 class TestCardThatTorchCannotSee:

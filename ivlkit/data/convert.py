@@ -67,7 +67,7 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
         format: format of JSON rows, a name of `formats.FORMATS`; default: detected, row by row.
         shares: {split: share}; {"rows": 1} for one file, rows.jsonl.
         fetch: function of an address that gives a picture's bytes (`fetch_url`); without it such rows are rejected.
-        columns: image, video, question, answer of a table, as in `from_csv`.
+        columns: image, video, question, answer, suffix of a table, as in `from_csv`.
     Returns: `Conversion`, e.g. of 97 rows: {"train": 78, "validation": 10, "test": 9}, 3 rejected.
     Raises: DataError if the source can't be read, no row is left, or `to` holds other files.
     """
@@ -93,7 +93,9 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects))
 
 
-def from_csv(path, *, images=None, question=None, answer=None, image=None, video=None, to=None, rejects="refuse"):
+def from_csv(
+    path, *, images=None, question=None, answer=None, suffix=None, image=None, video=None, to=None, rejects="refuse"
+):
     """A table of pictures and labels (.csv, .tsv, .xlsx) as a data set; `ivl.train`, `encode` and `check` take it.
 
     The rows are written as the released JSONL into the folder `to`, which a run can open again. Separator and encoding
@@ -103,6 +105,7 @@ def from_csv(path, *, images=None, question=None, answer=None, image=None, video
         images: folder that the pictures' names start from; default the table's own.
         question: a column, or a sentence that is asked about every picture; default a column "question".
         answer: a column; several give one JSON answer, {"column": cell, …}; default a column "answer" or "label".
+        suffix: a line after every question: "Answer the question using a single word or phrase."
         image: the column of the pictures' names, or several; default "image", "file_name", "file", "path", …
         video: a column of videos, in place of `image`.
         to: folder to write; default `labels_ivlkit/` beside labels.csv.
@@ -110,7 +113,7 @@ def from_csv(path, *, images=None, question=None, answer=None, image=None, video
     Returns: `Data`, one row each row of the table.
     Raises: DataError that names lines: an empty cell, a missing picture, a column that is not there or there twice.
     """
-    columns = {"image": image, "video": video, "question": question, "answer": answer}
+    columns = {"image": image, "video": video, "question": question, "answer": answer, "suffix": suffix}
     return _as_data(path, to, rejects, images=images, **columns)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Columns:
     video: str | None = None
     is_constant: bool = False  # the question
     as_json: bool = False  # the answer: {"column": cell, …}
+    suffix: str | None = None  # a line after every question
 
 
 def choose_columns(header, where, *, image=None, video=None, question=None, answer=None):
@@ -88,6 +89,7 @@ def row_from_cells(cells, columns, where, *, id):
     """
     images = [_file_name(_filled(cells, name, where)) for name in columns.images]
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
+    question = "\n".join(filter(None, (question, columns.suffix)))
     conversations = [
         {"from": "human", "value": _with_media(question, len(images), columns.video)},
         {"from": "gpt", "value": _answer(cells, columns, where)},
@@ -156,7 +158,7 @@ def _answer(cells, columns, where):
 # CSV and TSV
 
 
-def table_rows(path, *, image=None, video=None, question=None, answer=None):
+def table_rows(path, *, image=None, video=None, question=None, answer=None, suffix=None):
     """(what was detected, [(where, released row or DataError), …] as an iterator) of a CSV, TSV or XLSX."""
     path = Path(path)
     header, lines, said = _sheet(path) if path.suffix.lower() == ".xlsx" else _text_table(path)
@@ -166,6 +168,7 @@ def table_rows(path, *, image=None, video=None, question=None, answer=None):
     if twice:
         raise DataError(f"{where}: column {twice[0]!r} twice; expected every name once; rename one")
     columns = choose_columns(header, where, image=image, video=video, question=question, answer=answer)
+    columns = replace(columns, suffix=suffix)
     return said, _rows(path.name, header, lines, columns)
 
 

@@ -7,13 +7,17 @@ refused, since it would train another share of the rows, or each process all of 
 
 import importlib.util
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 
 from ..errors import RecipeError, TrainingError
+from ..hardware import find_gpus, physical_index
 
 PATIENCE = timedelta(hours=2)  # of ranks for one that reads all rows, or writes a checkpoint
 BUCKET = 1e9  # values of a bucket, as released
+AS_FREE = 0.9  # of the freest card's free memory: a card with less is in use
+MOST_GPUS = 1024  # that the number of an earlier run is looked for among
 
 
 def rank():
@@ -21,9 +25,59 @@ def rank():
     return int(os.environ.get("RANK", 0))
 
 
+def settle_gpus(recipe):
+    """The recipe with a number of GPUs where it has none: a launcher's, else that of the free cards here, else one.
+
+    Of the cards here as many are taken as divide the total batch: 2 of 3 for a batch of 16.
+    """
+    if recipe.gpus is not None:
+        return recipe
+    most = int(os.environ.get("WORLD_SIZE", 0)) or len(free_cards())
+    rows = 1 if recipe.packing else recipe.per_device_batch  # of a GPU at least
+    return on_gpus(recipe, next((n for n in range(most, 1, -1) if recipe.total_batch % (n * rows) == 0), 1))
+
+
+def on_gpus(recipe, count):
+    """The recipe on so many GPUs. ZeRO 1 and 2 divide what one card has anyway: there they become none."""
+    alone = {"zero_stage": 0, "zero_offload": False} if count == 1 and recipe.zero_stage in (1, 2) else {}
+    return replace(recipe, gpus=count, **alone)
+
+
+def earlier_settlings(recipe):
+    """What a recipe without a number may have been described as when a run of it began, this machine's number first."""
+    if recipe.gpus is not None:
+        return [recipe]
+    counts = [count for count in range(1, min(recipe.total_batch, MOST_GPUS) + 1) if recipe.total_batch % count == 0]
+    found = [settle_gpus(recipe)]
+    for count in counts:
+        for settle in (on_gpus, lambda one, count: replace(one, gpus=count)):  # earlier versions kept ZeRO on one card
+            with suppress(RecipeError):
+                found.append(settle(recipe, count))
+    return found
+
+
+def free_cards():
+    """Numbers of the cards that a run would take here: of the freest one's kind, and as free as it within a tenth."""
+    import torch
+
+    if torch.cuda.device_count() < 2:  # asking a card for its memory would take some of it
+        return list(range(torch.cuda.device_count()))
+    gpus = find_gpus()
+    if not gpus:
+        return []
+    best = max(gpus, key=lambda gpu: gpu.free_gib)
+    return [n for n, gpu in enumerate(gpus) if gpu.name == best.name and gpu.free_gib >= AS_FREE * best.free_gib]
+
+
+def visible_cards(count):
+    """CUDA_VISIBLE_DEVICES of a run on `count` of this machine's cards; None where the first ones are taken anyway."""
+    chosen = free_cards()[:count]
+    return None if len(chosen) < count or chosen == list(range(count)) else ",".join(map(physical_index, chosen))
+
+
 def is_sharded(recipe):
     """Whether DeepSpeed divides something: on one GPU it is not used."""
-    return recipe.gpus > 1 and recipe.zero_stage > 0
+    return recipe.processes > 1 and recipe.zero_stage > 0
 
 
 def find_missing(recipe):
@@ -42,7 +96,7 @@ def check_launch(recipe, environ):
     Raises: TrainingError where more or fewer processes were started, or another engine was asked for.
     """
     started = int(environ.get("WORLD_SIZE", 1))
-    if started != recipe.gpus:
+    if started != recipe.processes:
         raise TrainingError(
             f"gpus={recipe.gpus} in run.yaml, but {started} process{'es' * (started > 1)} started; expected one a GPU; "
             f"torchrun --nproc_per_node {recipe.gpus} -m ivlkit train run.yaml, or ivlkit.train, which starts them "
@@ -87,7 +141,7 @@ def join(recipe):
             f"process {device.index + 1} of this host, but torch sees {torch.cuda.device_count()} GPUs; expected one "
             "each; start fewer a host, with --nnodes for the others"
         )
-    if recipe.gpus == 1:
+    if recipe.processes == 1:
         return torch.device(device.type)
     if on_gpu:
         torch.cuda.set_device(device)

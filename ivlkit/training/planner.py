@@ -4,21 +4,27 @@ Memory is that of the largest batch of the run's own plan (`prediction`).
 """
 
 import math
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 
 from ..data.doctor import epoch_lengths
 from ..data.mixture import Data, open_data
 from ..errors import RecipeError
-from ..hardware import GIB, holders_of_gpu, read_ram_gib
+from ..hardware import GIB, gpu_processes, holders_of_gpu, read_ram_gib
 from ..models.attention import rope_limits
 from ..models.processor import load_processor
 from ..models.shapes import config_of, empty_model
 from .cards import CARDS, find_measured, match_card, probe_cpu
-from .prediction import BUS_RATE, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
-from .recipes import Recipe
+from .distributed import on_gpus, settle_gpus
+from .history import read_steps
+from .outlook import outlook
+from .prediction import BUS_RATE, CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
+from .recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from .recipes import recipe as named_recipe
 from .schedule import plan_grouped, plan_packed, tile_cost
 from .tuning import prepare
@@ -37,6 +43,8 @@ class Case:
     parts: dict  # bytes by name; they add up to the peak that torch allocates
     steps: int | None  # None without data
     minutes: float | None  # None without data or card
+    row_tokens: float | None = None  # of a row on average; None without data
+    row_tiles: float | None = None
 
     @property
     def allocated_gib(self):
@@ -59,6 +67,11 @@ class RunPlan:
     measured: str  # what was measured with the same settings, or ""
     advice: tuple[str, ...]
     notes: tuple[str, ...]
+    job: object  # model, configuration, place: what the rest was computed from
+
+    def outlook(self, *, rows, asks=3, reply_tokens=16, export=True):
+        """The whole project in one line: minutes to train, to ask so many rows so often, to export; disk; the end."""
+        return outlook(self, rows=rows, asks=asks, reply_tokens=reply_tokens, export=export)
 
     @property
     def needed_gib(self):
@@ -115,12 +128,14 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
         data: what `open_data` gives, or a path: for the run's own batches, steps and minutes; needs the model's
             tokenizer. None: a batch as large as the recipe allows, of pictures of as many tiles as there may be.
         gpu_gib: memory to fit into, all of it free. None: the named card's, else what is free on this machine.
-        card: one of `CARDS`, to predict minutes and memory there. None: this machine's.
+        card: one of `CARDS`, to predict minutes and memory there. None: this machine's. Of a card that is named, one is
+            meant where the recipe has no number of them.
     Returns: `RunPlan` with a case for the recipe's own tiles, and for 12, 6 and 1.
     Raises: RecipeError for an unknown card, CheckpointError for a model that is no folder, DataError for the data.
     """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
-    place = _place(gpu_gib, card)
+    place = find_place(gpu_gib, card)
+    recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = _job(recipe, data, place)
     own, *others = _tile_counts(job)
     cases = [_case(job, own), *(_case(job, tiles) for tiles in others)]
@@ -137,11 +152,12 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
         disk_gb=disk / 1e9,
         measured=find_measured(recipe),
         advice=() if fits else tuple(advise(job, place.free_gib)),
-        notes=tuple(_notes(job, place)),
+        notes=tuple(_notes(job, place, cases[0].steps)),
+        job=job,
     )
 
 
-def _place(gpu_gib, card):
+def find_place(gpu_gib=None, card=None):
     """Where it is to run: device type, card, free memory and who holds the rest."""
     import torch
 
@@ -157,21 +173,47 @@ def _place(gpu_gib, card):
             name=name,
             holders=(),
             bf16=_has_bf16(found),
+            is_named=True,
         )
     if not torch.cuda.is_available():
         return SimpleNamespace(
-            device_type="cpu", card=probe_cpu(), free_gib=read_ram_gib()[1], name="this machine", holders=(), bf16=True
+            device_type="cpu",
+            card=probe_cpu(),
+            free_gib=read_ram_gib()[1],
+            name="this machine",
+            holders=(),
+            bf16=True,
+            is_named=False,
         )
     free, _ = torch.cuda.mem_get_info()
     name = torch.cuda.get_device_name()
     return SimpleNamespace(
         device_type="cuda",
         card=match_card(name),
-        free_gib=(free + torch.cuda.memory_reserved()) / GIB,
+        free_gib=(free + torch.cuda.memory_reserved()) / GIB + held_by_runs(),
         name=name,
         holders=holders_of_gpu(),
         bf16=torch.cuda.get_device_capability()[0] >= 8,
+        is_named=False,
     )
+
+
+def held_by_runs():
+    """GiB of the first card that runs of this kit hold: free by the time that another one may begin.
+
+    As nvidia-smi tells, and where it shows no processes, as in most containers, by the runs' own logs.
+    """
+    shown, held = {pid: used_gib or 0.0 for pid, _, used_gib in gpu_processes()}, {}
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if command[-3:-1] == ["ivlkit", "train"] and process.pid != os.getpid():
+            held[command[-1]] = held.get(command[-1], 0.0) + shown.get(process.pid, 0.0)
+    return sum(used_gib or _logged_gib(Path(spec)) for spec, used_gib in held.items())
+
+
+def _logged_gib(spec):
+    steps = read_steps(spec.with_name("log.jsonl"))
+    return CONTEXT_GIB + steps[-1]["memory_gib"] if steps else 0.0
 
 
 def _has_bf16(card):
@@ -205,6 +247,12 @@ def prepared_shape(recipe, config):
     return model, prepare(SimpleNamespace(model=model, family=family, adapter=None), recipe)
 
 
+def needed_at(place, recipe):
+    """GiB that have to be free at a place (`find_place`) for the largest batch that the recipe allows, of any rows."""
+    job = _job(recipe, None, place)
+    return needed_gib(_case(job, _tile_counts(job)[0]).parts, place.device_type)
+
+
 def _tile_counts(job):
     own = job.recipe.max_tiles or job.released.get("max_dynamic_patch", 12)
     return [own, *(count for count in TILE_CASES if count != own)]
@@ -221,6 +269,7 @@ def _case(job, max_tiles):
         parts,
         batch.steps,
         seconds_of(job, batch) / 60 if known else None,
+        *(() if job.data is None else batch.row),
     )
 
 
@@ -242,9 +291,14 @@ def _largest_batch(job, max_tiles):
     else:
         batches = plan_grouped(*lengths, recipe, rope=rope)
     _, tokens, tiles = batches.worst()
-    total = [np.mean(np.atleast_2d(one), axis=0).sum() * recipe.epochs for one in lengths]
+    row = [float(np.mean(one)) for one in lengths]
     return SimpleNamespace(
-        tokens=tokens, tiles=tiles, steps=batches.steps, total=total, bins=batches.steps * batches.accumulation
+        tokens=tokens,
+        tiles=tiles,
+        steps=batches.steps,
+        row=row,
+        total=[mean * len(job.data) * recipe.epochs for mean in row],
+        bins=batches.steps * batches.accumulation,
     )
 
 
@@ -263,7 +317,7 @@ def seconds_of(job, batch):
     """Of the whole run on the job's card, and on so many of them as the recipe says."""
     tokens, tiles = batch.total
     return predict_seconds(
-        job.model, job.config, job.recipe, job.place, tokens=tokens, tiles=tiles, bins=batch.bins * job.recipe.gpus
+        job.model, job.config, job.recipe, job.place, tokens=tokens, tiles=tiles, bins=batch.bins * job.recipe.processes
     )
 
 
@@ -287,13 +341,11 @@ def advise(job, free_gib):
 
 def out_of_memory(recipe):
     """What to say and to change when this process ran out of the GPU's memory, whatever was predicted."""
-    place = _place(None, None)
-    job = _job(recipe, None, place)
-    parts = _case(job, _tile_counts(job)[0]).parts
-    free, needed = f"{place.free_gib:.1f} GiB", f"{needed_gib(parts, place.device_type):.1f} GiB (predicted)"
+    place = find_place()
+    free, needed = f"{place.free_gib:.1f} GiB", f"{needed_at(place, recipe):.1f} GiB (predicted)"
     lines = [f"memory ran out: {free} of {place.name} for this run; its largest possible batch needs {needed}"]
     lines += [f"held by others: {holder}" for holder in place.holders]
-    return "\n".join([*lines, *(f"to change: {line}" for line in advise(job, place.free_gib))])
+    return "\n".join([*lines, *(f"to change: {line}" for line in advise(_job(recipe, None, place), place.free_gib))])
 
 
 def _changes(recipe, device_type):
@@ -322,9 +374,11 @@ def _changes(recipe, device_type):
             yield {"max_tiles": tiles, "max_seq_length": length} | ({"bin_tokens": length} if recipe.packing else {})
 
 
-def _notes(job, place):
+def _notes(job, place, steps):
     if not job.is_here:
         yield f"{job.recipe.model} is not here: sizes as released"
+    if job.recipe.name in RELEASED and steps and steps < FEW_UPDATES:
+        yield few_updates(steps)
     if job.data is None:
         yield "no data given: the largest batch that the recipe allows; no minutes"
     elif place.card is None:
@@ -340,8 +394,8 @@ def _notes(job, place):
         )
     if place.device_type == "cpu":
         yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
-    if job.recipe.gpus > 1:
-        yield f"each of {job.recipe.gpus} GPUs; never measured on several"
+    if job.recipe.processes > 1:
+        yield f"each of {job.recipe.processes} GPUs; never measured on several"
 
 
 def _case_cells(case):

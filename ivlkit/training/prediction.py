@@ -40,7 +40,7 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
     if zero:
         held = _sharded(recipe, frozen=frozen, trained=trained, state=state)
         working += _buckets(recipe, trained)
-    elif recipe.gpus > 1:
+    elif recipe.processes > 1:
         held["gradients"] *= 2  # DDP's buckets
     return {**held, "activations": kept, "working": working}
 
@@ -49,7 +49,8 @@ def _sharded(recipe, *, frozen, trained, state):
     """DeepSpeed trains in bf16, with float32 masters beside the optimizer's state; each stage divides one more part."""
     held = {"weights": frozen + trained // 2, "gradients": trained // 2, "optimizer": state + trained}
     first_stage = {"optimizer": 1, "gradients": 2, "weights": 3}
-    return {part: size // (recipe.gpus if recipe.zero_stage >= first_stage[part] else 1) for part, size in held.items()}
+    divided = {part for part, stage in first_stage.items() if recipe.zero_stage >= stage}
+    return {part: size // recipe.processes if part in divided else size for part, size in held.items()}
 
 
 def _buckets(recipe, trained):
@@ -140,7 +141,7 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=F
     if recipe.language == "qlora":
         bytes_moved += 3 * bins * (footprint.NF4_BYTES + 4) * footprint.quantised_parameters(model)
     copying = bins * bus_seconds(model, recipe, place.device_type)
-    return float(products + bytes_moved / (place.card.tb_per_second * 1e12) + copying) / recipe.gpus
+    return float(products + bytes_moved / (place.card.tb_per_second * 1e12) + copying) / recipe.processes
 
 
 def bus_seconds(model, recipe, device_type):

@@ -13,6 +13,8 @@ LANGUAGE_TUNINGS = ("frozen", "lora", "qlora", "full")  # qlora: LoRA on weights
 CHECKPOINTING = ("none", "selective", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 ZERO_STAGES = (0, 1, 2, 3)
+FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
+OVERFIT = "-overfit"  # ends the name of a recipe that learns a few rows by heart
 WEIGHTINGS = ("token", "sample", "square")
 SCHEDULERS = (  # transformers' that need no further numbers
     *("cosine", "linear", "constant", "constant_with_warmup"),
@@ -102,7 +104,7 @@ class Recipe:
     packing: bool = True  # samples share bins, nothing is padded; false: padded batches of rows of like length
     bin_tokens: int | None = None  # tokens a bin; None: per_device_batch · max_seq_length
     bin_tiles: int | None = None  # tiles a bin; None: as many as its tokens allow
-    gpus: int = 1  # processes, one a GPU (GPUS)
+    gpus: int | None = 1  # processes, one a GPU (GPUS); None: as many as there are (`distributed.settle_gpus`)
     max_seq_length: int = 4096  # tokens a row, image tokens included
     max_tiles: int | None = None  # max_dynamic_patch; None: the checkpoint's
     drop_path: float = 0.0  # drop_path_rate; acts only in a vision tower that trains
@@ -113,12 +115,14 @@ class Recipe:
     zero_offload: bool = False  # ZeRO's optimizer state, at stage 3 the weights too, in the host's memory
     save_steps: int = 200  # optimiser steps between checkpoints
     save_total_limit: int = 1  # checkpoints kept
-    eval_steps: int | None = None  # optimiser steps between validations, if there is validation data; None: save_steps
+    eval_steps: int | None = None  # optimiser steps between validations; None: save_steps, or an epoch if it is shorter
     eval_samples: int = 8  # validation rows that are answered each time, spread over all
     patience: int | None = None  # validations in a row without a new best that end the run; None: no number does
     workers: int = 4  # processes that prepare rows
     seed: int = 42
     hardware: str = ""  # what the guide names
+
+    reasons = ()  # why `suggest` chose what it did, a line each; no field: not a part of what is trained
 
     def __post_init__(self):
         if isinstance(self.gradient_checkpointing, bool):  # as older recipes say it
@@ -166,7 +170,7 @@ class Recipe:
                 f"{self.name}: vision_offload with vision={self.vision!r}, language={self.language!r}; expected a "
                 "frozen tower beside adapters; set vision='frozen' and language='qlora' or 'lora'"
             )
-        sharded = self.gpus > 1 and self.zero_stage > 0
+        sharded = self.processes > 1 and self.zero_stage > 0
         for clashes, found in (
             (self.vision_int8, "vision_int8; expected layers as they were loaded; set one of the two to false"),
             (self.compile, "compile=true, which binds a layer to its own weights; set compile=false"),
@@ -183,7 +187,7 @@ class Recipe:
             )
         if self.compile and not self.packing:
             raise RecipeError(f"{self.name}: compile=true with packing=false; expected bins; set packing=true")
-        if self.compile and self.gpus > 1 and self.zero_stage == 3:
+        if self.compile and self.processes > 1 and self.zero_stage == 3:
             raise RecipeError(
                 f"{self.name}: compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 "
                 "or compile=false"
@@ -221,16 +225,21 @@ class Recipe:
         return self.bin_tokens or self.per_device_batch * self.max_seq_length, self.bin_tiles
 
     @property
+    def processes(self):
+        """`gpus` as a number; 1 as long as it is not settled."""
+        return self.gpus or 1
+
+    @property
     def accumulation(self):
         """Padded micro-batches an optimiser step and GPU: 128 samples = 8 GPUs · 2 · accumulation 8.
 
         Raises: RecipeError where it does not divide.
         """
-        at_once = self.gpus * self.per_device_batch
+        at_once = self.processes * self.per_device_batch
         if self.total_batch % at_once:
             raise RecipeError(
-                f"{self.name}: total_batch {self.total_batch} is not a multiple of gpus {self.gpus} x per_device_batch "
-                f"{self.per_device_batch} = {at_once}; change one of the three"
+                f"{self.name}: total_batch {self.total_batch} is not a multiple of gpus {self.processes} x "
+                f"per_device_batch {self.per_device_batch} = {at_once}; change one of the three"
             )
         return self.total_batch // at_once
 
@@ -259,16 +268,17 @@ class Recipe:
         return cls(**values)
 
     def _repr_html_(self):
-        from ..show.html import table_html
+        from ..show.html import list_html, table_html
 
-        return table_html([(field.name, getattr(self, field.name)) for field in fields(self)], title=self.name)
+        rows = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return list_html(self.reasons) + table_html(rows, title=self.name)
 
 
-def _released(model, batch, gpus, per_device, learning_rate, weight_decay, zero_stage, **parts):
+def _released(model, batch, per_device, learning_rate, weight_decay, zero_stage, **parts):
     return {
         "model": model,
         "total_batch": batch,
-        "gpus": gpus,
+        "gpus": None,  # the guide's number stands in `hardware`
         "per_device_batch": per_device,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
@@ -295,14 +305,14 @@ _NANO = {
     "hardware": "a laptop, minutes",
 }
 _SCRIPTS = {
-    # model, total batch, GPUs, per device, learning rate, weight decay, ZeRO stage: the guide's 2nd-fine-tune scripts
-    "2b-full": _released("2b", 128, 8, 4, 4e-5, 0.01, 1, drop_path=0.1, hardware="8 GPUs, 30 GB each"),
-    "2b-lora": _released("2b", 16, 2, 4, 4e-5, 0.01, 1, **_LORA, hardware="2 GPUs, 27 GB each"),
-    "4b-full": _released("4b", 128, 8, 4, 4e-5, 0.05, 1, drop_path=0.1, hardware="8 GPUs, 40 GB each"),
-    "4b-lora": _released("4b", 16, 2, 4, 4e-5, 0.05, 1, **_LORA, hardware="2 GPUs, 19 GB each"),
-    "26b-full": _released("26b", 128, 8, 2, 2e-5, 0.05, 3, drop_path=0.4, hardware="8 GPUs of 80 GB, 77 GB each"),
+    # model, total batch, per device, learning rate, weight decay, ZeRO stage: the guide's 2nd-fine-tune scripts
+    "2b-full": _released("2b", 128, 4, 4e-5, 0.01, 1, drop_path=0.1, hardware="8 GPUs, 30 GB each"),
+    "2b-lora": _released("2b", 16, 4, 4e-5, 0.01, 1, **_LORA, hardware="2 GPUs, 27 GB each"),
+    "4b-full": _released("4b", 128, 4, 4e-5, 0.05, 1, drop_path=0.1, hardware="8 GPUs, 40 GB each"),
+    "4b-lora": _released("4b", 16, 4, 4e-5, 0.05, 1, **_LORA, hardware="2 GPUs, 19 GB each"),
+    "26b-full": _released("26b", 128, 2, 2e-5, 0.05, 3, drop_path=0.4, hardware="8 GPUs of 80 GB, 77 GB each"),
     "26b-lora": _released(
-        "26b", 16, 2, 2, 2e-5, 0.05, 3, **_LORA, hardware="2 GPUs of 80 GB, 79 GB each; 8 at 60 GB each"
+        "26b", 16, 2, 2e-5, 0.05, 3, **_LORA, hardware="2 GPUs of 80 GB, 79 GB each; 8 at 60 GB each"
     ),
     "nano-lora": _NANO | {"learning_rate": 3e-3, "lora_dropout": 0.0},  # every row is seen once: nothing to forget
     "nano-full": _NANO
@@ -311,10 +321,11 @@ _SCRIPTS = {
     | {"vision": "frozen", "projector": "full", "language": "frozen", "learning_rate": 2e-3, "epochs": 3},
 }
 RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}
+RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 
 
 def recipe(name, /, **changes):
-    """A named recipe with changes: `recipe("2b-lora", gpus=1, learning_rate=1e-4)`; `name="mine"` renames it.
+    """A named recipe with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
 
     Raises: RecipeError for an unknown name or field, with the nearest known one.
     """
@@ -322,6 +333,39 @@ def recipe(name, /, **changes):
         raise RecipeError(f"recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}")
     _check_known(name, changes)
     return replace(RECIPES[name], **changes)
+
+
+def overfitting(recipe, rows):
+    """The recipe for a hundred updates on the same few rows, nothing dropped, its learning rate from the first one on.
+
+    If they are not learned by heart then, the labels, the template or the rate are wrong: `train(…, overfit=8)`.
+    """
+    return replace(
+        recipe,
+        name=recipe.name + OVERFIT,
+        epochs=100,
+        total_batch=rows,
+        per_device_batch=math.gcd(rows, recipe.per_device_batch),
+        gpus=1,
+        zero_stage=0,
+        zero_offload=False,
+        lora_dropout=0.0,
+        drop_path=0.0,
+        warmup_ratio=0.0,
+        scheduler="constant",
+        eval_samples=rows,
+        eval_steps=25,
+        save_steps=100,
+        patience=None,
+    )
+
+
+def few_updates(updates):
+    """What to say of a released recipe with fewer than `FEW_UPDATES` updates."""
+    return (
+        f"{updates} updates: under {FEW_UPDATES} the released learning rate teaches next to nothing; "
+        "ivlkit.suggest(model, data) takes a rate and epochs for small sets"
+    )
 
 
 def _check_known(name, keys):

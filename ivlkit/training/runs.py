@@ -32,9 +32,18 @@ from ..data.files import appearing, flush, write_whole
 from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
-from .distributed import find_missing, from_first_rank, is_sharded, join, loading, rank
+from .distributed import (
+    earlier_settlings,
+    find_missing,
+    from_first_rank,
+    is_sharded,
+    join,
+    loading,
+    rank,
+    visible_cards,
+)
 from .history import append_line, read_steps
-from .recipes import Recipe
+from .recipes import FEW_UPDATES, OVERFIT, RELEASED, Recipe, few_updates, overfitting
 from .recipes import recipe as named_recipe
 
 LOG_FILE = "log.jsonl"
@@ -180,7 +189,7 @@ class Run:
 
     def _ranks(self, process):
         """The processes that train: a launcher that is asked itself kills them after 30 s, saved or not."""
-        children = process.children() if self.recipe.gpus > 1 else []
+        children = process.children() if self.recipe.processes > 1 else []
         return [child for child in children if "run.yaml" in " ".join(child.cmdline())] or [process]
 
     def delete(self):
@@ -250,7 +259,7 @@ class Run:
         return run_html(self)
 
 
-def train(recipe, data, *, validation=None, metric=None, folder=None):
+def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=None):
     """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
 
     If this recipe was already trained on this data, the finished or running run is attached to; a stopped or failed one
@@ -262,16 +271,32 @@ def train(recipe, data, *, validation=None, metric=None, folder=None):
         validation: the same, of rows apart: every `eval_steps` their loss and answers to `eval_samples` of them, and
             the best weights are the run's final ones. Default: the entries of a meta file whose split is "validation".
         metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
-            the loss; of a module, since another process calls it: `ivlkit.evaluation.metrics.exact_match`.
+            the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it:
+            `ivlkit.evaluation.metrics.exact_match`.
         folder: default `runs/<recipe>-<hash of recipe and data>`.
+        overfit: so many rows of the data, learned by heart as a test of labels, template and learning rate: the run's
+            notices say how many of them it answers at its end.
     Raises: RecipeError, DataError before anything starts.
     """
+    if overfit is not None:
+        recipe, data = _few_rows(recipe, data, overfit)
+        validation = data
     run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True)
     if run.state not in ("running", "finished"):
         with _alone(run.folder):
             if run.state not in ("running", "finished"):  # another process may have started it meanwhile
                 _start(run)
     return run
+
+
+def _few_rows(recipe, data, rows):
+    """(the recipe that learns them by heart, rows spread over the data)."""
+    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    data = data if isinstance(data, Data) else open_data(data)
+    if not isinstance(rows, int) or rows < 1:
+        raise RecipeError(f"overfit={rows!r}; expected a number of rows, such as 8")
+    rows = min(rows, len(data))
+    return overfitting(recipe, rows), data.select(np.linspace(0, len(data) - 1, rows).round().astype(int))
 
 
 @contextmanager
@@ -292,9 +317,41 @@ def describe(recipe, data, *, validation=None, metric=None, folder=None, here=Fa
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
     _check(recipe, validation, metric)
-    if here:
-        _check_machine(recipe)
-    return write_run(recipe, data, folder, validation=validation, metric=metric)
+    described = {"data": data, "validation": validation, "metric": metric}
+    settled = _settle(recipe, folder, **described)
+    run_folder, _ = _identify(settled, folder, **described)
+    if here and not (run_folder / "final").exists():
+        _check_machine(settled, began_in=None if recipe.gpus == settled.gpus else run_folder)
+    return write_run(settled, data, folder, validation=validation, metric=metric)
+
+
+def _settle(recipe, folder, **described):
+    """The recipe with the number of GPUs that its run began with, if there is one; else with this machine's."""
+    settlings = earlier_settlings(recipe)
+    for one in settlings if recipe.gpus is None else ():
+        path, spec = _identify(one, folder, **described)
+        if (path / "run.yaml").exists() and _own_part(path) == spec:
+            return one
+    return settlings[0]
+
+
+def _identify(recipe, folder, *, data, validation, metric):
+    """(folder of the run, what run.yaml says of its recipe and data)."""
+    spec = {"recipe": asdict(recipe), "data": _describe(data)}
+    if validation is not None:
+        spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
+    if metric is not None:
+        from .validation import metric_name
+
+        spec["metric"] = metric_name(metric)
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}", spec
+
+
+def _own_part(folder):
+    """Of run.yaml what decides the run: its recipe and its data."""
+    existing = yaml.safe_load((folder / "run.yaml").read_text())
+    return {key: existing[key] for key in existing if key not in BESIDE_SPEC}
 
 
 def _validation_of(data):
@@ -307,21 +364,12 @@ def _validation_of(data):
 
 def write_run(recipe, data, folder=None, *, validation=None, metric=None):
     """Create the run's folder with run.yaml, or find the one of the same recipe and data."""
-    spec = {"recipe": asdict(recipe), "data": _describe(data)}
-    if validation is not None:
-        spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
-    if metric is not None:
-        from .validation import metric_name
-
-        spec["metric"] = metric_name(metric)
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
-    folder = Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}"
-    path, weights = folder / "run.yaml", _model_fingerprint(recipe)
-    if path.exists():
-        existing = yaml.safe_load(path.read_text())
-        if {key: existing[key] for key in existing if key not in BESIDE_SPEC} != spec:
+    folder, spec = _identify(recipe, folder, data=data, validation=validation, metric=metric)
+    weights = _model_fingerprint(recipe)
+    if (folder / "run.yaml").exists():
+        if _own_part(folder) != spec:
             raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
-        if existing.get("model_fingerprint", weights) != weights:
+        if Run(folder).spec.get("model_fingerprint", weights) != weights:
             raise RecipeError(
                 f"{folder}: holds a run that began with other weights than those that are in {recipe.model} now; "
                 "choose another folder, or delete that run"
@@ -450,6 +498,8 @@ def _execute(run):
     if trainer.is_world_process_zero():
         _check_plan(run, plan, goes_on=checkpoint is not None)
         print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+        if recipe.name in RELEASED and plan.steps < FEW_UPDATES and not checkpoint:
+            _notice(run.folder, few_updates(plan.steps))
     validate = _add_validation(run, trainer, vlm, packed=attention.packs)
     if not validate and not recipe.compile:  # whose layers would be compiled again without gradients
         trainer.add_callback(PredictSamples(trainer, run.folder / SAMPLES_FILE))
@@ -461,6 +511,8 @@ def _execute(run):
     else:
         best = from_first_rank(partial(_best, run, trainer)) if validate else None
         _write_final(run, trainer, vlm.processor, best=best)
+        if recipe.name.endswith(OVERFIT) and trainer.is_world_process_zero():
+            _notice(run.folder, _say_overfit(run))
     trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     trainer.accelerator.end_training()
 
@@ -565,6 +617,23 @@ def _best(run, trainer):
     return best
 
 
+def _say_overfit(run):
+    """How many of its rows the run answers at its end, and what it means."""
+    from .validation import find_best
+
+    best = find_best(run.folder)
+    answers = next(line["answers"] for line in run.validation if not best or line["step"] == best["step"])
+    wrong = [answer for answer in answers if not answer["right"]]
+    said = f"overfit: {len(answers) - len(wrong)} of {len(answers)} rows are answered with their own truth"
+    if not wrong:
+        return f"{said}: labels, template and learning rate can teach"
+    first = wrong[0]
+    return (
+        f"{said}; expected all; first {first['where']}: {first['reply']!r}, not {first['truth']!r}; look at its labels "
+        "(data.show_tokens), then raise learning_rate"
+    )
+
+
 def _write_final(run, trainer, processor, *, best):
     """`final/` is complete whenever it exists; all ranks help, since a model may be spread over them.
 
@@ -634,7 +703,7 @@ def _check_plan(run, plan, *, goes_on):
 
 def _start(run):
     command = [sys.executable, "-m", "ivlkit", "train", _spec_path(run.folder)]
-    if run.recipe.gpus > 1:
+    if run.recipe.processes > 1:
         launcher = [
             sys.executable,
             "-m",
@@ -644,6 +713,7 @@ def _start(run):
         ]
         command = launcher + command[1:]
     (run.folder / "error.txt").unlink(missing_ok=True)
+    cards = visible_cards(run.recipe.processes)
     with open(run.folder / "output.txt", "ab") as output:
         child = subprocess.Popen(
             command,
@@ -651,7 +721,9 @@ def _start(run):
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"},
+            env=os.environ
+            | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+            | ({"CUDA_VISIBLE_DEVICES": cards} if cards else {}),
         )
     _children[run.folder.resolve()] = child
     write_whole(run.folder / "pid", str(child.pid))
@@ -672,13 +744,21 @@ def _check(recipe, validation, metric):
     find_model(recipe.model)
 
 
-def _check_machine(recipe):
-    """One process a GPU; without any GPU one a core."""
+def _check_machine(recipe, *, began_in=None):
+    """One process a GPU; without any GPU one a core.
+
+    Args: began_in: the folder of an earlier run, if the number of GPUs is its own.
+    """
     import torch
 
     found = torch.cuda.device_count()
     most, what = (found, "torch sees") if found else (os.cpu_count(), "torch sees none, and CPU cores are")
     if recipe.gpus > most:
+        if began_in:
+            raise RecipeError(
+                f"{began_in}: its run began with gpus={recipe.gpus}, but {what} {most} here; go on where there are "
+                f"{recipe.gpus}, or start a run of its own with gpus={most}"
+            )
         raise RecipeError(f"{recipe.name}: gpus={recipe.gpus} but {what} {most} here; set gpus={most}")
     missing = find_missing(recipe)
     if missing:

@@ -50,8 +50,8 @@ def plan_run(num_rows, recipe, *, rank=0):
         total_rows=_total_rows(num_rows, recipe),
         total_batch=recipe.total_batch,
         accumulation=recipe.accumulation,
-        micro_rows=recipe.gpus * recipe.per_device_batch,
-        gpus=recipe.gpus,
+        micro_rows=recipe.processes * recipe.per_device_batch,
+        gpus=recipe.processes,
         rank=rank,
         seed=recipe.seed,
     )
@@ -67,13 +67,13 @@ def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0
         tile_cost: tokens that cost as much as a tile in the vision tower (`tile_cost`), to balance ranks.
     """
     budgets = Budgets(*recipe.budgets)
-    cut = partial(pack_step, budgets=budgets, ranks=recipe.gpus, tile_cost=tile_cost)
+    cut = partial(pack_step, budgets=budgets, ranks=recipe.processes, tile_cost=tile_cost)
     return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=budgets.tokens)
 
 
 def plan_grouped(tokens, tiles, recipe, *, rank=0, rope=(None, True)):
     """Padded batches of at most `per_device_batch` rows of like length, for cards without a kernel for bins."""
-    cut = partial(group_step, size=recipe.per_device_batch, ranks=recipe.gpus)
+    cut = partial(group_step, size=recipe.per_device_batch, ranks=recipe.processes)
     return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=None)
 
 
@@ -87,7 +87,7 @@ def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
         total_batch=recipe.total_batch,
         cut=cut,
         bin_tokens=bin_tokens,
-        gpus=recipe.gpus,
+        gpus=recipe.processes,
         rank=rank,
         seed=recipe.seed,
     )
@@ -115,18 +115,24 @@ def operations(config, recipe):
 
     Of a tower that is frozen but for its last layers, backward ends at the first of these.
     """
+    tile, token = forward_operations(config)
+    layers = config.vision_config.num_hidden_layers
+    trained = recipe.trained_vision_layers(layers)
+    backward = trained * _backward("full" if recipe.unfreeze_vit_layers else recipe.vision, recipe)
+    return tile // (2 * layers) * (2 * layers + backward), token // 2 * (2 + _backward(recipe.language, recipe))
+
+
+def forward_operations(config):
+    """Arithmetic operations of a forward, 2 a weight: (a tile in the vision tower, a token in the decoder)."""
     vision, text = config.vision_config, config.text_config
     side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
     patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
     layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-    trained = recipe.trained_vision_layers(vision.num_hidden_layers)
-    backward = trained * _backward("full" if recipe.unfreeze_vit_layers else recipe.vision, recipe)
-    tower = layer * (2 * vision.num_hidden_layers + backward)
     keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
     language = (
         text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
     )
-    return tower * ((side // patch) ** 2 + 1), language * (2 + _backward(recipe.language, recipe))
+    return 2 * layer * vision.num_hidden_layers * ((side // patch) ** 2 + 1), 2 * language
 
 
 def _backward(tuning, recipe):

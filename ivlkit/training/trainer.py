@@ -286,15 +286,15 @@ class CheckEngine(TrainerCallback):
         """Raises TrainingError if it is not what the recipe asks for: it would train on, only otherwise."""
         recipe, found = self.trainer.train_dataset.recipe, describe_engine(self.trainer.model_wrapped)
         kind = f"DeepSpeedEngine ZeRO-{recipe.zero_stage}" if recipe.zero_stage else "DistributedDataParallel"
-        expected = f"{kind} over {recipe.gpus} processes"
-        if recipe.gpus == 1:
+        expected = f"{kind} over {recipe.processes} processes"
+        if recipe.processes == 1:
             expected = type(self.trainer.model).__name__
         if found != expected:
             raise TrainingError(
                 f"{recipe.name}: would train as {found}; expected {expected}, by gpus and zero_stage; start it with "
-                f"torchrun --nproc_per_node {recipe.gpus} -m ivlkit train run.yaml"
+                f"torchrun --nproc_per_node {recipe.processes} -m ivlkit train run.yaml"
             )
-        if recipe.gpus > 1 and state.is_world_process_zero:
+        if recipe.processes > 1 and state.is_world_process_zero:
             print(f"{found} ({torch.distributed.get_backend()})", flush=True)
 
 

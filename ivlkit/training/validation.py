@@ -24,14 +24,17 @@ from .history import append_step, read_steps
 
 VALIDATION_FILE = "validation.jsonl"
 BEST_FILE = "best.json"
-ANSWER_TOKENS = 64  # at most
+BEST_KEYS = ("step", "loss", "score", "chosen_by")
+ANSWER_TOKENS = 64  # of a reply at most, or a few more than the longest truth has
+CHOOSING_ROWS = 64  # answered, from which a metric chooses the best weights; of fewer its score is mostly chance
 
 
 class Validate(TrainerCallback):
     """Appends {"step", "loss", "score", "seconds", "answers": [{"row", "where", "question", "truth", "reply", "score",
     "right"}, …]} to the run's validation, before the first step, every `eval_steps`, and after the last.
 
-    Better is a higher score where there is a metric, else a lower loss. After `patience` validations in a row that were
+    Better is a higher score where there is a metric and `CHOOSING_ROWS` rows are answered, else a lower loss over all
+    validation rows; "chosen_by" of a line says which. After `patience` validations in a row that were
     not better than the best, `gave_up` is true and the run ends.
 
     Args:
@@ -49,6 +52,11 @@ class Validate(TrainerCallback):
         places = np.linspace(0, len(dataset.data) - 1, recipe.eval_samples)
         self.rows = sorted({round(place) for place in places})
         self.records = [dataset.data[row] for row in self.rows]
+        self.chosen_by = "score" if metric and len(self.rows) >= CHOOSING_ROWS else "loss"
+        truths = vlm.tokenizer([record.answer for record in self.records])["input_ids"]
+        self.max_new_tokens = max(ANSWER_TOKENS, 8 + max(map(len, truths)))
+        epoch_steps = -(-len(trainer.train_dataset.data) // recipe.total_batch)
+        self.every = recipe.eval_steps or min(recipe.save_steps, epoch_steps)
 
     def on_train_begin(self, args, state, control, **_):
         """As the model is before the first step."""
@@ -59,8 +67,8 @@ class Validate(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         """Validate when it is time; a better model is kept before a checkpoint can say that this step is done."""
-        step, every = state.global_step, self.recipe.eval_steps or self.recipe.save_steps
-        if step % every == 0 or step == state.max_steps:
+        step = state.global_step
+        if step % self.every == 0 or step == state.max_steps:
             is_best, self.gave_up = self._validate(step)
             if is_best:
                 self._keep(step)
@@ -75,7 +83,7 @@ class Validate(TrainerCallback):
         stance = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         trainer.model.eval()
         with torch.random.fork_rng(devices), torch.no_grad(), trainer.accelerator.autocast(), stance:
-            line = {"step": step, "loss": self._loss(), **self._answers()}
+            line = {"step": step, "loss": self._loss(), **self._answers(), "chosen_by": self.chosen_by}
         trainer.model.train(was_training)
         said = [False, False]
         if trainer.is_world_process_zero():
@@ -100,7 +108,7 @@ class Validate(TrainerCallback):
         conversations = [(record.turns[:-1], record.video or record.images) for record in self.records]
         budgets = [record.max_tiles for record in self.records]
         with use_attention(self.trainer.model, "sdpa"):  # a kernel for bins is wrong on padded rows
-            replies = reply_batch(self.vlm, conversations, max_tiles=budgets, max_new_tokens=ANSWER_TOKENS)
+            replies = reply_batch(self.vlm, conversations, max_tiles=budgets, max_new_tokens=self.max_new_tokens)
         triples = zip(self.rows, self.records, (reply.text for reply in replies), strict=True)
         answers = [_answer(row, record, reply, self.metric) for row, record, reply in triples]
         score = sum(each["score"] for each in answers) / len(answers) if self.metric else None
@@ -118,7 +126,7 @@ class Validate(TrainerCallback):
             self.trainer.save_model(str(aside), _internal_call=True)
             if writes:
                 (line,) = (line for line in read_steps(self.folder / VALIDATION_FILE) if line["step"] == step)
-                (aside / BEST_FILE).write_text(json.dumps({key: line[key] for key in ("step", "loss", "score")}))
+                (aside / BEST_FILE).write_text(json.dumps({key: line[key] for key in BEST_KEYS}))
                 write_contents(aside)
         for path in _kept(self.folder) if writes else ():
             if path != to:
@@ -144,7 +152,8 @@ def _is_better(line, best):
         return False
     if best is None:
         return True
-    return line["score"] > best["score"] if line["score"] is not None else line["loss"] < best["loss"]
+    by_score = line["score"] is not None and line.get("chosen_by") != "loss"  # earlier versions did not say
+    return line["score"] > best["score"] if by_score else line["loss"] < best["loss"]
 
 
 def _step(best):

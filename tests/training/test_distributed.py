@@ -414,3 +414,83 @@ def test_rows_without_figures_and_a_reload_without_its_run_stand_in_the_table(mu
     assert failed.startswith("| nano-zero3 | 2 | train: AssertionError |")
     assert reloaded.startswith("| nano-zero3 | 1 |") and " 1.5 |" in reloaded
     assert {line.count("|") for line in (killed, trained, failed, reloaded)} == {len(multi_gpu.COLUMNS) + 1}
+
+
+class TestTheNumberOfGpus:
+    """A released recipe takes what is here, once, where its run is described."""
+
+    @pytest.fixture
+    def cards(self, monkeypatch):
+        """`cards(("H200", 139.0), …)`: this machine has these, with so many GiB free."""
+
+        def have(*found):
+            gpus = tuple(SimpleNamespace(name=name, free_gib=free_gib) for name, free_gib in found)
+            monkeypatch.setattr(distributed, "find_gpus", lambda: gpus)
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+            monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+        return have
+
+    def test_it_is_the_largest_of_the_free_cards_of_one_kind_that_divides_the_batch(self, cards):
+        for found, expected in (
+            ([], (1, 0)),
+            ([("A", 20.0)], (1, 0)),
+            ([("A", 20.0)] * 2, (2, 1)),
+            ([("A", 20.0)] * 3, (2, 1)),  # 16 rows
+            ([("A", 20.0), ("A", 3.0), ("A", 19.0)], (2, 1)),  # one is in use
+            ([("A", 20.0), ("B", 20.0)], (1, 0)),
+            ([("A", 20.0)] * 8, (8, 1)),
+        ):
+            cards(*found)
+            settled = distributed.settle_gpus(recipe("2b-lora"))
+            assert (settled.gpus, settled.zero_stage) == expected
+
+    def test_a_launcher_has_counted_already(self, cards, monkeypatch):
+        cards(("A", 20.0))
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert distributed.settle_gpus(recipe("2b-lora")).gpus == 4
+
+    def test_a_number_that_was_given_stays(self, cards):
+        cards(("A", 20.0))
+        given = recipe("2b-lora", gpus=2)
+        assert distributed.settle_gpus(given) is given
+        assert distributed.settle_gpus(recipe("nano-lora")).gpus == 1
+
+    def test_padded_batches_need_a_multiple_of_their_rows(self, cards):
+        cards(*[("A", 20.0)] * 8)
+        assert distributed.settle_gpus(recipe("2b-lora", packing=False)).gpus == 4  # 16 rows, 4 a GPU
+
+    def test_a_run_takes_the_free_cards_and_not_the_first(self, cards):
+        cards(("A", 3.0), ("A", 20.0), ("A", 19.5))
+        assert distributed.visible_cards(2) == "1,2"
+        cards(("A", 20.0), ("A", 3.0))
+        assert distributed.visible_cards(1) is None and distributed.visible_cards(2) is None
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        """The working folder, where no DeepSpeed is missed."""
+        monkeypatch.setattr(runs_module, "find_missing", lambda recipe: "")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def test_a_run_goes_on_with_its_number_or_is_refused_naming_both(self, cards, tiny, mixed_rows, folder):
+        asked, data = recipe("2b-lora", model=str(tiny)), open_data(mixed_rows)
+        cards(*[("A", 20.0)] * 2)
+        run = describe(asked, data, here=True)
+        assert (run.recipe.gpus, run.spec["recipe"]["zero_stage"]) == (2, 1)
+        cards(*[("A", 20.0)] * 4)
+        assert describe(asked, data, here=True).folder == run.folder
+        cards(("A", 20.0))
+        with pytest.raises(RecipeError, match=rf"{run.folder.name}: its run began with gpus=2, but torch sees 1 here"):
+            describe(asked, data, here=True)
+        (run.folder / "final").mkdir()
+        assert describe(asked, data, here=True).state == "finished"
+        alone = describe(asked, data, folder=folder / "alone", here=True)
+        assert (alone.recipe.gpus, alone.recipe.zero_stage) == (1, 0)
+
+    def test_folders_of_earlier_versions_are_found(self, cards, tiny, mixed_rows, folder):
+        """They hold the number that the recipe had, and ZeRO on one card too."""
+        data = open_data(mixed_rows)
+        earlier = write_run(recipe("2b-lora", model=str(tiny), gpus=1, zero_stage=1), data)
+        cards(("A", 20.0))
+        assert describe(recipe("2b-lora", model=str(tiny)), data, here=True).folder == earlier.folder

@@ -208,7 +208,7 @@ class TestOnData:
 
 
 def test_an_unknown_card_is_refused():
-    with pytest.raises(RecipeError, match="card 'H999'; expected one of H200, H100"):
+    with pytest.raises(RecipeError, match="card 'H999'; expected one of B200, H200, H100"):
         plan("2b-lora", card="H999")
 
 

@@ -20,6 +20,7 @@ from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.metrics import exact_match
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
+from ivlkit.training import validation
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, train, write_run
 from ivlkit.training.trainer import LogToFile
@@ -119,8 +120,9 @@ def test_answers_to_the_same_rows_stand_beside_their_truth(chosen, data, here):
         assert [(each["row"], each["truth"]) for each in line["answers"]] == [(0, "0"), (3, "3"), (6, "6")]
         assert [each["where"] for each in line["answers"]] == [f"train.jsonl:{number}" for number in (1, 4, 7)]
         assert line["score"] == sum(each["right"] for each in line["answers"]) / 3
-    # The final weights are the best ones: asked again, they answer as they did then.
-    best = max(lines[1:], key=lambda line: (line["score"], -line["step"]))
+    # Three answers are too few to choose by. The final weights are the best ones: asked again, they answer as then.
+    assert {line["chosen_by"] for line in lines} == {"loss"}
+    best = min(lines[1:], key=lambda line: line["loss"])
     report = evaluate(run.load(), data, metric="exact_match", progress=False)
     assert [each["reply"] for each in best["answers"]] == [report.rows[number].reply for number in (0, 3, 6)]
 
@@ -145,7 +147,32 @@ def test_the_best_by_loss_becomes_final(chosen, data, here):
     assert [path.name for path in run.folder.glob("best-*")] == [f"best-{best['step']}"]
 
 
-def test_the_best_by_a_metric_is_kept_and_patience_ends_the_run(chosen, data, here, script):
+@pytest.fixture
+def one_row_is_enough(monkeypatch):
+    """For a metric to choose by."""
+    monkeypatch.setattr(validation, "CHOOSING_ROWS", 1)
+
+
+def test_a_small_run_is_validated_once_an_epoch(chosen, data, here):
+    """Seven rows in steps of four, two epochs."""
+    run = here(write_run(replace(chosen, total_batch=4, epochs=2, save_steps=200), data, validation=data))
+    assert steps(run.validation) == [0, 2, 4]
+
+
+def test_a_long_truth_gets_room_for_its_reply(chosen, write_rows, turns, here, processor, monkeypatch):
+    long = open_data(write_rows([{"conversations": turns("Q", "seven " * 80)}], "long.jsonl"))
+    reply_batch, limits = validation.reply_batch, set()
+
+    def remember(*arguments, max_new_tokens, **options):
+        limits.add(max_new_tokens)
+        return reply_batch(*arguments, max_new_tokens=max_new_tokens, **options)
+
+    monkeypatch.setattr(validation, "reply_batch", remember)
+    here(write_run(replace(chosen, total_batch=1, per_device_batch=1, epochs=1), long, validation=long))
+    assert limits == {len(processor.tokenizer("seven " * 79 + "seven")["input_ids"]) + 8}
+
+
+def test_the_best_by_a_metric_is_kept_and_patience_ends_the_run(chosen, data, here, script, one_row_is_enough):
     script(0.9, 0.2, 0.8, 0.8, 0.1, 1.0)  # steps 0 (not trained), 1 to 5
     patient = replace(chosen, eval_steps=1, eval_samples=1, patience=2, save_total_limit=9)
     run = here(write_run(patient, data, validation=data, metric=scripted))
@@ -158,7 +185,7 @@ def test_the_best_by_a_metric_is_kept_and_patience_ends_the_run(chosen, data, he
     assert run.notices[0].endswith(", score 0.8000 in validation; ended at 4")
 
 
-def test_a_score_that_is_no_number_is_never_the_best(chosen, data, here, script):
+def test_a_score_that_is_no_number_is_never_the_best(chosen, data, here, script, one_row_is_enough):
     script(0.1, math.nan, 0.2, 0.3, math.nan, 0.1)
     changes = {"eval_steps": 1, "eval_samples": 1, "save_total_limit": 9}
     run = here(write_run(replace(chosen, **changes), data, validation=data, metric=scripted))

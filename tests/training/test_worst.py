@@ -63,8 +63,8 @@ def test_room_is_held_for_the_optimizer_until_it_has_its_own(start):
 
 
 def test_a_run_without_enough_memory_ends_with_advice(tiny, mixed_rows, tmp_path, monkeypatch):
-    place = planner._place(0.01, None)
-    monkeypatch.setattr(planner, "_place", lambda *_: place)
+    place = planner.find_place(0.01, None)
+    monkeypatch.setattr(planner, "find_place", lambda *_: place)
 
     def run_out(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
