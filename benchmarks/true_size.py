@@ -83,7 +83,8 @@ def write_config(folder, key, tokenizer):
     parts = {part: CONFIG[part] | released[part] for part in ("vision_config", "llm_config")}
     config = CONFIG | released | parts
     del config["system_message"]
-    shutil.copytree(tokenizer, folder, ignore=shutil.ignore_patterns("*.safetensors", "reference_chat.json"))
+    ignored = shutil.ignore_patterns("*.safetensors", "reference_chat.json")
+    shutil.copytree(tokenizer, folder, ignore=ignored, dirs_exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return config
 
