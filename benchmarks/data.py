@@ -189,7 +189,7 @@ def run_check_once(options):
 
 def decode_rate(path, limit=600):
     """Pictures fully decoded a second by one core."""
-    from ivlkit.data.media import open_image
+    from ivlkit.data.rows.media import open_image
 
     names = sorted((path.parent / "images").glob("0/*.jpg"))[:limit]
     began = time.process_time()
@@ -210,7 +210,7 @@ def add_index(parts):
 
 def run_index(options):
     """Build once, then read at random from several processes."""
-    from ivlkit.data.index import LineIndex
+    from ivlkit.data.datasets.index import LineIndex
 
     path = make_lines(options.work, rows=options.rows)
     for stored in (path.parent / ".ivlkit").glob(f"{path.name}.*"):
@@ -245,7 +245,7 @@ def read_with(path, workers, *, reads=20_000):
 
 
 def read_rows(path, seed, reads):
-    from ivlkit.data.mixture import open_data
+    from ivlkit.data.datasets.mixture import open_data
 
     before = own_mib()
     data = open_data(path)

@@ -37,11 +37,11 @@ def _build(folder, layers, shard_bytes):
     """A base in shards and a LoRA run over it."""
     import torch
 
-    from ivlkit.models import shards
+    from ivlkit.models.layouts import safetensors_files as shards
     from ivlkit.models.load import load
     from ivlkit.nano.build import CONFIG, build
+    from ivlkit.training.loop.trainer import save_trained
     from ivlkit.training.recipes import recipe
-    from ivlkit.training.trainer import save_trained
     from ivlkit.training.tuning import prepare
 
     shards.SHARD_BYTES = shard_bytes
@@ -61,10 +61,10 @@ def _build(folder, layers, shard_bytes):
 
 
 def _write(folder, shard_bytes, layout):
-    from ivlkit.models import shards
-    from ivlkit.models.export import write_released
-    from ivlkit.models.native_layout import write_native
-    from ivlkit.models.weights import open_source
+    from ivlkit.models.export.export import write_released
+    from ivlkit.models.export.hf_layout import write_native
+    from ivlkit.models.export.lazy_weights import open_source
+    from ivlkit.models.layouts import safetensors_files as shards
 
     shards.SHARD_BYTES = shard_bytes
     source = open_source(folder / "final")

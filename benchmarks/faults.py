@@ -28,9 +28,9 @@ os.environ |= {"OMP_NUM_THREADS": "1"}  # before torch is imported; two calls, o
 from PIL import Image
 from safetensors import deserialize
 
-import ivlkit.training.build
-import ivlkit.training.trainer  # noqa: F401  # here, so that a life does not import it
-from ivlkit.data.mixture import open_data
+import ivlkit.training.loop.build
+import ivlkit.training.loop.trainer  # noqa: F401  # here, so that a life does not import it
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.training import runs
 from ivlkit.training.checkpoints import checkpoints, find_damage
 from ivlkit.training.recipes import recipe

@@ -26,8 +26,8 @@ import torch
 
 import ivlkit as ivl
 from ivlkit.evaluation.metrics import exact_match, iou_at_50
+from ivlkit.models.layouts.safetensors_files import sha256
 from ivlkit.models.load import load
-from ivlkit.models.shards import sha256
 from ivlkit.nano.curriculum import Curriculum, write_curriculum
 from ivlkit.nano.digits import write_digit_strips
 from ivlkit.training.recipes import recipe

@@ -35,7 +35,7 @@ import psutil
 from ivlkit.data.files import appearing, write_whole
 from ivlkit.hardware import GIB
 from ivlkit.models.families import FAMILIES
-from ivlkit.training.cards import CARDS, match_card
+from ivlkit.training.estimate.cards import CARDS, match_card
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
@@ -408,7 +408,7 @@ def read_runs(copy, card):
 
 
 def _plan(run, card):
-    from ivlkit.training.planner import plan
+    from ivlkit.training.estimate.planner import plan
     from ivlkit.training.runs import _open_again
 
     unlimited = {"card": card, "gpu_gib": math.inf} if card else {}  # no advice is wanted
@@ -449,7 +449,7 @@ def predict_asking(key, card, pictures, replies, tokens):
     Products at the planner's share of the card's rate; a token waits for the decoder's weights, or for its launches.
     """
     from ivlkit.models.shapes import PARTS
-    from ivlkit.training.prediction import MATRIX_SHARE
+    from ivlkit.training.estimate.prediction import MATRIX_SHARE
 
     (vision, _, language), card = FAMILIES[key].parts, CARDS[card]
     operations = 2 * pictures * PICTURE_TILES * (TILE_PATCHES * vision + TILE_TOKENS * language)

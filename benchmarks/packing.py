@@ -28,14 +28,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from ivlkit.data.checking.doctor import row_lengths
 from ivlkit.data.collate import collate, collate_packed
-from ivlkit.data.doctor import row_lengths
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.models.load import load
 from ivlkit.nano.digits import write_digit_strips
+from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed
+from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
-from ivlkit.training.schedule import MicroBatches, plan_grouped, plan_packed
-from ivlkit.training.trainer import KitTrainer, training_arguments
 from ivlkit.training.tuning import prepare
 
 SIZES_PX = {

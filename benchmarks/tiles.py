@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ivlkit.data.collate import IMAGENET_MEAN, IMAGENET_STD, normalise_tiles
-from ivlkit.data.media import open_image
+from ivlkit.data.rows.media import open_image
 from ivlkit.data.tiling import choose_grid, cut_tiles
 
 SIZES = ((640, 480), (1920, 1080), (1240, 1754), (1000, 1000))

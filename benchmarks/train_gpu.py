@@ -55,21 +55,21 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
 from true_size import draw_picture, write_config, write_random
 
+from ivlkit.data.checking.doctor import row_lengths
 from ivlkit.data.collate import collate, normalise_tiles
-from ivlkit.data.doctor import row_lengths
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.data.encode import encode
-from ivlkit.data.mixture import open_data
-from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
-from ivlkit.models.attention import use_attention
-from ivlkit.models.configuration import native_config, read_released_config
+from ivlkit.models.layouts.configuration import native_config, read_released_config
 from ivlkit.models.load import VLM, load
+from ivlkit.models.modeling.attention import use_attention
+from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.nano.build import build
-from ivlkit.training.build import build_trainer
+from ivlkit.training.loop.build import build_trainer
+from ivlkit.training.loop.schedule import operations, plan_run
+from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import package_version
-from ivlkit.training.schedule import operations, plan_run
-from ivlkit.training.trainer import KitTrainer, training_arguments
 from ivlkit.training.tuning import prepare
 
 LORA = {"vision": "frozen", "projector": "frozen", "language": "lora", "gradient_checkpointing": "none"}

@@ -46,15 +46,15 @@ from train_gpu import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from ivlkit.data.doctor import row_lengths
-from ivlkit.data.mixture import open_data
-from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
-from ivlkit.models.attention import use_attention
+from ivlkit.data.checking.doctor import row_lengths
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.models.load import default_dtype
+from ivlkit.models.modeling.attention import use_attention
+from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
-from ivlkit.training.distributed import describe_engine, is_sharded, join, loading
-from ivlkit.training.schedule import operations
-from ivlkit.training.trainer import load_trained
+from ivlkit.training.engine.distributed import describe_engine, is_sharded, join, loading
+from ivlkit.training.loop.schedule import operations
+from ivlkit.training.loop.trainer import load_trained
 
 RECOMPUTED = LORA | {"gradient_checkpointing": "full", "zero_stage": 0}
 MIXED = RECOMPUTED | {"projector": "full"}

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
-from ivlkit.models.checkpoint import to_released
-from ivlkit.models.configuration import native_config
-from ivlkit.models.export import export
+from ivlkit.models.export.export import export
+from ivlkit.models.layouts.configuration import native_config
+from ivlkit.models.layouts.key_map import to_released
+from ivlkit.models.layouts.safetensors_files import write_shards
 from ivlkit.models.load import load
+from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.shapes import PARTS, released_shapes
-from ivlkit.models.shards import write_shards
 from ivlkit.nano.build import CONFIG
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import open_data, train

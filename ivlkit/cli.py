@@ -114,7 +114,7 @@ def _download(commands):
 
 
 def _run_download(options):
-    from .models.download import download
+    from .models.hub.download import download
 
     print(download(options.model, revision=options.revision, to=options.to))
 
@@ -133,7 +133,7 @@ def _verify(commands):
 
 
 def _run_verify(options):
-    from .models.verify import verify
+    from .models.hub.verify import verify
 
     found = verify(options.model, device=options.device)
     _print(found.to_dict() if options.json else found, options.json)
@@ -260,8 +260,8 @@ def _convert(commands):
 
 
 def _run_convert(options):
-    from .data.convert import convert
-    from .data.gather import fetch_url
+    from .data.importing.convert import convert
+    from .data.importing.gather import fetch_url
 
     answer = options.answer[0] if options.answer and len(options.answer) == 1 else options.answer
     done = convert(
@@ -286,7 +286,7 @@ def _run_convert(options):
 
 
 def _shares(text):
-    from .data.convert import ALL
+    from .data.importing.convert import ALL
 
     if text == "none":
         return ALL
@@ -316,8 +316,8 @@ def _plan(commands):
 
 
 def _run_plan(options):
-    from .data.mixture import open_data
-    from .training.planner import plan
+    from .data.datasets.mixture import open_data
+    from .training.estimate.planner import plan
 
     data = open_data(options.data, root=options.root) if options.data else None
     chosen = _recipe_from(options, data, gpu_gib=options.gpu_gib, card=options.card)
@@ -417,7 +417,7 @@ def _described(options):
 def _metric(name):
     if name is None:
         return None
-    from .training.validation import find_metric
+    from .training.loop.validation import find_metric
 
     here = str(Path.cwd())  # as python -m, which trains, looks there: a console script does not
     if here not in sys.path:
@@ -426,8 +426,8 @@ def _metric(name):
 
 
 def _recipe_from(options, data, **where):
+    from .training.estimate.suggest import suggest
     from .training.recipes import Recipe, recipe
-    from .training.suggest import suggest
 
     if bool(options.what) == bool(options.suggest) or options.suggest and data is None:
         raise RecipeError("expected a recipe's name, or --suggest MODEL with --data")
@@ -502,7 +502,7 @@ def _evaluate(commands):
 
 
 def _run_evaluate(options):
-    from .data.mixture import open_data
+    from .data.datasets.mixture import open_data
     from .evaluation.control import TEXT_CONTROL, text_control
     from .evaluation.evaluate import evaluate
     from .models.load import load
@@ -624,7 +624,7 @@ def _export(commands):
 
 
 def _run_export(options):
-    from .models.export import export, push_to_hub
+    from .models.export.export import export, push_to_hub
 
     print(export(options.source, options.to, layout=options.layout, device=options.device))
     if options.push_to_hub:

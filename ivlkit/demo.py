@@ -4,9 +4,9 @@ import shutil
 import time
 from pathlib import Path
 
-from .data.mixture import open_data
+from .data.datasets.mixture import open_data
 from .evaluation.evaluate import evaluate
-from .models.export import export
+from .models.export.export import export
 from .models.load import load
 from .nano.digits import write_digit_strips
 from .training.recipes import recipe

@@ -144,8 +144,8 @@ def shaped(tiny_config):
     def make(name):
         import torch
 
-        from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
-        from ivlkit.models.configuration import native_config
+        from ivlkit.models.layouts.configuration import native_config
+        from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 
         language = tiny_config["llm_config"]
         if name == "26b":

@@ -79,7 +79,7 @@ class TestImportsGoOneWay:
         "line",
         [
             "from ivlkit.models.load import load",
-            "import ivlkit.training.trainer",
+            "import ivlkit.training.loop.trainer",
             "from ..evaluation import metrics",
             "from .. import models",
             "from ..show.tiles import draw_tiles",

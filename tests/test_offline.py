@@ -5,10 +5,10 @@ import socket
 import pytest
 from PIL import Image
 
-from ivlkit.models.export import save_released
+from ivlkit.models.export.export import save_released
 from ivlkit.models.load import load
+from ivlkit.training.loop.trainer import load_trained, save_trained
 from ivlkit.training.recipes import recipe
-from ivlkit.training.trainer import load_trained, save_trained
 from ivlkit.training.tuning import prepare
 
 

@@ -8,10 +8,10 @@ import pytest
 
 import ivlkit as ivl
 from ivlkit.cli import main
-from ivlkit.data.convert import convert
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.data.encode import IGNORE_INDEX, encode
-from ivlkit.data.mixture import open_data
-from ivlkit.data.records import read_records
+from ivlkit.data.importing.convert import convert
+from ivlkit.data.rows.records import read_records
 from ivlkit.errors import DataError
 
 FOLDER = Path(__file__).parents[1] / "data_templates"

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
-from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from .media import degrade_jpeg, image_size, open_image
-from .video import sample_frames, video_sizes
+from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from .rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from .rows.media import degrade_jpeg, image_size, open_image
+from .rows.video import sample_frames, video_sizes
 
 IGNORE_INDEX = -100
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .media import is_data_uri, uri_bytes
+from .rows.media import is_data_uri, uri_bytes
 
 _BLOCK_BYTES = 1 << 20
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.records import parse_row, path_inside
+from ..data.rows.records import parse_row, path_inside
 from ..errors import DataError
 
 

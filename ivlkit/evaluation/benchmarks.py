@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.files import write_whole
-from ..data.records import IMAGE_PLACEHOLDER, Record, Turn
+from ..data.rows.records import IMAGE_PLACEHOLDER, Record, Turn
 from ..errors import DataError
 from .benchmark_files import (
     find_file,

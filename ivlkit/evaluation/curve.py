@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.mixture import Data, open_data
+from ..data.datasets.mixture import Data, open_data
 from ..errors import DataError
 from ..models.load import load
 from ..training.recipes import Recipe

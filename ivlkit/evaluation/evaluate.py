@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..data.mixture import open_data
-from ..data.records import accepted_truth
+from ..data.datasets.mixture import open_data
+from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..models.chat import iterate_replies
 from ..models.load import ORIGIN_FILE

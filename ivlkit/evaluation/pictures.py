@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..data.media import open_image
+from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.rows.media import open_image
 from ..errors import DataError
 
 END_BYTES = 1 << 16  # of a file's start and end: another picture differs there, and a long video is not read whole

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.files import write_whole
-from ..data.records import Video
+from ..data.rows.records import Video
 from ..errors import DataError
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS

@@ -19,12 +19,12 @@ import torch
 from tqdm import tqdm
 
 from ..data.collate import normalise_tiles
-from ..data.conversation import render
 from ..data.encode import check_image_tokens, stack_tiles, with_frames
-from ..data.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..data.media import open_image
-from ..data.records import Turn, Video
-from ..data.video import sample_frames
+from ..data.rows.conversation import render
+from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.rows.media import open_image
+from ..data.rows.records import Turn, Video
+from ..data.rows.video import sample_frames
 from ..errors import DataError
 
 MAX_NEW_TOKENS = 1024

@@ -1,7 +1,7 @@
 """A data set checked for a model that is given by its name."""
 
-from ..data.doctor import diagnose, readable_sources
-from ..data.mend import mend
+from ..data.checking.doctor import diagnose, readable_sources
+from ..data.checking.mend import mend
 from .processor import load_processor
 
 
@@ -13,7 +13,7 @@ def check(data, model=None, **options):
     Args:
         data: a meta JSON, a JSONL, or what `open_data` gives.
         model: a key, a folder in the released layout, or a processor.
-        options: as `ivlkit.data.doctor.diagnose` has them: max_length=4096, pictures="header", workers, limit, …
+        options: as `ivlkit.data.checking.doctor.diagnose` has them: max_length=4096, pictures="header", workers, limit, …
     Returns: `DataReport` with `.ok`, `.problems` (file:line, what, what to do), `.stats`, `.save_html(path)`.
     Raises: DataError if there is nothing to check, CheckpointError if the model's files are not there.
     """

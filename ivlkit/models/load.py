@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from ..errors import CheckpointError
 from . import chat
-from .architecture import ReleasedInternVLForConditionalGeneration
-from .checkpoint import from_released, merge_released_lora, register_with_transformers, to_released
-from .configuration import native_config, read_released_config
 from .families import NANO_FOLDER, Family, find_model
+from .layouts.configuration import native_config, read_released_config
+from .layouts.key_map import from_released, merge_released_lora, register_with_transformers, to_released
+from .layouts.safetensors_files import fingerprint
+from .modeling.internvl import ReleasedInternVLForConditionalGeneration
+from .modeling.quantize import nf4_config
 from .processor import Processor, load_processor
-from .quantize import nf4_config
-from .shards import fingerprint
 
 SMALL_BYTES = 1_000_000_000
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to

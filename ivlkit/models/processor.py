@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.conversation import TEMPLATES, ConversationTemplate
-from ..data.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
+from ..data.rows.conversation import TEMPLATES, ConversationTemplate
+from ..data.rows.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
 from ..data.tiling import MAX_TILES, MOST_TILES, choose_grid, count_tiles, cut_tiles
 from ..errors import CheckpointError
-from .configuration import num_image_token, read_released_config, tile_px
 from .families import Family, find_model, match_family
+from .layouts.configuration import num_image_token, read_released_config, tile_px
 from .tokenizer import load_tokenizer
 
 

@@ -6,10 +6,10 @@ Enough to count parameters and to plan a run before anything is downloaded.
 import torch
 
 from ..errors import CheckpointError
-from .architecture import ReleasedInternVLForConditionalGeneration
-from .configuration import native_config, read_released_config
 from .families import FAMILIES, match_family
+from .layouts.configuration import native_config, read_released_config
 from .load import released_root
+from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 
 _VIT = {"image_size": 448, "patch_size": 14, "hidden_act": "gelu", "num_channels": 3, "layer_norm_eps": 1e-6}
 VIT_300M = _VIT | {

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ..models.architecture import ReleasedInternVLForConditionalGeneration
-from ..models.configuration import native_config
-from ..models.export import save_released
+from ..models.export.export import save_released
 from ..models.families import NANO_FOLDER
+from ..models.layouts.configuration import native_config
 from ..models.load import VLM
+from ..models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ..models.processor import load_processor
 
 SYSTEM_MESSAGE = "You are nano, a small assistant that reads pictures."

@@ -23,7 +23,7 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
-from ..data.records import IMAGE_PLACEHOLDER, Record, Turn
+from ..data.rows.records import IMAGE_PLACEHOLDER, Record, Turn
 from ..errors import DataError
 from .drawing import (
     COLOURS,

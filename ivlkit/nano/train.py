@@ -16,13 +16,13 @@ from transformers import set_seed
 from ..data.collate import collate, collate_packed
 from ..data.files import write_whole
 from ..errors import TrainingError
-from ..models.attention import PADDED, choose_attention, use_attention
-from ..models.export import save_released
+from ..models.export.export import save_released
 from ..models.load import VLM, default_dtype, load
+from ..models.modeling.attention import PADDED, choose_attention, use_attention
+from ..training.loop.schedule import MicroBatches, plan_run
+from ..training.loop.trainer import KitTrainer, LogToFile, training_arguments
 from ..training.recipes import Recipe
 from ..training.runs import LOG_FILE, last_checkpoint
-from ..training.schedule import MicroBatches, plan_run
-from ..training.trainer import KitTrainer, LogToFile, training_arguments
 from ..training.tuning import prepare
 from .build import build
 from .curriculum import SEEN_SHARES, TASK_SHARES, TEXT_SHARES, Curriculum

@@ -3,7 +3,7 @@
 import io
 import time
 
-from ..data.media import open_image
+from ..data.rows.media import open_image
 from ..errors import IvlkitError
 from .html import fragment, picture_html, text_html
 from .live import Live, make_controls, uploaded

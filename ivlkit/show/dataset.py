@@ -5,8 +5,8 @@ import re
 
 from PIL import ImageDraw, ImageFont
 
-from ..data.media import open_image
-from ..data.video import sample_frames
+from ..data.rows.media import open_image
+from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..evaluation.metrics import parse_boxes
 from .figure import BLUE, GREEN, ORANGE, PINK, RED

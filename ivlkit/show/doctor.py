@@ -139,7 +139,7 @@ def _head(report):
 
 
 def _count_table(report):
-    from ..data.findings import KINDS, LEVELS
+    from ..data.checking.findings import KINDS, LEVELS
 
     order = sorted(report.counts, key=lambda code: (LEVELS.index(KINDS[code].level), -report.counts[code]))
     rows = [(KINDS[code].level, code, f"{report.counts[code]:,}", KINDS[code].expected) for code in order]

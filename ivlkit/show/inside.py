@@ -8,8 +8,8 @@ from PIL import Image
 
 from ..data.collate import normalise_tiles
 from ..data.encode import IGNORE_INDEX, encode
-from ..data.media import open_image
-from ..data.records import Record, Turn
+from ..data.rows.media import open_image
+from ..data.rows.records import Record, Turn
 from ..data.tiling import split_into_tiles
 from ..errors import DataError
 from ..models.chat import make_prompt

@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
-from ..data.media import open_image
+from ..data.rows.media import open_image
 from ..models.families import FAMILIES
+from ..models.hub.verify import DATA
 from ..models.load import read_shapes, read_weight_files
-from ..models.verify import DATA
 from .figure import BLUE, ORANGE, PINK, ShownFigure
 from .html import cards_html, fragment, picture_html, table_html, text_html
 

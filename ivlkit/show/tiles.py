@@ -5,7 +5,7 @@ import io
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ..data.media import open_image
+from ..data.rows.media import open_image
 from ..data.tiling import MAX_TILES, candidate_grids
 from .figure import BLUE, RED, ShownFigure
 from .live import Live, make_controls, uploaded

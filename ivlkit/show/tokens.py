@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ..data.collate import collate
-from ..data.conversation import IMAGE_CONTEXT
 from ..data.encode import IGNORE_INDEX, encode
+from ..data.rows.conversation import IMAGE_CONTEXT
 from .dataset import media_html
 from .html import escape_text, fragment, picture_html, table_html, text_html
 from .live import Live, make_controls

@@ -16,7 +16,7 @@ import torch
 
 from ..data.files import PART, flush, flush_folder, vanish
 from ..errors import TrainingError
-from .distributed import own_share
+from .engine.distributed import own_share
 
 CONTENTS_FILE = "checkpoint.json"
 CORRUPT = ".corrupt"  # ends the name of one that was set aside

@@ -28,11 +28,11 @@ import psutil
 import yaml
 from tqdm import tqdm
 
+from ..data.datasets.mixture import TRAIN, Data, open_data, read_meta
 from ..data.files import appearing, flush, write_whole
-from ..data.mixture import TRAIN, Data, open_data, read_meta
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
-from .distributed import (
+from .engine.distributed import (
     earlier_settlings,
     find_missing,
     from_first_rank,
@@ -42,7 +42,7 @@ from .distributed import (
     rank,
     visible_cards,
 )
-from .history import append_line, read_steps
+from .log import append_line, read_steps
 from .recipes import FEW_UPDATES, OVERFIT, RELEASED, Recipe, few_updates, overfitting
 from .recipes import recipe as named_recipe
 
@@ -341,7 +341,7 @@ def _identify(recipe, folder, *, data, validation, metric):
     if validation is not None:
         spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
     if metric is not None:
-        from .validation import metric_name
+        from .loop.validation import metric_name
 
         spec["metric"] = metric_name(metric)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
@@ -386,8 +386,8 @@ def write_run(recipe, data, folder=None, *, validation=None, metric=None):
 
 def _model_fingerprint(recipe):
     """Tells the weights apart that a run begins with, whatever their folder is called."""
+    from ..models.layouts.safetensors_files import fingerprint
     from ..models.load import final_folder
-    from ..models.shards import fingerprint
 
     return fingerprint(final_folder(find_model(recipe.model)).glob("*.safetensors"))
 
@@ -478,15 +478,15 @@ def _advice(error, folder):
 
     if not isinstance(error, torch.OutOfMemoryError):
         return ""
-    from .planner import out_of_memory
+    from .estimate.planner import out_of_memory
 
     return "\n" + out_of_memory(Run(folder).recipe)
 
 
 def _execute(run):
-    from ..models.attention import use_attention
-    from .samples import PredictSamples
-    from .trainer import StopOnSignal
+    from ..models.modeling.attention import use_attention
+    from .loop.samples import PredictSamples
+    from .loop.trainer import StopOnSignal
     from .tuning import summary_text
 
     recipe, stop = run.recipe, StopOnSignal()
@@ -531,8 +531,8 @@ def _begun(run):
 def _prepare(run, device, stop):
     """(trainer, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
     from ..models.load import default_dtype
-    from .build import build_trainer
-    from .trainer import LogToFile
+    from .loop.build import build_trainer
+    from .loop.trainer import LogToFile
 
     recipe, data, dtype = run.recipe, _open_again(run), default_dtype(device)
     callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
@@ -571,7 +571,7 @@ def _load_base(recipe, device, dtype):
 
 def _say_notes(data, processor, recipe, *, progress=True):
     """Broken rows are errors; notes of the others are printed, by rank 0, which looks."""
-    from .schedule import check_rows
+    from .loop.schedule import check_rows
 
     for where, note in from_first_rank(partial(check_rows, data, processor, recipe, progress=progress)):
         if rank() == 0:
@@ -586,8 +586,8 @@ def _name_base(model, recipe):
 
 def _add_validation(run, trainer, vlm, *, packed):
     """The run's `Validate`, or None for a run without validation data."""
-    from .build import plan_validation
-    from .validation import Validate, find_metric
+    from .loop.build import plan_validation
+    from .loop.validation import Validate, find_metric
 
     if VALIDATION not in run.spec:
         return None
@@ -602,7 +602,7 @@ def _add_validation(run, trainer, vlm, *, packed):
 def _best(run, trainer):
     """The folder of the best weights and their step, said; None if they can't be taken."""
     from .checkpoints import find_damage
-    from .validation import find_best
+    from .loop.validation import find_best
 
     best, last_step = find_best(run.folder), trainer.state.global_step
     damage = find_damage(best["path"]) if best else "none was kept"
@@ -619,7 +619,7 @@ def _best(run, trainer):
 
 def _say_overfit(run):
     """How many of its rows the run answers at its end, and what it means."""
-    from .validation import find_best
+    from .loop.validation import find_best
 
     best = find_best(run.folder)
     answers = next(line["answers"] for line in run.validation if not best or line["step"] == best["step"])

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from ..errors import RecipeError
 from ..models.load import peft_is_quiet
-from ..models.quantize import count_values, tower_to_int8
-from .distributed import is_sharded
-from .streaming import leave_out_of_ddp, stream_tower
+from ..models.modeling.quantize import count_values, tower_to_int8
+from .engine.distributed import is_sharded
+from .engine.streaming import leave_out_of_ddp, stream_tower
 
 PARTS = {
     "vision": "model.vision_tower.",

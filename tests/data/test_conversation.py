@@ -2,8 +2,8 @@
 
 import pytest
 
-from ivlkit.data.conversation import TEMPLATES, render
-from ivlkit.data.records import Turn
+from ivlkit.data.rows.conversation import TEMPLATES, render
+from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
 
 INTERNLM2, PHI3 = TEMPLATES["internlm2-chat"], TEMPLATES["phi3-chat"]

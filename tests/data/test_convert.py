@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from ivlkit.cli import main
-from ivlkit.data.convert import convert
-from ivlkit.data.gather import fetch_url
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.importing.convert import convert
+from ivlkit.data.importing.gather import fetch_url
 from ivlkit.errors import DataError
 
 
@@ -243,7 +243,7 @@ def test_remote_pictures_are_fetched_only_when_asked_for(tmp_path, write_rows, s
     (reject,) = lines(tmp_path / "out" / "rejects.jsonl")
     assert "train.jsonl:2" in reject["error"] and "/b.png can't be fetched (HTTP Error 404" in reject["error"]
     assert open_data(done.meta)[0].images[0].read_bytes() == Pictures.content
-    monkeypatch.setattr("ivlkit.data.gather.MAX_FETCHED_BYTES", 10)
+    monkeypatch.setattr("ivlkit.data.importing.gather.MAX_FETCHED_BYTES", 10)
     with pytest.raises(DataError, match="is larger than 10 bytes"):
         convert(path, tmp_path / "small", fetch=fetch_url)
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ivlkit as ivl
-from ivlkit.data.doctor import diagnose, epoch_lengths, examine_all, row_lengths
+from ivlkit.data.checking.doctor import diagnose, epoch_lengths, examine_all, row_lengths
+from ivlkit.data.checking.examine import BAD, GOOD, Task, light_processor
+from ivlkit.data.checking.findings import KINDS, LEVELS
+from ivlkit.data.checking.mend import mend
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.data.encode import encode
-from ivlkit.data.examine import BAD, GOOD, Task, light_processor
-from ivlkit.data.findings import KINDS, LEVELS
-from ivlkit.data.mend import mend
-from ivlkit.data.mixture import open_data
 from ivlkit.errors import DataError
 
 USER, BOT = "human", "gpt"
@@ -334,7 +334,7 @@ def test_a_videos_length_is_that_of_its_epoch(write_rows, pictures, processor, t
 
 
 def test_stored_lengths_are_used_again_until_the_file_changes(tmp_path, pictures, processor, monkeypatch):
-    import ivlkit.data.doctor as doctor
+    import ivlkit.data.checking.doctor as doctor
 
     path = tmp_path / "large.jsonl"
     line = json.dumps(row(note="x" * 5000)) + "\n"
@@ -505,7 +505,7 @@ def test_a_script_without_a_guard_is_not_run_again_by_the_processes(tmp_path, wr
     path = write_rows([row(id=number) for number in range(50)])
     script = tmp_path / "script.py"
     script.write_text(
-        "print('once')\nfrom ivlkit.data.doctor import diagnose\n"
+        "print('once')\nfrom ivlkit.data.checking.doctor import diagnose\n"
         f"print(diagnose({str(path)!r}, workers=2).stats['good'])\n"
     )
     env = os.environ | {"PYTHONPATH": str(Path(ivl.__file__).parents[1])}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ivlkit.data.encode import IGNORE_INDEX, encode, fit_tiles
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.models.processor import load_processor
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ivlkit.data.formats import FORMATS, as_released, detect_format
-from ivlkit.data.records import Turn, parse_line
+from ivlkit.data.rows.formats import FORMATS, as_released, detect_format
+from ivlkit.data.rows.records import Turn, parse_line
 from ivlkit.errors import DataError
 
 WHERE = "train.jsonl:17"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ivlkit.data.encode import encode
-from ivlkit.data.formats import FORMATS
-from ivlkit.data.media import image_size, open_image
-from ivlkit.data.records import Video, parse_line
-from ivlkit.data.tables import table_rows
-from ivlkit.data.video import sample_frames, video_sizes
+from ivlkit.data.importing.tables import table_rows
+from ivlkit.data.rows.formats import FORMATS
+from ivlkit.data.rows.media import image_size, open_image
+from ivlkit.data.rows.records import Video, parse_line
+from ivlkit.data.rows.video import sample_frames, video_sizes
 from ivlkit.errors import DataError
 
 WHERE = "train.jsonl:17"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ivlkit
-from ivlkit.data import index as index_module
-from ivlkit.data.index import LineIndex
+from ivlkit.data.datasets import index as index_module
+from ivlkit.data.datasets.index import LineIndex
 from ivlkit.errors import DataError
 
 MIB = 1 << 20
@@ -140,7 +140,7 @@ def test_a_file_that_changes_meanwhile_is_refused(large, monkeypatch):
 
 
 def test_processes_that_build_at_once_leave_one_whole_index(large):
-    code = f"from ivlkit.data.index import LineIndex; print(len(LineIndex({str(large)!r})))"
+    code = f"from ivlkit.data.datasets.index import LineIndex; print(len(LineIndex({str(large)!r})))"
     env = os.environ | {"PYTHONPATH": str(Path(ivlkit.__file__).parents[1])}
     children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) for _ in range(4)]
     assert [child.communicate()[0].strip() for child in children] == [b"12000"] * 4

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.data.media import AS_REFERENCE, degrade_jpeg, image_size, open_image
+from ivlkit.data.rows.media import AS_REFERENCE, degrade_jpeg, image_size, open_image
 from ivlkit.errors import DataError
 
 WHERE = "train.jsonl:17"
@@ -205,7 +205,7 @@ def test_a_broken_data_uri_is_refused(uri, message):
 
 
 def test_a_data_uri_has_a_limit(monkeypatch, draw_picture):
-    monkeypatch.setattr("ivlkit.data.media.MAX_URI_CHARACTERS", 50)
+    monkeypatch.setattr("ivlkit.data.rows.media.MAX_URI_CHARACTERS", 50)
     with pytest.raises(DataError, match="characters; expected at most 50; put the picture into a file"):
         open_image(data_uri(draw_picture()), WHERE)
 
@@ -248,7 +248,9 @@ def test_heic_is_read_with_its_library(tmp_path, four_colours):
 def test_heic_without_its_library_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.setattr("ivlkit.data.media.Image.OPEN", {key: Image.OPEN[key] for key in Image.OPEN if key != "HEIF"})
+    monkeypatch.setattr(
+        "ivlkit.data.rows.media.Image.OPEN", {key: Image.OPEN[key] for key in Image.OPEN if key != "HEIF"}
+    )
     with pytest.raises(DataError, match="a.heic can't be decoded .*pip install pillow-heif"):
         open_image(tmp_path / "a.heic", WHERE)
 

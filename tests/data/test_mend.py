@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from ivlkit.cli import main
-from ivlkit.data.doctor import diagnose
-from ivlkit.data.mend import mend, mend_line
-from ivlkit.data.mixture import open_data
+from ivlkit.data.checking.doctor import diagnose
+from ivlkit.data.checking.mend import mend, mend_line
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import DataError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivlkit.data.mixture import open_data, read_entries, read_meta
+from ivlkit.data.datasets.mixture import open_data, read_entries, read_meta
 from ivlkit.errors import DataError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ivlkit.data.records import Record, Turn, Video, parse_line, read_records
+from ivlkit.data.rows.records import Record, Turn, Video, parse_line, read_records
 from ivlkit.errors import DataError
 
 QUESTION, ANSWER = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}

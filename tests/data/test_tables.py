@@ -7,9 +7,9 @@ import json
 import pytest
 
 import ivlkit as ivl
-from ivlkit.data.convert import from_dataset
-from ivlkit.data.mixture import open_data
-from ivlkit.data.tables import table_rows
+from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.importing.convert import from_dataset
+from ivlkit.data.importing.tables import table_rows
 from ivlkit.errors import DataError
 
 QUESTION = "What is it?"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ivlkit.data.collate import normalise_tiles
-from ivlkit.data.media import AS_REFERENCE, open_image
+from ivlkit.data.rows.media import AS_REFERENCE, open_image
 from ivlkit.data.tiling import candidate_grids, choose_grid, count_tiles, cut_tiles, split_into_tiles
 
 # (width, height): grids (cols, rows) at budgets of 6, 12 and 24 tiles, computed by the reference.

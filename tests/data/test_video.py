@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ivlkit.data.encode import encode, picture_sizes, with_frames
-from ivlkit.data.media import AS_REFERENCE, open_image
-from ivlkit.data.records import Record, Turn, Video
-from ivlkit.data.video import frame_numbers, read_header, sample_frames, video_sizes
+from ivlkit.data.rows.media import AS_REFERENCE, open_image
+from ivlkit.data.rows.records import Record, Turn, Video
+from ivlkit.data.rows.video import frame_numbers, read_header, sample_frames, video_sizes
 from ivlkit.errors import DataError
 
 av = pytest.importorskip("av")
@@ -91,7 +91,7 @@ def test_exactly_the_frame_that_is_meant_is_decoded(write_video, name, codec):
 
 
 def test_a_long_video_is_sought_and_not_decoded_through(write_video, monkeypatch):
-    from ivlkit.data import video
+    from ivlkit.data.rows import video
 
     path, decoded = write_video("seek.mp4", 1200, fps=10), []  # 2 minutes, a keyframe every 1.2 s
     step = video._Reader.__next__
@@ -214,7 +214,7 @@ def test_a_file_that_ends_before_its_header_says_is_refused(write_video, tmp_pat
 
 def test_a_video_larger_than_the_limit_is_refused(write_video, monkeypatch):
     path = write_video("large.mp4", 3)
-    monkeypatch.setattr("ivlkit.data.media.MAX_PIXELS", 1000)
+    monkeypatch.setattr("ivlkit.data.rows.media.MAX_PIXELS", 1000)
     with pytest.raises(DataError, match="large.mp4 has 64 x 48 px; expected at most 1,000 pixels"):
         read_header(Video(path), WHERE)
 

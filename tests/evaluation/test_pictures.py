@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.data.records import Record, Turn, Video
+from ivlkit.data.rows.records import Record, Turn, Video
 from ivlkit.errors import DataError
 from ivlkit.evaluation.pictures import arrange, derange, kept_own, picture_key
 

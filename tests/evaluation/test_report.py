@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ivlkit.data.records import Video
+from ivlkit.data.rows.records import Video
 from ivlkit.errors import DataError
 from ivlkit.evaluation.report import Report, Row
 

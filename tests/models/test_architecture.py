@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from ivlkit.models import architecture
 from ivlkit.models.load import load
+from ivlkit.models.modeling import internvl as architecture
 from ivlkit.models.tokenizer import load_tokenizer
 
 

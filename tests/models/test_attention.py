@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from ivlkit.data.collate import collate, collate_packed, normalise_tiles
 from ivlkit.data.encode import Example
 from ivlkit.data.packing import Budgets, pack, rope_groups
-from ivlkit.models import attention
-from ivlkit.models.attention import (
+from ivlkit.models.modeling import attention
+from ivlkit.models.modeling.attention import (
     PADDED,
     VARLEN,
     choose_attention,
@@ -20,7 +20,7 @@ from ivlkit.models.attention import (
     rope_limits,
     use_attention,
 )
-from ivlkit.training.loss import sample_weights, total_weight, weighted_cross_entropy
+from ivlkit.training.loop.loss import sample_weights, total_weight, weighted_cross_entropy
 
 SHAPES = ("2b", "4b", "26b")
 FLEX = pytest.param(  # forward alone: its backward has no CPU version

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import GenerationConfig
 
-from ivlkit.data.records import Turn
+from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
 from ivlkit.models.chat import _batches, _windows, iterate_replies, reply_batch
 from ivlkit.models.load import load

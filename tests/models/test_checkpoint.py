@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ivlkit.errors import CheckpointError
-from ivlkit.models.architecture import ReleasedInternVLForConditionalGeneration
-from ivlkit.models.checkpoint import from_released, join_grouped, merge_released_lora, split_grouped, to_released
-from ivlkit.models.configuration import native_config
+from ivlkit.models.layouts.configuration import native_config
+from ivlkit.models.layouts.key_map import from_released, join_grouped, merge_released_lora, split_grouped, to_released
+from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 
 PHI3 = {
     "architectures": ["Phi3ForCausalLM"],

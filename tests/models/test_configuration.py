@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ivlkit.errors import CheckpointError
-from ivlkit.models.configuration import native_config, num_image_token, read_released_config, tile_px
+from ivlkit.models.layouts.configuration import native_config, num_image_token, read_released_config, tile_px
 
 LONGROPE = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 PHI3 = {

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from ivlkit.models.configuration import native_config
 from ivlkit.models.families import FAMILIES
+from ivlkit.models.layouts.configuration import native_config
 from ivlkit.models.load import meta_state
 from ivlkit.nano.build import CONFIG
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError
-from ivlkit.models.export import save_released
+from ivlkit.models.export.export import save_released
 from ivlkit.models.load import load, read_weight_files
 
 MODELS = ("26b", "2b", "4b")
@@ -294,7 +294,7 @@ def test_a_released_style_lora_of_the_tiny_model_is_merged(folder, tiny_config, 
 
 
 def tensors_of(vlm):
-    from ivlkit.models.checkpoint import to_released
+    from ivlkit.models.layouts.key_map import to_released
 
     return to_released(vlm.model.state_dict(), vlm.config)
 
@@ -335,8 +335,8 @@ class TestATowerElsewhere:
 
     def test_an_adapter_of_the_tower_is_merged_there(self, tiny, tmp_path, quantize):
         """A run that goes on from another whose tower trained, too."""
+        from ivlkit.training.loop.trainer import save_trained
         from ivlkit.training.recipes import recipe
-        from ivlkit.training.trainer import save_trained
         from ivlkit.training.tuning import prepare
 
         model = prepare(load(tiny), recipe("nano-lora", vision="lora"))

@@ -8,9 +8,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from ivlkit.errors import CheckpointError
+from ivlkit.models.export.lazy_weights import Loaded, open_source
+from ivlkit.models.export.merge_lora import merge_layer
 from ivlkit.models.load import load, peft_is_quiet
-from ivlkit.models.merge import merge_layer
-from ivlkit.models.weights import Loaded, open_source
 
 
 def test_a_layer_by_hand():
@@ -97,7 +97,7 @@ def test_an_adapter_with_a_tensor_too_many_or_too_few_is_refused(tiny, tmp_path)
 def test_a_four_bit_base_is_made_whole_before_the_adapter_is_folded_in(tiny, tmp_path):
     """Exported weights answer as the four-bit model with its adapter does."""
     bnb = pytest.importorskip("bitsandbytes")
-    from ivlkit.models.export import export
+    from ivlkit.models.export.export import export
 
     vlm = load(write_adapter(tiny, tmp_path / "adapter", r=4, lora_alpha=8))
     for name, module in list(vlm.adapter.named_modules()):

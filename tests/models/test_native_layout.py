@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ivlkit.data.collate import normalise_tiles
-from ivlkit.data.conversation import TEMPLATES, render
-from ivlkit.data.records import Turn
+from ivlkit.data.rows.conversation import TEMPLATES, render
+from ivlkit.data.rows.records import Turn
 from ivlkit.errors import ExportError
-from ivlkit.models.export import export
+from ivlkit.models.export.chat_template import chat_template
+from ivlkit.models.export.export import export
 from ivlkit.models.load import load
-from ivlkit.models.template import chat_template
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_saved_tokenizer_renders_the_trained_prompt_and_gives_our_ids(folder
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused(tiny, tmp_path, monkeypatch):
-    from ivlkit.models import native_layout
+    from ivlkit.models.export.export import hf_layout as native_layout
 
     right = native_layout.chat_template
     monkeypatch.setattr(native_layout, "chat_template", lambda template, system: right(template, system + "!"))

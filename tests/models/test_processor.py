@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from ivlkit.data.media import UPRIGHT_ON_WHITE
+from ivlkit.data.rows.media import UPRIGHT_ON_WHITE
 from ivlkit.errors import CheckpointError
 from ivlkit.models.families import FAMILIES, find_model, match_family
 from ivlkit.models.processor import load_processor
@@ -72,7 +72,7 @@ def test_without_dynamic_tiling_a_picture_is_one_tile(changed):
 
 def test_a_checkpoint_may_ask_for_pictures_as_the_reference_reads_them(changed, tmp_path):
     from ivlkit.data.encode import encode
-    from ivlkit.data.records import Record, Turn
+    from ivlkit.data.rows.records import Record, Turn
 
     as_reference = changed(picture_rules="reference")
     clear = Image.new("RGBA", (112, 112), (0, 0, 0, 0))

@@ -9,9 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, ExportError
-from ivlkit.models.export import save_released
+from ivlkit.models.export.export import save_released
+from ivlkit.models.export.surgery import (
+    change_image_size,
+    extract_part,
+    insert_part,
+    replace_language_model,
+    resize_positions,
+)
 from ivlkit.models.load import load
-from ivlkit.models.surgery import change_image_size, extract_part, insert_part, replace_language_model, resize_positions
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +96,7 @@ def test_a_part_that_can_not_be_written_whole_leaves_nothing(tiny_vlm, tmp_path,
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ivlkit.models.surgery._write_part_config", full)
+    monkeypatch.setattr("ivlkit.models.export.surgery._write_part_config", full)
     with pytest.raises(ExportError, match="tower: not written .*No space left on device"):
         extract_part(tiny_vlm, "vision_tower", tmp_path / "tower")
     assert not list(tmp_path.iterdir())

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ivlkit.cli import main
-from ivlkit.models import hub
 from ivlkit.models.families import NANO_FOLDER
-from ivlkit.models.verify import DATA, RELEASED_IDS, Answered, questions, stored_loss, verify
+from ivlkit.models.hub.files import files as hub
+from ivlkit.models.hub.verify import DATA, RELEASED_IDS, Answered, questions, stored_loss, verify
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ class TestNano:
 
         from ivlkit.data.collate import normalise_tiles
         from ivlkit.data.encode import IGNORE_INDEX, encode
-        from ivlkit.data.records import Record, Turn
+        from ivlkit.data.rows.records import Record, Turn
 
         stored = questions()["nano"]["stored_answer"]
         turns = (Turn("user", f"<image>\n{stored['question']}"), Turn("assistant", stored["answer"]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ivlkit.data.doctor import diagnose
+from ivlkit.data.checking.doctor import diagnose
 from ivlkit.nano.easy_vqa import write_easy_vqa
 
 SOURCE = pytest.importorskip("easy_vqa", reason="the extra easy-vqa is not installed")

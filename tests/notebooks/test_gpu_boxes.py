@@ -12,10 +12,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.nano.digits import write_digit_strips
-from ivlkit.training.history import append_step
-from ivlkit.training.planner import plan
+from ivlkit.training.estimate.planner import plan
+from ivlkit.training.log import append_step
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import write_run
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.data.encode import encode
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
-from ivlkit.models.verify import DATA
+from ivlkit.models.hub.verify import DATA
 from ivlkit.show.inside import (
     answer_looks,
     looks_figure,

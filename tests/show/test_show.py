@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ivlkit.data.mixture import open_data
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
 from ivlkit.show import html
 from ivlkit.show.answers import report_page

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from ivlkit.data.collate import collate
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.data.encode import encode
-from ivlkit.data.mixture import open_data
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.show.tokens import batch_html, read_batch, tokens_html, tokens_live
 

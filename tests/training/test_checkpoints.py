@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.data.files import vanish
-from ivlkit.data.mixture import open_data
 from ivlkit.errors import TrainingError
 from ivlkit.models.load import load
-from ivlkit.training.build import build_trainer
 from ivlkit.training.checkpoints import (
     checkpoints,
     find_damage,
@@ -25,6 +24,7 @@ from ivlkit.training.checkpoints import (
     tidy,
     write_contents,
 )
+from ivlkit.training.loop.build import build_trainer
 from ivlkit.training.recipes import recipe
 
 REPOSITORY = Path(__file__).parents[2]

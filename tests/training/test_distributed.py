@@ -16,19 +16,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.models.shapes import config_of
-from ivlkit.training import distributed, validation
 from ivlkit.training import runs as runs_module
 from ivlkit.training.checkpoints import check_finite
-from ivlkit.training.distributed import check_launch, find_missing, loading, zero_config
-from ivlkit.training.planner import prepared_shape
-from ivlkit.training.prediction import disk_bytes
+from ivlkit.training.engine import distributed
+from ivlkit.training.engine.distributed import check_launch, find_missing, loading, zero_config
+from ivlkit.training.estimate.planner import prepared_shape
+from ivlkit.training.estimate.prediction import disk_bytes
+from ivlkit.training.loop import validation
+from ivlkit.training.loop.trainer import CheckEngine
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import describe, execute, write_run
-from ivlkit.training.trainer import CheckEngine
 
 # Ranks meet once for all runs: a second meeting in the same processes fails now and then. ZeRO-3 divides all weights,
 # where the released threshold would leave those of so small a model whole.
@@ -37,7 +38,9 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from ivlkit.training import distributed, trainer, validation
+from ivlkit.training.engine import distributed
+from ivlkit.training.loop import trainer
+from ivlkit.training.loop import validation
 from ivlkit.training.runs import execute
 
 validation.ANSWER_TOKENS = {answer_tokens}

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.models.load import load
 from ivlkit.models.shapes import empty_model, released_shapes
-from ivlkit.training import footprint
-from ivlkit.training.build import build_trainer, leave_casts_to_autocast
-from ivlkit.training.footprint import Layer, Precision
-from ivlkit.training.prediction import batch_parts
+from ivlkit.training.estimate import footprint
+from ivlkit.training.estimate.footprint import Layer, Precision
+from ivlkit.training.estimate.prediction import batch_parts
+from ivlkit.training.loop.build import build_trainer, leave_casts_to_autocast
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 

@@ -9,14 +9,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import TrainingError
-from ivlkit.models import attention
 from ivlkit.models.load import load
-from ivlkit.training import build, layers
-from ivlkit.training.build import build_trainer, keep_float32_masters, leave_casts_to_autocast
+from ivlkit.models.modeling import attention
+from ivlkit.training.engine import layers
+from ivlkit.training.loop import build
+from ivlkit.training.loop.build import build_trainer, keep_float32_masters, leave_casts_to_autocast
+from ivlkit.training.loop.schedule import MicroBatch
 from ivlkit.training.recipes import recipe
-from ivlkit.training.schedule import MicroBatch
 from ivlkit.training.tuning import prepare
 
 SMALL = {"total_batch": 4, "epochs": 3, "max_seq_length": 100, "bin_tokens": 140, "save_steps": 100, "packing": True}

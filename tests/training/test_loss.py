@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ivlkit.training.loss import (
+from ivlkit.training.loop.loss import (
     count_chunks,
     count_supervised,
     sample_weights,

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from ivlkit.models.shapes import config_of, empty_model
-from ivlkit.training.cards import CARDS
-from ivlkit.training.outlook import outlook, reply_seconds
-from ivlkit.training.planner import plan
+from ivlkit.training.estimate.cards import CARDS
+from ivlkit.training.estimate.outlook import outlook, reply_seconds
+from ivlkit.training.estimate.planner import plan
 from ivlkit.training.recipes import recipe
 
 

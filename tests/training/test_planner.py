@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from ivlkit import hardware
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.shapes import empty_model, released_shapes
-from ivlkit.training import planner
-from ivlkit.training.cards import CARDS, MEASURED, match_card
-from ivlkit.training.footprint import optimizer_bytes
-from ivlkit.training.planner import plan, prepared_shape
-from ivlkit.training.prediction import batch_parts, disk_bytes, predict_seconds
+from ivlkit.training.estimate import planner
+from ivlkit.training.estimate.cards import CARDS, MEASURED, match_card
+from ivlkit.training.estimate.footprint import optimizer_bytes
+from ivlkit.training.estimate.planner import plan, prepared_shape
+from ivlkit.training.estimate.prediction import batch_parts, disk_bytes, predict_seconds
 from ivlkit.training.recipes import RECIPES, recipe
 from ivlkit.training.runs import execute, write_run
 

@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_file
 
 from ivlkit.cli import main
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import CheckpointError, RecipeError, TrainingError
-from ivlkit.models.export import export
+from ivlkit.models.export.export import export
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
-from ivlkit.training.history import append_step, read_steps
+from ivlkit.training.log import append_step, read_steps
+from ivlkit.training.loop.trainer import LogToFile
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import Run, attach, execute, runs, train, write_run
-from ivlkit.training.trainer import LogToFile
 
 
 @pytest.fixture

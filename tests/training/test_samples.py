@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.models.load import load
+from ivlkit.training.loop.samples import PredictSamples
+from ivlkit.training.loop.schedule import MicroBatches, plan_run
+from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
-from ivlkit.training.samples import PredictSamples
-from ivlkit.training.schedule import MicroBatches, plan_run
-from ivlkit.training.trainer import KitTrainer, training_arguments
 from ivlkit.training.tuning import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

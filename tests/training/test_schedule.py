@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from ivlkit.data.collate import collate_packed
-from ivlkit.data.mixture import open_data
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
-from ivlkit.training import schedule
-from ivlkit.training.recipes import recipe
-from ivlkit.training.schedule import (
+from ivlkit.training.loop import schedule
+from ivlkit.training.loop.schedule import (
     MicroBatch,
     MicroBatches,
     check_rows,
@@ -24,6 +23,7 @@ from ivlkit.training.schedule import (
     plan_run,
     tile_cost,
 )
+from ivlkit.training.recipes import recipe
 
 OF_2B = SimpleNamespace(
     vision_config=SimpleNamespace(

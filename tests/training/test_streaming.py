@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import RecipeError
-from ivlkit.models import architecture
 from ivlkit.models.load import load
-from ivlkit.training import streaming
-from ivlkit.training.build import build_trainer
+from ivlkit.models.modeling import internvl as architecture
+from ivlkit.training.engine import streaming
+from ivlkit.training.engine.streaming import STREAMED_TILES, CudaLane, Lane, StreamedEncoder, padded, stream_tower
+from ivlkit.training.loop.build import build_trainer
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
-from ivlkit.training.streaming import STREAMED_TILES, CudaLane, Lane, StreamedEncoder, padded, stream_tower
 from ivlkit.training.tuning import prepare, summary_text
 
 FROZEN = {"vision": "frozen", "lora_dropout": 0.05}

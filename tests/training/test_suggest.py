@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.errors import RecipeError
-from ivlkit.training import planner
-from ivlkit.training import suggest as suggest_module
+from ivlkit.training.estimate import planner
+from ivlkit.training.estimate import suggest as suggest_module
+from ivlkit.training.estimate.suggest import suggest
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import describe
-from ivlkit.training.suggest import suggest
 
 
 @pytest.fixture

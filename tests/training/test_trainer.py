@@ -12,14 +12,13 @@ from transformers import TrainerCallback, set_seed
 
 from ivlkit.data.collate import collate, collate_packed
 from ivlkit.data.encode import encode
-from ivlkit.data.records import Record, Turn
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, TrainingError
-from ivlkit.models import attention
 from ivlkit.models.load import load
-from ivlkit.training.layers import wrap_layers
-from ivlkit.training.recipes import recipe
-from ivlkit.training.schedule import MicroBatches, plan_grouped, plan_packed, plan_run
-from ivlkit.training.trainer import (
+from ivlkit.models.modeling import attention
+from ivlkit.training.engine.layers import wrap_layers
+from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed, plan_run
+from ivlkit.training.loop.trainer import (
     KitTrainer,
     LogToFile,
     StopOnSignal,
@@ -27,6 +26,7 @@ from ivlkit.training.trainer import (
     save_trained,
     training_arguments,
 )
+from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
 FULL = {"vision": "full", "projector": "full", "language": "full"}
@@ -134,7 +134,7 @@ def test_the_first_loss_is_the_models_own(start, tiny, data, processor):
 
 
 def _single(number):
-    from ivlkit.training.schedule import MicroBatch
+    from ivlkit.training.loop.schedule import MicroBatch
 
     return MicroBatch(((0, number),))
 

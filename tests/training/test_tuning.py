@@ -8,8 +8,8 @@ import torch
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.load import load
+from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
-from ivlkit.training.trainer import KitTrainer, training_arguments
 from ivlkit.training.tuning import lora_pattern, parameter_groups, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24

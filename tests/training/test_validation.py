@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from ivlkit.data.collate import normalise_tiles
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.data.encode import encode
-from ivlkit.data.mixture import open_data
 from ivlkit.errors import RecipeError
 from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.metrics import exact_match
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
-from ivlkit.training import validation
+from ivlkit.training.loop import validation
+from ivlkit.training.loop.trainer import LogToFile
+from ivlkit.training.loop.validation import find_best, find_metric, metric_name
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, train, write_run
-from ivlkit.training.trainer import LogToFile
-from ivlkit.training.validation import find_best, find_metric, metric_name
 
 SCORES = {}  # step → what `scripted` gives
 seen = []

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ivlkit.data.mixture import open_data
+from ivlkit.data.datasets.mixture import open_data
 from ivlkit.models.load import load
-from ivlkit.training import planner
-from ivlkit.training.build import build_trainer
-from ivlkit.training.footprint import optimizer_bytes
+from ivlkit.training.estimate import planner
+from ivlkit.training.estimate.footprint import optimizer_bytes
+from ivlkit.training.loop.build import build_trainer
+from ivlkit.training.loop.largest_batch import WorstBatchFirst
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
-from ivlkit.training.worst import WorstBatchFirst
 
 SMALL = {"total_batch": 4, "epochs": 2, "max_seq_length": 200, "save_steps": 2, "learning_rate": 1e-3}
 WAYS = {"bins": {"packing": True, "bin_tokens": 240}, "padded": {"packing": False, "per_device_batch": 2}}

@@ -1,0 +1,1 @@
+"""What is wrong with a data set, row by row, and what mends it."""

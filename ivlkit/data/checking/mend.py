@@ -1,0 +1,112 @@
+"""Writes mended copies of JSONL files: only what has one right answer, and never into the file itself.
+
+Mended are byte order marks, \\r\\n, outer whitespace of answers, control characters, the spelling of roles, backslashes
+in paths that exist with slashes, and declared sizes that the file contradicts. All other rows stay as they are, byte
+for byte, and none is lost; blank lines are left out.
+"""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ...errors import DataError
+from ..datasets.index import LineIndex
+from ..rows.media import image_size
+from ..rows.records import ROLES, parse_row
+from .examine import control_characters
+
+_SPELLINGS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "bot": "gpt", "system": "system"}
+
+
+def mend(source):
+    """Write `train.fixed.jsonl` beside `train.jsonl`.
+
+    Args: source: a `Source`.
+    Returns: (path, changed rows), or (None, 0) if nothing is to be mended.
+    Raises: DataError if the new file exists already and is another's.
+    """
+    index = LineIndex(source.annotation)
+    path = source.annotation.with_name(f"{source.annotation.stem}.fixed{source.annotation.suffix}")
+    aside, changed = path.with_name(f"{path.name}.part"), 0
+    if path.exists():
+        raise DataError(f"{path}: exists; expected to write it anew; move or remove it")
+    with open(aside, "wb") as file:
+        for start in range(0, len(index), 1000):
+            for line in index.lines(start, min(start + 1000, len(index))):
+                mended = mend_line(line, source.root)
+                changed += mended != line
+                file.write(mended if mended.endswith(b"\n") else mended + b"\n")
+    if not changed:
+        aside.unlink()
+        return None, 0
+    aside.replace(path)
+    return path, changed
+
+
+def mend_line(line, root):
+    """One line as it should be: b'{…"value": " A "…}\\r\\n' → b'{…"value": "A"…}\\n'."""
+    plain = line.removeprefix(b"\xef\xbb\xbf")
+    plain = plain[:-2] + b"\n" if plain.endswith(b"\r\n") else plain
+    keys = []
+    try:
+        row = parse_row(plain, "", object_pairs_hook=lambda pairs: _unless_twice(pairs, keys))
+    except DataError:
+        return plain
+    if keys:  # which of two equal keys was meant is for a person to say
+        return plain
+    before = json.dumps(row)
+    _mend_row(row, Path(root))
+    if json.dumps(row) == before:
+        return plain
+    with suppress(UnicodeEncodeError):  # half a surrogate pair: for a person to mend
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return plain
+
+
+def _unless_twice(pairs, keys):
+    made = dict(pairs)
+    keys += [True] * (len(pairs) - len(made))
+    return made
+
+
+def _mend_row(row, root):
+    turns = row.get("conversations")
+    for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, dict) and isinstance(turn.get("value"), str):
+            _mend_turn(turn)
+    if row.get("image"):
+        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        if all(isinstance(name, str) for name in names):
+            names = [_mend_name(name, root) for name in names]
+            row["image"] = names if isinstance(row["image"], list) else names[0]
+            _mend_sizes(row, [root / name for name in names])
+
+
+def _mend_turn(turn):
+    role = turn.get("from")
+    if isinstance(role, str) and role not in ROLES:
+        turn["from"] = _SPELLINGS.get(role.strip().lower(), role)
+    turn["value"] = control_characters.sub("", turn["value"])
+    if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant":
+        turn["value"] = turn["value"].strip()
+
+
+def _mend_name(name, root):
+    slashed = name.replace("\\", "/")
+    meant = slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed)
+    return slashed if meant else name
+
+
+def _mend_sizes(row, paths):
+    plural = "width_list" in row or "height_list" in row
+    if not plural and ("width" not in row and "height" not in row or len(paths) != 1):
+        return
+    try:
+        sizes = [image_size(path, os.fspath(path)) for path in paths]
+    except DataError:
+        return
+    if plural:
+        row["width_list"], row["height_list"] = [size[0] for size in sizes], [size[1] for size in sizes]
+    else:
+        row["width"], row["height"] = sizes[0]

@@ -1,0 +1,204 @@
+"""Where each row of a JSONL begins: 8 bytes a row, memory-mapped, so that ranks and workers share one copy.
+
+The index of a file of 1 MiB or more is written once, into `.ivlkit/` beside it or, where that folder is read-only, into
+the user's cache (`IVLKIT_CACHE`, else `~/.cache/ivlkit`). It is used again while the file keeps its size and its time
+of change. Nothing is pickled: the file is a plain `.npy` of int64.
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DataError
+
+CACHE = "IVLKIT_CACHE"
+CACHE_FOLDER = ".ivlkit"
+STORED_FROM_BYTES = 1 << 20  # a smaller file is indexed in the time that it takes to look for its index
+_VERSION = 1
+_CHUNK_BYTES = 8 << 20
+_SPACES = np.frombuffer(b" \t\r\x0b\x0c", np.uint8)
+
+
+class LineIndex:
+    """Byte offsets of the non-blank lines of a file, and the SHA-256 of its bytes; reads a row at a time.
+
+    Raises: DataError if the file can't be read, has no rows, or changes while it is read.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        size, changed_ns = self._stat()
+        stored = load_array(self.path, "index") if size >= STORED_FROM_BYTES else None
+        if stored is None or not _is_whole(stored):
+            stored = self._build(size, changed_ns)
+        rows = int(stored[3])
+        self.sha256 = stored[4:8].tobytes().hex()
+        self.offsets = stored[8 : 9 + rows]  # the last is the end of the file
+        self._blanks = stored[9 + rows :]  # blank line k stands after this many rows
+        self.size_bytes = int(stored[1])
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    def __reduce__(self):
+        return LineIndex, (self.path,)  # a worker maps the same file instead of receiving a copy of it
+
+    def _stat(self):
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if stat.S_ISDIR(found.st_mode):
+            raise DataError(f"{self.path}: a folder; expected a JSONL file; check the path")
+        return found.st_size, found.st_mtime_ns
+
+    def _unreadable(self, error):
+        return DataError(f"{self.path}: can't be read ({error.strerror}); expected a JSONL file; check the path")
+
+    def _build(self, size, changed_ns):
+        try:
+            parts, rows, digest = _scan(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if self._stat() != (size, changed_ns):
+            raise DataError(f"{self.path}: changed while it was read; expected a finished file; try again later")
+        if not rows:
+            raise DataError(f"{self.path}: no rows; expected one JSON object a line; was the file written completely?")
+        head = np.array([_VERSION, size, changed_ns, rows], np.int64)
+        parts = [head, np.frombuffer(digest, np.int64), *parts]
+        return store_array(self.path, "index", parts) if size >= STORED_FROM_BYTES else np.concatenate(parts)
+
+    def number(self, row):
+        """The row's line, counted from 1."""
+        return int(row) + 1 + int(np.searchsorted(self._blanks, row, side="right"))
+
+    def where(self, row):
+        """ "train.jsonl:17"."""
+        return f"{self.path.name}:{self.number(row)}"
+
+    def line(self, row):
+        """(bytes of the row's line, "file:line")."""
+        return self.lines(row, row + 1)[0], self.where(row)
+
+    def lines(self, start, stop):
+        """The lines of rows start … stop - 1, read at once: [bytes, …]."""
+        first, last = int(self.offsets[start]), int(self.offsets[stop])
+        with open(self.path, "rb") as file:
+            file.seek(first)
+            block = file.read(last - first)
+        edges = np.asarray(self.offsets[start : stop + 1]) - first
+        return [
+            _first_line(block[begin:end]) for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        ]
+
+
+def _first_line(block):
+    """Blank lines that follow a row lie before the next row's offset."""
+    end = block.find(b"\n")
+    return block if end < 0 else block[: end + 1]
+
+
+def _is_whole(stored):
+    """Whether an index that was found is complete: its length and its last offset say so."""
+    rows = int(stored[3]) if len(stored) > 8 else 0
+    return rows > 0 and stored[0] == _VERSION and len(stored) >= 9 + rows and stored[8 + rows] == stored[1]
+
+
+def _scan(path):
+    """([row offsets …, [size], blanks], rows, SHA-256) of a file, in pieces of 8 MiB."""
+    digest, starts, blanks, rows, position, begins = hashlib.sha256(), [], [], 0, 0, True
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            found, begins = _line_starts(chunk, begins)
+            is_blank = _blank_lines(path, chunk, found, position)
+            kept = found[~is_blank]
+            if is_blank.any():
+                blanks.append(rows + np.cumsum(~is_blank)[is_blank])
+            starts.append(kept + position)
+            rows += len(kept)
+            position += len(chunk)
+    return [*starts, np.array([position], np.int64), *blanks], rows, digest.digest()
+
+
+def _line_starts(chunk, begins):
+    """(int64 positions in the chunk where a line begins, whether the next chunk begins one)."""
+    found = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + 1
+    next_begins = bool(len(found)) and found[-1] == len(chunk)
+    found = found[:-1] if next_begins else found
+    return (np.concatenate([[0], found]) if begins else found).astype(np.int64), next_begins
+
+
+def _blank_lines(path, chunk, starts, position):
+    """bool for each line: whether it holds white space only. Only lines that begin with it are looked at."""
+    first = np.frombuffer(chunk, np.uint8)[starts]
+    is_blank = first == 10
+    for number in np.flatnonzero(np.isin(first, _SPACES)):
+        start = int(starts[number])
+        end = chunk.find(b"\n", start)
+        line = chunk[start:end] if end >= 0 else _read_line(path, position + start)
+        is_blank[number] = not line.strip()
+    return is_blank
+
+
+def _read_line(path, position):
+    with open(path, "rb") as file:
+        file.seek(position)
+        return file.readline()
+
+
+# arrays beside a file, or in the user's cache ------------------------------------------------------------------------
+
+
+def load_array(path, kind):
+    """The memory-mapped int64 array stored of this kind for a file of the same size and time of change, or None."""
+    found = Path(path).stat()
+    for place in _places(path, kind):
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            stored = np.load(place, mmap_mode="r", allow_pickle=False)
+            is_ours = stored.dtype == np.int64 and stored.ndim == 1 and len(stored) >= 3
+            if is_ours and stored[1] == found.st_size and stored[2] == found.st_mtime_ns:
+                return stored
+    return None
+
+
+def store_array(path, kind, parts):
+    """Write int64 arrays as one `.npy`; returns it memory-mapped, or joined in memory if no place can be written.
+
+    The second and third value are the size and the time of change of `path`. It is written aside and renamed, so that
+    another process sees all of it or nothing.
+    """
+    for place in _places(path, kind):
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _write_npy(place, parts)
+            return np.load(place, mmap_mode="r", allow_pickle=False)
+    return np.concatenate(parts)
+
+
+def _places(path, kind):
+    path = Path(path).resolve()
+    cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ivlkit")
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return path.parent / CACHE_FOLDER / f"{path.name}.{kind}.npy", cache / f"{path.name}.{digest}.{kind}.npy"
+
+
+def _write_npy(place, parts):
+    """One-dimensional int64 parts, one after the other, without joining them in memory."""
+    handle, aside = tempfile.mkstemp(dir=place.parent, prefix=f"{place.name}.", suffix=".part")
+    try:
+        with open(handle, "wb") as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)),)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in parts:
+                file.write(np.ascontiguousarray(part, "<i8").data)
+        os.chmod(aside, 0o644)  # others may share the folder
+        os.replace(aside, place)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise

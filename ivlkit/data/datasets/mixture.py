@@ -1,0 +1,396 @@
+"""A meta JSON or a JSONL → one indexed data set; rows are read when asked for, so a large file costs 8 bytes a line.
+
+A meta file names data sets: `{"name": {"root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time",
+"length"}}`, and beyond the released fields `format`, `split`, `weight`, `system`, `max_tiles` and `about`. Paths in it
+start from the working directory, as in the guide, or else from the meta file's own folder.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections import namedtuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DataError
+from ..groups import group_rows, part_of_groups
+from ..importing.convert import openable
+from ..rows.formats import FORMATS
+from ..rows.records import Turn, parse_line
+from ..tiling import MOST_TILES
+from .index import LineIndex
+
+META_FIELDS = {
+    "root": "folder that the pictures' paths start from",
+    "annotation": "the JSONL",
+    "data_augment": "true re-encodes every tile as JPEG, quality 75–100",
+    "max_dynamic_patch": "tile budget of this set; max_tiles is the same",
+    "repeat_time": "0.3 draws 30 % of the rows, 2.5 takes all twice and half of them again",
+    "length": "declared rows, checked against the file",
+    "format": "name of its reader; detected row by row if left out",
+    "split": "train (if left out), validation, test or any other name: which part of the data it belongs to",
+    "weight": "share of the epoch among the sets that have one, in place of repeat_time",
+    "system": "system prompt of its rows; a row's own system turn stays",
+    "max_tiles": "tile budget of this set; max_dynamic_patch is the same",
+    "about": "where it comes from; said where it is missing",
+}
+TRAIN, ALL = "train", "all"
+MOST_REPEATS = 1_000_000  # more is a slip of the hand, and too many rows to count
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of a meta file."""
+
+    name: str
+    annotation: Path  # the JSONL
+    root: Path  # folder of its pictures
+    augment_jpeg: bool = False  # `data_augment`: re-encode every tile as JPEG, quality 75–100
+    max_tiles: int | None = None  # `max_dynamic_patch`: tile budget of this set
+    repeat: float = 1.0  # `repeat_time`: 0.3 draws 30 % of the rows, 2.5 takes all twice and half of them again
+    length: int | None = None  # declared rows, checked against the file
+    format: str | None = None  # its reader's name in FORMATS; None: detected, row by row
+    split: str = TRAIN  # the part of the data it belongs to
+    weight: float | None = None  # share of the epoch among the sets that have one; sets `repeat`
+    system: str | None = None  # system prompt of its rows
+    about: str = ""  # where it comes from
+
+    def read(self, line, where):
+        """One line of the file → `Record`, with what the entry says about it."""
+        return self.complete(parse_line(line, where, self.root, format=self.format))
+
+    def complete(self, record):
+        """A record of this set with what the entry says about its rows."""
+        turns = record.turns
+        if self.system is not None and turns[0].role != "system":
+            turns = (Turn("system", self.system), *turns)
+        return replace(record, turns=turns, max_tiles=self.max_tiles, augment_jpeg=self.augment_jpeg)
+
+
+class Data:
+    """An indexed data set of one or more sources. `data[i]` is a `Record`; the order is the files'.
+
+    A row costs 8 bytes, shared by all processes; a drawn or selected one 8 more.
+    """
+
+    def __init__(self, sources, *, path, seed=0, part=TRAIN, selection=None):
+        self.path, self.seed, self.part = Path(path), seed, part
+        _check_files(sources)
+        self.indexes = [LineIndex(source.annotation) for source in sources]
+        for source, index in zip(sources, self.indexes, strict=True):
+            _check_length(source, index)
+        self.sources = _weigh(sources, self.indexes)
+        for source, index in zip(self.sources, self.indexes, strict=True):
+            check_repeat(source, len(index))
+        self._drawn = [
+            _draw_fraction(len(index), source.repeat, seed=f"{seed}:{source.name}")
+            for source, index in zip(self.sources, self.indexes, strict=True)
+        ]
+        self._ends = np.cumsum([whole * len(index) + len(drawn) for index, (whole, drawn) in self._each_draw()])
+        self.selection = selection  # int64 numbers of the rows that are left, None for all
+
+    def _each_draw(self):
+        return zip(self.indexes, self._drawn, strict=True)
+
+    def __len__(self):
+        return int(self._ends[-1]) if self.selection is None else len(self.selection)
+
+    def place(self, number):
+        """(source, row of its file) of a row; numbers count repeated rows each time."""
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        number = int(number) % len(self)
+        number = number if self.selection is None else int(self.selection[number])
+        source = int(np.searchsorted(self._ends, number, side="right"))
+        number -= int(self._ends[source - 1]) if source else 0
+        whole, drawn = self._drawn[source]
+        rows = len(self.indexes[source])
+        return source, number % rows if number < whole * rows else int(drawn[number - whole * rows])
+
+    def where(self, number):
+        """File and line of a row, which may be broken: "train.jsonl:17"."""
+        source, row = self.place(number)
+        return self.indexes[source].where(row)
+
+    def __getitem__(self, number):
+        source, row = self.place(number)
+        return self.sources[source].read(*self.indexes[source].line(row))
+
+    def __iter__(self):
+        return (self[number] for number in range(len(self)))
+
+    def places(self):
+        """(source, row of its file) of every row: two int64 arrays."""
+        numbers = np.arange(len(self)) if self.selection is None else np.asarray(self.selection)
+        sources = np.searchsorted(self._ends, numbers, side="right")
+        rows = numbers - np.concatenate([[0], self._ends])[sources]
+        for source, (index, (whole, drawn)) in enumerate(self._each_draw()):
+            is_drawn = (sources == source) & (rows >= whole * len(index))
+            rows[is_drawn] = drawn[rows[is_drawn] - whole * len(index)]
+            rows[(sources == source) & ~is_drawn] %= len(index)
+        return sources, rows
+
+    def rows_in_use(self):
+        """The rows of each source that are used at all, once each and in order: an int64 array, or None for all."""
+        if self.selection is None:
+            return [None if whole else drawn for whole, drawn in self._drawn]
+        sources, rows = self.places()
+        return [np.unique(rows[sources == source]) for source in range(len(self.sources))]
+
+    def select(self, numbers):
+        """The same data with only these rows, in this order: `data.select([0, 5])` has two."""
+        numbers = np.asarray(numbers)
+        if not len(numbers):
+            raise DataError(f"{self.path}: a selection of no rows; expected one row at least")
+        if numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
+            raise DataError(f"{self.path}: a selection of {numbers.dtype}; expected row numbers; use np.flatnonzero")
+        if numbers.min() < 0 or numbers.max() >= len(self):
+            raise DataError(f"{self.path}: row {numbers.max()} selected of {len(self)}; expected 0 to {len(self) - 1}")
+        kept = numbers if self.selection is None else np.asarray(self.selection)[numbers]
+        return Data(self.sources, path=self.path, seed=self.seed, part=self.part, selection=kept)
+
+    def split(self, *, seed=0, **parts):
+        """Cut into parts by picture: `train, validation, test = data.split(train=0.8, validation=0.1, test=0.1)`.
+
+        Rows that share a picture, by its content and also through other rows, stay together, and so do equal rows
+        without pictures. Parts are therefore only about as large as asked; the seed decides which rows go where.
+
+        Returns: a named tuple of `Data`, in the order of the arguments; without any, train, validation and test.
+        Raises: DataError if the shares don't sum to 1, a picture is missing, or a part gets no row.
+        """
+        parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
+        if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
+            raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
+        part_of = part_of_groups(group_rows(self), list(parts.values()), seed=seed)
+        for number, name in enumerate(parts):
+            if not (part_of == number).any():
+                raise DataError(
+                    f"{self.path}: no row for {name!r} ({len(set(part_of.tolist()))} of {len(parts)} parts get rows); "
+                    "rows that share pictures stay together; give larger shares or more pictures"
+                )
+        chosen = [self.select(np.flatnonzero(part_of == number)) for number in range(len(parts))]
+        return namedtuple("Split", parts)(*chosen)
+
+    @property
+    def fingerprint(self):
+        """SHA-256 over the files' bytes and what is drawn from them: the same data gives the same string.
+
+        A folder that moves with its pictures keeps it. The bytes were hashed when the file was indexed, so that a large
+        file is read once.
+        """
+        digest = hashlib.sha256()
+        for source, index, (whole, drawn) in zip(self.sources, self.indexes, self._drawn, strict=True):
+            root = os.path.relpath(source.root.resolve(), source.annotation.resolve().parent)
+            said = (source.name, source.augment_jpeg, source.max_tiles, source.repeat, source.format, source.system)
+            digest.update(repr((*said, root, index.sha256, whole)).encode())
+            digest.update(drawn.tobytes())
+        if self.selection is not None:
+            digest.update(np.ascontiguousarray(self.selection, np.int64).data)
+        return digest.hexdigest()
+
+    def __repr__(self):
+        names = ", ".join(f"{source.name} × {source.repeat:g}" for source in self.sources)
+        rows = f"{len(self):,} rows" if self.selection is None else f"{len(self):,} of {int(self._ends[-1]):,} rows"
+        return f"Data({self.path}: {rows}; {names})"
+
+    def _repr_html_(self):
+        from ...show.dataset import gallery_html
+
+        return gallery_html(self)
+
+    def show(self, rows=8, *, start=0, report=None):
+        """Rows with their pictures, boxes drawn, under a picker of the first row.
+
+        Args: report: a `DataReport` of this data; its histograms and what it found stand with the rows it is about.
+        """
+        from ...show.dataset import gallery_live
+
+        return gallery_live(self, rows=rows, start=start, report=report)
+
+    def show_tokens(self, processor, *, row=0, max_length=None):
+        """The microscope: a row's tiles and every token, coloured by what training does with it, with a row picker.
+
+        Args: processor: of the model (`vlm.processor`, `ivlkit.load_processor`); max_length: as in `ivlkit.encode`.
+        """
+        from ...show.tokens import tokens_live
+
+        return tokens_live(self, processor, row=row, max_length=max_length)
+
+
+def open_data(path, *, root=None, seed=0, split=TRAIN):
+    """Open a meta JSON or a JSONL, or what `convert` can make one of: a table, a JSON list, a folder with classes.
+
+    Args:
+        path: `*.json` is a meta file or a list of rows, `*.jsonl` one data set.
+        root: folder of the pictures of a JSONL; defaults to the JSONL's own folder.
+        seed: for `repeat_time` fractions.
+        split: of a meta file, the entries of this `split`; "train" are also those that name none; "all" is every one.
+    Raises: DataError with the entry, what was found, what was expected.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
+    path, root = openable(path, root)
+    if path.suffix == ".json":
+        if root is not None:
+            raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
+        return Data(_of_split(read_meta(path), split, path), path=path, seed=seed, part=split)
+    return Data([Source(path.stem, path, Path(root) if root else path.parent)], path=path, seed=seed)
+
+
+def _of_split(sources, split, path):
+    chosen = [source for source in sources if split in (source.split, ALL)]
+    if not chosen:
+        found = ", ".join(sorted({source.split for source in sources}))
+        raise DataError(f"{path}: no entry of split {split!r}; expected one of {found}, {ALL}; name one of them")
+    return chosen
+
+
+def read_meta(path):
+    """`[Source, …]` of a meta file; DataError names the entry at fault."""
+    return [read_source(name, entry, path) for name, entry in read_entries(path).items()]
+
+
+def read_entries(path):
+    """`{name: entry as written}` of a meta file."""
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: broken JSON ({error}); expected a meta file") from error
+    if not isinstance(entries, dict) or not entries:
+        raise DataError(f"{path}: expected an object of data sets, {{name: {{root, annotation, …}}}}")
+    return entries
+
+
+def _unique(pairs):
+    """JSON keeps the last of two equal keys: the first data set would be lost without a word."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{name!r} twice; expected every name once; rename or remove one")
+    return dict(pairs)
+
+
+def read_source(name, entry, meta_path):
+    """One entry of a meta file, checked."""
+    where = f"{meta_path}: {name!r}"
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is a {type(entry).__name__}; expected an object with `root` and `annotation`")
+    unknown = sorted(set(entry) - set(META_FIELDS))
+    if unknown:
+        raise DataError(f"{where} has the unknown field {unknown[0]!r}; expected only {', '.join(sorted(META_FIELDS))}")
+    for key in ("root", "annotation"):
+        if not isinstance(entry.get(key), str):
+            raise DataError(f"{where} has no `{key}`; expected a path")
+    for one, other in (("max_tiles", "max_dynamic_patch"), ("weight", "repeat_time")):
+        if one in entry and other in entry:
+            raise DataError(f"{where} has both `{one}` and `{other}`; expected one of them; remove the other")
+    tiles_key = "max_tiles" if "max_tiles" in entry else "max_dynamic_patch"
+    return Source(
+        name=name,
+        annotation=_resolve(entry["annotation"], meta_path),
+        root=_resolve(entry["root"], meta_path),
+        augment_jpeg=_typed(entry, "data_augment", (bool,), False, where),
+        max_tiles=_positive(_typed(entry, tiles_key, (int,), None, where), tiles_key, where, most=MOST_TILES),
+        repeat=_positive(_typed(entry, "repeat_time", (int, float), 1, where), "repeat_time", where, most=MOST_REPEATS),
+        length=_typed(entry, "length", (int,), None, where),
+        format=_known_format(_typed(entry, "format", (str,), None, where), where),
+        split=_split_name(_typed(entry, "split", (str,), TRAIN, where), where),
+        weight=_positive(_typed(entry, "weight", (int, float), None, where), "weight", where),
+        system=_typed(entry, "system", (str,), None, where),
+        about=_typed(entry, "about", (str,), "", where),
+    )
+
+
+def _known_format(name, where):
+    if name is not None and name not in FORMATS:
+        raise DataError(f"{where}: `format` is {name!r}; expected one of {', '.join(FORMATS)}")
+    return name
+
+
+def _split_name(name, where):
+    if not name.strip() or name == ALL:
+        raise DataError(f"{where}: `split` is {name!r}; expected a name such as train, validation or test")
+    return name
+
+
+def _typed(entry, key, kinds, default, where):
+    value = entry.get(key, default)
+    if value is default:
+        return default
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise DataError(f"{where}: `{key}` is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def _positive(value, key, where, *, most=sys.float_info.max):
+    if value is not None and not 0 < value <= most:
+        at_most = f" and at most {most:,}" if most < sys.float_info.max else ""
+        raise DataError(f"{where}: `{key}` is {value!r:.40}; expected more than 0{at_most}")
+    return value
+
+
+def _resolve(name, meta_path):
+    path = Path(name)
+    return path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path
+
+
+def _check_files(sources):
+    """All missing files at once, each with where it comes from."""
+    missing = [source for source in sources if not os.path.exists(source.annotation)]
+    if not missing:
+        return
+    named = [
+        f"{source.annotation}: can't be read (No such file or directory); expected a JSONL file; check the path"
+        f"{' or get it: ' + source.about if source.about else ''}"
+        for source in missing
+    ]
+    if len(named) == 1:
+        raise DataError(named[0])
+    raise DataError(f"{len(named)} of {len(sources)} data sets are missing:\n  " + "\n  ".join(named))
+
+
+def _check_length(source, index):
+    if source.length is not None and source.length != len(index):
+        raise DataError(
+            f"{source.annotation}: {len(index)} rows but the meta file declares `length` {source.length}; "
+            "is the file complete? Correct one of them"
+        )
+
+
+def check_repeat(source, num_rows):
+    """Raise DataError if the entry takes no row of its file at all."""
+    if round(source.repeat * num_rows) < 1:
+        raise DataError(
+            f"{source.annotation}: repeat_time {source.repeat} of {num_rows} rows leaves none; "
+            "expected one row at least; raise it or remove the entry"
+        )
+
+
+def _weigh(sources, indexes):
+    """`weight` → `repeat`, such that the weighted sets together keep their rows and share them as they weigh.
+
+    1,000 and 100 rows that both weigh 1 become 550 each: repeat 0.55 and 5.5.
+    """
+    weighted = [source.weight is not None for source in sources]
+    total_rows = sum(len(index) for index, has in zip(indexes, weighted, strict=True) if has)
+    total_weight = sum(source.weight for source in sources if source.weight is not None)
+    return tuple(
+        replace(source, repeat=source.weight / total_weight * total_rows / len(index)) if has else source
+        for source, index, has in zip(sources, indexes, weighted, strict=True)
+    )
+
+
+def _draw_fraction(num_rows, repeat, *, seed):
+    """(times that all rows are taken, seeded draw of the rest in file order): 10 rows × 2.5 → (2, 5 numbers)."""
+    whole, part = divmod(repeat, 1)
+    count = round(part * num_rows)
+    if not count:
+        return int(whole), np.empty(0, np.int64)
+    rng = np.random.default_rng(np.frombuffer(hashlib.sha256(seed.encode()).digest(), np.uint32))
+    return int(whole), np.sort(rng.choice(num_rows, size=count, replace=False)).astype(np.int64)

@@ -1,0 +1,1 @@
+"""Tables, folders, rows of other formats → released rows."""

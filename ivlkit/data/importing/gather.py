@@ -1,0 +1,215 @@
+"""The pictures of rows as files: found, fetched, or written once under a name that is made from their bytes."""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.request import urlopen
+
+from ...errors import DataError
+from ..files import write_if_changed
+from ..rows.formats import is_nothing
+from ..rows.media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
+from ..rows.records import Video, path_inside
+from ..rows.video import read_header
+from .tables import PICTURE_SUFFIXES
+
+PDF_DPI = 150
+MAX_FETCHED_BYTES = 100_000_000
+FETCH_SECONDS = 20
+# What a picture's own bytes are kept as; every other kind becomes PNG.
+SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
+
+
+class PictureTaker:
+    """Turns what rows say of their pictures into absolute paths, and reads every header once.
+
+    Args:
+        root: folder that relative names start from; names may not leave it.
+        folder: where pictures without a file of their own are written, in `images/`.
+        fetch: function of an address that gives bytes; None refuses remote pictures.
+    """
+
+    def __init__(self, root, folder, *, fetch=None):
+        self.root, self.folder, self.fetch = Path(os.path.abspath(root)), Path(os.path.abspath(folder)), fetch
+        self._has_written, self._listings, self._hashes = False, {}, {}
+
+    @property
+    def anchor(self):
+        """The root of all absolute paths."""
+        return Path(self.root.anchor)
+
+    @property
+    def base(self):
+        """The folder that holds every taken picture: `root`, or what it shares with `folder` if any was written."""
+        return Path(os.path.commonpath([self.root, self.folder])) if self._has_written else self.root
+
+    def take(self, row, where):
+        """(the released row with absolute paths, hashes of its pictures' bytes).
+
+        Raises: DataError if one is missing, unreadable, remote or outside the root.
+        """
+        taken, hashes = dict(row), []
+        images = row.get("image")
+        if not is_nothing(images):
+            values = images if isinstance(images, (list, tuple)) else [images]
+            paths = [self._picture(value, where) for value in values]
+            hashes += [self._hash(path, where, image_size) for path in paths]
+            taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
+        if isinstance(row.get("video"), str) and row["video"]:
+            path = self._find(row["video"], where)
+            hashes.append(self._hash(path, where, lambda found, place: read_header(Video(found), place)))
+            taken["video"] = str(path)
+        return taken, tuple(hashes)
+
+    def _picture(self, value, where):
+        if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            value = io.BytesIO(value)
+        if is_data_uri(value):
+            value = io.BytesIO(uri_bytes(value, where))
+        if is_remote(value):
+            value = io.BytesIO(self._fetched(value, where))
+        if isinstance(value, io.BytesIO):
+            return self._keep(value, where)
+        if isinstance(value, (str, os.PathLike)) and str(value):
+            return self._page_or_file(str(value), where)
+        if hasattr(value, "size") and hasattr(value, "__array_interface__"):
+            return self._write_png(open_image(value, where))
+        raise DataError(f"{where}: a picture of type {type(value).__name__}; expected a path, bytes or a PIL image")
+
+    def _fetched(self, url, where):
+        if self.fetch is None:
+            raise DataError(
+                f"{where}: {url[:80]} is on another machine; expected a file; fetch it first "
+                "(ivlkit convert --fetch does)"
+            )
+        try:
+            return self.fetch(url)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    def _keep(self, content, where):
+        """Write a picture's own bytes, or PNG for a format that not everything reads."""
+        suffix = SUFFIX_OF.get(file_format(content, where))
+        return self._write(content.getvalue(), suffix) if suffix else self._write_png(open_image(content, where))
+
+    def _write_png(self, image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return self._write(buffer.getvalue(), ".png")
+
+    def _write(self, content, suffix):
+        path = self.folder / "images" / (hashlib.sha256(content).hexdigest()[:20] + suffix)
+        path.parent.mkdir(exist_ok=True)
+        write_if_changed(path, content)  # an earlier conversion may have been killed within it
+        self._has_written = True
+        return path
+
+    def _page_or_file(self, name, where):
+        name, _, page = name.partition("#page=")
+        path = self._find(name, where)
+        if path.suffix.lower() == ".pdf":
+            return self._write_png(render_page(path, page, where))
+        if page:
+            raise DataError(f"{where}: page {page!r} of {path}, which is no PDF; remove #page=")
+        return path
+
+    def _find(self, name, where):
+        """The file of this name below the root; backslashes, another case and a missing suffix are seen through."""
+        name = name.strip()
+        if not name:
+            raise DataError(f"{where}: a picture without a name; expected a path; fill it or remove the row")
+        for written in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = path_inside(self.root, written, where)
+            if os.path.exists(path):  # Path.exists raises where a name is too long
+                return Path(os.path.abspath(path))
+        found = self._alike(path)
+        if len(found) > 1:
+            raise DataError(f"{where}: {name} may be {found[0].name} or {found[1].name}; expected one; add the suffix")
+        if not found:
+            raise DataError(
+                f"{where}: picture {path} does not exist; expected a file there; check the name and the folder "
+                f"that names start from ({self.root})"
+            )
+        return found[0]
+
+    def _alike(self, path):
+        """Files of the folder with the name in another case, or else with a picture's suffix more."""
+        names = self._listing(path.parent)
+        wanted = path.name.casefold()
+        return [path.parent / name for name in names.get(wanted, names.get((wanted,), []))]
+
+    def _listing(self, folder):
+        """{name: files, (name without suffix,): pictures}, in folded case."""
+        if folder not in self._listings:
+            listing = {}
+            for entry in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
+                listing.setdefault(entry.name.casefold(), []).append(entry.name)
+                if entry.suffix.lower() in PICTURE_SUFFIXES:
+                    listing.setdefault((entry.stem.casefold(),), []).append(entry.name)
+            self._listings[folder] = listing
+        return self._listings[folder]
+
+    def _hash(self, path, where, read):
+        """SHA-256 of a file, or of the files in a folder; its header is read first."""
+        if path not in self._hashes:
+            read(path, where)
+            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            digest = hashlib.sha256()
+            for file in files:
+                digest.update(_file_digest(file))
+            self._hashes[path] = digest.hexdigest()
+        return self._hashes[path]
+
+
+def _file_digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def fetch_url(url):
+    """The bytes of a remote picture: for `convert(…, fetch=fetch_url)`. Raises: DataError naming the address."""
+    try:
+        with urlopen(url, timeout=FETCH_SECONDS) as response:
+            content = response.read(MAX_FETCHED_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{url} can't be fetched ({error}); fetch it yourself or remove the row") from error
+    if len(content) > MAX_FETCHED_BYTES:
+        raise DataError(f"{url} is larger than {MAX_FETCHED_BYTES:,} bytes; fetch it yourself or remove the row")
+    return content
+
+
+def render_page(path, page, where):
+    """A page of a PDF (counted from 1, "" for the only one) as a PIL image at 150 dots an inch.
+
+    Raises: DataError if the page is not there, none is named of several, or the library is missing.
+    """
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise DataError(f"{where}: {path} needs a library: pip install pypdfium2; or save its pages as PNG") from error
+    try:
+        document = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        raise DataError(f"{where}: {path} can't be read ({error}); replace or remove it") from error
+    with document:
+        number = _page_number(page, len(document), path, where)
+        width_pt, height_pt = document[number].get_size()
+        scale = PDF_DPI / 72
+        check_pixels(
+            round(width_pt * scale), round(height_pt * scale), name=f"page {number + 1} of {path}", where=where
+        )
+        return document[number].render(scale=scale).to_pil().convert("RGB")
+
+
+def _page_number(page, count, path, where):
+    if not page and count == 1:
+        return 0
+    if not page:
+        raise DataError(f"{where}: {path} has {count} pages; expected the page, {path.name}#page=1")
+    if not page.isdecimal() or not 1 <= int(page) <= count:
+        raise DataError(f"{where}: page {page!r} of {path}, which has {count}; expected 1 to {count}")
+    return int(page) - 1

@@ -1,0 +1,424 @@
+"""Tables and folders of pictures → rows of the released shape, each with its place ("labels.csv:17").
+
+A row that can't be used is yielded as the DataError that says why; none is left out.
+"""
+
+import csv
+import datetime
+import json
+import os
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from ...errors import DataError
+from ..rows.video import FRAME_SUFFIXES
+
+TABLE_SUFFIXES = {".csv", ".tsv", ".xlsx"}
+PICTURE_SUFFIXES = FRAME_SUFFIXES | {".gif", ".jfif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pdf"}
+IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "file", "image_path", "path", "picture", "photo", "img")
+QUESTION_COLUMNS = ("question", "prompt", "instruction")
+ANSWER_COLUMNS = ("answer", "label", "caption", "text")
+DELIMITERS = (",", ";", "\t", "|")
+ENCODINGS = ("cp1252", "latin-1")  # tried where it is not UTF-8; the last one reads any byte
+MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
+_WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
+RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
+FOLDER_QUESTION = "What is it?"
+HIDDEN_FILES = {"thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns make a row. A name that is no column of the table is the question itself, for every row."""
+
+    images: tuple[str, ...]
+    question: str
+    answer: tuple[str, ...]
+    video: str | None = None
+    is_constant: bool = False  # the question
+    as_json: bool = False  # the answer: {"column": cell, …}
+    suffix: str | None = None  # a line after every question
+
+
+def choose_columns(header, where, *, image=None, video=None, question=None, answer=None):
+    """`Columns` of a table by what was asked for, or by usual names ("image", "question", "answer", …).
+
+    Raises: DataError with the table's columns if one is named that is not there, or none fits.
+    """
+    images = _listed(image) or (() if video else _usual(header, IMAGE_COLUMNS, "image", where))
+    asked = question or _usual(header, QUESTION_COLUMNS, "question", where)[0]
+    answers = _listed(answer) or _usual(header, ANSWER_COLUMNS, "answer", where)
+    for name in (*images, *answers, *_listed(video)):
+        if name not in header:
+            raise DataError(f"{where}: no column {name!r}; expected one of {_names(header)}")
+    constant = asked not in header
+    if constant and re.fullmatch(r"\w+", asked):
+        raise DataError(
+            f"{where}: no column {asked!r} for the question; expected one of {_names(header)}, "
+            "or a sentence that is asked about every row"
+        )
+    return Columns(images, asked, answers, video, constant, isinstance(answer, (list, tuple)))
+
+
+def _listed(value):
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _usual(header, names, role, where):
+    by_name = {name.casefold(): name for name in reversed(header)}
+    found = [by_name[name] for name in names if name in by_name]
+    if not found:
+        raise DataError(f"{where}: no {role} column among {_names(header)}; name it: {role}=…")
+    return (found[0],)
+
+
+def _names(header):
+    return ", ".join(repr(name) for name in header if name)
+
+
+def row_from_cells(cells, columns, where, *, id):
+    """One row of a table, {column: cell}, as a released row.
+
+    Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
+    """
+    images = [_file_name(_filled(cells, name, where)) for name in columns.images]
+    question = columns.question if columns.is_constant else _text(cells, columns.question, where)
+    question = "\n".join(filter(None, (question, columns.suffix)))
+    conversations = [
+        {"from": "human", "value": _with_media(question, len(images), columns.video)},
+        {"from": "gpt", "value": _answer(cells, columns, where)},
+    ]
+    row = {"id": cells.get("id", id), "conversations": conversations}
+    if images:
+        row["image"] = images if len(images) > 1 else images[0]
+    if columns.video:
+        row["video"] = str(_filled(cells, columns.video, where))
+    return _rest(cells, columns) | row
+
+
+def _rest(cells, columns):
+    """The other columns, kept beside the row: a report can be sliced by them."""
+    used = {*columns.images, columns.question, columns.video, *RESERVED}
+    plain = (str, int, float, bool)
+    return {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
+
+
+def _filled(cells, name, where):
+    value = cells.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{where}: the cell {name!r} is empty; expected a value; fill it or remove the row")
+    return value.strip() if isinstance(value, str) else value
+
+
+def _text(cells, name, where):
+    """A cell as text. A list is none: str() would make an answer of its brackets and quotes."""
+    value = _filled(cells, name, where)
+    if isinstance(value, Container) and not isinstance(value, str):
+        raise DataError(
+            f"{where}: the cell {name!r} is a {type(value).__name__}; expected a text or a number; choose one of its "
+            "values"
+        )
+    return str(value)
+
+
+def _file_name(value):
+    """A spreadsheet reads the name 0017 as a number."""
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+def _with_media(question, num_images, video):
+    if video and "<video>" not in question:
+        return f"<video>\n{question}"
+    if not num_images or "<image>" in question:
+        return question
+    if num_images == 1:
+        return f"<image>\n{question}"
+    return "".join(f"Image-{number}: <image>\n" for number in range(1, num_images + 1)) + question
+
+
+def _answer(cells, columns, where):
+    if not columns.as_json:
+        return _text(cells, columns.answer[0], where)
+    values = {name: cells.get(name) for name in columns.answer}
+    values = {name: None if isinstance(value, str) and not value.strip() else value for name, value in values.items()}
+    if all(value is None for value in values.values()):
+        raise DataError(f"{where}: all cells of the answer are empty; expected one value at least; fill them")
+    try:
+        return json.dumps(values, ensure_ascii=False)
+    except TypeError as error:
+        raise DataError(f"{where}: {error}; expected texts, numbers or lists of them; convert the column") from error
+
+
+# CSV and TSV
+
+
+def table_rows(path, *, image=None, video=None, question=None, answer=None, suffix=None):
+    """(what was detected, [(where, released row or DataError), …] as an iterator) of a CSV, TSV or XLSX."""
+    path = Path(path)
+    header, lines, said = _sheet(path) if path.suffix.lower() == ".xlsx" else _text_table(path)
+    where = f"{path.name}:1"
+    header = [str(name).strip() if name is not None else "" for name in header]
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DataError(f"{where}: column {twice[0]!r} twice; expected every name once; rename one")
+    columns = choose_columns(header, where, image=image, video=video, question=question, answer=answer)
+    columns = replace(columns, suffix=suffix)
+    return said, _rows(path.name, header, lines, columns)
+
+
+def _rows(name, header, lines, columns):
+    for number, cells in lines:
+        where = f"{name}:{number}"
+        try:
+            if isinstance(cells, Exception):
+                raise DataError(f"{where}: {cells}")
+            if len(cells) > len(header) and any(cell not in ("", None) for cell in cells[len(header) :]):
+                raise DataError(
+                    f"{where}: {len(cells)} cells in a table of {len(header)} columns; put quotes around the cell "
+                    "that holds a separator"
+                )
+            yield where, row_from_cells(dict(zip(header, cells, strict=False)), columns, where, id=number)
+        except DataError as error:
+            yield where, error
+
+
+def _text_table(path):
+    encoding = _encoding(path)
+    delimiter = _delimiter(path, encoding)
+    lines = _csv_lines(path, encoding, delimiter)
+    number, header = next(lines, (1, None))
+    if header is None or isinstance(header, Exception):
+        raise DataError(f"{path.name}:{number}: no header ({header or 'the file is empty'}); expected column names")
+    if any("\0" in name for name in header):
+        raise DataError(f"{path.name}:1: NUL characters; expected text; save it as CSV in UTF-8")
+    return header, lines, f"csv, {'tab' if delimiter == chr(9) else delimiter} between cells, {encoding}"
+
+
+def _encoding(path):
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        marked = next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
+        if marked or _is_mostly_utf8(path):
+            return marked or "utf-8"
+        if not _is_western(path):
+            raise DataError(
+                f"{path}: not UTF-8, and its words are not Western ones; expected UTF-8; save it as CSV in UTF-8"
+            )
+        return next(name for name in ENCODINGS if _decodes(path, name))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); expected a table; check the path") from error
+
+
+def _is_mostly_utf8(path):
+    """Of the lines that are not plain ASCII at least half are UTF-8: then the others are mistakes, each of its row."""
+    right = wrong = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.isascii():
+                is_right = not _NOT_UTF8.search(line.decode(errors="surrogateescape"))
+                right, wrong = right + is_right, wrong + (not is_right)
+    return right >= wrong
+
+
+def _is_western(path):
+    """Of the words beyond ASCII at least half have ASCII letters too; Chinese or Cyrillic ones would be misread.
+
+    A single character, "°" or "à", says nothing; three in a row, even between ASCII letters, are no Western word.
+    """
+    words = foreign = 0
+    with open(path, "rb") as file:
+        for line in file:
+            found = [word for word in _WORDS.findall(line) if len(word) > 1 and not word.isascii()]
+            words, foreign = words + len(found), foreign + sum(map(bool, map(_FOREIGN.search, found)))
+    return 2 * foreign <= words
+
+
+def _decodes(path, encoding):
+    try:
+        with open(path, encoding=encoding, newline="") as file:
+            while file.read(1 << 20):
+                pass
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _delimiter(path, encoding):
+    """The separator that cuts most of the first lines into as many cells as the header has."""
+
+    def fit(delimiter):
+        rows = [cells for _, cells in islice(_csv_lines(path, encoding, delimiter), 20) if isinstance(cells, list)]
+        width = len(rows[0]) if rows else 0
+        return (width > 1, sum(len(cells) == width for cells in rows), width)
+
+    return "\t" if path.suffix.lower() == ".tsv" else max(DELIMITERS, key=fit)
+
+
+def _csv_lines(path, encoding, delimiter):
+    """(line, cells or the error) of every row that is not blank; a row may span lines, it counts by its first."""
+    try:
+        with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
+            reader, line = csv.reader(file, delimiter=delimiter, strict=True), 0
+            while True:
+                line = reader.line_num
+                try:
+                    cells = _as_text(next(reader), encoding)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    cells = _csv_error(error, line + 1, reader.line_num)
+                if isinstance(cells, Exception) or any(cell.strip() for cell in cells):
+                    yield line + 1, cells
+    except UnicodeError as error:
+        raise DataError(f"{path}: not {encoding} ({error}); save it as CSV in UTF-8") from error
+
+
+def _as_text(cells, encoding):
+    """The cells of a row, or a ValueError where one holds bytes that are no text in this encoding."""
+    for number, cell in enumerate(cells, start=1):
+        if found := _NOT_UTF8.search(cell):
+            byte = ord(found[0]) - 0xDC00
+            return ValueError(f"byte 0x{byte:02x} in cell {number} is not {encoding}; type the character anew")
+    return cells
+
+
+def _csv_error(error, first, last):
+    if "unexpected end" in str(error):
+        return ValueError(f"a quote is opened and never closed, up to line {last}; close it")
+    lines = f" (lines {first} to {last})" if last > first else ""
+    if "field limit" in str(error):
+        return ValueError(f"a cell of more than {csv.field_size_limit():,} characters{lines}; is a quote left open?")
+    return ValueError(f"broken CSV{lines}: {error}; write a quote inside quotes twice")
+
+
+# XLSX
+
+
+def _sheet(path):
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise DataError(f"{path}: .xlsx needs a library: pip install openpyxl; or save it as CSV") from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        sheet = book.worksheets[0]
+        rows = [(number, list(cells)) for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
+    except Exception as error:  # a damaged archive raises whatever its parser meets first
+        raise DataError(f"{path}: can't be read ({error}); expected an Excel file; save it anew or as CSV") from error
+    lines = ((number, [_plain(cell) for cell in cells]) for number, cells in rows if any(c is not None for c in cells))
+    _, header = next(lines, (1, None))
+    if header is None:
+        raise DataError(f"{path.name}:1: no header (the sheet is empty); expected column names")
+    more = f", the first of {len(book.worksheets)} sheets" if len(book.worksheets) > 1 else ""
+    return header, lines, f"xlsx, sheet {sheet.title!r}{more}"
+
+
+def _plain(cell):
+    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day."""
+    if isinstance(cell, float) and cell.is_integer():
+        return int(cell)
+    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
+        return cell.date().isoformat()
+    if isinstance(cell, (datetime.date, datetime.time)):
+        return cell.isoformat()
+    return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)
+
+
+# A folder with one sub-folder a class
+
+
+def folder_rows(folder, *, question=None):
+    """(what was detected, rows) of `photos/cat/1.jpg`, `photos/dog/2.jpg`: the sub-folder is the answer."""
+    folder = Path(folder)
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise DataError(
+            f"{folder}: no sub-folders; expected one a class, {folder.name}/cat/1.jpg; "
+            "with a table of labels use from_csv(table, images=folder)"
+        )
+    question = question or FOLDER_QUESTION
+    return f"folder of {len(classes)} classes, asked {question!r}", _folder_rows(folder, question)
+
+
+def _folder_rows(folder, question):
+    files = sorted(path for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
+    for number, path in enumerate(files, start=1):
+        name = path.relative_to(folder)
+        where = name.as_posix()
+        if len(name.parts) == 1:
+            yield where, DataError(f"{where}: lies beside the class folders; expected {folder.name}/CLASS/{where}")
+        elif path.suffix.lower() not in PICTURE_SUFFIXES:
+            yield where, DataError(f"{where}: no picture by its name; expected {', '.join(sorted(PICTURE_SUFFIXES))}")
+        else:
+            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[0]}]
+            yield where, {"id": number, "image": where, "conversations": turns}
+
+
+def _files_below(folder, above=()):
+    """Files of a folder and of its sub-folders, through links too, unless one leads back to a folder it lies in."""
+    above = (*above, os.path.realpath(folder))
+    for path in folder.iterdir():
+        if not path.is_dir():
+            yield path
+        elif os.path.realpath(path) not in above:
+            yield from _files_below(path, above)
+
+
+def _is_hidden(path):
+    return any(part.startswith(".") for part in path.parts) or path.name.lower() in HIDDEN_FILES
+
+
+# Objects of the `datasets` library, and whatever else gives dictionaries
+
+
+def dataset_rows(dataset, *, image=None, video=None, question=None, answer=None):
+    """(what was detected, rows) of an iterable of dictionaries; class numbers become their names.
+
+    Rows with `conversations` or `messages` are read as such, others as a table's.
+    """
+    if isinstance(dataset, Mapping):
+        raise DataError(f"a dictionary of {_names(dataset)}; expected one split; choose it: dataset['train']")
+    features = getattr(dataset, "features", None) or {}
+    columns = list(getattr(dataset, "column_names", None) or features)
+    name = getattr(dataset, "builder_name", None) or "dataset"
+    choice = {"image": image, "video": video, "question": question, "answer": answer}
+    return f"dataset with {_names(columns) or 'rows'}", _dataset_rows(dataset, name, features, columns, choice)
+
+
+def _dataset_rows(dataset, name, features, header, choice):
+    columns = None
+    for number, row in enumerate(dataset):
+        where = f"{name}: row {number}"
+        try:
+            if not isinstance(row, Mapping):
+                raise DataError(f"{where}: a {type(row).__name__}; expected a dictionary")
+            if "conversations" in row or "messages" in row:
+                yield where, {key: value for key, value in row.items() if key in RESERVED or _is_json(value)}
+                continue
+            columns = columns or choose_columns(header or list(row), where, **choice)
+            cells = {key: _class_name(features.get(key), value) for key, value in row.items()}
+            yield where, row_from_cells(cells, columns, where, id=number)
+        except DataError as error:
+            yield where, error
+
+
+def _class_name(feature, value):
+    names = getattr(feature, "int2str", None)
+    if not names or not isinstance(value, int):
+        return value
+    return names(value) if value >= 0 else None  # -1 stands for no class
+
+
+def _is_json(value):
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

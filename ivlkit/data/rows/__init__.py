@@ -1,0 +1,1 @@
+"""A JSONL line → a `Record`: formats, records, pictures, videos, the conversation as text."""

@@ -1,0 +1,264 @@
+"""Pictures, opened safely: every failure names the file and the row that asked for it.
+
+By default a picture looks as every viewer shows it: turned as its EXIF says, white behind what is transparent, 16-bit
+grey scaled to 8. The reference does none of the three (`AS_REFERENCE`); pictures that need none come out bit-equal.
+"""
+
+import base64
+import binascii
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ...errors import DataError
+
+MAX_PIXELS = 120_000_000  # a 10,000 × 12,000 scan; more is refused before decoding
+MAX_URI_CHARACTERS = 200_000_000  # a data URI of 150 MB
+# Formats that describe pixels. Pillow would start Ghostscript for EPS and read Windows' drawing commands for WMF.
+FILE_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO"),
+    *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
+DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """How a picture file becomes RGB."""
+
+    apply_orientation: bool = True  # turn by EXIF; a photo that lies on its side otherwise
+    background: tuple[int, int, int] | None = (255, 255, 255)  # RGB behind transparency; None: alpha is dropped
+    scale_16_bit: bool = True  # grey of 16 bits / 257; otherwise everything above 255 becomes white
+
+
+UPRIGHT_ON_WHITE = PictureRules()
+AS_REFERENCE = PictureRules(apply_orientation=False, background=None, scale_16_bit=False)
+PICTURE_RULES = {"upright-on-white": UPRIGHT_ON_WHITE, "reference": AS_REFERENCE}
+
+
+def open_image(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
+    """A path, data URI, file in memory, PIL image or uint8 array [H, W, 3] → PIL image in RGB, fully decoded.
+
+    Of an animation the first frame is taken. A PIL image that was made in memory is not turned: its maker saw it so.
+
+    Raises: DataError that names `where` and the file if it is missing, unreadable, truncated or larger than
+    MAX_PIXELS.
+    """
+    if isinstance(source, np.ndarray):
+        _check_array(source, where)
+        return _to_rgb(Image.fromarray(source), rules)
+    with _opened(source, where) as image:
+        turn = TURNS.get(_orientation(image, rules))
+        flat = _to_rgb(image, rules)
+        return flat.transpose(turn) if turn is not None else flat
+
+
+def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
+    """(width_px, height_px) of what `open_image` gives; a file's header is read, not its pixels."""
+    if isinstance(source, np.ndarray):
+        _check_array(source, where)
+        return source.shape[1], source.shape[0]
+    with _opened(source, where) as image:
+        _check_mode(image, rules)
+        width_px, height_px = image.size
+        return (height_px, width_px) if _orientation(image, rules) in SWAPS_SIDES else (width_px, height_px)
+
+
+def file_format(source, where="picture"):
+    """Pillow's name of a picture file's format: "JPEG". Arguments and errors as in `open_image`."""
+    with _opened(source, where) as image:
+        return image.format
+
+
+def degrade_jpeg(image, quality):
+    """Encode as JPEG at `quality` (75–100 in the released augmentation) and decode again."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def is_data_uri(source):
+    """Whether this is a picture written out in the row itself, `data:image/png;base64,…`."""
+    return isinstance(source, str) and source[:5].lower() == "data:"
+
+
+def is_remote(source):
+    """Whether this names a picture on another machine."""
+    return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
+
+
+def uri_bytes(uri, where="picture"):
+    """The bytes of a base64 data URI. Raises: DataError if it is none or longer than MAX_URI_CHARACTERS."""
+    head, _, body = uri.partition(",")
+    if not head.lower().endswith(";base64"):
+        raise DataError(f"{where}: data URI {head[:40]!r}; expected data:image/png;base64,…; encode it as base64")
+    if len(body) > MAX_URI_CHARACTERS:
+        raise DataError(
+            f"{where}: a data URI of {len(body):,} characters; expected at most {MAX_URI_CHARACTERS:,}; "
+            "put the picture into a file"
+        )
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{where}: a data URI that is no base64 ({error}); encode the picture again") from error
+
+
+def check_pixels(width_px, height_px, *, name, where):
+    """Raise DataError if a picture of this size is not to be decoded."""
+    if width_px * height_px > MAX_PIXELS:
+        raise DataError(
+            f"{where}: {name} has {width_px} x {height_px} px; expected at most {MAX_PIXELS:,} "
+            "pixels; scale it down first"
+        )
+
+
+def _check_array(pixels, where):
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2 or 0 in pixels.shape:
+        raise DataError(
+            f"{where}: an array of {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W, 3]; convert it first"
+        )
+
+
+def _orientation(image, rules):
+    """EXIF orientation still to be applied, 1 for none; read from the header only.
+
+    Pillow turns TIFF by itself. A damaged EXIF block counts as none, as in every viewer.
+    """
+    if not rules.apply_orientation or image.format in (None, "TIFF"):
+        return 1
+    try:
+        return Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own getexif would decode its pixels
+    except Exception:  # Pillow's parser has no one error of its own
+        return 1
+
+
+def _to_rgb(image, rules):
+    if rules.scale_16_bit and image.mode in DEEP_GREY:
+        return _scale_grey(image)
+    _check_mode(image, rules)
+    if rules.background is None or not image.has_transparency_data:
+        return image.convert("RGB")
+    whole = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    canvas = Image.new("RGBA", whole.size, (*rules.background, 255))
+    return Image.alpha_composite(canvas, whole).convert("RGB")
+
+
+def _check_mode(image, rules):
+    """The one mode that a header gives away as unusable."""
+    if rules.scale_16_bit and image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits; scale and save it as PNG")
+
+
+def _scale_grey(image):
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey from {values.min()} to {values.max()}; expected 0 to 65535; save it with 16 bits")
+    return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+
+
+class _opened:
+    """Open a picture; any failure, also a late one while decoding, becomes a DataError with its place."""
+
+    def __init__(self, source, where):
+        self.source, self.where, self.image = source, where, None
+        self.name = "its data" if is_data_uri(source) or isinstance(source, io.BytesIO) else source
+
+    def __enter__(self):
+        if isinstance(self.source, Image.Image):
+            self.name = f"{type(self.source).__name__} {self.source.mode}"
+            return self.source
+        if is_remote(self.source):
+            raise DataError(
+                f"{self.where}: {self.source} is a remote picture; expected a file; fetch it first "
+                "(ivlkit convert --fetch does)"
+            )
+        try:
+            self.image = _open_file(self._file())
+        except DataError:
+            raise
+        except Exception as error:
+            raise self._explain(error) from error
+        try:
+            check_pixels(*self.image.size, name=self.name, where=self.where)
+        except DataError:
+            self.image.close()
+            raise
+        return self.image
+
+    def _file(self):
+        if is_data_uri(self.source):
+            return io.BytesIO(uri_bytes(self.source, self.where))
+        if isinstance(self.source, io.BytesIO):
+            return io.BytesIO(self.source.getvalue())  # the caller's stays open
+        if not isinstance(self.source, (str, os.PathLike)):
+            raise DataError(
+                f"{self.where}: picture of type {type(self.source).__name__}; expected a path, a PIL image or an array"
+            )
+        kind = os.stat(self.source).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for ever
+            raise DataError(f"{self.where}: {self.source} is a device or pipe; expected a picture file")
+        return Path(self.source)
+
+    def __exit__(self, kind, error, trace):
+        if self.image is not None:
+            self.image.close()
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            raise self._explain(error) from error
+
+    def _explain(self, error):
+        if isinstance(error, FileNotFoundError):
+            return DataError(
+                f"{self.where}: picture {self.name} does not exist; expected a file there; "
+                "check the row's path and the data set's `root`"
+            )
+        if isinstance(error, UnidentifiedImageError):
+            return DataError(f"{self.where}: {self.name} is not a picture Pillow can read; replace or remove it")
+        return DataError(f"{self.where}: {self.name} can't be decoded ({error}); replace or remove it")
+
+
+def _open_file(file):
+    try:
+        return Image.open(file, formats=_known_formats())
+    except UnidentifiedImageError:
+        if not _is_heif(file):
+            raise
+        _register_heif()
+        return Image.open(file, formats=_known_formats())
+
+
+def _known_formats():
+    Image.init()
+    return [name for name in FILE_FORMATS if name in Image.OPEN]
+
+
+def _is_heif(file):
+    if isinstance(file, io.BytesIO):
+        head = file.getvalue()[:12]
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def _register_heif():
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
+    register_heif_opener()

@@ -1,0 +1,289 @@
+"""Videos as a few frames: files (PyAV), animated pictures (Pillow) and folders of frames.
+
+The released sampling: a number of frames between 8 and 32, the clip cut into that many equal intervals, one frame of
+each: drawn in training, the middle one in evaluation. How many there are follows from the file's header and the draw,
+so that a row's tokens can be counted without decoding. A clip of fewer frames gives each of them once; the reference
+repeats the last one, at the price of a tile each.
+"""
+
+import os
+import random
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...errors import DataError
+from .media import FILE_FORMATS, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
+
+MIN_FRAMES, MAX_FRAMES = 8, 32
+EVALUATION_FRAMES = 16  # what the reference's video benchmark asks with
+ANIMATIONS = {".gif", ".webp", ".png", ".apng"}
+FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+SEEK_SECONDS = 4  # a frame further ahead is sought, a nearer one decoded up to
+END_SHARE = 0.05  # of the duration that a header may promise too much
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What is known before a frame is decoded; `first` and `last` are the clip's frame numbers, [first, last)."""
+
+    first: int
+    last: int
+    width_px: int
+    height_px: int
+    fps: float | None = None  # None: a folder of frames
+
+    @property
+    def num_frames(self):
+        """Frames of the clip."""
+        return self.last - self.first
+
+
+def video_sizes(video, where="video", *, draw=None):
+    """(width_px, height_px) of every frame that will be taken, by the header alone.
+
+    Args: draw: (seed, epoch), which with `where` decides the number, 8 to 32; None for an evaluation, 16.
+    Raises: DataError that names the file if it is missing, unreadable, empty or too large.
+    """
+    header = read_header(video, where)
+    wanted = random.Random(f"{draw}:{where}:frames").randint(MIN_FRAMES, MAX_FRAMES) if draw else EVALUATION_FRAMES
+    return [(header.width_px, header.height_px)] * min(wanted, header.num_frames)
+
+
+def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=None, rules=UPRIGHT_ON_WHITE):
+    """The frames themselves, RGB, in order, one from each of `num_frames` equal intervals of the clip.
+
+    Args: draw: (seed, epoch) draws a frame of every interval; None takes the middle one.
+    Raises: DataError that names the file if a frame can't be decoded or the file ends before it.
+    """
+    header = read_header(video, where)
+    rng = random.Random(f"{draw}:{where}:places") if draw else None
+    numbers = frame_numbers(header.first, header.last, num_frames=num_frames, rng=rng)
+    yield from _kind(video.path)[1](video, numbers, header, where, rules)
+
+
+def frame_numbers(first, last, *, num_frames, rng=None):
+    """One frame number of each interval of [first, last): [1, 4, 7] for 9 frames in 3; with `rng` a drawn one."""
+    bounds = np.linspace(first, last, min(num_frames, last - first) + 1).astype(int).tolist()
+    pairs = zip(bounds[:-1], bounds[1:], strict=True)
+    return [rng.randrange(start, end) if rng else (start + end - 1) // 2 for start, end in pairs]
+
+
+def read_header(video, where="video"):
+    """The `VideoHeader` of a clip; no frame is decoded."""
+    if not os.path.exists(video.path):
+        raise DataError(
+            f"{where}: video {video.path} does not exist; expected a file or a folder of frames there; "
+            "check the row's path and the data set's `root`"
+        )
+    return _kind(video.path)[0](video, where)
+
+
+def _kind(path):
+    """(reader of the header, reader of frames) for this file."""
+    path = Path(path)
+    if path.is_dir():
+        return _folder_header, _folder_frames
+    if path.suffix.lower() in ANIMATIONS:
+        return _animation_header, _animation_frames
+    return _file_header, _file_frames
+
+
+# A folder of frames
+
+
+def _folder_frames(video, numbers, header, where, rules):
+    files = _frame_files(video.path)
+    for number in numbers:
+        yield open_image(files[number], where, rules=rules)
+
+
+def _folder_header(video, where):
+    files = _frame_files(video.path)
+    if not files:
+        raise DataError(
+            f"{where}: {video.path} holds no frames; expected {', '.join(sorted(FRAME_SUFFIXES))} files named by number"
+        )
+    if video.clip:
+        raise DataError(f"{where}: {video.path} is a folder of frames, which have no times; remove `clip`")
+    return VideoHeader(0, len(files), *image_size(files[0], where))
+
+
+def _frame_files(folder):
+    """By the numbers in their names: frame_2 before frame_10."""
+    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."]
+    return sorted(found, key=lambda path: [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(path)])
+
+
+def _parts(path):
+    return [part for part in re.split(r"([0-9]+)", path.stem) if part] + [path.suffix]
+
+
+# Animated pictures
+
+
+def _animation_header(video, where):
+    with _animation(video, where) as image:
+        total, fps = getattr(image, "n_frames", 1), 1.0
+        if video.clip:
+            fps = total / max(_animation_seconds(image, total), 1e-3)
+        first, last = _clip_frames(video, total, fps, where)
+        return VideoHeader(first, last, *image.size, fps=fps)
+
+
+def _animation_seconds(image, total):
+    """Sum of the frames' own durations; 0.1 s where none is given, as viewers do."""
+    seconds = 0.0
+    for number in range(total):
+        image.seek(number)
+        seconds += (image.info.get("duration") or 100) / 1000
+    return seconds
+
+
+def _animation_frames(video, numbers, header, where, rules):
+    with _animation(video, where) as image:
+        for number in numbers:
+            image.seek(number)
+            frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            yield open_image(frame, where, rules=rules)
+
+
+@contextmanager
+def _animation(video, where):
+    with _explained(video.path, where):
+        Image.init()
+        with Image.open(video.path, formats=[name for name in FILE_FORMATS if name in Image.OPEN]) as image:
+            check_pixels(*image.size, name=video.path, where=where)
+            yield image
+
+
+# Files of frames over time
+
+
+def _file_header(video, where):
+    with _container(video, where) as (container, stream):
+        fps, total = _rate_and_frames(container, stream)
+        if not total:
+            raise DataError(f"{where}: {video.path} has no frames; replace or remove it")
+        first, last = _clip_frames(video, total, fps, where)
+        return VideoHeader(first, last, stream.codec_context.width, stream.codec_context.height, fps=fps)
+
+
+def _rate_and_frames(container, stream):
+    """(frames a second, frames) of the header; where it does not know, the packets are counted."""
+    rate = stream.average_rate or stream.guessed_rate
+    fps = float(rate) if rate else 25.0
+    seconds = _duration(container, stream)
+    if stream.frames or (seconds and rate):
+        return fps, stream.frames or max(1, int(seconds * fps))
+    return fps, sum(1 for packet in container.demux(stream) if packet.size)
+
+
+def _duration(container, stream):
+    """Seconds by the header, or None."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if not container.duration:
+        return None
+    counts_from_zero = "matroska" in container.format.name  # other formats count from their first frame
+    late = max(container.start_time or 0, 0) if counts_from_zero else 0
+    return max(container.duration - late, 0) / 1_000_000
+
+
+def _clip_frames(video, total, fps, where):
+    if video.clip is None:
+        return 0, total
+    first, last = (min(total, round(second * fps)) for second in video.clip)
+    if first >= last:
+        raise DataError(
+            f"{where}: clip {list(video.clip)} of {video.path}, which has {total} frames in {total / fps:.2f} s, "
+            "holds none; correct `clip`"
+        )
+    return first, last
+
+
+def _file_frames(video, numbers, header, where, rules):
+    with _container(video, where) as (container, stream):
+        start = float((stream.start_time or 0) * stream.time_base)
+        reader = _Reader(container, stream, header.fps)
+        slack = max(2 / header.fps, END_SHARE * header.last / header.fps)
+        for number in numbers:
+            seconds = start + number / header.fps
+            frame, found = reader.at(seconds)
+            if frame is None or found < seconds - slack:
+                raise DataError(
+                    f"{where}: {video.path} ends after {reader.last_seconds:.2f} s; expected a frame at "
+                    f"{seconds:.2f} s, as its header says; is the file complete?"
+                )
+            check_pixels(frame.width, frame.height, name=video.path, where=where)
+            yield _upright(frame, rules)
+
+
+class _Reader:
+    """Decodes forwards; `at` gives the first frame at or after a moment, or the last one."""
+
+    def __init__(self, container, stream, fps):
+        self.container, self.stream, self.fps = container, stream, fps
+        self.frame, self.seconds, self.last_seconds = None, float("-inf"), 0.0
+        self.seekable = True
+        self._frames = container.decode(stream)
+
+    def __next__(self):
+        self.frame = next(self._frames)
+        known = self.frame.time
+        self.seconds = known if known is not None else max(self.seconds, -1 / self.fps) + 1 / self.fps
+        self.last_seconds = max(self.last_seconds, self.seconds)
+        return self.frame
+
+    def at(self, seconds):
+        """(frame, its second)."""
+        early = seconds - 0.25 / self.fps  # a container rounds its times
+        if self.seekable and seconds - max(self.seconds, 0) > SEEK_SECONDS:
+            self._seek(seconds)
+            if next(self, None) is None or self.seconds > seconds + 1 / self.fps:
+                self._seek(0)  # the file's index is wrong: decode up to every place, once through the file
+                self.seekable, self.seconds = False, float("-inf")
+        while self.seconds < early and next(self, None) is not None:
+            pass
+        return self.frame, self.seconds
+
+    def _seek(self, seconds):
+        self.container.seek(int(seconds / self.stream.time_base), stream=self.stream, backward=True)
+        self._frames = self.container.decode(self.stream)
+
+
+def _upright(frame, rules):
+    image = frame.to_image()
+    quarter = round(getattr(frame, "rotation", 0) / 90) % 4 if rules.apply_orientation else 0
+    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return image.transpose(turns[quarter]) if quarter else image
+
+
+@contextmanager
+def _container(video, where):
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(
+            f"{where}: {video.path} needs a library that reads videos: pip install av; or put its frames into a folder"
+        ) from error
+    with _explained(video.path, where), av.open(str(video.path)) as container:
+        if not container.streams.video:
+            raise DataError(f"{where}: {video.path} has no pictures; expected a video; replace or remove it")
+        stream = container.streams.video[0]
+        check_pixels(stream.codec_context.width, stream.codec_context.height, name=video.path, where=where)
+        yield container, stream
+
+
+@contextmanager
+def _explained(path, where):
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: {path} can't be decoded ({error}); replace or remove it") from error

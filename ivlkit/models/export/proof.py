@@ -1,0 +1,156 @@
+"""An export proves itself: what was written is loaded again and asked the same stored questions as its source."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from ...data.collate import normalise_tiles
+from ...data.rows.conversation import render
+from ...data.rows.records import Turn
+from ...errors import ExportError
+
+TOLERANCE = 1e-4  # logits in float32, relative to the largest where that is above 1
+COARSE_TOLERANCE = 0.05  # logits in bfloat16: an adapter beside a weight rounds otherwise than one inside it
+MAX_NEW_TOKENS = 16
+SAMPLES = (("<image>\nWhat is shown?", 1), ("<image>\nWhat is written here?", 2), ("Hello, who are you?", 0))
+_ROOM = 1.2  # a model's bytes and what it needs to answer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A stored question: ids [1, L] and the tiles uint8 [T, S, S, 3] of its picture."""
+
+    input_ids: torch.Tensor
+    tiles: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says to the samples: logits of the last eight tokens, and greedy replies as ids."""
+
+    logits: list[torch.Tensor]
+    replies: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, for the model card."""
+
+    where: str  # "float32 on cpu"
+    largest_difference: float  # of logits, source to export
+    equal_replies: int  # greedy, of `samples`, between source and the weights as written
+    samples: int
+    tensors: int  # compared bit for bit after reloading; 0 for an adapter
+
+    def __str__(self):
+        return (
+            f"reloaded in {self.where}: logits differ by at most {self.largest_difference:.1e}, "
+            f"{self.equal_replies} of {self.samples} greedy replies are equal"
+            + (f", {self.tensors} tensors are equal bit for bit" if self.tensors else "")
+        )
+
+
+def make_samples(processor):
+    """The stored questions as this model reads them; the picture is a fixed pattern."""
+    samples = []
+    for question, num_tiles in SAMPLES:
+        text = render(
+            [Turn("user", question)],
+            processor.template,
+            num_tiles=[num_tiles] if num_tiles else [],
+            num_image_token=processor.num_image_token,
+            system_message=processor.system_message,
+        ).text
+        input_ids = torch.tensor([processor.tokenizer(text)["input_ids"]])
+        samples.append(Sample(input_ids, _pattern(num_tiles, processor.tile_px)))
+    return samples
+
+
+def _pattern(num_tiles, side):
+    ramp = torch.arange(num_tiles * side * side * 3, dtype=torch.int64).reshape(num_tiles, side, side, 3)
+    return (ramp * 2654435761 % 256).to(torch.uint8)
+
+
+@torch.inference_mode()
+def ask(model, processor):
+    """`Answers` of any InternVL of transformers, ours or the plain one."""
+    end = processor.token_id(processor.template.end)
+    logits, replies = [], []
+    for sample in make_samples(processor):
+        input_ids = sample.input_ids.to(model.device)
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        if len(sample.tiles):
+            inputs["pixel_values"] = normalise_tiles(sample.tiles.to(model.device), dtype=model.dtype)
+        logits.append(model(**inputs, logits_to_keep=8).logits.float().cpu())
+        written = model.generate(
+            **inputs,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
+        replies.append(written[0, input_ids.shape[1] :].tolist())
+    return Answers(logits, replies)
+
+
+def compare(before, after, *, dtype, what):
+    """The largest difference of logits.
+
+    Args: dtype: in which both models computed; what: for the message, "merging".
+    Raises: ExportError if it is more than rounding, or if a reply differs in float32.
+    """
+    exact = dtype == torch.float32
+    allowed = TOLERANCE if exact else COARSE_TOLERANCE
+    worst = 0.0
+    for first, second in zip(before.logits, after.logits, strict=True):
+        difference = (first - second).abs().max().item()
+        if not difference <= allowed * max(1.0, first.abs().max().item()):
+            raise ExportError(
+                f"{what} changed logits by {difference:.2e}; expected at most {allowed}; nothing was written"
+            )
+        worst = max(worst, difference)
+    if exact and count_equal(before, after) < len(before.replies):
+        raise ExportError(f"{what} changed a greedy reply to a stored question; nothing was written")
+    return worst
+
+
+def count_equal(before, after):
+    """How many of the replies are the same ids."""
+    return sum(first == second for first, second in zip(before.replies, after.replies, strict=True))
+
+
+@torch.no_grad()
+def check_tensors(model, source):
+    """Every weight of a reloaded export equals the source's, rounded once to the file's dtype; returns how many."""
+    state = model.state_dict()
+    if wrong := state.keys() ^ source.weights.keys():
+        raise ExportError(f"reloading the export: tensor {min(wrong)} is missing or new; nothing was written")
+    for key, tensor in state.items():
+        expected = source.weights[key].to(source.dtype).to(tensor)
+        if not torch.equal(tensor, expected):
+            raise ExportError(f"reloading the export changed tensor {key}; expected equal bits; nothing was written")
+    return len(state)
+
+
+@torch.no_grad()
+def unround(model, source):
+    """Put the source's weights in place of those that the file's dtype rounded: tells rounding from a wrong merge."""
+    for key, tensor in model.state_dict().items():
+        tensor.copy_(source.weights[key])
+
+
+def choose_place(num_parameters, device):
+    """(device, dtype) to load a model for the proof: float32 where it fits into free memory, else bfloat16.
+
+    Raises: ExportError if there is room for neither.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    for dtype in (torch.float32, torch.bfloat16):
+        if num_parameters * dtype.itemsize * _ROOM < free:
+            return device, dtype
+    raise ExportError(
+        f"{device}: {free / 1e9:.1f} GB of memory free; expected {num_parameters * 2 * _ROOM / 1e9:.1f} GB to load the "
+        "export again and compare; free some, or pass another device"
+    )

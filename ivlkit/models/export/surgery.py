@@ -1,0 +1,182 @@
+"""Taking a model apart and putting it together: a part alone, another language model, another tile size."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
+from ...errors import CheckpointError, ExportError
+from ..chat import KEPT_TOKENS
+from ..layouts.configuration import native_config, num_image_token
+from ..layouts.key_map import from_released
+from ..layouts.safetensors_files import appearing_or_said, check_is_new, check_space, total_bytes, write_shards
+from ..load import VLM, build_model, check_shapes, meta_state, read_weight_files, shapes_of
+from .lazy_weights import Files, Fused, open_source
+
+_PARTS = {"vision_tower": "vision_model.", "projector": "mlp1."}  # name → prefix of its released keys
+_LANGUAGE = "language_model."
+_EMBEDDINGS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+_OWN_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, *KEPT_TOKENS)  # the nine that InternVL adds
+_POSITIONS = "model.vision_tower.embeddings.position_embeddings"
+
+
+def extract_part(vlm, part, to):
+    """Write the vision tower or the projector alone, as the released tools cut them out.
+
+    The vision tower becomes what InternViT is released as: its keys without `vision_model.`, its own config.json, the
+    `*.py` beside it. The projector keeps its keys without `mlp1.` ("0.weight" … "3.bias"), in safetensors.
+
+    Args: vlm: a `VLM`; part: "vision_tower" or "projector"; to: a new folder.
+    Returns: the folder, once it is complete. Raises: ExportError for another part or a folder that exists.
+    """
+    if part not in _PARTS:
+        raise ExportError(f"part {part!r}; expected one of {', '.join(_PARTS)}")
+    to = Path(to)
+    source, prefix = open_source(vlm), _PARTS[part]
+    fused = Fused(source.weights, source.config)
+    shapes = {key.removeprefix(prefix): shape for key, shape in fused.shapes(source.shapes).items() if prefix in key}
+    check_is_new(to)
+    check_space(to, total_bytes(shapes, source.dtype))
+    with appearing_or_said(to) as aside:
+        write_shards(_Cut(fused, prefix), shapes, aside, dtype=source.dtype)
+        _write_part_config(source, part, aside)
+    return to
+
+
+class _Cut:
+    """A mapping whose keys have lost a prefix."""
+
+    def __init__(self, tensors, prefix):
+        self._tensors, self._prefix = tensors, prefix
+
+    def __getitem__(self, key):
+        return self._tensors[self._prefix + key]
+
+
+def _write_part_config(source, part, to):
+    config = source.config
+    if part == "vision_tower":
+        values = config["vision_config"] | {"torch_dtype": config.get("torch_dtype") or "bfloat16"}
+        for path in source.processor.folder.glob("*.py"):
+            shutil.copyfile(path, to / path.name)
+    else:
+        names = ("downsample_ratio", "ps_version", "select_layer")
+        values = {name: config[name] for name in names if name in config}
+        values |= {"input_size": source.shapes["model.multi_modal_projector.linear_1.weight"][1]}
+        values |= {"output_size": source.native.text_config.hidden_size}
+    (to / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def insert_part(vlm, folder):
+    """The model with the part that `extract_part` wrote in `folder` in place of its own; `vlm` stays as it is.
+
+    Raises: CheckpointError if the part has other shapes than the model's.
+    """
+    files = Files(read_weight_files(folder))
+    prefix = _PARTS["vision_tower" if "embeddings.class_embedding" in files else "projector"]
+    released = {prefix + key: files[key] for key in files}
+    return _rebuilt(vlm, vlm.config, from_released(released, vlm.config), where=folder)
+
+
+def replace_language_model(vlm, folder):
+    """The model with the language model of `folder`: one that was trained on text, or another InternVL's.
+
+    It has to be of the same kind, width and tokenizer. The rows of the nine picture and box tokens stay this model's:
+    a plain language model has none, or untrained ones. `vlm` stays as it is.
+
+    Args: folder: InternLM2 or Phi-3 as their authors release them (safetensors), or an InternVL folder.
+    Returns: a new `VLM`, which needs training before it is any good. Raises: CheckpointError for one that doesn't fit.
+    """
+    folder = Path(folder)
+    found = _read_language_config(folder)
+    _check_fits(vlm, found, folder)
+    config = vlm.config | {"llm_config": found | {"vocab_size": vlm.config["llm_config"]["vocab_size"]}}
+    files = Files(read_weight_files(folder))
+    is_internvl = any(key.startswith(_LANGUAGE) for key in files)
+    names = [key for key in files if key.startswith(_LANGUAGE)] if is_internvl else list(files)
+    keys = {(name if is_internvl else _LANGUAGE + name): name for name in names if not name.endswith("inv_freq")}
+    native = from_released({key: files[name] for key, name in keys.items()}, config)
+    for key in _EMBEDDINGS:
+        native[key] = _with_own_rows(native[key], vlm, key)
+    return _rebuilt(vlm, config, native, where=folder)
+
+
+def _read_language_config(folder):
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no readable config.json ({error}); expected a language model") from error
+    return config.get("llm_config") or config
+
+
+def _check_fits(vlm, found, folder):
+    own = vlm.config["llm_config"]
+    for name in ("architectures", "hidden_size"):
+        if found.get(name) != own[name]:
+            raise CheckpointError(
+                f"{folder}: `{name}` is {found.get(name)}; expected {own[name]}, which the projector and the template "
+                "are made for; choose a language model of the same kind"
+            )
+    theirs, ours = folder / "tokenizer.model", vlm.processor.folder / "tokenizer.model"
+    if theirs.exists() and theirs.read_bytes() != ours.read_bytes():
+        raise CheckpointError(
+            f"{folder}: another tokenizer.model; expected the model's own, or its ids mean other text"
+        )
+
+
+def _with_own_rows(rows, vlm, key):
+    """New embedding rows [V', H] at the model's size [V, H], its own for the picture tokens and beyond V'."""
+    weights = open_source(vlm).weights
+    own = weights[key].clone()
+    count = min(len(rows), len(own))
+    kept = vlm.tokenizer.convert_tokens_to_ids(list(_OWN_TOKENS))
+    taken = torch.tensor([number for number in range(count) if number not in set(kept)])
+    own[taken] = rows[taken].to(own)
+    return own
+
+
+def change_image_size(vlm, tile_px):
+    """The model at another tile size: its position embedding is resized bicubically in float32, CLS is kept.
+
+    Args: tile_px: side of a tile, a multiple of 28 (14-px patches, joined two by two): 336 gives 144 context tokens.
+    Returns: a new `VLM`. Raises: CheckpointError for a side that can't be cut.
+    """
+    vision = vlm.config["vision_config"]
+    unit = int(vision.get("patch_size", 14) / vlm.config.get("downsample_ratio", 0.5))
+    if tile_px < unit or tile_px % unit:
+        raise CheckpointError(
+            f"tile_px={tile_px}; expected a multiple of {unit}, such as {max(1, tile_px // unit) * unit}"
+        )
+    config = vlm.config | {"force_image_size": tile_px, "vision_config": vision | {"image_size": tile_px}}
+    positions = open_source(vlm).weights[_POSITIONS]
+    resized = resize_positions(positions, tile_px // vision.get("patch_size", 14))
+    changed = _rebuilt(vlm, config, {_POSITIONS: resized})
+    changed.processor = replace(vlm.processor, tile_px=tile_px, num_image_token=num_image_token(config))
+    return changed
+
+
+def resize_positions(positions, side):
+    """Position embedding [1, 1 + n², C] → [1, 1 + side², C], as the reference does for other picture sizes."""
+    old = int((positions.shape[1] - 1) ** 0.5)
+    grid = positions[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # [1, C, n, n]
+    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions)], dim=1)
+
+
+def _rebuilt(vlm, config, changes, *, where="the changed model"):
+    """A new `VLM` of `config` with some tensors changed, on the same device in the same dtype.
+
+    Raises: CheckpointError for a tensor that is missing or of another shape than `config` describes.
+    """
+    native = native_config(config, image_token_id=vlm.processor.token_id(IMAGE_CONTEXT))
+    weights, expected = open_source(vlm).weights, shapes_of(meta_state(native))
+    state = {
+        key: changes[key] if key in changes else weights[key] for key in expected if key in changes or key in weights
+    }
+    check_shapes(shapes_of(state | changes), expected, where)
+    state = {key: tensor.to(vlm.model.dtype).contiguous() for key, tensor in (state | changes).items()}
+    model = build_model(None, native, dtype=vlm.model.dtype, device=vlm.model.device, state_dict=state)
+    return VLM(model, vlm.processor, config, vlm.folder)

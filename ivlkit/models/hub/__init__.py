@@ -1,0 +1,1 @@
+"""Released models: fetch them, prove that they work here."""

@@ -1,0 +1,389 @@
+"""A released model into `pretrained/<name>`: whole or not at all, never twice, and with a record of what it is.
+
+A download grows in `<name>.part` and takes its name only when every size and hash is the hub's. A copy that is found
+(in $IVLKIT_MODELS, in the hub's cache, or put there by hand) is checked and used or linked, not fetched again.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+from huggingface_hub.errors import CacheNotFound
+from huggingface_hub.utils import are_progress_bars_disabled, is_notebook
+from tqdm import tqdm
+
+from ...data.files import write_whole
+from ...errors import CheckpointError
+from ..families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, model_roots
+from . import files as hub
+
+MARGIN_BYTES = 1_000_000_000  # left free beside the weights: runs and caches want some too
+WORKERS = 4  # files at once
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Download:
+    """Where a model is now, which commit it is, and how it came; a path for `load` and `open`."""
+
+    folder: Path
+    revision: str | None  # commit hash; None where no one recorded it
+    how: str  # "fetched", "already here", "linked from the hub's cache", …
+    fetched_bytes: int = 0  # over the network, by this call
+
+    def __fspath__(self):
+        return str(self.folder)
+
+    def __repr__(self):
+        size = f", {self.fetched_bytes / 1e6:,.1f} MB over the network" if self.fetched_bytes else ""
+        at = f" at {self.revision[:12]}" if self.revision else ""
+        return f"{self.folder}{at}: {self.how}{size}"
+
+
+def download(name, *, revision=None, to=None):
+    """Have a released model on disk; fetches only what is not here yet.
+
+    A copy whose record is complete is used without asking the network. Files that exist are never overwritten.
+
+    Args:
+        name: a key ("2b", "4b", "26b"; "nano" is here already) or a released name or hub id.
+        revision: branch, tag or commit of the hub; default: whatever is here, else the hub's main.
+        to: folder of the model; default `pretrained/<name>`, or below $IVLKIT_MODELS if that can be written.
+    Returns: `Download`; `ivl.load` takes it, and `ivl.load("2b")` finds the same folder unless `to` is elsewhere.
+    Raises: CheckpointError in one line with what to do: no network, no access, no space, a wrong hash, …
+    """
+    family = _family(name)
+    if family.hub_id is None:
+        return Download(NANO_FOLDER, None, "ships with the package")
+    target = Path(to) if to else _default_root() / family.name
+    places = [target] if to else [target, *(root / family.name for root in model_roots())]
+    try:
+        if here := _recorded(places, revision):
+            return here
+        with _locked(target):
+            return _recorded(places, revision) or _bring(family, target, places, revision)
+    except (hub.HTTP_ERROR, OSError, CheckpointError) as error:
+        said = hub.explain(error, key=family.key, repo_id=family.hub_id, revision=revision, folder=target)
+        if said is None:
+            raise
+        raise said from error
+
+
+def _family(name):
+    for family in FAMILIES.values():
+        if name in (family.key, family.name, family.hub_id):
+            return family
+    raise CheckpointError(f"{name}: no released model of that name; expected one of {', '.join(FAMILIES)}")
+
+
+def _default_root():
+    named = os.environ.get("IVLKIT_MODELS")
+    return Path(named) if named and os.access(named, os.W_OK) else Path("pretrained")
+
+
+def read_record(folder):
+    """What `download` wrote beside the weights: hub_id, revision, endpoint, files; None for a folder without it.
+
+    Raises: CheckpointError if the record is broken.
+    """
+    path = Path(folder) / DOWNLOAD_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files = [hub.RemoteFile(name, each["size"], each["digest"]) for name, each in record["files"].items()]
+        return record | {"files": files, "revision": record["revision"]}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: broken ({error}); expected what a download wrote; remove it") from error
+
+
+def _write_record(folder, family, commit, files):
+    record = {"hub_id": family.hub_id, "revision": commit, "endpoint": hub.endpoint()}
+    record["files"] = {file.name: {"size": file.size, "digest": file.digest} for file in files}
+    write_whole(folder / DOWNLOAD_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def _recorded(places, revision):
+    """The first place with a record whose files are all there in size, if it is the revision asked for."""
+    for folder in places:
+        record = read_record(folder)
+        if record and revision in (None, record["revision"]) and _has_sizes(folder, record["files"]):
+            return Download(folder, record["revision"], "already here")
+    return None
+
+
+def _has_sizes(folder, files):
+    return all((folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size for file in files)
+
+
+@contextmanager
+def _locked(target):
+    """One process at a time brings a model to a folder; the second waits and says so."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{target}: another process is downloading it; waiting for it to end …", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _bring(family, target, places, revision):
+    if hub.is_offline():
+        return _without_network(family, target, places, revision, None)
+    try:
+        commit, files = hub.list_files(family.hub_id, revision=revision)
+    except hub.HTTP_ERROR as error:
+        if getattr(error, "response", None) is not None:
+            raise
+        return _without_network(family, target, places, revision, error)
+    if here := _recorded(places, commit):  # a branch or tag was asked for
+        return here
+    for folder in places:
+        if _has_sizes(folder, files) and not _differing(folder, files):
+            return _adopt(folder, family, commit, files)
+    return _assemble(family, target, commit, files, sources=_sources(family, places, commit, files))
+
+
+def _adopt(folder, family, commit, files):
+    """A copy that something else put there, proved to be the hub's; its record is written where that is allowed."""
+    if os.access(folder, os.W_OK):
+        _write_record(folder, family, commit, files)
+    return Download(folder, commit, "already here; sizes and hashes are the hub's")
+
+
+def _differing(folder, files):
+    """Those whose hash is not the hub's; of files without a known one, none."""
+    with _progress("checking", sum(file.size for file in files)) as advance:
+        return [file for file in files if not _is_same(folder / file.name, file, advance)]
+
+
+def _is_same(path, file, advance=lambda count: None):
+    if file.digest is None:
+        return True
+    return hub.file_digest(path, file.digest.partition(":")[0], advance=advance) == file.digest
+
+
+def _without_network(family, target, places, revision, error):
+    """Use a copy that looks whole; nobody can be asked what it should be, and the result says so."""
+    why = "HF_HUB_OFFLINE is set" if error is None else "the hub can't be reached"
+    if cached := _cached_snapshot(family, revision):
+        commit, files = cached
+        return _assemble(family, target, commit, files, sources=_sources(family, [], commit, files), note=f"; {why}")
+    if revision is None:
+        for folder in places:
+            if _looks_whole(folder, family):
+                return Download(folder, None, f"already here, hashes unknown; {why}")
+    if error is not None:
+        raise error
+    wanted, looked = f" of {revision}" if revision else "", " or ".join(map(str, places))
+    raise CheckpointError(
+        f"{why}, and no complete copy{wanted} is in {looked} or in the hub's cache; expected one; "
+        "unset HF_HUB_OFFLINE, or copy the folder from a machine that has it"
+    )
+
+
+def _looks_whole(folder, family):
+    names = ("config.json", *family.weight_files)
+    return all((folder / name).is_file() for name in names) and any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def _cached_snapshot(family, revision):
+    """(commit, files) of a complete snapshot in the hub's cache; its blobs are named by their hashes."""
+    config = _cached(family, "config.json", revision)
+    if config is None or not _looks_whole(config.parent, family):
+        return None
+    paths = [path for path in sorted(config.parent.iterdir()) if hub.is_needed(path.name) and path.is_file()]
+    return config.parent.name, [hub.RemoteFile(path.name, path.stat().st_size, _blob_digest(path)) for path in paths]
+
+
+def _blob_digest(path):
+    name = Path(os.readlink(path)).name if path.is_symlink() else ""
+    kind = {64: "sha256", 40: "git-sha1"}.get(len(name))
+    return f"{kind}:{name}" if kind else hub.file_digest(path, "sha256")
+
+
+def _cached(family, name, revision):
+    found = try_to_load_from_cache(family.hub_id, name, cache_dir=hub.cache_folder(), revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _sources(family, places, commit, files):
+    """{file name: paths that may hold it}: the hub's cache at any commit, by hash, and folders of other roots."""
+    try:
+        repos = [repo for repo in scan_cache_dir(hub.cache_folder()).repos if repo.repo_id == family.hub_id]
+    except CacheNotFound:
+        repos = []
+    blobs = {file.blob_path.name: file.blob_path for repo in repos for rev in repo.revisions for file in rev.files}
+    found = {}
+    for file in files:
+        paths = [blobs.get((file.digest or "").rpartition(":")[2]), _cached(family, file.name, commit)]
+        found[file.name] = [path for path in [*paths, *(folder / file.name for folder in places)] if path]
+    return found
+
+
+def _assemble(family, target, commit, files, *, sources, note=""):
+    """Link what is elsewhere on disk, fetch the rest, prove every file, and only then give the folder its name."""
+    missing = _missing(target, files, commit)
+    part = target.with_name(target.name + ".part")
+    part.mkdir(parents=True, exist_ok=True)
+    linked = [file for file in missing if _link(sources[file.name], file, part / file.name)]
+    wanted = [file for file in missing if file not in linked and not _is_there(part / file.name, file)]
+    _check_space(target, sum(file.size - _size(_incomplete(part, file)) for file in wanted))
+    fetched_bytes = _fetch_all(family, commit, wanted, part)
+    _finish(part, target, family=family, commit=commit, files=files)
+    return Download(target, commit, f"{_how(linked, wanted)}; sizes and hashes are the hub's{note}", fetched_bytes)
+
+
+def _how(linked, wanted):
+    size = f"{sum(file.size for file in linked) / 1e9:.1f} GB" if linked else ""
+    if linked and wanted:
+        return f"{size} linked from a copy on this disk, the rest fetched"
+    return f"{size} linked from a copy on this disk" if linked else "fetched" if wanted else "completed"
+
+
+def _missing(target, files, commit):
+    """Files that `target` lacks. One that it has but that differs is the user's: it is named, never replaced."""
+    for file in files:
+        path = target / file.name
+        if path.exists() and not (path.stat().st_size == file.size and _is_same(path, file)):
+            raise CheckpointError(
+                f"{path} ({path.stat().st_size:,} bytes) differs from {file.name} of {commit[:12]}; expected "
+                f"{file.size:,} bytes with {file.digest}; it is never overwritten: remove it, or choose another --to"
+            )
+    return [file for file in files if not (target / file.name).exists()]
+
+
+def _link(sources, file, path):
+    """Whether a proved copy was linked to `path`; where the system has no symbolic links it is copied."""
+    source = next((source for source in sources if source.parent != path.parent and _is_there(source, file)), None)
+    if source is None:
+        return False
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, path)
+    return True
+
+
+def _is_there(path, file):
+    return path.is_file() and path.stat().st_size == file.size and _is_same(path, file)
+
+
+def _incomplete(part, file):
+    """Named by its hash, so that what was begun of another revision is never gone on with."""
+    return part / f"{file.name}.{(file.digest or 'unknown').rpartition(':')[2][:12]}.incomplete"
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_space(target, missing_bytes):
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    free, needed = shutil.disk_usage(place).free, missing_bytes + MARGIN_BYTES
+    if missing_bytes and free < needed:
+        raise CheckpointError(
+            f"{needed / 1e9:.1f} GB needed ({missing_bytes / 1e9:.1f} GB to fetch, {MARGIN_BYTES / 1e9:.1f} to spare) "
+            f"but {free / 1e9:.1f} GB free in {target.parent}; free some space, or choose another disk: --to or "
+            "IVLKIT_MODELS"
+        )
+
+
+def _fetch_all(family, commit, files, part):
+    """Several files at once; the first failure stops the others, what they have stays. Returns the bytes fetched."""
+    begun = sum(_size(_incomplete(part, file)) for file in files)
+    stop, arrived = threading.Event(), []
+    total = sum(file.size for file in files)
+    with _progress(family.name, total, begun=begun) as show, ThreadPoolExecutor(WORKERS) as pool:
+
+        def advance(count):
+            arrived.append(count)
+            show(count)
+
+        def bring(file):
+            try:
+                _fetch_one(family, commit, file, part=part, advance=advance, stop=stop)
+            except BaseException:
+                stop.set()
+                raise
+
+        futures = [pool.submit(bring, file) for file in sorted(files, key=lambda file: -file.size)]
+        try:
+            _wait_for(futures)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sum(count for count in arrived if count > 0)
+
+
+def _wait_for(futures):
+    """Raise the failure that came first in time, not the `Stopped` of those it stopped."""
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, hub.Stopped)):
+        raise error
+
+
+def _fetch_one(family, commit, file, *, part, advance, stop):
+    if stop.is_set():
+        raise hub.Stopped
+    path = _incomplete(part, file)
+    hub.fetch(family.hub_id, commit, file, path=path, advance=advance, stop=stop)
+    if not _is_same(path, file):
+        found = hub.file_digest(path, file.digest.partition(":")[0])
+        path.unlink()
+        raise CheckpointError(
+            f"{file.name} arrived with {found}; expected {file.digest}; it was removed; call again, and if that "
+            f"repeats choose another HF_ENDPOINT than {hub.endpoint()}"
+        )
+    path.replace(part / file.name)
+
+
+def _finish(part, target, *, family, commit, files):
+    """The folder gets its name in one step; one that was there already gets what it lacked, its config.json last."""
+    if not target.exists():
+        _write_record(part, family, commit, files)
+        _remove_rest(part, files)
+        part.rename(target)
+        return
+    for file in sorted(files, key=lambda file: file.name == "config.json"):
+        if (part / file.name).exists() and not (target / file.name).exists():
+            (part / file.name).rename(target / file.name)
+    _write_record(target, family, commit, files)
+    shutil.rmtree(part)
+
+
+def _remove_rest(part, files):
+    for path in part.iterdir():
+        if path.name not in {DOWNLOAD_FILE, *(file.name for file in files)}:
+            path.unlink()
+
+
+@contextmanager
+def _progress(title, total, *, begun=0):
+    """A bar of bytes in a terminal or notebook, nothing in a pipe; yields what moves it, callable from any thread."""
+    hidden = True if are_progress_bars_disabled() else (False if is_notebook() else None)
+    file, lock = (sys.stdout if is_notebook() else sys.stderr), threading.Lock()
+    with tqdm(
+        desc=title, total=total, initial=begun, unit="B", unit_scale=True, disable=hidden, file=file, delay=0.5
+    ) as bar:
+
+        def advance(count):
+            with lock:
+                bar.update(count)
+
+        yield advance

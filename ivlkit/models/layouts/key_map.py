@@ -1,0 +1,278 @@
+"""The released layout ↔ transformers' keys: one table, read in both directions.
+
+`from_released` and `to_released` are exact inverses on whole state dicts; `register_with_transformers` hands the same
+table to transformers, whose own loader then reads the released files (shards, memory maps, device maps, 4-bit).
+Run checkpoints keep transformers' keys; only an export writes the released ones.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from ...errors import CheckpointError
+
+_VIT = ("vision_model.encoder.layers.*.", "model.vision_tower.encoder.layer.*.")
+_EMBEDDINGS = ("vision_model.embeddings.", "model.vision_tower.embeddings.")
+_LLM = ("language_model.model.layers.*.", "model.language_model.layers.*.")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One module or parameter: its released name and its native ones (three where the released one is fused).
+
+    Names carry neither ".weight" nor ".bias"; "*" stands for the layer's number.
+    """
+
+    released: str
+    native: tuple[str, ...]
+    grouped: bool = False  # rows lie per kv head as [its queries, key, value] instead of [all q, all k, all v]
+
+
+def _entries(prefixes, names):
+    return tuple(Entry(prefixes[0] + old, (prefixes[1] + new,)) for old, new in names.items())
+
+
+def _fused(prefixes, old, new, grouped=False):
+    return Entry(prefixes[0] + old, tuple(prefixes[1] + name for name in new), grouped)
+
+
+_VISION = (
+    *_entries(_EMBEDDINGS, {"class_embedding": "cls_token", "position_embedding": "position_embeddings"}),
+    *_entries(_EMBEDDINGS, {"patch_embedding": "patch_embeddings.projection"}),
+    *_entries(
+        _VIT,
+        {
+            "attn.q_norm": "attention.q_norm",
+            "attn.k_norm": "attention.k_norm",
+            "attn.proj": "attention.projection_layer",
+            "mlp.fc1": "mlp.fc1",
+            "mlp.fc2": "mlp.fc2",
+            "norm1": "layernorm_before",
+            "norm2": "layernorm_after",
+            "ls1": "lambda_1",
+            "ls2": "lambda_2",
+        },
+    ),
+    _fused(_VIT, "attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
+)
+_PROJECTOR = _entries(("mlp1.", "model.multi_modal_projector."), {"0": "layer_norm", "1": "linear_1", "3": "linear_2"})
+_INTERNLM2 = (
+    *_entries(
+        _LLM,
+        {
+            "attention.wo": "self_attn.o_proj",
+            "feed_forward.w1": "mlp.gate_proj",
+            "feed_forward.w3": "mlp.up_proj",
+            "feed_forward.w2": "mlp.down_proj",
+            "attention_norm": "input_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+        },
+    ),
+    _fused(_LLM, "attention.wqkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), grouped=True),
+    Entry("language_model.model.tok_embeddings", ("model.language_model.embed_tokens",)),
+    Entry("language_model.model.norm", ("model.language_model.norm",)),
+    Entry("language_model.output", ("lm_head",)),
+)
+_PHI3_MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+_PHI3_NORMS = ("input_layernorm", "post_attention_layernorm")
+_PHI3 = (
+    *_entries(_LLM, {name: name for name in _PHI3_MODULES + _PHI3_NORMS}),
+    Entry("language_model.model.embed_tokens", ("model.language_model.embed_tokens",)),
+    Entry("language_model.model.norm", ("model.language_model.norm",)),
+    Entry("language_model.lm_head", ("lm_head",)),
+)
+LAYOUTS = {
+    "InternLM2ForCausalLM": _VISION + _PROJECTOR + _INTERNLM2,
+    "Phi3ForCausalLM": _VISION + _PROJECTOR + _PHI3,
+}
+
+
+@lru_cache(maxsize=4)
+def _tables(language_class):
+    """(released name → entry, native name → (entry, part)) of a layout."""
+    entries = LAYOUTS[language_class]
+    return (
+        {entry.released: entry for entry in entries},
+        {name: (entry, part) for entry in entries for part, name in enumerate(entry.native)},
+    )
+
+
+def from_released(tensors, config):
+    """Released state dict → transformers' keys. Tensors may be on the meta device.
+
+    Args: tensors: {key: tensor}; config: the released config.json as a dict.
+    Raises: CheckpointError for a key the layout does not have.
+    """
+    by_released, _ = _tables(config["llm_config"]["architectures"][0])
+    native = {}
+    for key, tensor in tensors.items():
+        targets = native_keys(key, config)
+        grouped = by_released[_parse(key)[0]].grouped
+        parts = _split(tensor, config) if grouped else tensor.chunk(len(targets))
+        native |= zip(targets, parts, strict=True)
+    return native
+
+
+def to_released(tensors, config):
+    """transformers' state dict → released keys, fused where they are; the inverse of `from_released`, bit for bit.
+
+    Raises: CheckpointError for a key the layout does not have, or if a part of a fused tensor is missing.
+    """
+    _, by_native = _tables(config["llm_config"]["architectures"][0])
+    released, open_parts = {}, {}
+    for key, tensor in tensors.items():
+        name, layer, suffix = _parse(key)
+        if name not in by_native:
+            raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
+        entry, part = by_native[name]
+        target = _fill(entry.released, layer, suffix)
+        parts = open_parts.setdefault(target, {})
+        parts[part] = tensor
+        if len(parts) == len(entry.native):
+            pieces = [parts[number] for number in range(len(entry.native))]
+            released[target] = _join(pieces, config) if entry.grouped else _concatenate(pieces)
+            del open_parts[target]
+    if open_parts:
+        raise CheckpointError(f"tensor {next(iter(open_parts))} is incomplete; expected its query, key and value parts")
+    return released
+
+
+def native_keys(key, config):
+    """Released key → the native keys its rows go to: three for a fused query-key-value, else one.
+
+    Raises: CheckpointError for a key the layout does not have.
+    """
+    name, layer, suffix = _parse(key)
+    entry = _tables(config["llm_config"]["architectures"][0])[0].get(name)
+    if entry is None:
+        raise CheckpointError(f"unexpected tensor {key}; expected the released layout of {config['template']}")
+    return [_fill(part, layer, suffix) for part in entry.native]
+
+
+def released_groups(keys, config):
+    """{released key: the native keys that make it, in the order they are joined} of a whole native state dict."""
+    by_native = _tables(config["llm_config"]["architectures"][0])[1]
+    groups = {}
+    for key in keys:
+        name, layer, suffix = _parse(key)
+        target = _fill(by_native[name][0].released, layer, suffix)
+        groups.setdefault(target, native_keys(target, config))
+    return groups
+
+
+def _parse(key):
+    """ "….layers.3.norm1.weight" → ("….layers.*.norm1", "3", ".weight")."""
+    layer = re.search(r"(?<=\.layers\.)\d+|(?<=\.layer\.)\d+", key)
+    name = f"{key[: layer.start()]}*{key[layer.end() :]}" if layer else key
+    for suffix in (".weight", ".bias"):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), layer and layer.group(), suffix
+    return name, layer and layer.group(), ""
+
+
+def _fill(name, layer, suffix):
+    return (name.replace("*", layer) if layer else name) + suffix
+
+
+def _concatenate(pieces):
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _heads(config):
+    """(kv heads, queries a kv head) of an InternLM2 configuration."""
+    language = config["llm_config"]
+    kv_heads = language["num_key_value_heads"]
+    return kv_heads, language["num_attention_heads"] // kv_heads
+
+
+def split_grouped(fused, *, kv_heads, queries):
+    """InternLM2's wqkv [kv · (queries + 2) · d, …] → q [kv · queries · d, …], k, v [kv · d, …]."""
+    rows = fused.unflatten(0, (kv_heads, queries + 2, -1))
+    return rows[:, :queries].flatten(0, 2), rows[:, queries].flatten(0, 1), rows[:, queries + 1].flatten(0, 1)
+
+
+def join_grouped(q, k, v, *, kv_heads, queries):
+    """The inverse of `split_grouped`."""
+    q = q.unflatten(0, (kv_heads, queries, -1))
+    k, v = k.unflatten(0, (kv_heads, 1, -1)), v.unflatten(0, (kv_heads, 1, -1))
+    return torch.cat([q, k, v], dim=1).flatten(0, 2)
+
+
+def _split(fused, config):
+    kv_heads, queries = _heads(config)
+    return split_grouped(fused, kv_heads=kv_heads, queries=queries)
+
+
+def _join(pieces, config):
+    kv_heads, queries = _heads(config)
+    return join_grouped(*pieces, kv_heads=kv_heads, queries=queries)
+
+
+def merge_released_lora(tensors, *, dtype):
+    """A released-style LoRA state dict (`use_llm_lora`, `use_backbone_lora`) → the plain one it stands for.
+
+    The reference saves base and adapter mixed (`….base_layer.weight`, `….lora_A.default.weight`) and keeps only the
+    rank: the scale is always 2 (α = 2r). Merged in float32, then rounded to `dtype`.
+    """
+    scale = 2.0
+    plain = {key.replace("base_model.model.", "", 1): tensor for key, tensor in tensors.items()}
+    merged = {}
+    for key, tensor in plain.items():
+        if ".lora_" in key:
+            continue
+        if ".base_layer." in key:
+            stem = key.partition(".base_layer.")[0]
+            if key.endswith(".weight"):
+                down, up = (_adapter_half(plain, f"{stem}.lora_{side}.default.weight") for side in "AB")
+                tensor = (tensor.float() + scale * up @ down).to(dtype)
+            key = key.replace(".base_layer.", ".")
+        merged[key] = tensor
+    return merged
+
+
+def _adapter_half(tensors, key):
+    if key not in tensors:
+        raise CheckpointError(f"tensor {key} is missing; expected both halves of every adapter; download it again")
+    return tensors[key].float()
+
+
+def register_with_transformers(class_name):
+    """Give the table to transformers' loader for models of this class. Idempotent."""
+    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+    from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
+
+    class SplitGrouped(ConversionOps):
+        """`split_grouped` as a loading step of transformers."""
+
+        def convert(self, input_dict, source_patterns, target_patterns, config=None, **_):
+            tensor = next(iter(input_dict.values()))
+            tensor = tensor[0] if isinstance(tensor, list) else tensor
+            language = config.get_text_config()
+            kv_heads, queries = (
+                language.num_key_value_heads,
+                language.num_attention_heads // language.num_key_value_heads,
+            )
+            parts = split_grouped(tensor, kv_heads=kv_heads, queries=queries)
+            return dict(zip(target_patterns, parts, strict=True))
+
+        @property
+        def reverse_op(self):
+            raise NotImplementedError("saving goes through to_released")
+
+    renamings, converters = {}, []
+    for entry in dict.fromkeys(entry for layout in LAYOUTS.values() for entry in layout):
+        source = "^" + re.escape(entry.released).replace(r"\*", r"(\d+)")
+        if len(entry.native) == 1:
+            renamings[source] = entry.native[0].replace("*", r"\1")
+            continue
+        stem, _, fused = entry.released.rpartition(".")
+        home = entry.native[0].rpartition(".")[0]
+        renamings[source] = f"{home}.{fused}".replace("*", r"\1")
+        place = home.rpartition(".")[2]
+        parts = [f"{place}.{name.rpartition('.')[2]}" for name in entry.native]
+        step = SplitGrouped() if entry.grouped else Chunk(0)
+        converters.append(WeightConverter(f"{place}.{fused}", parts, operations=[step]))
+    mapping = [WeightRenaming(source, target) for source, target in renamings.items()]
+    register_checkpoint_conversion_mapping(class_name, mapping + converters, overwrite=True)

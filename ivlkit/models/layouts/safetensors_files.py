@@ -1,0 +1,135 @@
+"""Safetensors files written one shard at a time, and what can be said of files without reading all of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ...data.files import PART, appearing
+from ...errors import ExportError
+
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+SPARE_BYTES = 200_000_000  # left free beside the weights: tokenizer, card, the system
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors calls them
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
+
+
+def write_shards(tensors, shapes, folder, *, dtype):
+    """Write `model.safetensors`, or numbered shards and their index when it would be larger than SHARD_BYTES.
+
+    Only one tensor is in memory at a time; safetensors' own `save_file` would hold a shard twice.
+
+    Args:
+        tensors: a mapping that makes a tensor when it is asked for its key.
+        shapes: {key: shape} of what is written, in this order.
+        dtype: of the files.
+    """
+    shards = plan_shards(shapes, dtype)
+    names = _shard_names(len(shards))
+    for name, keys in zip(names, shards, strict=True):
+        _write_file(folder / name, tensors, {key: shapes[key] for key in keys}, dtype)
+    if len(shards) > 1:
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    else:
+        (folder / INDEX_FILE).unlink(missing_ok=True)  # an older one would be read instead
+
+
+def _write_file(path, tensors, shapes, dtype):
+    """One safetensors file: length of the header, header (JSON), the tensors' bytes without gaps."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, shape in shapes.items():
+        begin, end = end, end + total_bytes({key: shape}, dtype)
+        header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    aside = path.with_name(path.name + PART)  # the tensors may be maps of the file that has this name now
+    with open(aside, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, shape in shapes.items():
+            tensor = tensors[key].detach().to("cpu", dtype).contiguous()
+            assert tuple(tensor.shape) == tuple(shape), key
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+    os.replace(aside, path)
+
+
+def plan_shards(shapes, dtype):
+    """Keys of each shard: as many as fit SHARD_BYTES, in order; a larger tensor gets a shard of its own."""
+    shards, size = [[]], 0
+    for key, shape in shapes.items():
+        tensor_bytes = total_bytes({key: shape}, dtype)
+        if shards[-1] and size + tensor_bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += tensor_bytes
+    return shards
+
+
+def total_bytes(shapes, dtype):
+    """Bytes of tensors of these shapes: 8 for {"a": (2, 2)} in bfloat16."""
+    return sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
+
+
+def _shard_names(count):
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def check_is_new(folder):
+    """Raise ExportError if something has that name, be it a link to nowhere."""
+    if os.path.lexists(folder):
+        raise ExportError(f"{folder}: exists already; expected a new folder; remove it or choose another name")
+
+
+@contextmanager
+def appearing_or_said(to):
+    """`appearing`; a place that can't be written is an ExportError."""
+    try:
+        with appearing(to) as aside:
+            yield aside
+    except OSError as error:
+        raise ExportError(f"{to}: not written ({error}); expected a place with room that may be written") from error
+
+
+def check_space(folder, needed_bytes):
+    """Raise ExportError if the disk of `folder` (which may not exist yet) has less room than that and some to spare."""
+    place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes + SPARE_BYTES:
+        raise ExportError(
+            f"{place}: {free / 1e9:.1f} GB free; expected {(needed_bytes + SPARE_BYTES) / 1e9:.1f} GB for the export; "
+            "free some or choose a folder on another disk"
+        )
+
+
+def fingerprint(files):
+    """Hash that tells weights apart without reading them all: header, size and 16 blocks of 64 KiB of each file.
+
+    Training moves every weight of a part, so these blocks differ between a base and what was trained from it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(min(header_bytes, size)))
+            for block in range(_SAMPLED_BLOCKS):
+                file.seek(8 + header_bytes + (size - 8 - header_bytes) * block // _SAMPLED_BLOCKS)
+                digest.update(file.read(_BLOCK_BYTES))
+        digest.update(str(size).encode())
+    return digest.hexdigest()
+
+
+def sha256(path):
+    """Hash of a whole file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The architecture: modules, attention, quantised weights."""

@@ -1,0 +1,1 @@
+"""How a step is computed: several GPUs, compiled and recomputed layers, a tower on the host."""

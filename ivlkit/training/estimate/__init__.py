@@ -1,0 +1,1 @@
+"""Memory, minutes and disk of a run, before it begins."""

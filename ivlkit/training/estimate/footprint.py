@@ -1,0 +1,205 @@
+"""What a training step holds in memory, by layer shapes: weights, gradients, optimizer, activations, logits.
+
+Bytes that torch asks its allocator for; nothing here is fitted to a measurement. What backward keeps of a layer was
+read off transformers' Llama, Phi-3 and InternViT layers, value by value; tests compare it with the tensors that
+autograd saves.
+"""
+
+from dataclasses import dataclass
+
+from ..loop.loss import HEAD_CHUNK
+from ..tuning import PARTS
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
+BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values a float32 scale, values below which a state stays float32
+QUANTISED = {"language": "model.language_model.layers.", "vision": "model.vision_tower.encoder.layer."}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of a value: (2, 2, 1) for LoRA in bf16 on a GPU."""
+
+    stream: int  # between layers
+    compute: int  # read by matrix products
+    mask: int  # of a dropout mask
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How the layers of a part are trained."""
+
+    tuning: str  # frozen | lora | full
+    precision: Precision
+    dropout: bool = True  # before the adapters
+    rank: int = 16
+    compiled: bool = False
+    sdpa: bool = False  # attention that copies its output for the next product, and takes values as they come
+    cast: bool = False  # PEFT's own float32 copy of adapter inputs: what plain PEFT does without autocast's help
+
+
+def precision_of(recipe, device_type):
+    """float32 on the CPU; on a GPU half precision, with a float32 stream between layers of float32 masters."""
+    if device_type == "cpu":
+        return Precision(4, 4, 4)  # the CPU's dropout keeps its mask in the values' dtype
+    return Precision(4 if recipe.full_precision else 2, 2, 1)
+
+
+def decoder_layer_bytes(text, layer):
+    """Bytes a token that backward needs from one decoder layer: 143,424 for the 2B's LoRA, eager.
+
+    Args: text: configuration of a Llama or Phi-3; layer: `Layer`.
+    """
+    fused = text.model_type == "phi3"
+    heads = text.num_attention_heads * _head_size(text)
+    compute = layer.precision.compute
+    kept = 2 * norm_bytes(text.hidden_size, layer)
+    kept += 4 * compute * heads + 4 * text.num_attention_heads  # q, k, v, output and the sums of the softmax
+    kept += (2 if layer.compiled else 3) * compute * text.intermediate_size  # gate, up, and silu(gate)
+    kept += _input_bytes(text.hidden_size, 1 if fused else 3, layer)
+    kept += 2 * compute * heads if fused and layer.sdpa else 0  # values are a view of q, k and v in one
+    kept += _input_bytes(heads, 1, layer, kept_anyway=not layer.sdpa, computed=True)
+    kept += _input_bytes(text.hidden_size, 1 if fused else 2, layer)
+    return kept + _input_bytes(text.intermediate_size, 1, layer, computed=True)
+
+
+def selected_decoder_bytes(text, precision):
+    """Bytes a token of a decoder layer that keeps its input, attention and large products: see `layers`."""
+    heads, keys = (count * _head_size(text) for count in (text.num_attention_heads, text.num_key_value_heads))
+    products = heads + 2 * keys + 2 * text.hidden_size + 2 * text.intermediate_size
+    attention = precision.compute * heads + 4 * text.num_attention_heads
+    return precision.stream * text.hidden_size + precision.compute * products + attention
+
+
+def vision_layer_bytes(vision, layer):
+    """Bytes a patch (CLS among them) that backward needs from one layer of the vision tower."""
+    width, inner, compute = vision.hidden_size, vision.intermediate_size, layer.precision.compute
+    rms = vision.norm_type == "rms_norm"
+    kept = 2 * (norm_bytes(width, layer) if rms else 4 * width + 8)
+    kept += 2 * norm_bytes(width, layer) if vision.use_qk_norm else 0
+    kept += 4 * compute * width + 4 * vision.num_attention_heads
+    kept += 2 * compute * width if layer.tuning == "full" else 0  # what the two layer scales multiply
+    kept += compute * inner  # the gelu's input
+    kept += _input_bytes(width, 3, layer) + _input_bytes(width, 1, layer, kept_anyway=True)
+    return kept + _input_bytes(width, 1, layer) + _input_bytes(inner, 1, layer, computed=True)
+
+
+def projector_bytes(vision_width, language_width, *, tuning, precision):
+    """Bytes a context token that backward needs from the projector: norm, linear, gelu, linear."""
+    shuffled = 4 * vision_width
+    inputs = precision.compute * (shuffled + language_width) if tuning == "full" else 0
+    return 4 * shuffled + precision.compute * language_width + inputs
+
+
+def logits_bytes(positions, vocabulary, *, compute):
+    """The head's peak for a chunk of supervised positions: log-probabilities, their gradient, and its cast."""
+    return min(HEAD_CHUNK, positions) * vocabulary * (8 + (compute if compute < 4 else 0))
+
+
+def tower_call_bytes(vision, tiles, precision):
+    """A frozen tower at work under no_grad: the MLP's two inner tensors beside the stream, of one call's tiles."""
+    inner, width = 2 * precision.compute * vision.intermediate_size, (4 + precision.stream) * vision.hidden_size
+    return tiles * patches(vision) * (inner + width)
+
+
+def streamed_call_bytes(vision, tiles, precision, *, at_once):
+    """The same of a tower whose layers are streamed: all tiles' stream before and after a layer, in parts and whole."""
+    stream = 3 * tiles * patches(vision) * precision.stream * vision.hidden_size
+    return stream + tower_call_bytes(vision, min(tiles, at_once), precision)
+
+
+def backward_bytes(text, precision):
+    """Gradients that are alive at once in a decoder layer's backward, a token."""
+    inner = 4 * precision.compute * text.intermediate_size
+    return inner + (2 * precision.compute + precision.stream) * text.hidden_size
+
+
+def patches(vision):
+    """Places of a tile in the tower, the CLS token among them: 1,025."""
+    return (vision.image_size[0] // vision.patch_size[0]) ** 2 + 1
+
+
+def _head_size(text):
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def norm_bytes(width, layer):
+    """RMSNorm: its input in float32; with a trained weight also the normalised values. Compiled: its input as it is."""
+    stream = layer.precision.stream
+    if layer.compiled:
+        return stream * width
+    return (4 + (stream if layer.tuning == "full" else 0)) * width
+
+
+def _input_bytes(width, readers, layer, *, kept_anyway=False, computed=False):
+    """What linear layers keep of the tensor that `readers` of them read.
+
+    Args: kept_anyway: another operation keeps it (attention its output); computed: it comes from no norm.
+    """
+    compute = layer.precision.compute
+    if layer.tuning == "frozen":
+        return 0
+    adapters = readers * compute * layer.rank if layer.tuning == "lora" else 0
+    if layer.tuning == "lora" and layer.dropout:
+        return readers * ((4 if layer.cast else compute) + layer.precision.mask) * width + adapters
+    is_cast = layer.precision.stream > compute and not (kept_anyway or computed or layer.compiled)
+    return (0 if kept_anyway else (readers if is_cast else 1) * compute * width) + adapters
+
+
+def weight_bytes(model, recipe, *, frozen_bytes):
+    """(bytes of frozen weights, of trained ones) of what `tuning.prepare` returned; masters are float32.
+
+    Args: frozen_bytes: of a frozen value that is not quantised: 2, or 4.
+    """
+    frozen = trained = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            trained += 4 * parameter.numel()
+        else:
+            frozen += _stored_bytes(name, parameter, recipe, frozen_bytes)
+    return round(frozen), trained
+
+
+def offloaded_bytes(model, *, frozen_bytes):
+    """(bytes of the tower's layers, of two of them): what stays on the host, and the buffers on the GPU."""
+    prefix = QUANTISED["vision"]
+    named = [(name.partition(prefix)[2], value) for name, value in model.named_parameters() if prefix in name]
+    layers = frozen_bytes * sum(value.numel() for _, value in named)
+    return layers, 2 * layers // len({name.partition(".")[0] for name, _ in named})
+
+
+def _stored_bytes(name, parameter, recipe, frozen_bytes):
+    name, count = name.removeprefix("base_model.model."), parameter.numel()
+    if parameter.ndim == 2 and recipe.language == "qlora" and name.startswith(QUANTISED["language"]):
+        return NF4_BYTES * count
+    if parameter.ndim == 2 and recipe.vision_int8 and name.startswith(QUANTISED["vision"]):
+        return count + 4 * len(parameter)  # int8, and a float32 scale a row
+    return frozen_bytes * count
+
+
+def optimizer_bytes(model, optimizer):
+    """State of the trained tensors: two moments each, in float32 or in 8 bits; 0 on the GPU for a paged optimizer."""
+    counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    if optimizer.startswith("paged"):
+        return 0
+    return sum(2 * (_state_8bit(count) if optimizer == "adamw_8bit" else 4 * count) for count in counts)
+
+
+def _state_8bit(count):
+    return 4 * count if count < SMALLEST_8BIT else count + 4 * -(-count // BLOCK_8BIT)
+
+
+def quantised_parameters(model):
+    """Weights of the decoder that NF4 holds."""
+    prefix = QUANTISED["language"]
+    named = ((name.removeprefix("base_model.model."), value) for name, value in model.named_parameters())
+    return sum(value.numel() for name, value in named if name.startswith(prefix) and value.ndim == 2)
+
+
+def copied_parameters(model):
+    """Trained matrices that autocast keeps a half-precision copy of until forward ends."""
+    head_and_layers = (QUANTISED["language"], PARTS["head"])
+    return sum(
+        value.numel()
+        for name, value in model.named_parameters()
+        if value.requires_grad and value.ndim == 2 and name.startswith(head_and_layers)
+    )

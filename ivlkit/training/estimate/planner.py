@@ -1,0 +1,410 @@
+"""Will it fit, how long will it take, how much will it write: known before a GPU is paid for.
+
+Memory is that of the largest batch of the run's own plan (`prediction`).
+"""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+
+from ...data.checking.doctor import epoch_lengths
+from ...data.datasets.mixture import Data, open_data
+from ...errors import RecipeError
+from ...hardware import GIB, gpu_processes, holders_of_gpu, read_ram_gib
+from ...models.modeling.attention import rope_limits
+from ...models.processor import load_processor
+from ...models.shapes import config_of, empty_model
+from ..engine.distributed import on_gpus, settle_gpus
+from ..log import read_steps
+from ..loop.schedule import plan_grouped, plan_packed, tile_cost
+from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
+from ..recipes import recipe as named_recipe
+from ..tuning import prepare
+from .cards import CARDS, find_measured, match_card, probe_cpu
+from .outlook import outlook
+from .prediction import BUS_RATE, CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
+
+TILE_CASES = (12, 6, 1)
+TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
+
+
+@dataclass(frozen=True)
+class Case:
+    """The run with so many tiles a picture at most."""
+
+    max_tiles: int
+    tokens: int  # of the largest batch, padding counted
+    tiles: int  # of the same
+    parts: dict  # bytes by name; they add up to the peak that torch allocates
+    steps: int | None  # None without data
+    minutes: float | None  # None without data or card
+    row_tokens: float | None = None  # of a row on average; None without data
+    row_tiles: float | None = None
+
+    @property
+    def allocated_gib(self):
+        """What torch's `max_memory_allocated` would say."""
+        return sum(self.parts.values()) / GIB
+
+
+@dataclass(frozen=True, repr=False)
+class RunPlan:
+    """What `plan` predicts: print it, or show it in a notebook."""
+
+    recipe: Recipe
+    device_type: str
+    cases: tuple[Case, ...]  # the recipe's own tiles first
+    free_gib: float | None
+    where: str  # what `free_gib` is of
+    holders: tuple[str, ...]  # programs that hold the rest
+    checkpoint_gb: float
+    disk_gb: float
+    measured: str  # what was measured with the same settings, or ""
+    advice: tuple[str, ...]
+    notes: tuple[str, ...]
+    job: object  # model, configuration, place: what the rest was computed from
+
+    def outlook(self, *, rows, asks=3, reply_tokens=16, export=True):
+        """The whole project in one line: minutes to train, to ask so many rows so often, to export; disk; the end."""
+        return outlook(self, rows=rows, asks=asks, reply_tokens=reply_tokens, export=export)
+
+    @property
+    def needed_gib(self):
+        """Free memory that the recipe's own case needs: what is allocated, and what CUDA and its allocator take."""
+        return needed_gib(self.cases[0].parts, self.device_type)
+
+    @property
+    def fits(self):
+        """Whether it fits in what is free; None where that is unknown."""
+        return None if self.free_gib is None else self.needed_gib <= self.free_gib
+
+    @property
+    def minutes(self):
+        """Of the recipe's own case."""
+        return self.cases[0].minutes
+
+    def table(self):
+        """Rows of text: one a case, its parts, and the sum."""
+        names = list(self.cases[0].parts)
+        head = ["max_tiles", "largest batch", *names, "allocated GiB", "needed GiB", "steps", "minutes"]
+        return [head, *([*_case_cells(case), *_sums(case, self.device_type)] for case in self.cases)]
+
+    def _lines(self):
+        state = {None: "nothing known to fit into", True: "fits", False: "DOES NOT FIT"}[self.fits]
+        free = "" if self.free_gib is None else f"; {self.free_gib:.1f} GiB free on {self.where}"
+        yield f"{self.recipe.name}: needs {self.needed_gib:.2f} GiB (predicted){free}: {state}"
+        yield from (f"held by others: {holder}" for holder in self.holders)
+        yield f"disk: {self.disk_gb:.2f} GB, of checkpoints of {self.checkpoint_gb:.2f} GB (predicted)"
+        yield self.measured or "measured: no run with these settings; every number here is predicted"
+        yield from self.notes
+        yield from (f"to change: {line}" for line in self.advice)
+
+    def __str__(self):
+        rows = self.table()
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join([*self._lines(), *lines])
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        from ...show.memory import plan_html
+
+        said, *notes = self._lines()
+        head, *rows = self.table()
+        return plan_html(said, notes, head, rows)
+
+
+def plan(recipe, *, data=None, gpu_gib=None, card=None):
+    """Predict memory, minutes and disk of a run, and what to change where it does not fit.
+
+    Args:
+        recipe: a `Recipe` or its name; its model need not be here.
+        data: what `open_data` gives, or a path: for the run's own batches, steps and minutes; needs the model's
+            tokenizer. None: a batch as large as the recipe allows, of pictures of as many tiles as there may be.
+        gpu_gib: memory to fit into, all of it free. None: the named card's, else what is free on this machine.
+        card: one of `CARDS`, to predict minutes and memory there. None: this machine's. Of a card that is named, one is
+            meant where the recipe has no number of them.
+    Returns: `RunPlan` with a case for the recipe's own tiles, and for 12, 6 and 1.
+    Raises: RecipeError for an unknown card, CheckpointError for a model that is no folder, DataError for the data.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    place = find_place(gpu_gib, card)
+    recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
+    job = _job(recipe, data, place)
+    own, *others = _tile_counts(job)
+    cases = [_case(job, own), *(_case(job, tiles) for tiles in others)]
+    checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
+    fits = place.free_gib is None or needed_gib(cases[0].parts, place.device_type) <= place.free_gib
+    return RunPlan(
+        recipe=recipe,
+        device_type=place.device_type,
+        cases=tuple(cases),
+        free_gib=place.free_gib,
+        where=place.name,
+        holders=place.holders,
+        checkpoint_gb=checkpoint / 1e9,
+        disk_gb=disk / 1e9,
+        measured=find_measured(recipe),
+        advice=() if fits else tuple(advise(job, place.free_gib)),
+        notes=tuple(_notes(job, place, cases[0].steps)),
+        job=job,
+    )
+
+
+def find_place(gpu_gib=None, card=None):
+    """Where it is to run: device type, card, free memory and who holds the rest."""
+    import torch
+
+    if card is not None and card not in CARDS:
+        raise RecipeError(f"card {card!r}; expected one of {', '.join(CARDS)}")
+    if card is not None or gpu_gib is not None:
+        found = CARDS.get(card)
+        name = card or "the card you named"
+        return SimpleNamespace(
+            device_type="cuda",
+            card=found,
+            free_gib=found.gib if gpu_gib is None else gpu_gib,
+            name=name,
+            holders=(),
+            bf16=_has_bf16(found),
+            is_named=True,
+        )
+    if not torch.cuda.is_available():
+        return SimpleNamespace(
+            device_type="cpu",
+            card=probe_cpu(),
+            free_gib=read_ram_gib()[1],
+            name="this machine",
+            holders=(),
+            bf16=True,
+            is_named=False,
+        )
+    free, _ = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    return SimpleNamespace(
+        device_type="cuda",
+        card=match_card(name),
+        free_gib=(free + torch.cuda.memory_reserved()) / GIB + held_by_runs(),
+        name=name,
+        holders=holders_of_gpu(),
+        bf16=torch.cuda.get_device_capability()[0] >= 8,
+        is_named=False,
+    )
+
+
+def held_by_runs():
+    """GiB of the first card that runs of this kit hold: free by the time that another one may begin.
+
+    As nvidia-smi tells, and where it shows no processes, as in most containers, by the runs' own logs.
+    """
+    shown, held = {pid: used_gib or 0.0 for pid, _, used_gib in gpu_processes()}, {}
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if command[-3:-1] == ["ivlkit", "train"] and process.pid != os.getpid():
+            held[command[-1]] = held.get(command[-1], 0.0) + shown.get(process.pid, 0.0)
+    return sum(used_gib or _logged_gib(Path(spec)) for spec, used_gib in held.items())
+
+
+def _logged_gib(spec):
+    steps = read_steps(spec.with_name("log.jsonl"))
+    return CONTEXT_GIB + steps[-1]["memory_gib"] if steps else 0.0
+
+
+def _has_bf16(card):
+    return card is None or card.bf16
+
+
+def _job(recipe, data, place):
+    """What all cases share: the model without memory, prepared as the recipe says, and the data."""
+    config, is_here = config_of(recipe.model)
+    if data is not None and not isinstance(data, Data):
+        data = open_data(data)
+    processor = load_processor(recipe.model) if data is not None else None
+    model, wrapped = prepared_shape(recipe, config)
+    packs = recipe.packing and place.bf16
+    return SimpleNamespace(
+        recipe=recipe,
+        data=data,
+        processor=processor,
+        config=model.config,
+        released=config,
+        model=wrapped,
+        place=place,
+        packs=packs,
+        is_here=is_here,
+    )
+
+
+def prepared_shape(recipe, config):
+    """(model without memory, what `tuning.prepare` makes of it)."""
+    model, family = empty_model(config)
+    return model, prepare(SimpleNamespace(model=model, family=family, adapter=None), recipe)
+
+
+def needed_at(place, recipe):
+    """GiB that have to be free at a place (`find_place`) for the largest batch that the recipe allows, of any rows."""
+    job = _job(recipe, None, place)
+    return needed_gib(_case(job, _tile_counts(job)[0]).parts, place.device_type)
+
+
+def _tile_counts(job):
+    own = job.recipe.max_tiles or job.released.get("max_dynamic_patch", 12)
+    return [own, *(count for count in TILE_CASES if count != own)]
+
+
+def _case(job, max_tiles):
+    batch = _largest_batch(job, max_tiles)
+    parts = batch_parts(job.model, job.config, job.recipe, batch, device_type=job.place.device_type)
+    known = job.data is not None and job.place.card is not None
+    return Case(
+        max_tiles,
+        batch.tokens,
+        batch.tiles,
+        parts,
+        batch.steps,
+        seconds_of(job, batch) / 60 if known else None,
+        *(() if job.data is None else batch.row),
+    )
+
+
+def _largest_batch(job, max_tiles):
+    """tokens and tiles of the largest batch; steps, tokens, tiles and bins of the run where there is data."""
+    recipe, config = job.recipe, job.config
+    if job.data is None:
+        return _assumed_batch(job, max_tiles)
+    lengths = epoch_lengths(
+        job.data,
+        job.processor.with_tiles(max_tiles),
+        seed=recipe.seed,
+        epochs=math.ceil(recipe.epochs),
+        max_length=recipe.max_seq_length,
+    )
+    rope = rope_limits(config.text_config)
+    if job.packs:
+        batches = plan_packed(*lengths, recipe, rope=rope, tile_cost=tile_cost(config, recipe))
+    else:
+        batches = plan_grouped(*lengths, recipe, rope=rope)
+    _, tokens, tiles = batches.worst()
+    row = [float(np.mean(one)) for one in lengths]
+    return SimpleNamespace(
+        tokens=tokens,
+        tiles=tiles,
+        steps=batches.steps,
+        row=row,
+        total=[mean * len(job.data) * recipe.epochs for mean in row],
+        bins=batches.steps * batches.accumulation,
+    )
+
+
+def _assumed_batch(job, max_tiles):
+    """As many rows of `max_tiles` tiles and a thumbnail as the recipe's budgets hold."""
+    recipe, each = job.recipe, max_tiles + (max_tiles > 1)
+    row = min(recipe.max_seq_length, each * job.config.image_seq_length + TEXT_TOKENS)
+    if job.packs:
+        tokens, most = recipe.budgets
+        tiles = tokens // row * each
+        return SimpleNamespace(tokens=tokens, tiles=min(tiles, most or tiles), steps=None)
+    return SimpleNamespace(tokens=recipe.per_device_batch * row, tiles=recipe.per_device_batch * each, steps=None)
+
+
+def seconds_of(job, batch):
+    """Of the whole run on the job's card, and on so many of them as the recipe says."""
+    tokens, tiles = batch.total
+    return predict_seconds(
+        job.model, job.config, job.recipe, job.place, tokens=tokens, tiles=tiles, bins=batch.bins * job.recipe.processes
+    )
+
+
+def advise(job, free_gib):
+    """What to change until it fits, one change after the other, each line with what is then needed."""
+    recipe, lines = job.recipe, []
+    for changes in _changes(recipe, job.place.device_type):
+        try:
+            recipe = replace(recipe, **changes)
+        except RecipeError:
+            continue
+        trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": prepared_shape(recipe, job.released)[1]})
+        tiles = recipe.max_tiles or _tile_counts(job)[0]
+        needed = needed_gib(_case(trial, tiles).parts, job.place.device_type)
+        said = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        lines.append(f"{'then ' if lines else ''}{said}: {needed:.2f} GiB (predicted)")
+        if needed <= free_gib:
+            return [*lines[:-1], f"{lines[-1]}, fits"]
+    return [*lines, f"nothing here makes it fit into {free_gib:.1f} GiB; take a smaller model or more memory"]
+
+
+def out_of_memory(recipe):
+    """What to say and to change when this process ran out of the GPU's memory, whatever was predicted."""
+    place = find_place()
+    free, needed = f"{place.free_gib:.1f} GiB", f"{needed_at(place, recipe):.1f} GiB (predicted)"
+    lines = [f"memory ran out: {free} of {place.name} for this run; its largest possible batch needs {needed}"]
+    lines += [f"held by others: {holder}" for holder in place.holders]
+    return "\n".join([*lines, *(f"to change: {line}" for line in advise(_job(recipe, None, place), place.free_gib))])
+
+
+def _changes(recipe, device_type):
+    """In the order of what they cost: time first, then what the model sees, then how it trains."""
+    if recipe.gradient_checkpointing == "none" and not recipe.compile:
+        yield {"gradient_checkpointing": "selective"}
+    if recipe.gradient_checkpointing != "full":
+        yield {"gradient_checkpointing": "full"}
+    if recipe.packing and recipe.budgets[0] > recipe.max_seq_length:
+        yield {"bin_tokens": recipe.max_seq_length}
+    elif not recipe.packing and recipe.per_device_batch > 1:
+        yield {"per_device_batch": 1}
+    if recipe.full_precision:
+        yield {"optimizer": "paged_adamw_8bit"}
+        yield {"projector": "frozen", "language": "lora", "optimizer": "adamw"}
+    if recipe.language != "qlora":
+        yield {"language": "qlora"}
+    if not recipe.vision_int8:
+        yield {"vision_int8": True}
+    if not recipe.vision_offload and device_type == "cuda":
+        yield {"vision_int8": False, "vision_offload": True}
+    for tiles in (6, 1):
+        if (recipe.max_tiles or 12) > tiles:
+            length = max(1024, 256 * (tiles + (tiles > 1)) + 512)
+            length = min(recipe.max_seq_length, length)
+            yield {"max_tiles": tiles, "max_seq_length": length} | ({"bin_tokens": length} if recipe.packing else {})
+
+
+def _notes(job, place, steps):
+    if not job.is_here:
+        yield f"{job.recipe.model} is not here: sizes as released"
+    if job.recipe.name in RELEASED and steps and steps < FEW_UPDATES:
+        yield few_updates(steps)
+    if job.data is None:
+        yield "no data given: the largest batch that the recipe allows; no minutes"
+    elif place.card is None:
+        yield f"no minutes: {place.name} is not listed; name a card: {', '.join(CARDS)}"
+    if not place.bf16 and job.recipe.packing:
+        yield "a card without bf16: float16, and padded batches in place of bins"
+    seconds = bus_seconds(job.model, job.recipe, place.device_type)
+    if seconds:
+        yield (
+            f"vision_offload: {seconds * BUS_RATE / 1e9:.1f} GB of the host's memory; they cross to the GPU for every "
+            f"batch, {seconds:.2f} s at {BUS_RATE / 1e9:.0f} GB/s (assumed), which minutes add to the rest though both "
+            "happen at once"
+        )
+    if place.device_type == "cpu":
+        yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
+    if job.recipe.processes > 1:
+        yield f"each of {job.recipe.processes} GPUs; never measured on several"
+
+
+def _case_cells(case):
+    batch = f"{case.tokens:,} tokens, {case.tiles} tiles"
+    return [str(case.max_tiles), batch, *(f"{value / GIB:.2f}" for value in case.parts.values())]
+
+
+def _sums(case, device_type):
+    minutes = "-" if case.minutes is None else f"{case.minutes:.1f}"
+    needed = needed_gib(case.parts, device_type)
+    steps = "-" if case.steps is None else f"{case.steps:,}"
+    return [f"{case.allocated_gib:.2f}", f"{needed:.2f}", steps, minutes]

@@ -1,0 +1,220 @@
+"""A recipe for so many rows on this card, with a line for each thing that was chosen and why.
+
+The card decides how the run computes, never what it sees: bins first, then recomputation, then the vision tower in 8
+bits or on the host, then NF4. The rows decide how long it trains.
+"""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from ...data.datasets.mixture import Data, open_data
+from ...data.files import write_whole
+from ...data.rows.media import image_size
+from ...data.tiling import choose_grid
+from ...errors import RecipeError
+from ...models.families import match_family
+from ...models.shapes import config_of
+from ..recipes import Recipe
+from ..recipes import recipe as named_recipe
+from ..runs import RUNS_FOLDER
+from .planner import find_place, needed_at
+
+BINS = (16384, 8192)  # tokens, beside the shortest that a row fits into
+BATCHES = (4, 2, 1)  # rows of a padded batch, on cards without a kernel for bins
+IN_HAND = 1.07  # of the predicted memory: plans were off by up to 7.1 % of what was measured
+PASSES = (3, 10)  # epochs at least and at most
+PUBLISHED = "published practice, not measured here"
+RATE_SOURCES = (
+    "Unsloth's guide 2e-4; LLaMA-Factory's users and ms-swift's InternVL2 example 1e-4 on 1,000 to 5,000 rows; "
+    "Thinking Machines, 'LoRA without regret': about ten times that of full fine-tuning"
+)
+FEWER_TILES = (6, 4, 2, 1)
+TOKENS_A_TILE, TEXT_TOKENS = 256, 512  # of the released models, and of a row beside its tiles
+_ON_THE_HOST = {"vision_offload": True}
+_IN_8_BITS = {"vision_int8": True}
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What small sets are trained with by LoRA."""
+
+    learning_rate: float
+    total_batch: int
+    updates: int  # at least, within `PASSES`
+    warmup_ratio: float
+    source: str
+
+
+PRACTICES = {
+    "2b": Practice(2e-4, 8, 150, 0.1, PUBLISHED),
+    "4b": Practice(2e-4, 8, 150, 0.1, PUBLISHED),
+    "26b": Practice(1e-4, 8, 150, 0.1, PUBLISHED),
+    "nano": Practice(3e-3, 16, 30, 0.03, "measured on handwriting, benchmarks/nano.py"),
+}
+
+
+def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
+    """A LoRA recipe for this model, these rows and this card; its `reasons` say what was chosen and why.
+
+    What was chosen is kept by model, data and card and found again, so that the same call gives the same recipe, and
+    its run is attached to, whatever is free on the card by then.
+
+    Args:
+        model: a key or a model's folder; only its sizes are looked at.
+        data: what `open_data` gives, or a path.
+        gpu_gib: memory to fit into; None: the named card's, else what is free here, own runs' memory counted as free.
+        card: one of `training.cards.CARDS`; None: this machine's.
+        folder: where the choice is kept; default `runs/suggested`.
+        fixed: fields of the recipe that are decided already: `suggest("2b", data, epochs=2)`.
+    Returns: a `Recipe`. Tiles, rank and data are never changed to save memory.
+    Raises: RecipeError where only fewer tiles would fit, with the line that asks for them, or where nothing would.
+    """
+    data = data if isinstance(data, Data) else open_data(data)
+    config, _ = config_of(model)
+    key = match_family(config).key
+    place = find_place(gpu_gib, card)
+    asked = [str(model), data.fingerprint, place.name, gpu_gib, sorted(fixed.items())]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    kept = Path(folder or RUNS_FOLDER / "suggested") / f"{key}-{digest}.yaml"
+    if kept.exists():
+        return _read(kept)
+    rows, why = _for_rows(key, len(data), fixed)
+    base = replace(named_recipe(f"{key}-lora"), **{"name": f"{key}-suggested", "model": str(model), **rows, **fixed})
+    recipe, why_card = _for_card(base, place, data, fixed)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(kept, yaml.safe_dump({"recipe": asdict(recipe), "reasons": [*why_card, *why]}, sort_keys=False))
+    return _read(kept)
+
+
+def _read(kept):
+    """The recipe of an earlier call, with its reasons."""
+    said = yaml.safe_load(kept.read_text(encoding="utf-8"))
+    recipe = Recipe.from_dict(said["recipe"])
+    object.__setattr__(recipe, "reasons", (*said["reasons"], f"kept in {kept}: remove it to choose anew"))
+    return recipe
+
+
+# the rows --------------------------------------------------------------------------------------------------------
+
+
+def _for_rows(key, rows, fixed):
+    """(fields, reasons): rate, batch, epochs and warm-up of so many rows."""
+    practice, released = PRACTICES[key], named_recipe(f"{key}-lora")
+    batch = fixed.get("total_batch", practice.total_batch)
+    epochs = fixed.get("epochs", min(max(-(-practice.updates * batch // rows), PASSES[0]), PASSES[1]))
+    updates = -(-round(rows * epochs) // batch)
+    fields = {
+        "learning_rate": practice.learning_rate,
+        "total_batch": batch,
+        "epochs": float(epochs),
+        "warmup_ratio": practice.warmup_ratio,
+        "zero_stage": 0,
+    }
+    sources = f": {RATE_SOURCES}; released {released.learning_rate:g}" if practice.source == PUBLISHED else ""
+    few = f"; under {practice.updates}, and more passes would only learn them by heart: label more rows"
+    reasons = [
+        f"learning_rate {practice.learning_rate:g} ({practice.source}{sources})",
+        f"total_batch {batch}, {epochs:g} epochs: {updates:,} updates; each of {rows:,} rows is seen {epochs:g} times "
+        f"({practice.source}: {practice.updates} updates or more, {PASSES[0]} to {PASSES[1]} passes)"
+        + (few if updates < practice.updates else ""),
+        f"warm-up over {practice.warmup_ratio:.0%} of them ({practice.source})",
+        f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: as {released.name}",
+    ]
+    return fields, reasons
+
+
+# the card ---------------------------------------------------------------------------------------------------------
+
+
+def _for_card(base, place, data, fixed):
+    """(the fastest way to compute the recipe that fits, reasons).
+
+    Raises: RecipeError if none does.
+    """
+    for choices in _ways(base, place):
+        if not _fits(base, choices[-1] | fixed, place):
+            continue
+        for changes in choices:
+            needed = _fits(base, changes | fixed, place)
+            if needed:
+                return replace(base, **changes | fixed), _why(changes | fixed, needed, place)
+    raise RecipeError(_too_small(base, place, data, fixed))
+
+
+def _ways(base, place):
+    """Lists of changes, the fastest way first, and in each what needs least at its end."""
+    if base.packing and place.bf16:
+        sizes = [{"bin_tokens": size} for size in BINS if size > base.max_seq_length]
+        sizes.append({"bin_tokens": base.max_seq_length})
+    else:
+        sizes = [{"per_device_batch": size} for size in (base.per_device_batch, *BATCHES)]
+        sizes = [size for size in sizes if base.total_batch % size["per_device_batch"] == 0]
+    for policy in ("none", "full"):
+        yield [{"gradient_checkpointing": policy} | size for size in sizes]
+    towers = [_IN_8_BITS, _ON_THE_HOST] if base.vision == "frozen" and place.device_type == "cuda" else []
+    small = {"gradient_checkpointing": "full"} | sizes[-1]
+    yield from ([small | tower] for tower in towers)
+    yield from ([small | {"language": "qlora"} | tower] for tower in ({}, *towers))
+
+
+def _fits(base, changes, place):
+    """GiB that the recipe needs with these changes, or None if they are not free."""
+    needed = needed_at(place, replace(base, **changes))
+    return needed if place.free_gib is None or needed * IN_HAND <= place.free_gib else None
+
+
+def _why(changes, needed, place):
+    yield f"{place.name}: {place.free_gib:.1f} GiB free, {needed:.1f} needed at most (predicted)"
+    if "bin_tokens" in changes:
+        yield f"bins of {changes['bin_tokens']:,} tokens, the largest that fit: larger ones compute faster"
+    else:
+        yield f"padded batches of {changes['per_device_batch']} rows, the most that fit"
+    if changes["gradient_checkpointing"] == "none":
+        yield "nothing computed again: what backward needs fits"
+    else:
+        yield "activations computed again in backward: a quarter slower, a fraction of the memory"
+    if changes.get("vision_int8"):
+        yield f"vision tower in 8 bits: frozen, it only looks{_missing_bitsandbytes()}"
+    if changes.get("vision_offload"):
+        yield "vision tower in the host's memory: its layers visit the card one at a time"
+    if changes.get("language") == "qlora":
+        yield f"language model in NF4, its adapters in full precision: nothing else fits{_missing_bitsandbytes()}"
+
+
+def _missing_bitsandbytes():
+    return "" if importlib.util.find_spec("bitsandbytes") else "; first: pip install 'ivlkit[quant]'"
+
+
+def _too_small(base, place, data, fixed):
+    """What to say where nothing fits: with how many tiles it would, one row at that budget, the line to write."""
+    *_, (smallest,) = _ways(base, place)
+    found = f"{base.model} on {place.name}, {place.free_gib:.1f} GiB free: nothing fits"
+    for tiles in FEWER_TILES:
+        length = TOKENS_A_TILE * (tiles + (tiles > 1)) + TEXT_TOKENS
+        small = {"max_tiles": tiles, "max_seq_length": length}
+        if "max_tiles" in fixed or base.max_seq_length <= length:
+            continue
+        needed = _fits(base, smallest | fixed | small | {"bin_tokens": length}, place)
+        if needed:
+            said = ", ".join(f"{name}={value!r}" for name, value in (small | fixed).items())
+            return (
+                f"{found} with the model's own tiles; {tiles} a picture would, {needed:.1f} GiB (predicted)"
+                f"{_a_row_of(data, tiles)}; if you can still read it there, write "
+                f"ivlkit.suggest({base.model!r}, data, {said})"
+            )
+    return f"{found}; expected more memory; take a smaller model or a larger card"
+
+
+def _a_row_of(data, tiles):
+    """How the first picture of the data would be cut: "; train.jsonl:1, 1,920 × 1,080 px, becomes 3 × 2 tiles"."""
+    for number in range(min(len(data), 100)):
+        for picture in data[number].images[:1]:
+            width_px, height_px = image_size(picture)
+            columns, rows = choose_grid(width_px, height_px, max_tiles=tiles)
+            return f"; {data[number].where}, {width_px:,} × {height_px:,} px, becomes {columns} × {rows} tiles"
+    return ""

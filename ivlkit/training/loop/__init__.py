@@ -1,0 +1,1 @@
+"""Rows → steps → a checkpoint."""

@@ -1,0 +1,411 @@
+"""The plan of a whole run: which rows in which micro-batch, on which rank. Fixed by the seed before it starts.
+
+Every row is seen exactly `epochs` times, an optimiser step is exactly `total_batch` rows (the last may be smaller), and
+all ranks get the same number of micro-batches. No sampler draws or repeats anything later.
+
+Three plans: `plan_packed` (bins of whole rows, nothing padded), `plan_grouped` (padded batches of rows of like length)
+and `plan_run` (padded batches of rows whose lengths are not known).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...data.checking.doctor import examine_all
+from ...data.checking.examine import BAD, Task, light_processor
+from ...data.checking.findings import ERROR, KINDS, make_problem
+from ...data.collate import collate
+from ...data.encode import encode
+from ...data.packing import Budgets, group_step, pack_step, rope_groups
+from ...errors import DataError
+from .loss import sample_weights
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that one rank computes at once; a masked one only keeps ranks in step and weighs nothing.
+
+    One without rows is computed by no rank: it fills up a step of fewer micro-batches than the others.
+    """
+
+    rows: tuple[tuple[int, int], ...]  # (epoch, row)
+    masked: bool = False
+
+
+SKIPPED = MicroBatch((), masked=True)
+
+
+def plan_run(num_rows, recipe, *, rank=0):
+    """The micro-batches of one rank in order, and the number of optimiser steps.
+
+    Returns: (`Plan`, steps); 100 rows, total_batch 16, 1 epoch, batches of 4 → 25 micro-batches, 7 steps.
+    """
+    plan = Plan(
+        num_rows=num_rows,
+        total_rows=_total_rows(num_rows, recipe),
+        total_batch=recipe.total_batch,
+        accumulation=recipe.accumulation,
+        micro_rows=recipe.processes * recipe.per_device_batch,
+        gpus=recipe.processes,
+        rank=rank,
+        seed=recipe.seed,
+    )
+    return plan, plan.steps
+
+
+def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0.0):
+    """Bins within the recipe's two budgets, the same number on every rank: a `BinPlan`.
+
+    Args:
+        tokens, tiles: of every row, int64 [rows], or [epochs, rows] where they differ (`doctor.epoch_lengths`).
+        rope: `attention.rope_limits` of the model: which rows may not share a bin.
+        tile_cost: tokens that cost as much as a tile in the vision tower (`tile_cost`), to balance ranks.
+    """
+    budgets = Budgets(*recipe.budgets)
+    cut = partial(pack_step, budgets=budgets, ranks=recipe.processes, tile_cost=tile_cost)
+    return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=budgets.tokens)
+
+
+def plan_grouped(tokens, tiles, recipe, *, rank=0, rope=(None, True)):
+    """Padded batches of at most `per_device_batch` rows of like length, for cards without a kernel for bins."""
+    cut = partial(group_step, size=recipe.per_device_batch, ranks=recipe.processes)
+    return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=None)
+
+
+def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
+    tokens, tiles = np.atleast_2d(tokens), np.atleast_2d(tiles)
+    return BinPlan(
+        tokens=tokens,
+        tiles=tiles,
+        rope=rope,
+        total_rows=_total_rows(tokens.shape[1], recipe),
+        total_batch=recipe.total_batch,
+        cut=cut,
+        bin_tokens=bin_tokens,
+        gpus=recipe.processes,
+        rank=rank,
+        seed=recipe.seed,
+    )
+
+
+def _total_rows(num_rows, recipe):
+    total_rows = round(num_rows * recipe.epochs)
+    if not total_rows:
+        raise DataError(f"epochs {recipe.epochs} of {num_rows} rows are none; expected one row at least; raise epochs")
+    return total_rows
+
+
+def tile_cost(config, recipe):
+    """Tokens of the language model that cost as much arithmetic as one tile of the vision tower: 68 for 2b-lora.
+
+    By the matrices' sizes: forward is 2 operations a weight and token, backward through frozen weights 2 more, through
+    trained ones 4, and recomputed activations 2. Embeddings, attention scores and the head are left out.
+    """
+    tile, token = operations(config, recipe)
+    return tile / token
+
+
+def operations(config, recipe):
+    """Arithmetic operations of a training step: (a tile in the vision tower, a token in the decoder).
+
+    Of a tower that is frozen but for its last layers, backward ends at the first of these.
+    """
+    tile, token = forward_operations(config)
+    layers = config.vision_config.num_hidden_layers
+    trained = recipe.trained_vision_layers(layers)
+    backward = trained * _backward("full" if recipe.unfreeze_vit_layers else recipe.vision, recipe)
+    return tile // (2 * layers) * (2 * layers + backward), token // 2 * (2 + _backward(recipe.language, recipe))
+
+
+def forward_operations(config):
+    """Arithmetic operations of a forward, 2 a weight: (a tile in the vision tower, a token in the decoder)."""
+    vision, text = config.vision_config, config.text_config
+    side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
+    patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
+    layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    language = (
+        text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
+    )
+    return 2 * layer * vision.num_hidden_layers * ((side // patch) ** 2 + 1), 2 * language
+
+
+def _backward(tuning, recipe):
+    """Operations a weight and token, activations that are computed again among them."""
+    return (4 if tuning == "full" else 2) + (2 if recipe.gradient_checkpointing == "full" else 0)
+
+
+class _Parts(Sequence):
+    """Micro-batches by number, found by their optimiser step and their part of it (`_part`)."""
+
+    def __getitem__(self, number):
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"micro-batch {number} of {len(self)}")
+        return self._part(*divmod(number % len(self), self.accumulation))
+
+
+@dataclass(eq=False)
+class BinPlan(_Parts):
+    """The micro-batches of one rank where rows have known lengths. Each step is cut into bins when it is asked for.
+
+    Every step has `accumulation` micro-batches, as many as the fullest one needs; one that needs fewer begins with
+    micro-batches that no rank computes (`SKIPPED`). Cutting all steps once, to count them, takes about a millisecond
+    a step.
+    """
+
+    tokens: np.ndarray  # [epochs, rows], or [1, rows] where they are the same in all
+    tiles: np.ndarray
+    rope: tuple  # `attention.rope_limits`: rows of different groups never share a bin
+    total_rows: int  # of the run
+    total_batch: int  # rows of an optimiser step
+    cut: partial  # (tokens, tiles, groups) of a step's rows → micro-batches of a bin a rank
+    bin_tokens: int | None  # None: padded batches
+    gpus: int
+    rank: int
+    seed: int
+    _kept: tuple = field(default=(None, None), init=False, repr=False)  # (step, its micro-batches)
+
+    @property
+    def steps(self):
+        """Optimiser steps of the run."""
+        return -(-self.total_rows // self.total_batch)
+
+    @cached_property
+    def accumulation(self):
+        """Micro-batches of every step."""
+        return int(self._counts[0].max())
+
+    @property
+    def digest(self):
+        """The same for the same micro-batches on all ranks: it knows every row's size, and how each step was cut."""
+        said = (self.rope, self.total_rows, self.total_batch, self.bin_tokens, self.gpus, self.seed, self._rows(0))
+        digest = hashlib.sha256(repr(said).encode())
+        for numbers in (self.tokens, self.tiles, self._counts):
+            digest.update(np.ascontiguousarray(numbers, np.int64).data)
+        return digest.hexdigest()
+
+    @property
+    def fill(self):
+        """Share of the computed places that hold a row's token: of the bins' budget, or of the padded batches."""
+        return float(self._counts[1].sum() / self._counts[2].sum())
+
+    def worst(self):
+        """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide first."""
+        found = max((self._sizes(step), -step) for step in range(self.steps))
+        (tokens, tiles, part), step = found[0], -found[1]
+        return step * self.accumulation + self.accumulation - part, tokens, tiles
+
+    def _sizes(self, step):
+        """Of a step's largest micro-batch of this rank: (tokens with padding, tiles, its place from the end)."""
+        tokens, micro_batches = self._cut(step)
+        epochs, rows = self._rows(step)
+        seen = self.tiles[np.array(epochs) % len(self.tiles), rows].tolist()
+        own = [bins[self.rank] or [tokens.index(min(tokens))] for bins in micro_batches]  # as in `_micro_batches`
+        shape = (lambda one: sum(one)) if self.bin_tokens else (lambda one: len(one) * max(one))
+        return max(
+            (shape([tokens[row] for row in one]), sum(seen[row] for row in one), len(own) - place)
+            for place, one in enumerate(own)
+        )
+
+    @cached_property
+    def _counts(self):
+        """(micro-batches, tokens, places for tokens) of every step, int64 [3, steps]."""
+        return np.array([self._count(step) for step in range(self.steps)], np.int64).T
+
+    def _count(self, step):
+        tokens, micro_batches = self._cut(step)
+        bins = ([tokens[row] for row in one] for together in micro_batches for one in together if one)
+        padded = sum(len(one) * max(one) for one in bins)
+        places = padded if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
+        return len(micro_batches), sum(tokens), places
+
+    def _cut(self, step):
+        epochs, rows = self._rows(step)
+        epochs = np.array(epochs) % len(self.tokens)
+        tokens, tiles = self.tokens[epochs, rows].tolist(), self.tiles[epochs, rows].tolist()
+        return tokens, self.cut(tokens, tiles, groups=_rope_groups(tokens, self.rope).tolist())
+
+    def _rows(self, step):
+        """(epoch of each, row of each) of a step, which may lie across the end of an epoch."""
+        first, num_rows = step * self.total_batch, self.tokens.shape[1]
+        last = min(first + self.total_batch, self.total_rows)
+        places = [divmod(place, num_rows) for place in range(first, last)]
+        orders = {epoch: _epoch_order(num_rows, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
+        return [epoch for epoch, _ in places], np.array([orders[epoch][position] for epoch, position in places])
+
+    def __len__(self):
+        return self.steps * self.accumulation
+
+    def _part(self, step, part):
+        return self._step(step)[part]
+
+    def _step(self, step):
+        """This rank's micro-batches of a step; the last step asked for is kept."""
+        if self._kept[0] != step:
+            self._kept = step, self._micro_batches(step)
+        return self._kept[1]
+
+    def _micro_batches(self, step):
+        epochs, rows = self._rows(step)
+        tokens, micro_batches = self._cut(step)
+        shortest = tokens.index(min(tokens))
+        own = [bins[self.rank] for bins in micro_batches]
+        found = [MicroBatch(tuple((epochs[n], int(rows[n])) for n in one or [shortest]), masked=not one) for one in own]
+        return [SKIPPED] * (self.accumulation - len(found)) + found
+
+    def __str__(self):
+        counts = self._counts[0]
+        per_step = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+        ranks = f"on {self.gpus} rank{'s' if self.gpus > 1 else ''}"
+        each = f"{self.total_rows:,} rows in {self.steps:,} steps, each of {per_step}"
+        if self.bin_tokens:
+            return f"{each} bins of at most {self.bin_tokens:,} tokens {ranks}; on average {self.fill:.1%} full"
+        return f"{each} padded batches of like length {ranks}; {self.fill:.1%} of their places filled"
+
+
+@dataclass(frozen=True)
+class Plan(_Parts):
+    """The micro-batches of one rank. Each is worked out when asked for: a plan holds one epoch's order, 4 bytes a row.
+
+    It compares with lists of `MicroBatch`.
+    """
+
+    num_rows: int  # of an epoch
+    total_rows: int  # of the run
+    total_batch: int  # rows of an optimiser step
+    accumulation: int  # micro-batches of a full step
+    micro_rows: int  # rows of a micro-batch over all ranks
+    gpus: int
+    rank: int
+    seed: int
+
+    @property
+    def steps(self):
+        """Optimiser steps of the run."""
+        return -(-self.total_rows // self.total_batch)
+
+    def __len__(self):
+        return (self.steps - 1) * self.accumulation + self._micro_batches(self.steps - 1)
+
+    def _micro_batches(self, step):
+        """How many a rank computes in this step; all ranks the same, fewer in a last, smaller step."""
+        rows = min(self.total_batch, self.total_rows - step * self.total_batch)
+        return min(self.accumulation, -(-rows // self.micro_rows))
+
+    def _part(self, step, part):
+        first = step * self.total_batch
+        last = min(first + self.total_batch, self.total_rows)
+        parts = self._micro_batches(step) * self.gpus
+        places = range(first + part * self.gpus + self.rank, last, parts)
+        if not places:  # an empty part borrows a row and masks it
+            return MicroBatch((self._row(first),), masked=True)
+        return MicroBatch(tuple(self._row(place) for place in places))
+
+    def _row(self, place):
+        epoch, position = divmod(place, self.num_rows)
+        return epoch, int(_epoch_order(self.num_rows, self.seed, epoch)[position])
+
+    def __eq__(self, other):
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+
+@lru_cache(maxsize=2)  # a step may lie across the end of an epoch
+def _epoch_order(num_rows, seed, epoch):
+    """Each epoch is its own permutation of the rows."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    return order.astype(np.int32 if num_rows < 2**31 else np.int64)
+
+
+class MicroBatches(Dataset):
+    """The plan's micro-batches as tensors; item i depends on nothing but the plan and the data.
+
+    `collate` makes a batch of examples: `collate` pads (the default), `collate_packed` makes a bin.
+    """
+
+    def __init__(self, data, processor, recipe, batches, *, collate=collate, rope=(None, True)):
+        self.data, self.processor, self.recipe, self.batches = data, processor, recipe, batches
+        self.collate, self.rope = collate, rope
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        batch = self.batches[number]
+        if not batch.rows:
+            return _nothing()
+        examples = [self._encode(epoch, row) for epoch, row in batch.rows]
+        _check_rope(examples, self.rope)
+        tensors = self.collate(examples, pad_token_id=self.processor.tokenizer.pad_token_id)
+        weights = sample_weights(tensors["labels"], self.recipe.weighting, sample_ids=tensors.get("sample_ids"))
+        tensors["weights"] = weights * 0 if batch.masked else weights
+        tensors["where"] = [example.where for example in examples]
+        return tensors
+
+    def _encode(self, epoch, row):
+        return encode(
+            self.data[row], self.processor, max_length=self.recipe.max_seq_length, draw=(self.recipe.seed, epoch)
+        )
+
+
+def _nothing():
+    """A micro-batch without rows: the trainer computes none of it."""
+    none = torch.zeros(1, 0, dtype=torch.int64)
+    return {"input_ids": none, "labels": none, "weights": torch.zeros(1), "where": []}
+
+
+def _check_rope(examples, rope):
+    """Lengths are planned from headers that were read once: a picture may have been replaced by a larger one."""
+    groups = _rope_groups([len(example) for example in examples], rope)
+    if len(examples) > 1 and (len(set(groups.tolist())) > 1 or groups[0] < 0):
+        raise DataError(
+            f"{examples[0].where}: in a batch with {examples[-1].where}, more than {rope[0]} tokens beside less; "
+            "expected them apart, since their rope differs; a picture of theirs is not the one that was measured: "
+            "remove the stored lengths (.ivlkit beside the file) and train again"
+        )
+
+
+def _rope_groups(tokens, rope):
+    return rope_groups(tokens, short_context=rope[0], long_rows_mix=rope[1])
+
+
+def check_rows(data, processor, recipe, *, progress=False):
+    """Read every row and its pictures' headers once before training, so that a broken row costs no GPU time.
+
+    This is the doctor's examination of single rows; rows that are drawn several times are looked at once.
+
+    Returns: notes of rows that get fewer tiles, `[(where, note), …]`.
+    Raises: DataError naming the first broken rows and their number; nothing is dropped.
+    """
+    errors, notes, rows = [], [], data.rows_in_use()
+    wanted = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR) | {"fewer_tiles"}
+    task = Task(
+        data.sources,
+        light_processor(processor),
+        recipe.max_seq_length,
+        draw=(recipe.seed, 0),
+        limit=None,
+        wanted=wanted,
+    )
+    examined = broken = 0
+    for block in examine_all(task, rows, progress=progress):
+        examined, broken = examined + len(block.rows), broken + int((block.state == BAD).sum())
+        for row, code, found, expected, todo in block.problems:
+            where = data.indexes[block.source].where(row)
+            if code == "fewer_tiles":
+                notes.append((where, found))
+            else:
+                errors.append(make_problem(code, where, found, expected=expected, todo=todo).message)
+    if errors:
+        shown = "\n  ".join(errors[:10])
+        more = f"\n  … and {len(errors) - 10} more" if len(errors) > 10 else ""
+        raise DataError(
+            f"{data.path}: {broken} of {examined} rows can't be used; mend or remove them:\n  {shown}{more}"
+        )
+    return notes

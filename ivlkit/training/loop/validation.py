@@ -1,0 +1,203 @@
+"""Validation while a run trains: the loss on rows apart, and answers to the same few of them each time.
+
+The best weights so far are kept in `best-N/`, apart from checkpoints, and become the run's final ones. All that decides
+is in the run's folder, so that a run that was killed goes on as if it had not been.
+"""
+
+import importlib
+import json
+import time
+from contextlib import nullcontext, suppress
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+
+from ...data.files import appearing, vanish
+from ...data.rows.records import accepted_truth
+from ...errors import RecipeError
+from ...models.chat import reply_batch
+from ...models.modeling.attention import use_attention
+from ..checkpoints import step_of, write_contents
+from ..log import append_step, read_steps
+
+VALIDATION_FILE = "validation.jsonl"
+BEST_FILE = "best.json"
+BEST_KEYS = ("step", "loss", "score", "chosen_by")
+ANSWER_TOKENS = 64  # of a reply at most, or a few more than the longest truth has
+CHOOSING_ROWS = 64  # answered, from which a metric chooses the best weights; of fewer its score is mostly chance
+
+
+class Validate(TrainerCallback):
+    """Appends {"step", "loss", "score", "seconds", "answers": [{"row", "where", "question", "truth", "reply", "score",
+    "right"}, …]} to the run's validation, before the first step, every `eval_steps`, and after the last.
+
+    Better is a higher score where there is a metric and `CHOOSING_ROWS` rows are answered, else a lower loss over all
+    validation rows; "chosen_by" of a line says which. After `patience` validations in a row that were
+    not better than the best, `gave_up` is true and the run ends.
+
+    Args:
+        vlm: a `VLM` around the model that trains, with the run's processor.
+        dataset: `MicroBatches` of one pass over the validation rows.
+        metric: a function of (reply, truth) that gives a number, higher for better; the truth is a text, for rows with
+            `answers` a tuple of texts.
+    """
+
+    gave_up = False
+
+    def __init__(self, trainer, vlm, dataset, recipe, folder, *, metric=None):
+        self.trainer, self.vlm, self.dataset, self.recipe = trainer, vlm, dataset, recipe
+        self.folder, self.metric = folder, metric
+        places = np.linspace(0, len(dataset.data) - 1, recipe.eval_samples)
+        self.rows = sorted({round(place) for place in places})
+        self.records = [dataset.data[row] for row in self.rows]
+        self.chosen_by = "score" if metric and len(self.rows) >= CHOOSING_ROWS else "loss"
+        truths = vlm.tokenizer([record.answer for record in self.records])["input_ids"]
+        self.max_new_tokens = max(ANSWER_TOKENS, 8 + max(map(len, truths)))
+        epoch_steps = -(-len(trainer.train_dataset.data) // recipe.total_batch)
+        self.every = recipe.eval_steps or min(recipe.save_steps, epoch_steps)
+
+    def on_train_begin(self, args, state, control, **_):
+        """As the model is before the first step."""
+        if state.global_step == 0:
+            self._validate(0)
+        else:
+            (self.gave_up,) = broadcast_object_list([self._is_patience_over(state.global_step)])
+
+    def on_step_end(self, args, state, control, **_):
+        """Validate when it is time; a better model is kept before a checkpoint can say that this step is done."""
+        step = state.global_step
+        if step % self.every == 0 or step == state.max_steps:
+            is_best, self.gave_up = self._validate(step)
+            if is_best:
+                self._keep(step)
+        if self.gave_up:
+            control.should_training_stop = True
+
+    def _validate(self, step):
+        """(whether it is the best so far, whether patience is over), the same on all ranks."""
+        began, trainer = time.monotonic(), self.trainer
+        was_training = trainer.model.training
+        devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+        stance = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
+        trainer.model.eval()
+        with torch.random.fork_rng(devices), torch.no_grad(), trainer.accelerator.autocast(), stance:
+            line = {"step": step, "loss": self._loss(), **self._answers(), "chosen_by": self.chosen_by}
+        trainer.model.train(was_training)
+        said = [False, False]
+        if trainer.is_world_process_zero():
+            is_best = bool(step) and _is_better(line, find_best(self.folder))
+            append_step(self.folder / VALIDATION_FILE, line | {"seconds": round(time.monotonic() - began, 3)})
+            said = [is_best, not is_best and self._is_patience_over(step)]
+        return broadcast_object_list(said)
+
+    def _loss(self):
+        """Σ w·CE / W over all validation rows, as a training step weighs its own."""
+        total = weight = 0.0
+        for batch in self.trainer.loader(self.dataset):
+            if batch["where"]:
+                items = self.trainer.weigh([batch], self.trainer.args.device)
+                inputs = self.trainer._prepare_inputs(batch)
+                mean = self.trainer.compute_loss(self.trainer.model, inputs, num_items_in_batch=items)
+                total, weight = total + mean * items / self.trainer.args.world_size, weight + items
+        return float(self.trainer.accelerator.reduce(total, "sum") / weight)
+
+    def _answers(self):
+        """Greedy replies; every rank makes the same ones, since a model may be spread over all of them."""
+        conversations = [(record.turns[:-1], record.video or record.images) for record in self.records]
+        budgets = [record.max_tiles for record in self.records]
+        with use_attention(self.trainer.model, "sdpa"):  # a kernel for bins is wrong on padded rows
+            replies = reply_batch(self.vlm, conversations, max_tiles=budgets, max_new_tokens=self.max_new_tokens)
+        triples = zip(self.rows, self.records, (reply.text for reply in replies), strict=True)
+        answers = [_answer(row, record, reply, self.metric) for row, record, reply in triples]
+        score = sum(each["score"] for each in answers) / len(answers) if self.metric else None
+        return {"score": score, "answers": answers}
+
+    def _is_patience_over(self, step):
+        best = find_best(self.folder)
+        since = [line for line in read_steps(self.folder / VALIDATION_FILE) if _step(best) < line["step"] <= step]
+        return self.recipe.patience is not None and bool(best) and len(since) >= self.recipe.patience
+
+    def _keep(self, step):
+        """Write `best-N` on rank 0, with the others' help; the best before goes afterwards."""
+        to, writes = self.folder / f"best-{step}", self.trainer.is_world_process_zero()
+        with appearing(to) if writes else nullcontext(to) as aside:
+            self.trainer.save_model(str(aside), _internal_call=True)
+            if writes:
+                (line,) = (line for line in read_steps(self.folder / VALIDATION_FILE) if line["step"] == step)
+                (aside / BEST_FILE).write_text(json.dumps({key: line[key] for key in BEST_KEYS}))
+                write_contents(aside)
+        for path in _kept(self.folder) if writes else ():
+            if path != to:
+                vanish(path)
+
+
+def _answer(row, record, reply, metric):
+    truth = accepted_truth(record)
+    return {
+        "row": row,
+        "where": record.where,
+        "question": record.question,
+        "truth": record.answer,
+        "reply": reply,
+        "score": float(metric(reply, truth)) if metric else None,
+        "right": reply in (truth if isinstance(truth, tuple) else (truth,)),
+    }
+
+
+def _is_better(line, best):
+    """A loss or a score that is not a number is never better: nothing would ever be better than it."""
+    if line["loss"] != line["loss"] or line["score"] != line["score"]:
+        return False
+    if best is None:
+        return True
+    by_score = line["score"] is not None and line.get("chosen_by") != "loss"  # earlier versions did not say
+    return line["score"] > best["score"] if by_score else line["loss"] < best["loss"]
+
+
+def _step(best):
+    return best["step"] if best else 0
+
+
+def _kept(folder):
+    return sorted((path for path in folder.glob("best-*") if path.name[5:].isdigit()), key=step_of)
+
+
+def find_best(folder):
+    """The best validation so far, as {"step", "loss", "score", "path"}, or None."""
+    best = None
+    for path in _kept(folder):  # two, if it was killed before the older one went
+        with suppress(OSError, ValueError):  # damaged, or gone while another rank looks
+            found = json.loads((path / BEST_FILE).read_text()) | {"path": path}
+            best = found if best is None or _is_better(found, best) else best
+    return best
+
+
+# a metric by its name ------------------------------------------------------------------------------------------------
+
+
+def metric_name(metric):
+    """How another process finds a function: "ivlkit.evaluation.metrics:exact_match".
+
+    Raises: RecipeError for one that no other process can import.
+    """
+    name = f"{getattr(metric, '__module__', None)}:{getattr(metric, '__qualname__', None)}"
+    if name.startswith("__main__:") or "<" in name or not callable(metric) or find_metric(name) is not metric:
+        raise RecipeError(
+            f"metric {metric!r}: is not found as {name} by the process that trains; expected a function of a module; "
+            "write it into a file, such as metrics_of_mine.py beside the notebook, and import it from there"
+        )
+    return name
+
+
+def find_metric(name):
+    """The function of a name that `metric_name` gave. Raises: RecipeError."""
+    module, _, path = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"metric {name}: can't be imported ({error}); expected module:function") from error
+    return found
