@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from ivlkit.hardware import GIB
 from ivlkit.models.shapes import config_of
 from ivlkit.training.engine.distributed import is_sharded
-from ivlkit.training.estimate.planner import CARDS, MEASURED, batch_parts, needed_gib, predict_seconds, prepared_shape
+from ivlkit.training.estimate.cards import CARDS, MEASURED
+from ivlkit.training.estimate.planner import prepared_shape
+from ivlkit.training.estimate.prediction import batch_parts, needed_gib, predict_seconds
 from ivlkit.training.recipes import recipe
 
 PLACE = SimpleNamespace(card=CARDS["H100"], device_type="cuda")

@@ -16,6 +16,7 @@ import numpy as np
 from ..data.files import write_whole
 from ..data.rows.records import IMAGE_PLACEHOLDER, Record, Turn
 from ..errors import DataError
+from ..views import shown
 from .benchmark_files import (
     find_file,
     find_pictures,
@@ -131,10 +132,7 @@ class Task:
         rows = f"{len(self):,}" if len(self) == self.total else f"{len(self):,} of {self.total:,}"
         return f"Task({self.name}: {rows} rows, {self.benchmark.metric}, at most {self.benchmark.max_tiles} tiles)"
 
-    def _repr_html_(self):
-        from ..show.dataset import gallery_html
-
-        return gallery_html(self)
+    _repr_html_ = shown("dataset:gallery_html")
 
 
 @dataclass(frozen=True)
@@ -182,18 +180,15 @@ class Scores:
         return dict.fromkeys(record.extra["set"] for record in self.task.records)
 
     def __repr__(self):
-        table = [_HEADER, *self.lines()]
+        table = [HEADER, *self.lines()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table)
         return "\n".join([repr(self.task), *("  ".join(line).rstrip() for line in cells)])
 
-    def _repr_html_(self):
-        from ..show.html import table_html
-
-        return table_html(self.lines(), header=_HEADER, title=repr(self.task))
+    _repr_html_ = shown("answers:scores_html")
 
 
-_HEADER = ("set", "measured", "95 %", *(f"{model} published" for model in MODELS))
+HEADER = ("set", "measured", "95 %", *(f"{model} published" for model in MODELS))
 
 
 def _number(score):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.files import write_whole
+from ..views import shown
 from .intervals import bootstrap_interval
 from .report import Gallery, Report, Row, beside, writable
 
@@ -111,9 +112,7 @@ class Comparison:
 
     def save_html(self, path, *, title="Before and after"):
         """Write one self-contained page of at most 10 MB: numbers, slices, rows of each group with pictures."""
-        from ..show.answers import comparison_page
-
-        return write_whole(path, comparison_page(self, title=title))
+        return write_whole(path, self._page(title=title))
 
     def save_csv(self, path):
         """Write all rows as CSV: where, group, question, truth, both replies and scores, and the rows' own fields;
@@ -158,10 +157,8 @@ class Comparison:
             f"{100 * self.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); {counts})"
         )
 
-    def _repr_html_(self):
-        from ..show.answers import comparison_html
-
-        return comparison_html(self, examples=8)
+    _repr_html_ = shown("answers:comparison_html")
+    _page = shown("answers:comparison_page")
 
 
 def compare(before, after):

@@ -13,6 +13,7 @@ from ..models.load import load
 from ..training.recipes import Recipe
 from ..training.recipes import recipe as named_recipe
 from ..training.runs import RUNS_FOLDER, Run, train
+from ..views import shown
 from .evaluate import evaluate
 from .report import Report
 
@@ -39,11 +40,9 @@ class LearningCurve:
 
     points: tuple[CurvePoint, ...]
 
+    @shown("curve:learning_curve_figure")
     def figure(self):
         """Score and 95 % interval over rows: matplotlib figure."""
-        from ..show.curve import learning_curve_figure
-
-        return learning_curve_figure(self)
 
     def to_dict(self):
         """Rows, steps, score and interval of each point, for JSON."""
@@ -59,10 +58,7 @@ class LearningCurve:
         scores = ", ".join(f"{each.rows} rows {each.report.score:.1%}" for each in self.points)
         return f"LearningCurve({self.points[0].report.metric}: {scores})"
 
-    def _repr_html_(self):
-        from ..show.curve import learning_curve_html
-
-        return learning_curve_html(self)
+    _repr_html_ = shown("curve:learning_curve_html")
 
 
 def learning_curve(recipe, data, test, *, rows=ROWS, metric="exact_match", folder=None, seed=0, **options):

@@ -10,6 +10,7 @@ import numpy as np
 from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
+from ..views import shown
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS
 from .pictures import media_key
@@ -43,10 +44,7 @@ class Row:
 class Gallery(tuple):
     """Rows, or pairs of rows, that a notebook shows as cards with their pictures."""
 
-    def _repr_html_(self):
-        from ..show.answers import rows_html
-
-        return rows_html(self)
+    _repr_html_ = shown("answers:rows_html")
 
 
 @dataclass(frozen=True)
@@ -154,15 +152,11 @@ class Report:
 
         Args: before: a report of the same rows; both replies then stand beside the truth.
         """
-        from ..show.answers import answers_live
-
-        return answers_live(self, before=before and beside(before, self), rows=rows)
+        return self._live(before=before and beside(before, self), rows=rows)
 
     def save_html(self, path, *, before=None, title="Evaluation"):
         """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
-        from ..show.answers import report_page
-
-        return write_whole(path, report_page(self, before=before and beside(before, self), title=title))
+        return write_whole(path, self._page(before=before and beside(before, self), title=title))
 
     def save_json(self, path):
         """Write everything but pixels, for `Report.load`. Of pictures only paths are kept, none of those in memory."""
@@ -205,10 +199,9 @@ class Report:
             f"Report({self.metric} {self.score:.1%} ({low:.1%} – {high:.1%}) on {len(self.rows)} rows{numbers}){warned}"
         )
 
-    def _repr_html_(self):
-        from ..show.answers import report_html
-
-        return report_html(self, examples=12)
+    _repr_html_ = shown("answers:report_html")
+    _live = shown("answers:answers_live")
+    _page = shown("answers:report_page")
 
 
 def writable(text):

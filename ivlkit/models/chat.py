@@ -26,6 +26,7 @@ from ..data.rows.media import open_image
 from ..data.rows.records import Turn, Video
 from ..data.rows.video import sample_frames
 from ..errors import DataError
+from ..views import shown
 
 MAX_NEW_TOKENS = 1024
 WINDOW_BATCHES = 4  # batches that are formed together, by length; they are prepared while the last window is answered
@@ -47,10 +48,7 @@ class Reply:
     def __str__(self):
         return self.text
 
-    def _repr_html_(self):
-        from ..show.answers import reply_html
-
-        return reply_html(self)
+    _repr_html_ = shown("answers:reply_html")
 
 
 def chat(

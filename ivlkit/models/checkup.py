@@ -13,7 +13,7 @@ def check(data, model=None, **options):
     Args:
         data: a meta JSON, a JSONL, or what `open_data` gives.
         model: a key, a folder in the released layout, or a processor.
-        options: as `ivlkit.data.checking.doctor.diagnose` has them: max_length=4096, pictures="header", workers, limit, …
+        options: as `ivlkit.data.checking.doctor.diagnose` has them: max_length=4096, pictures="header", workers, …
     Returns: `DataReport` with `.ok`, `.problems` (file:line, what, what to do), `.stats`, `.save_html(path)`.
     Raises: DataError if there is nothing to check, CheckpointError if the model's files are not there.
     """

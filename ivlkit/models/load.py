@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ..errors import CheckpointError
+from ..views import shown
 from . import chat
 from .families import NANO_FOLDER, Family, find_model
 from .layouts.configuration import native_config, read_released_config
@@ -76,20 +77,16 @@ class VLM:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @shown("inside:parts_figure")
     def show(self, recipe):
         """The parts to scale and what a recipe would train of each, by its name or a `Recipe`; changes nothing."""
-        from ..show.inside import parts_figure
 
-        return parts_figure(self, recipe)
-
+    @shown("ask:ask_live")
     def ask(self, question=None, image=None):
         """A cell to ask in: upload a picture, type a question, see the answer as it is written.
 
         Args: question, image: asked at once, so that the cell shows an answer without a click.
         """
-        from ..show.ask import ask_live
-
-        return ask_live(self, question, image)
 
     def __repr__(self):
         if self.model is None:
@@ -98,10 +95,7 @@ class VLM:
         where = f"{self.model.dtype} on {self.model.device}".replace("torch.", "")
         return f"VLM({self.family.key} from {self.origin}: {parameters / 1e6:,.1f} M parameters, {where})"
 
-    def _repr_html_(self):
-        from ..show.model import vlm_html
-
-        return vlm_html(self)
+    _repr_html_ = shown("model:vlm_html")
 
 
 def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):

@@ -12,6 +12,7 @@ from ..data.rows.conversation import TEMPLATES, ConversationTemplate
 from ..data.rows.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
 from ..data.tiling import MAX_TILES, MOST_TILES, choose_grid, count_tiles, cut_tiles
 from ..errors import CheckpointError
+from ..views import shown
 from .families import Family, find_model, match_family
 from .layouts.configuration import num_image_token, read_released_config, tile_px
 from .tokenizer import load_tokenizer
@@ -84,9 +85,7 @@ class Processor:
 
         Args: image: path, PIL image or uint8 array [H, W, 3].
         """
-        from ..show.tiles import tiles_live
-
-        return tiles_live(image, self)
+        return shown("tiles:tiles_live").function(image, self)
 
 
 def load_processor(name):

@@ -1,5 +1,6 @@
 """Replies beside the truth: a report as HTML, alone or before and after; two reports compared."""
 
+from ..evaluation.benchmarks import HEADER
 from ..evaluation.report import RIGHT
 from .dataset import media_html
 from .figure import BLUE, ShownFigure, plain_text
@@ -7,6 +8,8 @@ from .html import cards_html, fragment, page_html, table_html, text_html
 from .live import Live, make_controls
 
 EXAMPLES = 48  # pictures of a page: about 10 KB each
+EXAMPLES_IN_NOTEBOOK = 12
+ROWS_IN_NOTEBOOK = {"won": 8, "lost": 8}  # of a comparison
 ROWS_OF_A_GROUP = {"won": 40, "lost": 40, "neither": 20, "both": 20}  # of a comparison's page, in this order
 PAGE_BYTES = 9_500_000  # of cards: with the rest a page stays under 10 MB
 SAID_OF_A_GROUP = {
@@ -25,14 +28,14 @@ def reply_html(reply):
     return fragment(f'<div class="big">{text_html(reply.text)}</div>{turns}')
 
 
-def report_html(report, *, before=None, examples=EXAMPLES):
-    """Score, slices and examples, wrong ones first; with `before`, both replies stand beside each other."""
-    return fragment(_body(report, before, examples))
+def report_html(report):
+    """Score, slices and examples, wrong ones first."""
+    return fragment(_body(report, None, EXAMPLES_IN_NOTEBOOK))
 
 
-def report_page(report, *, before=None, title="Evaluation", examples=EXAMPLES):
-    """The same as one self-contained page."""
-    return page_html(title, _body(report, before, examples))
+def report_page(report, *, before=None, title="Evaluation"):
+    """The same as one self-contained page; with `before`, both replies stand beside each other."""
+    return page_html(title, _body(report, before, EXAMPLES))
 
 
 def slices_figure(report, field, *, before=None):
@@ -180,12 +183,17 @@ def _verdict(score):
     return {0.0: "wrong", 1.0: "right"}.get(score, f"score {score:.2f}")
 
 
+def scores_html(scores):
+    """What was measured beside what was published: a line for each set of a `Scores`."""
+    return table_html(scores.lines(), header=HEADER, title=repr(scores.task))
+
+
 # two reports ----------------------------------------------------------------------------------------------------------
 
 
-def comparison_html(comparison, *, examples):
+def comparison_html(comparison):
     """Numbers and the first rows won and lost."""
-    return fragment(_comparison_body(comparison, {"won": examples, "lost": examples}))
+    return fragment(_comparison_body(comparison, ROWS_IN_NOTEBOOK))
 
 
 def comparison_page(comparison, *, title):

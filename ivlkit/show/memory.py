@@ -35,7 +35,9 @@ def memory_figure(parts, *, card_gib=None, measured=None, title="memory that tor
     return figure
 
 
-def plan_html(said, notes, head, rows):
-    """A plan: what it comes to, its cases as a table, and a line for each note below."""
+def plan_html(plan):
+    """A `RunPlan`: what it comes to, its cases as a table, and a line for each note below."""
+    said, *notes = plan.lines()
+    head, *rows = plan.table()
     lines = "".join(f"<div>{text_html(note)}</div>" for note in notes)
     return fragment(table_html(rows, header=head, title=said) + lines)

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from statistics import median
 
 from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
-from .html import fragment, table_html, text_html
+from .html import fragment, list_html, table_html, text_html
 from .live import Live, make_controls
 
 REDRAWN_EVERY_SECONDS = 1.0  # at most
@@ -131,6 +132,12 @@ def run_html(run):
     if len(history) < 2 and state == "running":
         parts.append("<div>reading the data and the model; the first steps follow</div>")
     return fragment("".join(parts))
+
+
+def recipe_html(recipe):
+    """Every field of a `Recipe`, below the reasons for its values where it has some."""
+    rows = [(field.name, getattr(recipe, field.name)) for field in fields(recipe)]
+    return list_html(recipe.reasons) + table_html(rows, title=recipe.name)
 
 
 def _answers_html(lines, title, said):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import yaml
 
 from ..errors import RecipeError
+from ..views import shown
 
 TUNINGS = ("frozen", "lora", "full")
 LANGUAGE_TUNINGS = ("frozen", "lora", "qlora", "full")  # qlora: LoRA on weights in NF4
@@ -267,11 +268,7 @@ class Recipe:
         _check_known(values["name"], values)
         return cls(**values)
 
-    def _repr_html_(self):
-        from ..show.html import list_html, table_html
-
-        rows = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return list_html(self.reasons) + table_html(rows, title=self.name)
+    _repr_html_ = shown("run:recipe_html")
 
 
 def _released(model, batch, per_device, learning_rate, weight_decay, zero_stage, **parts):

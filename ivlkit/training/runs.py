@@ -32,6 +32,7 @@ from ..data.datasets.mixture import TRAIN, Data, open_data, read_meta
 from ..data.files import appearing, flush, write_whole
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model
+from ..views import shown
 from .engine.distributed import (
     earlier_settlings,
     find_missing,
@@ -105,7 +106,7 @@ class Run:
         """A few training rows, each token predicted from the truth before it, at some steps so far: no free answers.
 
         Dicts with step and answers, each a dict of where, question, truth, reply and right; see
-        `training.samples.PredictSamples`. None are written by runs with validation, whose rows are answered freely
+        `training.loop.samples.PredictSamples`. None are written by runs with validation, whose rows are answered freely
         (`validation`), compiled ones, and those on several GPUs.
         """
         return read_steps(self.folder / SAMPLES_FILE)
@@ -114,7 +115,7 @@ class Run:
     def validation(self):
         """The validations so far, with free (greedy) answers to rows that are not trained on.
 
-        Dicts with step, loss, score, seconds and answers; see `training.validation.Validate`.
+        Dicts with step, loss, score, seconds and answers; see `training.loop.validation.Validate`.
         """
         return read_steps(self.folder / "validation.jsonl")
 
@@ -209,6 +210,7 @@ class Run:
         with suppress(OSError):  # not empty
             self.folder.rmdir()
 
+    @shown("run:watch")
     def watch(self):
         """Show the run until it ends: loss, learning rate, tokens a second, memory, time left, and a stop button.
 
@@ -219,9 +221,6 @@ class Run:
 
         Raises: TrainingError with the reason if it failed, when awaited.
         """
-        from ..show.run import watch
-
-        return watch(self)
 
     def load(self, **options):
         """The trained model, ready to answer: `ivlkit.load` on this run."""
@@ -253,10 +252,7 @@ class Run:
         )
         return f"Run({self.folder}: {self.state}{at})"
 
-    def _repr_html_(self):
-        from ..show.run import run_html
-
-        return run_html(self)
+    _repr_html_ = shown("run:run_html")
 
 
 def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=None):

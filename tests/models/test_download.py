@@ -13,9 +13,9 @@ from huggingface_hub import snapshot_download
 from ivlkit.cli import main
 from ivlkit.errors import CheckpointError
 from ivlkit.models.families import FAMILIES, NANO_FOLDER, find_model
+from ivlkit.models.hub import download as download_module
+from ivlkit.models.hub import files as hub
 from ivlkit.models.hub.download import download, read_record
-from ivlkit.models.hub.files import download as download_module
-from ivlkit.models.hub.files import files as hub
 
 REPO = "OpenGVLab/Mini-InternVL-Chat-2B-V1-5"
 NAME = "Mini-InternVL-Chat-2B-V1-5"

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from ivlkit.cli import main
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, ExportError
-from ivlkit.models.export.export import describe_base, export, proof, push_to_hub, save_released, write_released
-from ivlkit.models.export.export import export as export_module
+from ivlkit.models.export import export as export_module
+from ivlkit.models.export import proof
+from ivlkit.models.export.export import describe_base, export, push_to_hub, save_released, write_released
 from ivlkit.models.export.lazy_weights import open_source
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.layouts import safetensors_files as shards
@@ -144,7 +145,7 @@ def test_an_export_that_reloads_differently_is_refused_and_nothing_is_left(tiny,
 
 def test_a_merge_that_is_not_the_adapter_is_refused(tiny, tmp_path, monkeypatch):
     """Ours is compared with PEFT's adapter as it runs, unmerged."""
-    from ivlkit.models.export.export import merge_lora as merge
+    from ivlkit.models.export import merge_lora as merge
 
     trained = write_trained(tiny, tmp_path / "final")
     right = merge.merge_layer
@@ -252,9 +253,9 @@ def test_a_small_machine_proves_in_bfloat16_or_says_what_is_missing(tiny, tmp_pa
 INTERRUPTED = """
 import os, signal, sys
 from ivlkit.data import files
-from ivlkit.models.export.export import export as module
+from ivlkit.models.export import export as module
 from ivlkit.models.layouts import safetensors_files as shards
-from ivlkit.models.export.export import card
+from ivlkit.models.export import card
 tiny, to = sys.argv[1:]
 real = {}
 def die(*_, **__):

@@ -120,7 +120,7 @@ def test_the_saved_tokenizer_renders_the_trained_prompt_and_gives_our_ids(folder
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused(tiny, tmp_path, monkeypatch):
-    from ivlkit.models.export.export import hf_layout as native_layout
+    from ivlkit.models.export import hf_layout as native_layout
 
     right = native_layout.chat_template
     monkeypatch.setattr(native_layout, "chat_template", lambda template, system: right(template, system + "!"))

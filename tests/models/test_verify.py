@@ -9,7 +9,7 @@ from PIL import Image
 
 from ivlkit.cli import main
 from ivlkit.models.families import NANO_FOLDER
-from ivlkit.models.hub.files import files as hub
+from ivlkit.models.hub import files as hub
 from ivlkit.models.hub.verify import DATA, RELEASED_IDS, Answered, questions, stored_loss, verify
 
 

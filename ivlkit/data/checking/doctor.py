@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import DataError
+from ...views import shown
 from ..datasets.index import CACHE_FOLDER, STORED_FROM_BYTES, LineIndex, load_array, store_array
 from ..datasets.mixture import Data, Source, check_repeat, read_entries, read_source
 from ..groups import file_digest
@@ -82,23 +83,18 @@ class DataReport:
 
     def save_html(self, path):
         """Write one self-contained page with figures and sample pictures; returns the path."""
-        from ...show.doctor import report_page
-
-        Path(path).write_text(report_page(self), encoding="utf-8")
+        Path(path).write_text(self._page(), encoding="utf-8")
         return Path(path)
 
     def contact_sheet(self, data, *, rows=24):
         """The first rows of the checked `Data` as pictures beside what was found about each, for a notebook."""
         from IPython.display import HTML
 
-        from ...show.doctor import contact_sheet_html
+        return HTML(self._sheet(data, rows=rows))
 
-        return HTML(contact_sheet_html(self, data, rows=rows))
-
-    def _repr_html_(self):
-        from ...show.doctor import report_html
-
-        return report_html(self)
+    _repr_html_ = shown("doctor:report_html")
+    _page = shown("doctor:report_page")
+    _sheet = shown("doctor:contact_sheet_html")
 
     def __str__(self):
         levels = ", ".join(f"{self.count(level):,} {_plural(level, self.count(level))}" for level in LEVELS)

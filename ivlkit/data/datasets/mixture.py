@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
+from ...views import shown
 from ..groups import group_rows, part_of_groups
 from ..importing.convert import openable
 from ..rows.formats import FORMATS
@@ -196,28 +197,21 @@ class Data:
         rows = f"{len(self):,} rows" if self.selection is None else f"{len(self):,} of {int(self._ends[-1]):,} rows"
         return f"Data({self.path}: {rows}; {names})"
 
-    def _repr_html_(self):
-        from ...show.dataset import gallery_html
+    _repr_html_ = shown("dataset:gallery_html")
 
-        return gallery_html(self)
-
+    @shown("dataset:gallery_live")
     def show(self, rows=8, *, start=0, report=None):
         """Rows with their pictures, boxes drawn, under a picker of the first row.
 
         Args: report: a `DataReport` of this data; its histograms and what it found stand with the rows it is about.
         """
-        from ...show.dataset import gallery_live
 
-        return gallery_live(self, rows=rows, start=start, report=report)
-
+    @shown("tokens:tokens_live")
     def show_tokens(self, processor, *, row=0, max_length=None):
         """The microscope: a row's tiles and every token, coloured by what training does with it, with a row picker.
 
         Args: processor: of the model (`vlm.processor`, `ivlkit.load_processor`); max_length: as in `ivlkit.encode`.
         """
-        from ...show.tokens import tokens_live
-
-        return tokens_live(self, processor, row=row, max_length=max_length)
 
 
 def open_data(path, *, root=None, seed=0, split=TRAIN):

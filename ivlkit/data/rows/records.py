@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ...views import shown
 from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, as_released
 from .media import is_data_uri, is_remote
 
@@ -62,14 +63,10 @@ class Record:
         """This row as the model sees it: its tiles and every token, coloured by what training does with it."""
         from IPython.display import HTML
 
-        from ...show.tokens import tokens_html
+        return HTML(self._tokens(processor, max_length=max_length))
 
-        return HTML(tokens_html(self, processor, max_length=max_length))
-
-    def _repr_html_(self):
-        from ...show.dataset import record_html
-
-        return record_html(self)
+    _repr_html_ = shown("dataset:record_html")
+    _tokens = shown("tokens:tokens_html")
 
 
 def accepted_truth(record):

@@ -43,7 +43,7 @@ _JINJA = """\
 
 
 def chat_template(template, system_message, *, image=IMAGE_CONTEXT):
-    """The Jinja text that renders messages as `data.conversation.render` does, after the tokenizer's `<s>`.
+    """The Jinja text that renders messages as `data.rows.conversation.render` does, after the tokenizer's `<s>`.
 
     Args:
         system_message: written when the messages begin without one of their own.

@@ -20,6 +20,7 @@ from ...data.encode import encode
 from ...data.rows.records import IMAGE_PLACEHOLDER, Record, Turn
 from ...errors import CheckpointError
 from ...hardware import machine
+from ...views import shown
 from ..families import find_model
 from ..layouts.configuration import native_config, read_released_config
 from ..load import check_released_shapes, load, read_shapes, read_weight_files
@@ -99,10 +100,7 @@ class Verification:
         plain = {"model": self.model, "revision": self.revision, "ok": self.ok, "note": self.note, "answers": answers}
         return plain | {"checks": [asdict(check) for check in self.checks], "machine": self.machine.to_dict()}
 
-    def _repr_html_(self):
-        from ...show.model import verification_html
-
-        return verification_html(self)
+    _repr_html_ = shown("model:verification_html")
 
 
 def _line(answer):

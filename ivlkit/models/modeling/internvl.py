@@ -21,7 +21,9 @@ def count_calls(tiles):
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
 
-    sees_all_tiles = False  # in one call of the tower, which then sees to its memory itself (`training.streaming`)
+    sees_all_tiles = (
+        False  # in one call of the tower, which then sees to its memory itself (`training.engine.streaming`)
+    )
     least_tiles = 1  # of a call of the tower, blank ones if need be: 2 for a compiled one, to which a 1 is a constant
 
     def __init__(self, config):

@@ -24,7 +24,7 @@ def outlook(plan, *, rows, asks=3, reply_tokens=16, export=True, now=None):
     """
     job, case = plan.job, plan.cases[0]
     if case.minutes is None:
-        return "minutes unknown: name a card that is listed (training.cards.CARDS), and give data"
+        return "minutes unknown: name a card that is listed (training.estimate.cards.CARDS), and give data"
     weights_gb = 2 * sum(value.numel() for value in job.model.parameters()) / 1e9
     asking = asks * (rows * reply_seconds(plan, reply_tokens) / 60 + START_MINUTES)
     parts = {"train": case.minutes + START_MINUTES, f"ask {asks} × {rows:,} rows": asking}

@@ -19,6 +19,7 @@ from ...hardware import GIB, gpu_processes, holders_of_gpu, read_ram_gib
 from ...models.modeling.attention import rope_limits
 from ...models.processor import load_processor
 from ...models.shapes import config_of, empty_model
+from ...views import shown
 from ..engine.distributed import on_gpus, settle_gpus
 from ..log import read_steps
 from ..loop.schedule import plan_grouped, plan_packed, tile_cost
@@ -94,7 +95,8 @@ class RunPlan:
         head = ["max_tiles", "largest batch", *names, "allocated GiB", "needed GiB", "steps", "minutes"]
         return [head, *([*_case_cells(case), *_sums(case, self.device_type)] for case in self.cases)]
 
-    def _lines(self):
+    def lines(self):
+        """What it comes to, then a line for each note: what stands above and below the table."""
         state = {None: "nothing known to fit into", True: "fits", False: "DOES NOT FIT"}[self.fits]
         free = "" if self.free_gib is None else f"; {self.free_gib:.1f} GiB free on {self.where}"
         yield f"{self.recipe.name}: needs {self.needed_gib:.2f} GiB (predicted){free}: {state}"
@@ -108,16 +110,11 @@ class RunPlan:
         rows = self.table()
         widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([*self._lines(), *lines])
+        return "\n".join([*self.lines(), *lines])
 
     __repr__ = __str__
 
-    def _repr_html_(self):
-        from ...show.memory import plan_html
-
-        said, *notes = self._lines()
-        head, *rows = self.table()
-        return plan_html(said, notes, head, rows)
+    _repr_html_ = shown("memory:plan_html")
 
 
 def plan(recipe, *, data=None, gpu_gib=None, card=None):

@@ -68,7 +68,7 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
         model: a key or a model's folder; only its sizes are looked at.
         data: what `open_data` gives, or a path.
         gpu_gib: memory to fit into; None: the named card's, else what is free here, own runs' memory counted as free.
-        card: one of `training.cards.CARDS`; None: this machine's.
+        card: one of `training.estimate.cards.CARDS`; None: this machine's.
         folder: where the choice is kept; default `runs/suggested`.
         fixed: fields of the recipe that are decided already: `suggest("2b", data, epochs=2)`.
     Returns: a `Recipe`. Tiles, rank and data are never changed to save memory.
@@ -123,7 +123,8 @@ def _for_rows(key, rows, fixed):
         f"({practice.source}: {practice.updates} updates or more, {PASSES[0]} to {PASSES[1]} passes)"
         + (few if updates < practice.updates else ""),
         f"warm-up over {practice.warmup_ratio:.0%} of them ({practice.source})",
-        f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: as {released.name}",
+        f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: "
+        f"as {released.name}",
     ]
     return fields, reasons
 
