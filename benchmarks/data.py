@@ -245,7 +245,7 @@ def read_with(path, workers, *, reads=20_000):
 
 
 def read_rows(path, seed, reads):
-    from ivlkit.data.datasets.mixture import open_data
+    from ivlkit.data.datasets.opening import open_data
 
     before = own_mib()
     data = open_data(path)

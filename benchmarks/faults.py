@@ -30,7 +30,7 @@ from safetensors import deserialize
 
 import ivlkit.training.loop.build
 import ivlkit.training.loop.trainer  # noqa: F401  # here, so that a life does not import it
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.training import runs
 from ivlkit.training.checkpoints import checkpoints, find_damage
 from ivlkit.training.recipes import recipe

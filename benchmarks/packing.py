@@ -30,7 +30,7 @@ from PIL import Image
 
 from ivlkit.data.checking.doctor import row_lengths
 from ivlkit.data.collate import collate, collate_packed
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.nano.digits import write_digit_strips
 from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed

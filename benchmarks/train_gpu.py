@@ -57,7 +57,7 @@ from true_size import draw_picture, write_config, write_random
 
 from ivlkit.data.checking.doctor import row_lengths
 from ivlkit.data.collate import collate, normalise_tiles
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.models.layouts.configuration import native_config, read_released_config
 from ivlkit.models.load import VLM, load

@@ -316,7 +316,7 @@ def _plan(commands):
 
 
 def _run_plan(options):
-    from .data.datasets.mixture import open_data
+    from .data.datasets.opening import open_data
     from .training.estimate.planner import plan
 
     data = open_data(options.data, root=options.root) if options.data else None
@@ -502,7 +502,7 @@ def _evaluate(commands):
 
 
 def _run_evaluate(options):
-    from .data.datasets.mixture import open_data
+    from .data.datasets.opening import open_data
     from .evaluation.control import TEXT_CONTROL, text_control
     from .evaluation.evaluate import evaluate
     from .models.load import load

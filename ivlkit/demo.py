@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from .data.datasets.mixture import open_data
+from .data.datasets.opening import open_data
 from .evaluation.evaluate import evaluate
 from .models.export.export import export
 from .models.load import load

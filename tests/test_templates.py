@@ -8,7 +8,7 @@ import pytest
 
 import ivlkit as ivl
 from ivlkit.cli import main
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import IGNORE_INDEX, encode
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.rows.records import read_records

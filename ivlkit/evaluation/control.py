@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..data.datasets.mixture import open_data
+from ..data.datasets.opening import open_data
 
 TEXT_CONTROL = "text-control"  # its name on the command line
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.datasets.mixture import Data, open_data
+from ..data.datasets.mixture import Data
+from ..data.datasets.opening import open_data
 from ..errors import DataError
 from ..models.load import load
 from ..training.recipes import Recipe

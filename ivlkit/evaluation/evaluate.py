@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.datasets.mixture import open_data
+from ..data.datasets.opening import open_data
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError

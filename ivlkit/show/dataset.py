@@ -1,6 +1,5 @@
 """Rows of a data set as pictures with their questions and answers, boxes drawn where a text names them."""
 
-import hashlib
 import re
 
 from PIL import ImageDraw, ImageFont
@@ -10,6 +9,7 @@ from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..evaluation.metrics import parse_boxes
 from .figure import BLUE, GREEN, ORANGE, PINK, RED
+from .findings import LISTED_IN_NOTEBOOK, figures_html, problem_table, remarks_html, row_anchor
 from .html import cards_html, fragment, picture_html, text_html
 from .live import Live, make_controls
 
@@ -55,16 +55,12 @@ def _findings(report):
 
 
 def _found_html(report):
-    from .doctor import LISTED_IN_NOTEBOOK, figures_html, problem_table
-
     if report is None:
         return ""
     return figures_html(report) + problem_table(report.problems[:LISTED_IN_NOTEBOOK])
 
 
 def _row_card(data, number, found):
-    from .doctor import remarks_html
-
     where = data.where(number)
     problems = found.get(where, [])
     try:
@@ -73,11 +69,6 @@ def _row_card(data, number, found):
         card = f'<div id="{row_anchor(where)}">{text_html(error)}</div>'
         return card + remarks_html(problems), "bad"
     return card + remarks_html(problems), "bad" if problems else ""
-
-
-def row_anchor(where):
-    """The name by which a page links to the card of a row."""
-    return f"row-{hashlib.sha256(str(where).encode(errors='replace')).hexdigest()[:12]}"
 
 
 def card_html(record, *, max_px=320):

@@ -28,7 +28,8 @@ import psutil
 import yaml
 from tqdm import tqdm
 
-from ..data.datasets.mixture import TRAIN, Data, open_data, read_meta
+from ..data.datasets.mixture import TRAIN, Data, read_meta
+from ..data.datasets.opening import open_data
 from ..data.files import appearing, flush, write_whole
 from ..errors import RecipeError, TrainingError
 from ..models.families import FAMILIES, find_model

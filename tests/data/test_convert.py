@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from ivlkit.cli import main
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.gather import fetch_url
 from ivlkit.errors import DataError

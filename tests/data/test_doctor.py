@@ -19,7 +19,7 @@ from ivlkit.data.checking.doctor import diagnose, epoch_lengths, examine_all, ro
 from ivlkit.data.checking.examine import BAD, GOOD, Task, light_processor
 from ivlkit.data.checking.findings import KINDS, LEVELS
 from ivlkit.data.checking.mend import mend
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.errors import DataError
 

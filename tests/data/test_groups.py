@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.groups import group_rows, part_of_groups
 from ivlkit.errors import DataError
 

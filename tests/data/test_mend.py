@@ -8,7 +8,7 @@ from PIL import Image
 from ivlkit.cli import main
 from ivlkit.data.checking.doctor import diagnose
 from ivlkit.data.checking.mend import mend, mend_line
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import DataError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivlkit.data.datasets.mixture import open_data, read_entries, read_meta
+from ivlkit.data.datasets.mixture import read_entries, read_meta
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import DataError
 
 

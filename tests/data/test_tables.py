@@ -7,8 +7,7 @@ import json
 import pytest
 
 import ivlkit as ivl
-from ivlkit.data.datasets.mixture import open_data
-from ivlkit.data.importing.convert import from_dataset
+from ivlkit.data.datasets.opening import from_dataset, open_data
 from ivlkit.data.importing.tables import table_rows
 from ivlkit.errors import DataError
 

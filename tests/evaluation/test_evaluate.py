@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, DataError
 from ivlkit.evaluation.evaluate import evaluate, fingerprint
@@ -308,7 +308,7 @@ class TestGoingOn:
 KILLED = """
 import sys, time
 options = {"batch_size": 2, "progress": False, "max_new_tokens": 4}
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.evaluation import evaluate, journal
 from ivlkit.models.load import load
 append = journal._append

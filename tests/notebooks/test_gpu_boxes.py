@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.nano.digits import write_digit_strips
 from ivlkit.training.estimate.planner import plan
 from ivlkit.training.log import append_step

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.models.checkup import check
 from ivlkit.show.dataset import draw_boxes, gallery_html, gallery_live, named_boxes, record_html

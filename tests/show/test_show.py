@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
 from ivlkit.show import html

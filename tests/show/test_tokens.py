@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ivlkit.data.collate import collate
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError

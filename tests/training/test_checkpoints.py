@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.files import vanish
 from ivlkit.errors import TrainingError
 from ivlkit.models.load import load

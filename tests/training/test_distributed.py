@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.models.shapes import config_of

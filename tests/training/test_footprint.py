@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.models.shapes import empty_model, released_shapes
 from ivlkit.training.estimate import footprint

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError
 from ivlkit.nano.curriculum import make_sample
 from ivlkit.training import runs

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ivlkit import hardware
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.shapes import empty_model, released_shapes

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from ivlkit.cli import main
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import CheckpointError, RecipeError, TrainingError
 from ivlkit.models.export.export import export
 from ivlkit.models.load import load

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ivlkit.data.collate import collate_packed
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.training.loop import schedule

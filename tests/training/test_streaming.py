@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError
 from ivlkit.models.load import load
 from ivlkit.models.modeling import internvl as architecture

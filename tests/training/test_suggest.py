@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError
 from ivlkit.training.estimate import planner
 from ivlkit.training.estimate import suggest as suggest_module

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ivlkit.data.collate import normalise_tiles
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.errors import RecipeError
 from ivlkit.evaluation.evaluate import evaluate

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ivlkit.data.datasets.mixture import open_data
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.training.estimate import planner
 from ivlkit.training.estimate.footprint import optimizer_bytes

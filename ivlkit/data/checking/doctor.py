@@ -28,8 +28,9 @@ from ...errors import DataError
 from ...views import shown
 from ..datasets.index import CACHE_FOLDER, STORED_FROM_BYTES, LineIndex, load_array, store_array
 from ..datasets.mixture import Data, Source, check_repeat, read_entries, read_source
+from ..datasets.opening import openable
 from ..groups import file_digest
-from ..importing.convert import MARKER, openable
+from ..importing.convert import MARKER
 from ..rows.records import parse_row
 from .examine import BAD, GOOD, MEDIA_SUFFIXES, PICTURE, PICTURES, Examiner, Task, hash_text, light_processor
 from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, make_problem

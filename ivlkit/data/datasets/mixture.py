@@ -18,7 +18,6 @@ import numpy as np
 from ...errors import DataError
 from ...views import shown
 from ..groups import group_rows, part_of_groups
-from ..importing.convert import openable
 from ..rows.formats import FORMATS
 from ..rows.records import Turn, parse_line
 from ..tiling import MOST_TILES
@@ -212,35 +211,6 @@ class Data:
 
         Args: processor: of the model (`vlm.processor`, `ivlkit.load_processor`); max_length: as in `ivlkit.encode`.
         """
-
-
-def open_data(path, *, root=None, seed=0, split=TRAIN):
-    """Open a meta JSON or a JSONL, or what `convert` can make one of: a table, a JSON list, a folder with classes.
-
-    Args:
-        path: `*.json` is a meta file or a list of rows, `*.jsonl` one data set.
-        root: folder of the pictures of a JSONL; defaults to the JSONL's own folder.
-        seed: for `repeat_time` fractions.
-        split: of a meta file, the entries of this `split`; "train" are also those that name none; "all" is every one.
-    Raises: DataError with the entry, what was found, what was expected.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
-    path, root = openable(path, root)
-    if path.suffix == ".json":
-        if root is not None:
-            raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
-        return Data(_of_split(read_meta(path), split, path), path=path, seed=seed, part=split)
-    return Data([Source(path.stem, path, Path(root) if root else path.parent)], path=path, seed=seed)
-
-
-def _of_split(sources, split, path):
-    chosen = [source for source in sources if split in (source.split, ALL)]
-    if not chosen:
-        found = ", ".join(sorted({source.split for source in sources}))
-        raise DataError(f"{path}: no entry of split {split!r}; expected one of {found}, {ALL}; name one of them")
-    return chosen
 
 
 def read_meta(path):

@@ -93,60 +93,6 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects))
 
 
-def from_csv(
-    path, *, images=None, question=None, answer=None, suffix=None, image=None, video=None, to=None, rejects="refuse"
-):
-    """A table of pictures and labels (.csv, .tsv, .xlsx) as a data set; `ivl.train`, `encode` and `check` take it.
-
-    The rows are written as the released JSONL into the folder `to`, which a run can open again. Separator and encoding
-    are detected. A picture may be named without its suffix and with backslashes; a page of a PDF is `scan.pdf#page=2`.
-
-    Args:
-        images: folder that the pictures' names start from; default the table's own.
-        question: a column, or a sentence that is asked about every picture; default a column "question".
-        answer: a column; several give one JSON answer, {"column": cell, …}; default a column "answer" or "label".
-        suffix: a line after every question: "Answer the question using a single word or phrase."
-        image: the column of the pictures' names, or several; default "image", "file_name", "file", "path", …
-        video: a column of videos, in place of `image`.
-        to: folder to write; default `labels_ivlkit/` beside labels.csv.
-        rejects: "refuse" raises if any row can't be used; "list" goes on without them, named in `to`/rejects.jsonl.
-    Returns: `Data`, one row each row of the table.
-    Raises: DataError that names lines: an empty cell, a missing picture, a column that is not there or there twice.
-    """
-    columns = {"image": image, "video": video, "question": question, "answer": answer, "suffix": suffix}
-    return _as_data(path, to, rejects, images=images, **columns)
-
-
-def from_folder(path, *, question=None, to=None, rejects="refuse"):
-    """A folder with one sub-folder a class (`photos/cat/1.jpg`) as a data set; the sub-folder's name is the answer.
-
-    Args: question: asked about every picture, "What is it?" unless said; the rest as in `from_csv`.
-    """
-    return _as_data(path, to, rejects, question=question)
-
-
-def from_dataset(dataset, *, to, question=None, answer=None, image=None, video=None, rejects="refuse"):
-    """An object of the `datasets` library (one split), or any iterable of dictionaries, as a data set.
-
-    Rows with `messages` or `conversations` are read as such, others as a table's; pictures in memory are written under
-    `to`. Arguments as in `from_csv`.
-    """
-    columns = {"image": image, "video": video, "question": question, "answer": answer}
-    return _as_data(dataset, to, rejects, images=Path.cwd(), **columns)
-
-
-def openable(path, root=None):
-    """What `open_data` is given → (a meta .json or .jsonl, its root): tables, folders and JSON lists are converted.
-
-    They are written anew, beside themselves, at every call; a folder that holds a meta.json is that meta file.
-    """
-    if path.is_dir() and (path / "meta.json").exists():
-        return path / "meta.json", root
-    if path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path):
-        return _converted(path, None, "refuse", images=root).meta, None
-    return path, root
-
-
 def _check_shares(shares):
     if not all(share >= 0 for share in shares.values()) or not abs(sum(shares.values()) - 1) < 1e-6:
         raise DataError(f"shares {shares}; expected numbers that sum to 1")
@@ -209,14 +155,6 @@ def _json_rows(path):
     for number, row in enumerate(rows, start=1):
         where = f"{path.name}: row {number}"
         yield where, row if isinstance(row, dict) else DataError(f"{where}: a {type(row).__name__}; expected an object")
-
-
-def _is_json_list(path):
-    if path.suffix.lower() != ".json":
-        return False
-    with open(path, "rb") as file:
-        start = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
 
 
 def _formats_text(formats):
@@ -287,10 +225,11 @@ class _SortedOut:
     @property
     def listed(self):
         """The first rejects, a line each, behind a colon."""
-        return _listed_text(self.first_rejects, self.rejected)
+        return listed_text(self.first_rejects, self.rejected)
 
 
-def _listed_text(first, total):
+def listed_text(first, total):
+    """The first rejects, a line each, and how many more there are."""
     more = f"\n  … and {total - len(first)} more" if total > len(first) else ""
     return "".join(f"\n  {reject}" for reject in first) + more
 
@@ -368,25 +307,3 @@ def _relative(row, base):
         elif value:
             row[key] = Path(os.path.relpath(value, base)).as_posix()
     return row
-
-
-def _as_data(source, to, rejects, **options):
-    from ..datasets.mixture import open_data
-
-    return open_data(_converted(source, to, rejects, **options).meta)
-
-
-def _converted(source, to, rejects, **options):
-    if rejects not in ("refuse", "list"):
-        raise DataError(f'rejects={rejects!r}; expected "refuse" or "list"')
-    if to is None:
-        path = Path(os.path.abspath(source))
-        to = path.with_name(f"{path.stem if path.is_file() else path.name}_ivlkit")
-    done = convert(source, to, shares=ALL, **options)
-    if done.rejected and rejects == "refuse":
-        raise DataError(
-            f"{done.source}: {done.rejected} of {done.rejected + sum(done.rows.values())} rows can't be used, all in "
-            f'{done.folder / REJECTS}; mend them, or go on without (rejects="list"):'
-            + _listed_text(done.first_rejects, done.rejected)
-        )
-    return done

@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 
 from ...data.checking.doctor import epoch_lengths
-from ...data.datasets.mixture import Data, open_data
+from ...data.datasets.mixture import Data
+from ...data.datasets.opening import open_data
 from ...errors import RecipeError
 from ...hardware import GIB, gpu_processes, holders_of_gpu, read_ram_gib
 from ...models.modeling.attention import rope_limits

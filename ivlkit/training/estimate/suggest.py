@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from ...data.datasets.mixture import Data, open_data
+from ...data.datasets.mixture import Data
+from ...data.datasets.opening import open_data
 from ...data.files import write_whole
 from ...data.rows.media import image_size
 from ...data.tiling import choose_grid
