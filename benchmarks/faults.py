@@ -34,6 +34,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.training import runs
 from ivlkit.training.checkpoints import checkpoints, find_damage
 from ivlkit.training.recipes import recipe
+from ivlkit.training.run import Run
 
 ROWS, STEPS, SAVE_STEPS = 8, 24, 2
 KINDS = ("nano-lora", "nano-full")
@@ -204,7 +205,7 @@ def differing(whole, run):
 def damage_checkpoints(chosen, data, folder):
     """A byte of each file of the newest checkpoint is turned over, in turn; the weights are also cut, and removed."""
     whole, problems = folder / "undisturbed", []
-    done = runs.Run(whole)
+    done = Run(whole)
     (name,) = (path.name for path in checkpoints(whole)[-1].glob("*model.safetensors"))
     victims = sorted(path.name for path in checkpoints(whole)[-1].iterdir())
     cases = [(turn_byte, victim) for victim in victims] + [(cut_in_half, name), (Path.unlink, name)]
@@ -244,7 +245,7 @@ def copy_checkpoints(source, target):
 
 def fill_disk(chosen, data, folder):
     """Train on a disk that has room for one checkpoint and a half, and then, with more room, to the end."""
-    whole = runs.Run(folder / "undisturbed")
+    whole = Run(folder / "undisturbed")
     size = sum(path.stat().st_size for path in checkpoints(whole.folder)[-1].iterdir())
     small, large = (int(times * size) + 2**18 for times in (1.5, 4))
     with small_disk(folder / "disk", small) as resize:

@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "browser")]
 from lab_server import KERNEL, open_page, running_lab, wait_for  # noqa: E402
 
 from ivlkit.course import copy_notebooks  # noqa: E402
-from ivlkit.training.runs import Run  # noqa: E402
+from ivlkit.training.run import Run  # noqa: E402
 
 LESSON = "07_finetune_lora.ipynb"
 STEPS_MORE = 3  # that the log has to grow by

@@ -389,7 +389,7 @@ def read_runs(copy, card):
     Args: card: key in CARDS of the one it ran on; None: the CPU, whose logged memory is the whole process's.
     Returns: {"runs": [a dict a run], "predicted": {card: {"gib", "minutes"}}}; other cards only beside a card.
     """
-    from ivlkit.training.runs import runs
+    from ivlkit.training.run import runs
 
     os.chdir(copy / "notebooks")  # a run names its model as seen from here
     found = [run for run in runs("../runs") if run.history]
@@ -409,10 +409,10 @@ def read_runs(copy, card):
 
 def _plan(run, card):
     from ivlkit.training.estimate.planner import plan
-    from ivlkit.training.runs import _open_again
+    from ivlkit.training.run import open_again
 
     unlimited = {"card": card, "gpu_gib": math.inf} if card else {}  # no advice is wanted
-    return plan(run.recipe, data=_open_again(run), **unlimited)
+    return plan(run.recipe, data=open_again(run), **unlimited)
 
 
 def compare_run(run, plan, *, with_memory):

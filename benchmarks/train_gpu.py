@@ -59,6 +59,7 @@ from ivlkit.data.checking.doctor import row_lengths
 from ivlkit.data.collate import collate, normalise_tiles
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
+from ivlkit.hardware import package_version
 from ivlkit.models.layouts.configuration import native_config, read_released_config
 from ivlkit.models.load import VLM, load
 from ivlkit.models.modeling.attention import use_attention
@@ -69,7 +70,6 @@ from ivlkit.training.loop.build import build_trainer
 from ivlkit.training.loop.schedule import operations, plan_run
 from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
-from ivlkit.training.runs import package_version
 from ivlkit.training.tuning import prepare
 
 LORA = {"vision": "frozen", "projector": "frozen", "language": "lora", "gradient_checkpointing": "none"}

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.export.export import export
 from ivlkit.models.layouts.configuration import native_config
 from ivlkit.models.layouts.key_map import to_released
@@ -25,7 +26,7 @@ from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGenera
 from ivlkit.models.shapes import PARTS, released_shapes
 from ivlkit.nano.build import CONFIG
 from ivlkit.training.recipes import recipe
-from ivlkit.training.runs import open_data, train
+from ivlkit.training.runs import train
 
 
 def main():

@@ -369,11 +369,12 @@ def _train(commands):
 
 
 def _run_train(options):
+    from .data.datasets.opening import open_data
     from .training import runs
 
     if (options.what or "").endswith((".yaml", ".yml")):
         return runs.execute(_described(options))
-    data = runs.open_data(options.data, root=options.root) if options.data else None
+    data = open_data(options.data, root=options.root) if options.data else None
     chosen = _recipe_from(options, data)
     if options.dry_run:
         print(chosen.to_yaml(), end="")
@@ -383,7 +384,7 @@ def _run_train(options):
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
     validation, metric = options.validation, _metric(options.metric)
     if validation and not validation.endswith(".json"):  # a meta file has its own roots
-        validation = runs.open_data(validation, root=options.root)
+        validation = open_data(validation, root=options.root)
     start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
     run = start(chosen, data, validation=validation, metric=metric, folder=options.to)
     if options.only_write:
@@ -417,7 +418,7 @@ def _described(options):
 def _metric(name):
     if name is None:
         return None
-    from .training.loop.validation import find_metric
+    from .training.run import find_metric
 
     here = str(Path.cwd())  # as python -m, which trains, looks there: a console script does not
     if here not in sys.path:
@@ -462,7 +463,7 @@ def _runs(commands):
 
 
 def _run_runs(options):
-    from .training.runs import Run, runs
+    from .training.run import Run, runs
 
     if options.delete:
         for run in [Run(folder) for folder in options.delete]:

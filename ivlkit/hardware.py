@@ -97,7 +97,7 @@ def machine() -> Machine:
         gpus=gpus,
         driver_without_torch=None if gpus else _driver_without_torch(torch, cuda_problem),
         attention=_attention(gpus),
-        versions={name: _version(name) for name in PACKAGES},
+        versions={name: package_version(name) for name in PACKAGES},
     )
 
 
@@ -302,7 +302,8 @@ def _has_nvidia_on_pci(root: Path = Path("/sys/bus/pci/devices")) -> bool:
         return False
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """Version of an installed package, or "not installed"."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

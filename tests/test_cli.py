@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ivlkit.cli import main
-from ivlkit.training.runs import Run
+from ivlkit.training.run import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
 COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "notebooks", "demo", "nano"]

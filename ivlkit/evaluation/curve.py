@@ -13,7 +13,8 @@ from ..errors import DataError
 from ..models.load import load
 from ..training.recipes import Recipe
 from ..training.recipes import recipe as named_recipe
-from ..training.runs import RUNS_FOLDER, Run, train
+from ..training.run import RUNS_FOLDER, Run
+from ..training.runs import train
 from ..views import shown
 from .evaluate import evaluate
 from .report import Report

@@ -15,9 +15,9 @@ from ..data.datasets.opening import open_data
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
+from ..hardware import package_version
 from ..models.chat import iterate_replies
 from ..models.load import ORIGIN_FILE
-from ..training.runs import package_version
 from .journal import open_journal
 from .metrics import CORPUS_METRICS, METRICS
 from .pictures import arrange, content_key, kept_own, media_key

@@ -19,10 +19,11 @@ from ..errors import TrainingError
 from ..models.export.export import save_released
 from ..models.load import VLM, default_dtype, load
 from ..models.modeling.attention import PADDED, choose_attention, use_attention
+from ..training.loop.execute import last_checkpoint
 from ..training.loop.schedule import MicroBatches, plan_run
 from ..training.loop.trainer import KitTrainer, LogToFile, training_arguments
 from ..training.recipes import Recipe
-from ..training.runs import LOG_FILE, last_checkpoint
+from ..training.run import LOG_FILE
 from ..training.tuning import prepare
 from .build import build
 from .curriculum import SEEN_SHARES, TASK_SHARES, TEXT_SHARES, Curriculum

@@ -16,6 +16,7 @@ PARTS = {
     "head": "lm_head.",
 }
 ADAPTERS = ("lora", "qlora")
+BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values a float32 scale, values below which a state stays float32
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,18 @@ def parameter_groups(model, recipe, groups):
 def _part_of(name):
     name = name.removeprefix("module.").removeprefix("base_model.model.")
     return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+
+
+def optimizer_bytes(model, optimizer):
+    """State of the trained tensors: two moments each, in float32 or in 8 bits; 0 on the GPU for a paged optimizer."""
+    counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    if optimizer.startswith("paged"):
+        return 0
+    return sum(2 * (_state_8bit(count) if optimizer == "adamw_8bit" else 4 * count) for count in counts)
+
+
+def _state_8bit(count):
+    return 4 * count if count < SMALLEST_8BIT else count + 4 * -(-count // BLOCK_8BIT)
 
 
 def summarise(model, recipe):

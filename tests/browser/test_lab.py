@@ -170,7 +170,7 @@ def run_folder(lab):
     """A folder for a run; whatever runs in it is stopped in the end."""
     folder = lab[1] / f"run-{time.monotonic_ns()}"
     yield folder
-    from ivlkit.training.runs import runs
+    from ivlkit.training.run import runs
 
     for run in runs(folder / "runs"):
         run.stop()

@@ -9,7 +9,7 @@ import pytest
 from ivlkit.errors import TrainingError
 from ivlkit.show import run as show_run
 from ivlkit.show.run import duration_text, run_figure, run_html, seconds_left, token_rates, watch
-from ivlkit.training.runs import Run
+from ivlkit.training.run import Run
 
 WIDGETS = importlib.util.find_spec("ipywidgets") is not None
 

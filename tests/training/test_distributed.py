@@ -26,7 +26,9 @@ from ivlkit.training.engine import distributed
 from ivlkit.training.engine.distributed import check_launch, find_missing, loading, zero_config
 from ivlkit.training.estimate.planner import prepared_shape
 from ivlkit.training.estimate.prediction import disk_bytes
+from ivlkit.training.loop import execute as child
 from ivlkit.training.loop import validation
+from ivlkit.training.loop.execute import last_checkpoint
 from ivlkit.training.loop.trainer import CheckEngine
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import describe, execute, write_run
@@ -183,7 +185,7 @@ def test_what_several_ranks_wrote_loads_in_one_process(made, name):
     vlm = load(run.folder)
     assert (vlm.adapter is None) == (run.recipe.name == "nano-full")
     (checkpoint,) = run.folder.glob("checkpoint-*")
-    assert runs_module.last_checkpoint(run.folder) == str(checkpoint)
+    assert last_checkpoint(run.folder) == str(checkpoint)
     assert not run.notices[1:]
 
 
@@ -203,7 +205,7 @@ def test_an_adapter_is_no_start_for_weights_that_are_divided(made):
     run, _ = made["lora in bins"]
     chosen = recipe("nano-full", model=str(run.folder), gpus=2, zero_stage=3)
     with pytest.raises(TrainingError, match="an adapter to go on from under ZeRO-3, .*; ivlkit export .* --to merged"):
-        runs_module._load_base(chosen, torch.device("cpu"), torch.float32)
+        child._load_base(chosen, torch.device("cpu"), torch.float32)
 
 
 def test_a_share_of_a_weight_that_is_not_finite_spoils_no_checkpoint():

@@ -18,11 +18,11 @@ from ivlkit.models.families import FAMILIES
 from ivlkit.models.shapes import empty_model, released_shapes
 from ivlkit.training.estimate import planner
 from ivlkit.training.estimate.cards import CARDS, MEASURED, match_card
-from ivlkit.training.estimate.footprint import optimizer_bytes
 from ivlkit.training.estimate.planner import plan, prepared_shape
 from ivlkit.training.estimate.prediction import batch_parts, disk_bytes, predict_seconds
 from ivlkit.training.recipes import RECIPES, recipe
 from ivlkit.training.runs import execute, write_run
+from ivlkit.training.tuning import optimizer_bytes
 
 ROW_TOKENS, ROW_TILES = 2260, 8.2  # of the measured mix
 GIB = 2**30

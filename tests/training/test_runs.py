@@ -23,11 +23,14 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import CheckpointError, RecipeError, TrainingError
 from ivlkit.models.export.export import export
 from ivlkit.models.load import load
+from ivlkit.training import run as run_module
 from ivlkit.training import runs as runs_module
 from ivlkit.training.log import append_step, read_steps
+from ivlkit.training.loop import execute as child_module
 from ivlkit.training.loop.trainer import LogToFile
 from ivlkit.training.recipes import recipe
-from ivlkit.training.runs import Run, attach, execute, runs, train, write_run
+from ivlkit.training.run import Run, attach, open_again, runs
+from ivlkit.training.runs import execute, train, write_run
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def test_a_child_whose_command_line_is_still_empty_is_running(tmp_path, monkeypa
     """The system fills it in a moment after the start; on a busy machine a run was taken for stopped."""
     (tmp_path / "run.yaml").write_text("")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    monkeypatch.setitem(runs_module._children, tmp_path.resolve(), child)
+    monkeypatch.setitem(run_module.children, tmp_path.resolve(), child)
     monkeypatch.setattr("psutil.Process.cmdline", lambda self: [])
     try:
         assert Run(tmp_path).state == "running"
@@ -159,13 +162,13 @@ def test_a_part_of_a_data_set_is_trained_and_opened_again(rows, chosen, here, no
     assert run.state == "finished"
     assert run.spec["data"]["selection"] == "rows.npy"
     assert run.history[-1]["step"] == 1  # three rows in steps of four
-    again = runs_module._open_again(run)
+    again = open_again(run)
     assert [record.where for record in again] == [record.where for record in train_part]
     assert len(again) + len(test_part) == 5
     assert write_run(chosen, data).folder != write_run(chosen, train_part).folder != write_run(chosen, test_part).folder
     np.save(run.folder / "rows.npy", np.array([0, 1, 2, 3]))
     with pytest.raises(TrainingError, match="changed since this run was described"):
-        runs_module._open_again(run)
+        open_again(run)
 
 
 def test_a_split_of_a_meta_file_is_opened_again(rows, chosen, tmp_path):
@@ -174,7 +177,7 @@ def test_a_split_of_a_meta_file_is_opened_again(rows, chosen, tmp_path):
     extra = open_data(tmp_path / "meta.json", split="extra")
     run = write_run(chosen, extra, tmp_path / "run")
     assert run.spec["data"]["split"] == "extra"
-    assert runs_module._open_again(run).fingerprint == extra.fingerprint
+    assert open_again(run).fingerprint == extra.fingerprint
     assert "split" not in write_run(chosen, open_data(tmp_path / "meta.json"), tmp_path / "other").spec["data"]
 
 
@@ -344,14 +347,14 @@ def test_a_run_that_dies_while_it_is_described_is_no_run_and_can_be_described_ag
     killed(lambda: write_run(chosen, part, tmp_path / "run"))
     assert runs(tmp_path) == []
     assert write_run(chosen, part, tmp_path / "run").recipe == chosen
-    assert len(runs_module._open_again(Run(tmp_path / "run"))) == 3
+    assert len(open_again(Run(tmp_path / "run"))) == 3
 
 
 def test_a_plan_and_a_process_that_are_half_noted_are_not_noted(rows, chosen, tmp_path, killed, monkeypatch):
     """Half a digest would be another plan, and half a number another process: the run would be started twice."""
     run, plan = write_run(chosen, open_data(rows), tmp_path / "run"), SimpleNamespace(digest="0123456789abcdef")
-    killed(lambda: runs_module._check_plan(run, plan, goes_on=False))
-    runs_module._check_plan(run, plan, goes_on=True)
+    killed(lambda: child_module._check_plan(run, plan, goes_on=False))
+    child_module._check_plan(run, plan, goes_on=True)
     assert (run.folder / "plan.sha256").read_text() == plan.digest
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=12345, poll=lambda: 0))
     (run.folder / "pid").write_text("777")
@@ -362,8 +365,8 @@ def test_a_plan_and_a_process_that_are_half_noted_are_not_noted(rows, chosen, tm
 def test_a_notice_after_one_that_is_half_written_stands_on_a_line_of_its_own(rows, chosen, tmp_path):
     run = write_run(chosen, open_data(rows), tmp_path / "run")
     (run.folder / "notices.txt").write_text("checkpoint-4 is ski")
-    runs_module._notice(run.folder, "größer")
-    runs_module._notice(run.folder, "twice")
+    child_module._notice(run.folder, "größer")
+    child_module._notice(run.folder, "twice")
     assert run.notices == ["checkpoint-4 is ski", "größer", "twice"]
 
 
@@ -476,7 +479,7 @@ def test_a_run_that_another_process_went_on_with_is_running_here_too(rows, chose
     run = write_run(chosen, open_data(rows), folder=tmp_path / "run")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    monkeypatch.setitem(runs_module._children, run.folder.resolve(), ended)
+    monkeypatch.setitem(run_module.children, run.folder.resolve(), ended)
     (run.folder / "pid").write_text(str(ended.pid))
     assert run.state == "stopped"
     with sleeper(str(run.folder / "run.yaml")) as child:
@@ -498,10 +501,10 @@ def test_two_that_ask_at_once_start_one_child(rows, chosen, tmp_path, monkeypatc
     def start(run):
         time.sleep(0.3)
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-        runs_module._children[run.folder.resolve()] = started[-1]
+        run_module.children[run.folder.resolve()] = started[-1]
 
     monkeypatch.setattr(runs_module, "_start", start)
-    monkeypatch.setattr(runs_module, "_children", {})
+    monkeypatch.setattr(run_module, "children", {})
     threads = [Thread(target=train, args=(chosen, rows), kwargs={"folder": tmp_path / "run"}) for _ in range(2)]
     write_run(chosen, open_data(rows), folder=tmp_path / "run")
     for thread in threads:
@@ -560,14 +563,14 @@ def test_a_full_disk_is_said_without_any_room_to_say_it(rows, chosen, tmp_path, 
     """The log can't be written, and neither can the reason."""
     run = write_run(chosen, open_data(rows), folder=tmp_path / "run")
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(runs_module, "_execute", lambda _: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(child_module, "_execute", lambda _: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match="No space left"):
         execute(run.folder)
     assert run.error.endswith("is full; make room and train again: it goes on from its last checkpoint")
     (run.folder / "error.txt").write_text("")
     child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
     child.wait()
-    monkeypatch.setitem(runs_module._children, run.folder.resolve(), child)
+    monkeypatch.setitem(run_module.children, run.folder.resolve(), child)
     assert (run.state, run.error) == ("failed", f"its process ended with code 1; see {run.folder / 'output.txt'}")
 
 

@@ -22,8 +22,9 @@ from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
 from ivlkit.training.loop import validation
 from ivlkit.training.loop.trainer import LogToFile
-from ivlkit.training.loop.validation import find_best, find_metric, metric_name
+from ivlkit.training.loop.validation import find_best
 from ivlkit.training.recipes import recipe
+from ivlkit.training.run import find_metric, metric_name, open_again
 from ivlkit.training.runs import execute, train, write_run
 
 SCORES = {}  # step → what `scripted` gives
@@ -235,7 +236,7 @@ def test_the_validation_split_of_a_meta_file_is_found(mixed_rows, chosen, tmp_pa
     other = train(chosen, meta, validation=part, metric=exact_match)
     assert other.folder != run.folder
     assert other.spec["metric"] == "ivlkit.evaluation.metrics:exact_match"
-    assert [record.where for record in runs_module._open_again(other, "validation")] == [one.where for one in part]
+    assert [record.where for record in open_again(other, "validation")] == [one.where for one in part]
     assert "validation" not in train(chosen, mixed_rows).spec
     with pytest.raises(RecipeError, match="holds a run of another recipe or other data"):
         train(chosen, meta, folder=other.folder)

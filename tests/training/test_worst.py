@@ -6,11 +6,11 @@ import torch
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.training.estimate import planner
-from ivlkit.training.estimate.footprint import optimizer_bytes
 from ivlkit.training.loop.build import build_trainer
 from ivlkit.training.loop.largest_batch import WorstBatchFirst
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
+from ivlkit.training.tuning import optimizer_bytes
 
 SMALL = {"total_batch": 4, "epochs": 2, "max_seq_length": 200, "save_steps": 2, "learning_rate": 1e-3}
 WAYS = {"bins": {"packing": True, "bin_tokens": 240}, "padded": {"packing": False, "per_device_batch": 2}}
@@ -69,7 +69,7 @@ def test_a_run_without_enough_memory_ends_with_advice(tiny, mixed_rows, tmp_path
     def run_out(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("ivlkit.models.load.load", run_out)
+    monkeypatch.setattr("ivlkit.training.loop.execute.load", run_out)
     run = write_run(recipe("nano-lora", model=str(tiny), **SMALL), open_data(mixed_rows), tmp_path / "run")
     with pytest.raises(torch.OutOfMemoryError):
         execute(run.folder)

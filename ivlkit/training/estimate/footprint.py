@@ -11,7 +11,6 @@ from ..loop.loss import HEAD_CHUNK
 from ..tuning import PARTS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
-BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values a float32 scale, values below which a state stays float32
 QUANTISED = {"language": "model.language_model.layers.", "vision": "model.vision_tower.encoder.layer."}
 
 
@@ -174,18 +173,6 @@ def _stored_bytes(name, parameter, recipe, frozen_bytes):
     if parameter.ndim == 2 and recipe.vision_int8 and name.startswith(QUANTISED["vision"]):
         return count + 4 * len(parameter)  # int8, and a float32 scale a row
     return frozen_bytes * count
-
-
-def optimizer_bytes(model, optimizer):
-    """State of the trained tensors: two moments each, in float32 or in 8 bits; 0 on the GPU for a paged optimizer."""
-    counts = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    if optimizer.startswith("paged"):
-        return 0
-    return sum(2 * (_state_8bit(count) if optimizer == "adamw_8bit" else 4 * count) for count in counts)
-
-
-def _state_8bit(count):
-    return 4 * count if count < SMALLEST_8BIT else count + 4 * -(-count // BLOCK_8BIT)
 
 
 def quantised_parameters(model):

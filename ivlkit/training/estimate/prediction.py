@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from ...hardware import GIB
 from ..engine.distributed import is_sharded, zero_config
 from ..loop.schedule import operations
+from ..tuning import optimizer_bytes
 from . import footprint
 
 # Time: fitted to the H100's rows of `MEASURED`, within 20 % of them and of the H200's, which came later.
@@ -33,7 +34,7 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
     if recipe.vision_offload:
         layers, buffers = footprint.offloaded_bytes(model, frozen_bytes=precision.stream)
         frozen += buffers - (layers if device_type == "cuda" else 0)
-    state = footprint.optimizer_bytes(model, recipe.optimizer)
+    state = optimizer_bytes(model, recipe.optimizer)
     copies = 0 if zero or precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
     kept, working = _activations(config, recipe, batch, _layers(recipe, precision, cast=cast, sdpa=sdpa), copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
@@ -164,7 +165,7 @@ def disk_bytes(model, recipe, *, device_type):
     is_divided = is_sharded(recipe)
     each = 2 if is_divided and device_type == "cuda" else 4
     weights = each * (frozen + trained)
-    checkpoint = weights + footprint.optimizer_bytes(model, recipe.optimizer.removeprefix("paged_"))
+    checkpoint = weights + optimizer_bytes(model, recipe.optimizer.removeprefix("paged_"))
     if is_divided:
         checkpoint += 4 * trained + each * _values_of_deepspeed(recipe.zero_stage, frozen, trained)
     return checkpoint, (recipe.save_total_limit + 1) * checkpoint + weights

@@ -22,7 +22,7 @@ from ...models.families import match_family
 from ...models.shapes import config_of
 from ..recipes import Recipe
 from ..recipes import recipe as named_recipe
-from ..runs import RUNS_FOLDER
+from ..run import RUNS_FOLDER
 from .planner import find_place, needed_at
 
 BINS = (16384, 8192)  # tokens, beside the shortest that a row fits into

@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from ...hardware import GIB
-from ..estimate.footprint import optimizer_bytes
+from ..tuning import optimizer_bytes
 
 
 class WorstBatchFirst(TrainerCallback):

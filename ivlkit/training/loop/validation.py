@@ -4,7 +4,6 @@ The best weights so far are kept in `best-N/`, apart from checkpoints, and becom
 is in the run's folder, so that a run that was killed goes on as if it had not been.
 """
 
-import importlib
 import json
 import time
 from contextlib import nullcontext, suppress
@@ -16,7 +15,6 @@ from transformers import TrainerCallback
 
 from ...data.files import appearing, vanish
 from ...data.rows.records import accepted_truth
-from ...errors import RecipeError
 from ...models.chat import reply_batch
 from ...models.modeling.attention import use_attention
 from ..checkpoints import step_of, write_contents
@@ -172,32 +170,3 @@ def find_best(folder):
             found = json.loads((path / BEST_FILE).read_text()) | {"path": path}
             best = found if best is None or _is_better(found, best) else best
     return best
-
-
-# a metric by its name ------------------------------------------------------------------------------------------------
-
-
-def metric_name(metric):
-    """How another process finds a function: "ivlkit.evaluation.metrics:exact_match".
-
-    Raises: RecipeError for one that no other process can import.
-    """
-    name = f"{getattr(metric, '__module__', None)}:{getattr(metric, '__qualname__', None)}"
-    if name.startswith("__main__:") or "<" in name or not callable(metric) or find_metric(name) is not metric:
-        raise RecipeError(
-            f"metric {metric!r}: is not found as {name} by the process that trains; expected a function of a module; "
-            "write it into a file, such as metrics_of_mine.py beside the notebook, and import it from there"
-        )
-    return name
-
-
-def find_metric(name):
-    """The function of a name that `metric_name` gave. Raises: RecipeError."""
-    module, _, path = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"metric {name}: can't be imported ({error}); expected module:function") from error
-    return found
