@@ -28,7 +28,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ivlkit.data.checking.doctor import row_lengths
+from ivlkit.data.checking.lengths import row_lengths
 from ivlkit.data.collate import collate, collate_packed
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load

@@ -55,7 +55,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
 from true_size import draw_picture, write_config, write_random
 
-from ivlkit.data.checking.doctor import row_lengths
+from ivlkit.data.checking.lengths import row_lengths
 from ivlkit.data.collate import collate, normalise_tiles
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode

@@ -46,7 +46,7 @@ from train_gpu import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from ivlkit.data.checking.doctor import row_lengths
+from ivlkit.data.checking.lengths import row_lengths
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import default_dtype
 from ivlkit.models.modeling.attention import use_attention

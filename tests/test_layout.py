@@ -108,6 +108,72 @@ class TestImportsGoOneWay:
         assert len(wrong_imports("ivlkit.data", "from .. import models", is_package=True)) == 1
 
 
+def imports_of(module: str, file: Path) -> set[str]:
+    """Modules of the package that a file imports, inside functions too; of a package's name, its `__init__.py`."""
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    found = {name for name, _ in imports_in(ast.parse(file.read_text()), package=package)}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in found} & set(MODULES)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of names that reach each other: [["a", "b"]] for {"a": {"b"}, "b": {"a"}, "c": {"a"}}."""
+    reached = {}
+    for start in graph:
+        seen, waiting = set(), [start]
+        while waiting:
+            new = graph.get(waiting.pop(), set()) - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    groups = {tuple(sorted(a for a in reached[b] if b in reached.get(a, ()))) for b in graph}
+    return sorted(list(group) for group in groups if group)
+
+
+def wing_of(module: str) -> str:
+    """ "data.rows" for ivlkit.data.rows.media; a room's own files stand for themselves: they lie below and above."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2])
+
+
+GRAPH = {module: imports_of(module, file) - {module} for module, file in MODULES.items()}
+
+
+class TestNothingIsImportedInACircle:
+    def test_no_module(self):
+        assert circles(GRAPH) == []
+
+    def test_no_wing(self):
+        wings = {}
+        for module, imported in GRAPH.items():
+            wings.setdefault(wing_of(module), set()).update(set(map(wing_of, imported)) - {wing_of(module)})
+        assert circles(wings) == []
+
+    def test_a_circle_is_found(self):
+        assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+    def test_imports_inside_functions_count(self):
+        lazy = ast.parse("def later():\n    from ..models.load import load")
+        assert list(imports_in(lazy, package=["ivlkit", "data"])) == [("ivlkit.models.load.load", 2)]
+
+
+MOST_LINES, MOST_FILES = 500, 16
+# One is a table of what nano is taught with, which leaves for the benchmarks; the other still repeats its options.
+LONGER = {"ivlkit.nano.curriculum", "ivlkit.cli"}
+
+
+class TestFilesAreFewAndShort:
+    def test_no_file_is_over_500_lines(self):
+        long = {name for name, file in MODULES.items() if len(file.read_text().splitlines()) > MOST_LINES}
+        assert long - LONGER == set()
+
+    def test_none_is_excused_that_is_short(self):
+        assert all(len(MODULES[name].read_text().splitlines()) > MOST_LINES for name in LONGER)
+
+    def test_at_most_16_lie_beside_each_other(self):
+        folders = {file.parent for file in MODULES.values()}
+        assert {str(folder) for folder in folders if len(list(folder.glob("*.py"))) > MOST_FILES} == set()
+
+
 def views() -> list[str]:
     """What every `shown` of the package names: ["dataset:gallery_html", …]."""
     calls = (node for file in MODULES.values() for node in ast.walk(ast.parse(file.read_text())))

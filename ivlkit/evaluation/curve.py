@@ -42,7 +42,7 @@ class LearningCurve:
 
     points: tuple[CurvePoint, ...]
 
-    @shown("curve:learning_curve_figure")
+    @shown("charts:learning_curve_figure")
     def figure(self):
         """Score and 95 % interval over rows: matplotlib figure."""
 
@@ -60,7 +60,7 @@ class LearningCurve:
         scores = ", ".join(f"{each.rows} rows {each.report.score:.1%}" for each in self.points)
         return f"LearningCurve({self.points[0].report.metric}: {scores})"
 
-    _repr_html_ = shown("curve:learning_curve_html")
+    _repr_html_ = shown("charts:learning_curve_html")
 
 
 def learning_curve(recipe, data, test, *, rows=ROWS, metric="exact_match", folder=None, seed=0, **options):

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from ..data.processor import Processor
 from ..errors import CheckpointError
 from ..views import shown
 from . import chat
@@ -23,7 +24,7 @@ from .layouts.key_map import from_released, merge_released_lora, register_with_t
 from .layouts.safetensors_files import fingerprint
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 from .modeling.quantize import nf4_config
-from .processor import Processor, load_processor
+from .processor import load_processor
 
 SMALL_BYTES = 1_000_000_000
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to

@@ -1,91 +1,13 @@
-"""What a model needs besides weights: tokenizer, template, system prompt, tile settings. A few MB."""
+"""A model's folder → its `Processor`: a few MB, no weights."""
 
-import hashlib
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
-
-from ..data.rows.conversation import TEMPLATES, ConversationTemplate
-from ..data.rows.media import PICTURE_RULES, UPRIGHT_ON_WHITE, PictureRules
-from ..data.tiling import MAX_TILES, MOST_TILES, choose_grid, count_tiles, cut_tiles
+from ..data.processor import Processor
+from ..data.rows.conversation import TEMPLATES
+from ..data.rows.media import PICTURE_RULES
+from ..data.tiling import MAX_TILES, MOST_TILES
 from ..errors import CheckpointError
-from ..views import shown
-from .families import Family, find_model, match_family
+from .families import find_model, match_family
 from .layouts.configuration import num_image_token, read_released_config, tile_px
 from .tokenizer import load_tokenizer
-
-
-@dataclass(frozen=True)
-class Processor:
-    """Turns pictures and text into what one model reads. All of it comes from the checkpoint."""
-
-    folder: Path
-    family: Family
-    tokenizer: object  # a fast tokenizer
-    template: ConversationTemplate
-    system_message: str
-    tile_px: int  # 448; nano 112
-    num_image_token: int  # context tokens a tile: 256; nano 16
-    max_tiles: int
-    min_tiles: int
-    use_thumbnail: bool
-    dynamic: bool  # False: every picture is one stretched tile
-    picture_rules: PictureRules = UPRIGHT_ON_WHITE  # config.json's `picture_rules`: "reference" reads as the reference
-
-    @cached_property
-    def fingerprint(self):
-        """SHA-256 of all that decides how many tokens a row has."""
-        said = [getattr(self, one.name) for one in fields(self) if one.name not in ("folder", "family", "tokenizer")]
-        backend = getattr(self.tokenizer, "backend_tokenizer", None) or self.tokenizer.backend
-        return hashlib.sha256(f"{backend.to_str()}{said!r}".encode()).hexdigest()
-
-    def count_tiles(self, sizes, *, max_tiles=None):
-        """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""
-        budget = self.share(max_tiles or self.max_tiles, len(sizes))
-        return [self._count(width_px, height_px, budget) for width_px, height_px in sizes]
-
-    def share(self, max_tiles, num_images):
-        """The budget of one picture among several: max(1, max_tiles // num_images)."""
-        return max(1, max_tiles // max(1, num_images))
-
-    def _count(self, width_px, height_px, budget):
-        if not self.dynamic:
-            return 1
-        return count_tiles(width_px, height_px, use_thumbnail=self.use_thumbnail, **self._limits(budget))
-
-    def tile(self, image, *, max_tiles):
-        """One RGB picture → its tiles, uint8 [T, tile_px, tile_px, 3], at a budget that is its own."""
-        if not self.dynamic:
-            return np.asarray(image.resize((self.tile_px, self.tile_px), Image.Resampling.BICUBIC))[None]
-        return cut_tiles(image, use_thumbnail=self.use_thumbnail, **self._limits(max_tiles))
-
-    def grid(self, width_px, height_px, *, max_tiles):
-        """(cols, rows) a picture of this size is cut into."""
-        return choose_grid(width_px, height_px, **self._limits(max_tiles)) if self.dynamic else (1, 1)
-
-    def _limits(self, budget):
-        return {"max_tiles": budget, "min_tiles": min(self.min_tiles, budget), "tile_px": self.tile_px}
-
-    def token_id(self, token):
-        """Id of a special token; CheckpointError if the tokenizer lacks it."""
-        found = self.tokenizer.convert_tokens_to_ids(token)
-        if found is None or found == self.tokenizer.unk_token_id:
-            raise CheckpointError(f"{self.folder}: the tokenizer lacks {token}; expected the released special tokens")
-        return found
-
-    def with_tiles(self, max_tiles):
-        """The same processor with another tile budget."""
-        return replace(self, max_tiles=max_tiles)
-
-    def show_tiles(self, image):
-        """How a picture is cut and what it costs, under a slider for max_tiles and an upload button.
-
-        Args: image: path, PIL image or uint8 array [H, W, 3].
-        """
-        return shown("tiles:tiles_live").function(image, self)
 
 
 def load_processor(name):

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ivlkit as ivl
-from ivlkit.data.checking.doctor import diagnose, epoch_lengths, examine_all, row_lengths
-from ivlkit.data.checking.examine import BAD, GOOD, Task, light_processor
+from ivlkit.data.checking.doctor import diagnose
+from ivlkit.data.checking.examine import BAD, GOOD, Task
 from ivlkit.data.checking.findings import KINDS, LEVELS
+from ivlkit.data.checking.lengths import epoch_lengths, row_lengths
 from ivlkit.data.checking.mend import mend
+from ivlkit.data.checking.processes import examine_all
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
+from ivlkit.data.processor import light_processor
 from ivlkit.errors import DataError
 
 USER, BOT = "human", "gpt"
@@ -334,14 +337,14 @@ def test_a_videos_length_is_that_of_its_epoch(write_rows, pictures, processor, t
 
 
 def test_stored_lengths_are_used_again_until_the_file_changes(tmp_path, pictures, processor, monkeypatch):
-    import ivlkit.data.checking.doctor as doctor
+    import ivlkit.data.checking.lengths as lengths
 
     path = tmp_path / "large.jsonl"
     line = json.dumps(row(note="x" * 5000)) + "\n"
     path.write_text(line * 220)  # over 1 MiB
     tokens, _ = row_lengths(open_data(path), processor)
     with monkeypatch.context() as patch:
-        patch.setattr(doctor, "examine_all", None)
+        patch.setattr(lengths, "examine_all", None)
         again, _ = row_lengths(open_data(path), processor)
     assert again.tolist() == tokens.tolist() == [len(encode(open_data(path)[0], processor))] * 220
     path.write_text(line.replace('"A"', '"A longer answer"') * 220)

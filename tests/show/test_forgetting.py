@@ -2,7 +2,7 @@
 
 import pytest
 
-from ivlkit.show.forgetting import forgetting_figure
+from ivlkit.show.charts import forgetting_figure
 
 RUNS = {
     "before": {"new": (0.25, 0.2, 0.35), "old": (0.75, 0.5, 1.0)},

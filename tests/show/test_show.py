@@ -153,7 +153,8 @@ def test_a_gallery_shows_the_first_rows_and_the_size(tmp_path):
 
 
 def test_memory_is_a_bar_a_setting_under_the_line_of_the_card():
-    from ivlkit.show.memory import COLOURS, memory_figure
+    from ivlkit.show.charts import MEMORY_COLOURS as COLOURS
+    from ivlkit.show.charts import memory_figure
 
     parts = {"a": dict.fromkeys(COLOURS, 2**30), "b": dict.fromkeys(COLOURS, 2**31)}
     (axes,) = memory_figure(parts, card_gib=8, measured={"b": 9.5}).axes

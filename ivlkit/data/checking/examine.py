@@ -9,10 +9,8 @@ import os
 import re
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,13 @@ from ..datasets.index import LineIndex
 from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long_text
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
 from ..rows.formats import IMAGE_PLACEHOLDER, as_released
-from ..rows.media import MAX_PIXELS, image_size, is_data_uri, is_remote, open_image
-from ..rows.records import ROLES, Record, parse_row, read_released
-from .findings import ERROR, KINDS
+from ..rows.media import MAX_PIXELS, is_data_uri, is_remote
+from ..rows.records import parse_row, read_released
+from .faults import find_faults
+from .findings import ERROR, KINDS, in_three, short
+from .pictures import declared_sizes, escapes, hash_text, look_at
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
-PICTURES = ("exist", "header", "decode")
 LONG_LINE_BYTES = 1 << 20
 TOKENIZED_AT_ONCE = 256
 _CACHED_PICTURES = 100_000  # about 30 MB a process
@@ -36,25 +35,12 @@ _GROUNDING = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 _MARK = re.compile(r"<(?!image>)")  # anything that may be a token or a tag
 control_characters = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _TOO_LONG = re.compile(" tokens (at the fewest tiles|with a single frame)")  # the encoder's words
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BOX = re.compile(r"<box>(.*?)</box>", re.S)
-_ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
 _BOXES = re.compile(r"\s*\[\s*(?:\[[^\[\]]*\]\s*,?\s*)+\]\s*")
 _NUMBERS = re.compile(r"\[([^\[\]]*)\]")
 _MISSING_VALUES = {"nan", "na", "n/a", "#n/a", "null", "#ref!", "#value!", "#name?", "#div/0!"}
 _MISNAMED = ("image_path", "image_file", "img", "picture", "pictures", "photo")
-_SUFFIXES = {
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".png": "png",
-    ".gif": "gif",
-    ".webp": "webp",
-    ".bmp": "bmp",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-}
-MEDIA_SUFFIXES = frozenset(_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -94,30 +80,6 @@ PICTURE = np.dtype(
 )
 
 
-@dataclass(frozen=True)
-class FastTokenizer:
-    """The part of a tokenizer that encoding needs, without the library around it: small to send, quick to start."""
-
-    backend: Any  # tokenizers.Tokenizer
-    unk_token_id: int | None
-
-    def __call__(self, text, *, return_offsets_mapping=False):
-        encoded = self.backend.encode(text)
-        return {"input_ids": encoded.ids, "offset_mapping": encoded.offsets}
-
-    def convert_tokens_to_ids(self, token):
-        """Id of a token, None if there is none."""
-        return self.backend.token_to_id(token)
-
-
-def light_processor(processor):
-    """The same processor around a `FastTokenizer`; None stays None."""
-    if processor is None or isinstance(processor.tokenizer, FastTokenizer):
-        return processor
-    tokenizer = processor.tokenizer
-    return replace(processor, tokenizer=FastTokenizer(tokenizer.backend_tokenizer, tokenizer.unk_token_id))
-
-
 class Examiner:
     """Examines blocks of rows for a `Task`."""
 
@@ -141,13 +103,13 @@ class Examiner:
         return state.result()
 
     def look(self, path):
-        """`_Look` at a picture's file; remembered, as rows often share pictures."""
+        """`Look` at a picture's file; remembered, as rows often share pictures."""
         key = os.fspath(path)
         found = self._looked.get(key)
         if found is None:
             if len(self._looked) >= _CACHED_PICTURES:
                 self._looked.clear()
-            found = self._looked[key] = _look(key, self.task.pictures, self.processor)
+            found = self._looked[key] = look_at(key, self.task.pictures, self.processor)
         return found
 
     def _count_tiles_of(self, sizes, wanted):
@@ -204,7 +166,7 @@ class _BlockState:
             self.duplicate_keys.clear()
             return self._say_error(place, _line_code(line, error), error, where)
         for key in self.duplicate_keys:
-            self.say(place, "duplicate_key", f"the key {_short(key)} twice")
+            self.say(place, "duplicate_key", f"the key {short(key)} twice")
         self.duplicate_keys.clear()
         try:
             parsed = as_released(parsed, where, format=self.source.format)
@@ -225,7 +187,7 @@ class _BlockState:
 
     def _say_error(self, place, code, error, where):
         """A DataError of a reader or the encoder as a problem of this row, in its own words."""
-        found, expected, todo = _in_three(str(error).removeprefix(f"{where}: "))
+        found, expected, todo = in_three(str(error).removeprefix(f"{where}: "))
         self.say(place, code, found, expected=expected, todo=todo)
 
     def _check_line(self, place, row, line):
@@ -271,9 +233,9 @@ class _BlockState:
                 elif answer.casefold() in _MISSING_VALUES:
                     self.say(place, "missing_value", f"the answer {answer!r}")
                 elif len(answer) != len(text):
-                    self.say(place, "outer_whitespace", f"outer whitespace in the answer {_short(text)}")
+                    self.say(place, "outer_whitespace", f"outer whitespace in the answer {short(text)}")
                 if "[" in text and _BARE_BOX.fullmatch(text):
-                    self.say(place, "box_in_fractions", f"the bare box {_short(text)} with shares of 1")
+                    self.say(place, "box_in_fractions", f"the bare box {short(text)} with shares of 1")
                 if IMAGE_PLACEHOLDER in text:
                     self.say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in an answer')
             elif turn.role == "user":
@@ -319,11 +281,11 @@ class _BlockState:
     def _check_box(self, place, parsed, content):
         boxes = [_numbers(box) for box in _NUMBERS.findall(content)] if _BOXES.fullmatch(content) else []
         if not boxes or any(box is None or len(box) != 4 for box in boxes):
-            return self.say(place, "box_syntax", f"<box>{_short(content)}</box>")
+            return self.say(place, "box_syntax", f"<box>{short(content)}</box>")
         for box in boxes:
-            code = _box_code(box, _declared_sizes(parsed))
+            code = _box_code(box, declared_sizes(parsed))
             if code:
-                return self.say(place, code, f"the box {_short(list(box))}")
+                return self.say(place, code, f"the box {short(list(box))}")
         return None
 
     def _check_pictures(self, place, parsed, record, looks):
@@ -340,7 +302,7 @@ class _BlockState:
         self._check_declared(place, parsed, looks)
 
     def _check_declared(self, place, parsed, looks):
-        declared = _declared_sizes(parsed)
+        declared = declared_sizes(parsed)
         if not declared:
             return
         if len(declared) != len(looks):
@@ -360,7 +322,7 @@ class _BlockState:
             return None
         if all(look.size for look in looks):
             return [look.size for look in looks]
-        declared = _declared_sizes(parsed)
+        declared = declared_sizes(parsed)
         credible = all(width_px * height_px <= MAX_PIXELS for width_px, height_px in declared)
         return declared if len(declared) == len(looks) and credible else None
 
@@ -433,7 +395,7 @@ class _BlockState:
         if max_length is not None and tokens > max_length:
             _, fewer, tokens = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
             if tokens > max_length:
-                found, expected, todo = _in_three(too_long_text(text_tokens, fewer, tokens, max_length))
+                found, expected, todo = in_three(too_long_text(text_tokens, fewer, tokens, max_length))
                 return self.say(place, "too_long", found, expected=expected, todo=todo)
             self.say(place, "fewer_tiles", shrunk_text(full, fewer, max_length))
             tiles = sum(fewer)
@@ -445,26 +407,11 @@ class _BlockState:
     def _diagnose(self, place, parsed, error, where):
         """Everything that is wrong with a refused row; the reader's own words where nothing else explains them."""
         if not parsed.get("video"):
-            for code, found in self._find_faults(parsed):
+            for code, found in find_faults(parsed):
                 self.say(place, code, found)
             self._find_missing(place, parsed)
         if self.state[place] != BAD:
             self._say_error(place, "unusable", error, where)
-
-    def _find_faults(self, parsed):
-        names, turns = parsed.get("image"), parsed.get("conversations")
-        names = [names] if isinstance(names, str) and names else names or []
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            yield "image_field", f"`image` is {_short(parsed.get('image'))}"
-            names = []
-        if not isinstance(turns, list) or not turns:
-            yield "no_conversations", "no `conversations`" if turns is None else f"`conversations` is {_short(turns)}"
-            return
-        yield from _turn_faults(turns)
-        texts = [(_role(turn), turn["value"]) for turn in turns if _is_turn(turn)]
-        placeholders = sum(text.count(IMAGE_PLACEHOLDER) for role, text in texts if role == "user")
-        if names and placeholders != len(names) and not (len(names) == 1 and placeholders == 0):
-            yield "placeholder_count", f'{len(names)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns'
 
     def _find_missing(self, place, parsed):
         names = parsed.get("image")
@@ -472,65 +419,19 @@ class _BlockState:
             if not isinstance(name, str) or not name or is_data_uri(name):
                 continue
             if is_remote(name):
-                self.say(place, "remote_media", f"the address {_short(name)}")
+                self.say(place, "remote_media", f"the address {short(name)}")
                 continue
             look = self.examiner.look(self.source.root / name)
             if look.code:
                 self.say(place, look.code, look.found, expected=look.expected, todo=look.todo)
-            elif _escapes(os.fspath(self.source.root / name), self.source.root):
-                self.say(place, "outside_root", f"the picture {_short(name)} outside {self.source.root}")
-
-
-def _turn_faults(turns):
-    roles = []
-    for number, turn in enumerate(turns, start=1):
-        if not _is_turn(turn):
-            yield "bad_turn", f"turn {number} is {_short(turn)}"
-        elif _role(turn) is None:
-            yield "unknown_role", f"turn {number} has the role {_short(turn.get('from'))}"
-        elif _SURROGATE.search(turn["value"]):
-            yield "half_surrogate", f"half a surrogate pair in turn {number}, {_short(turn['value'])}"
-        roles.append(_role(turn) if _is_turn(turn) else None)
-    if None in roles:
-        return
-    spoken = roles[1:] if roles[0] == "system" else roles
-    for number, role in enumerate(spoken):
-        expected = ("user", "assistant")[number % 2]
-        if role != expected:
-            yield "role_order", f"turn {number + 1 + len(roles) - len(spoken)} is {role}, expected {expected}"
-            return
-    if not spoken or spoken[-1] != "assistant":
-        yield "no_answer", "the row ends with a user turn" if spoken else "only a system turn"
-
-
-def _is_turn(turn):
-    return isinstance(turn, dict) and isinstance(turn.get("value"), str)
-
-
-def _role(turn):
-    role = turn.get("from")
-    return ROLES.get(role) if isinstance(role, str) else None
+            elif escapes(os.fspath(self.source.root / name), self.source.root):
+                self.say(place, "outside_root", f"the picture {short(name)} outside {self.source.root}")
 
 
 def _line_code(line, error):
     if isinstance(error.__cause__, UnicodeDecodeError):
         return "not_utf8"
     return "broken_json" if error.__cause__ is not None else "not_an_object"
-
-
-def _in_three(message):
-    """ "found; expected …; do" → its three parts; None for those it lacks."""
-    found, *rest = message.split("; ", 2)
-    expected = rest.pop(0).removeprefix("expected ") if rest and rest[0].startswith("expected ") else None
-    return found, expected, "; ".join(rest) or None
-
-
-# texts ---------------------------------------------------------------------------------------------------------------
-
-
-def hash_text(text):
-    """8 bytes that stand for a text; among a million texts two share them once in 37 million data sets."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def count_supervised(offsets, answers):
@@ -581,114 +482,3 @@ def _box_code(box, declared):
     if any(number % 1 for number in box):
         return "box_syntax"
     return None if box[0] < box[2] and box[1] < box[3] else "box_order"
-
-
-def _short(value, limit=80):
-    text = value if isinstance(value, str) else repr(value)
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return repr(text) if isinstance(value, str) else text
-
-
-# pictures ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What is known of a picture's file."""
-
-    hash: int
-    bytes: int = 0
-    size: tuple | None = None  # (width_px, height_px)
-    code: str | None = None
-    found: str = ""
-    expected: str | None = None
-    todo: str | None = None
-    remarks: tuple = ()
-
-
-def _look(name, pictures, processor):
-    """Look at a file: whether it is there, what its header says, whether it decodes."""
-    number = hash_text(os.path.normpath(name))
-    if _ADDRESS.search(name) and not os.path.exists(name):
-        return _Look(number, code="remote_media", found=f"the address {_short(name)}")
-    try:
-        size_bytes = os.stat(name).st_size
-    except (OSError, ValueError):
-        return _missing(name, number)
-    if not size_bytes:
-        return _Look(number, code="empty_media", found=f"{name} has no bytes")
-    if pictures == "exist":
-        return _Look(number, size_bytes)
-    try:
-        size = _header_size(name, processor)
-        if pictures == "decode":
-            open_image(name, "row")
-    except DataError as error:
-        found, expected, todo = _in_three(str(error).removeprefix("row: "))
-        return _Look(number, size_bytes, code="unreadable_media", found=found, expected=expected, todo=todo)
-    return _Look(number, size_bytes, tuple(size), remarks=tuple(_remarks(name, *size)))
-
-
-def _header_size(name, processor):
-    """As the encoder reads it, which may depend on the model."""
-    if processor is None:
-        return image_size(name, "row")
-    return picture_sizes(Record(None, (), (name,), "row"), processor)[0]
-
-
-def _missing(name, number):
-    slashed = name.replace("\\", "/")
-    if slashed != name and os.path.exists(slashed):
-        return _Look(number, code="backslash_path", found=f"backslashes in {_short(name)}")
-    stem = os.path.splitext(name)[0]
-    others = [stem + suffix for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)) if stem + suffix != name]
-    near = next((other for other in others if os.path.exists(other)), None)
-    todo = f"there is {os.path.basename(near)}; write that" if near else None
-    return _Look(number, code="missing_media", found=f"picture {name} does not exist", todo=todo)
-
-
-def _remarks(name, width_px, height_px):
-    kind, said = file_kind(name), _SUFFIXES.get(os.path.splitext(name)[1].lower())
-    if kind and said and kind != said:
-        yield "wrong_extension", f"{name} is a {kind.upper()}"
-    if max(width_px, height_px) > 100 * min(width_px, height_px):
-        yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
-    elif min(width_px, height_px) < 28:
-        yield "tiny_picture", f"{name} has {width_px} x {height_px} px"
-
-
-def file_kind(name):
-    """ "jpeg", "png", "gif", "webp", "bmp", "tiff" or None, from the first bytes of a file."""
-    with open(name, "rb") as file:
-        head = file.read(12)
-    signs = (
-        ("jpeg", head[:3] == b"\xff\xd8\xff"),
-        ("png", head[:8] == b"\x89PNG\r\n\x1a\n"),
-        ("gif", head[:4] == b"GIF8"),
-        ("webp", head[:4] == b"RIFF" and head[8:] == b"WEBP"),
-        ("bmp", head[:2] == b"BM"),
-        ("tiff", head[:4] in (b"II*\0", b"MM\0*")),
-    )
-    return next((kind for kind, is_it in signs if is_it), None)
-
-
-def _escapes(name, root):
-    """Whether a path leaves the folder of the pictures."""
-    if name.startswith(f"{root}{os.sep}") and ".." not in name:
-        return False
-    return os.path.relpath(name, root).startswith(os.pardir)
-
-
-def _declared_sizes(parsed):
-    """[(width_px, height_px), …] of `width`, `height` or the lists of them; [] if none are declared."""
-    widths = parsed.get("width_list", parsed.get("width"))
-    if widths is None:
-        return []
-    heights = parsed.get("height_list", parsed.get("height"))
-    widths = widths if isinstance(widths, list) else [widths]
-    heights = heights if isinstance(heights, list) else [heights]
-    if len(widths) != len(heights):
-        return []
-    pairs = list(zip(widths, heights, strict=True))
-    numeric = [all(isinstance(side, int) and side > 0 for side in pair) for pair in pairs]
-    return list(compress(pairs, numeric)) if all(numeric) else []

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ...data.processor import Processor
 from ...errors import CheckpointError
 from ..families import find_model
 from ..layouts.configuration import native_config, read_released_config
@@ -28,7 +29,7 @@ from ..load import (
     released_root,
     shapes_of,
 )
-from ..processor import Processor, load_processor
+from ..processor import load_processor
 from .merge_lora import Merged, merge_loaded
 
 _QUANTIZED = ("Params4bit", "Int8Params")  # bitsandbytes' parameters

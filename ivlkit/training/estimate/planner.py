@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 
-from ...data.checking.doctor import epoch_lengths
+from ...data.checking.lengths import epoch_lengths
 from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError
@@ -115,7 +115,7 @@ class RunPlan:
 
     __repr__ = __str__
 
-    _repr_html_ = shown("memory:plan_html")
+    _repr_html_ = shown("charts:plan_html")
 
 
 def plan(recipe, *, data=None, gpu_gib=None, card=None):

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
 
-from ...data.checking.doctor import epoch_lengths
+from ...data.checking.lengths import epoch_lengths
 from ...data.collate import collate, collate_packed
 from ...errors import TrainingError
 from ...models.load import default_dtype

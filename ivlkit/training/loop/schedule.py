@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ...data.checking.doctor import examine_all
-from ...data.checking.examine import BAD, Task, light_processor
+from ...data.checking.examine import BAD, Task
 from ...data.checking.findings import ERROR, KINDS, make_problem
+from ...data.checking.processes import examine_all
 from ...data.collate import collate
 from ...data.encode import encode
 from ...data.packing import Budgets, group_step, pack_step, rope_groups
+from ...data.processor import light_processor
 from ...errors import DataError
 from .loss import sample_weights
 

@@ -1,0 +1,334 @@
+"""What only all rows together show: repeats, pictures on both sides of a split, equal answers; a report's numbers."""
+
+import contextlib
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DataError
+from ..datasets.index import CACHE_FOLDER, LineIndex
+from ..groups import file_digest
+from ..importing.convert import MARKER
+from ..rows.records import parse_row
+from .examine import BAD, GOOD, PICTURE
+from .findings import make_problem
+from .lengths import store_lengths
+from .pictures import MEDIA_SUFFIXES, hash_text
+
+FILES_LOOKED_AT = 200_000  # of a root, when looking for unused ones
+SAME_ANSWERS_FROM = 10  # rows; fewer equal answers may be chance
+_ASPECT_EDGES = [0, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 1e9]
+
+
+class Overview:
+    """What is kept of every row, and what follows from rows together."""
+
+    def __init__(self, task, rows, findings):
+        self.task, self.findings = task, findings
+        self.is_whole = all(wanted is None for wanted in rows)
+        self.indexes = [LineIndex(source.annotation) for source in task.sources]
+        self.labels = _labels([source.annotation for source in task.sources])
+        counts = [len(index) for index in self.indexes]
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        total = int(self.starts[-1])
+        self.state = np.zeros(total, np.uint8)
+        self.row_hash, self.id_hash, self.answer_hash, self.asked_hash = np.zeros((4, total), np.uint64)
+        self.supervised, self.final = np.zeros(total, np.int32), np.zeros((2, total), np.int32)
+        self._pictures = []
+
+    def add(self, block):
+        """Take over a block; its problems join the findings."""
+        rows = block.rows + self.starts[block.source]
+        self.state[rows] = block.state
+        self.row_hash[rows], self.id_hash[rows] = block.row_hash, block.id_hash
+        self.answer_hash[rows], self.asked_hash[rows] = block.answer_hash, block.asked_hash
+        self.supervised[rows], self.final[:, rows] = block.lengths[2], block.final
+        pictures = block.pictures
+        pictures["row"] += self.starts[block.source]
+        self._pictures.append(pictures)
+        left = Counter(block.counts)
+        for row, code, found, expected, todo in block.problems:
+            left[code] -= 1
+            self._say(code, row + self.starts[block.source], found, expected=expected, todo=todo)
+        for code, number in left.items():
+            self.findings.count(code, number)
+
+    def _say(self, code, row, found, *, expected=None, todo=None):
+        if not self.findings.wants(code):
+            return self.findings.count(code, 1)
+        source, own = self._place(row)
+        name, origin = self.task.sources[source].name, self._origin(row)
+        found = f"{origin}: {found}" if origin else found
+        return self.findings.add(
+            make_problem(code, self._where(row), found, expected=expected, todo=todo, source=name, row=own)
+        )
+
+    def _origin(self, row):
+        """Where a converted row came from, "labels.csv:40"; "" for rows that nobody converted."""
+        source, own = self._place(row)
+        annotation = self.task.sources[source].annotation
+        if not (annotation.parent / MARKER).exists():
+            return ""
+        with contextlib.suppress(DataError):  # a line that was damaged since
+            return str(parse_row(*self.indexes[source].line(own)).get("source", ""))
+        return ""
+
+    def _place(self, row):
+        source = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return source, int(row - self.starts[source])
+
+    def _where(self, row):
+        source, own = self._place(row)
+        return f"{self.labels[source]}:{self.indexes[source].number(own)}"
+
+    def _named(self, row):
+        return self._origin(row) or self._where(row)
+
+    def record(self, row):
+        """The record of a good row."""
+        source, own = self._place(row)
+        return self.task.sources[source].read(*self.indexes[source].line(own))
+
+    def compare_rows(self):
+        """Everything that no row shows alone."""
+        self.pictures = np.concatenate([np.empty(0, PICTURE), *self._pictures])
+        self._pictures.clear()
+        splits = np.array(sorted({source.split for source in self.task.sources}))
+        own = [int(np.searchsorted(splits, source.split)) for source in self.task.sources]
+        self.split_of = np.array(own, np.int8) if own else np.empty(0, np.int8)
+        self._compare_texts()
+        self._compare_asked()
+        self._compare_ids()
+        self._compare_answers()
+        self._compare_pictures()
+        if self.is_whole:
+            self._find_unused()
+
+    def _splits(self, rows):
+        return self.split_of[np.searchsorted(self.starts, rows, side="right") - 1]
+
+    def _compare_texts(self):
+        good = np.flatnonzero(self.state == GOOD)
+        for rows in _equal_groups(self.row_hash[good]):
+            first, *others = good[rows].tolist()
+            splits = self._splits(good[rows])
+            for row, split in zip(others, splits[1:].tolist(), strict=True):
+                if split != splits[0]:
+                    self._say("leak", row, f"the row {self._where(first)} of split {self._split_name(first)} again")
+                    self.state[row] = BAD
+                else:
+                    self._say("duplicate_row", row, f"the same as {self._named(first)}")
+
+    def _compare_asked(self):
+        good = np.flatnonzero(self.state == GOOD)
+        for rows in _equal_groups(self.asked_hash[good]):
+            first, *others = good[rows].tolist()
+            for row in others:
+                if self.answer_hash[row] != self.answer_hash[first]:
+                    self._say("contradiction", row, f"another answer than {self._named(first)} gives to the same")
+
+    def _split_name(self, row):
+        return repr(self.task.sources[self._place(row)[0]].split)
+
+    def _compare_ids(self):
+        for source in range(len(self.indexes)):
+            start, stop = self.starts[source], self.starts[source + 1]
+            rows = start + np.flatnonzero(self.id_hash[start:stop])
+            for group in _equal_groups(self.id_hash[rows]):
+                first, *others = rows[group].tolist()
+                for row in others:
+                    self._say("duplicate_id", row, f"the id of {self._where(first)}")
+
+    def _compare_answers(self):
+        for source, index in enumerate(self.indexes):
+            own = slice(self.starts[source], self.starts[source + 1])
+            answers = self.answer_hash[own][self.state[own] == GOOD]
+            if len(answers) >= SAME_ANSWERS_FROM and (answers == answers[0]).all():
+                row = int(self.starts[source]) + int(np.flatnonzero(self.state[own] == GOOD)[0])
+                found = f"all {len(answers):,} rows have the answer {self.record(row).answer[:60]!r}"
+                name = self.task.sources[source].name
+                self.findings.add(make_problem("constant_answers", str(index.path), found, source=name))
+
+    def _compare_pictures(self):
+        """Equal content under several names; and on several sides of a split."""
+        hashes, first, name_of = np.unique(self.pictures["hash"], return_index=True, return_inverse=True)
+        self.distinct = first
+        contents = self._contents(first)
+        for number in np.flatnonzero(contents != np.arange(len(contents))):
+            original, copy = self.pictures[first[contents[number]]], self.pictures[first[number]]
+            found = f"{self._name(copy)} has the content of {self._name(original)} in {self._named(original['row'])}"
+            self._say("duplicate_picture", int(copy["row"]), found)
+        if len(set(self.split_of.tolist())) > 1:
+            self._find_leaks(contents[name_of], len(hashes))
+
+    def _find_leaks(self, content, count):
+        splits = self._splits(self.pictures["row"]).astype(np.int64)
+        seen = np.zeros(count, np.int64)
+        np.bitwise_or.at(seen, content, 1 << splits)
+        leaking = np.flatnonzero((seen[content] & (seen[content] - 1)) != 0)
+        first = {}
+        for place in leaking.tolist():
+            row = int(self.pictures["row"][place])
+            other = first.setdefault(int(content[place]), row)
+            if splits[place] != self._splits(np.array([other]))[0]:
+                name = self._name(self.pictures[place])
+                self._say("leak", row, f"{name} is also in {self._where(other)} of split {self._split_name(other)}")
+                self.state[row] = BAD
+
+    def _contents(self, first):
+        """The first picture of equal content, for each; only files of equal sizes are read."""
+        pictures = self.pictures[first]
+        contents = np.arange(len(first))
+        usable = np.flatnonzero(pictures["size"] > 0)
+        sizes = np.stack([pictures[key][usable].astype(np.int64) for key in ("size", "width", "height")], axis=1)
+        _, group, count = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+        candidates = usable[count[group.ravel()] > 1]
+        candidates = candidates[np.argsort(pictures["row"][candidates], kind="stable")]
+        seen = {}
+        for number in candidates.tolist():
+            with contextlib.suppress(OSError, DataError):  # said already, where its row was examined
+                contents[number] = seen.setdefault(file_digest(self._name(pictures[number])), number)
+        return contents
+
+    def _name(self, picture):
+        return str(self.record(int(picture["row"])).images[int(picture["place"])])
+
+    def _find_unused(self):
+        for root in sorted({source.root.resolve() for source in self.task.sources if os.path.isdir(source.root)}):
+            roots = {source.root for source in self.task.sources if source.root.resolve() == root}
+            named = next(iter(sorted(roots)))
+            found = _media_below(named)
+            if not found or not len(self.pictures):
+                continue
+            own = np.array([hash_text(os.path.normpath(name)) for name in found], np.uint64)
+            unused = [found[place] for place in np.flatnonzero(~np.isin(own, self.pictures["hash"]))]
+            if unused:
+                shown = ", ".join(os.path.relpath(name, named) for name in unused[:5])
+                more = ", …" if len(unused) > 5 else ""
+                said = f"{len(unused):,} pictures that no row names: {shown}{more}"
+                self.findings.add(make_problem("unused_files", str(named), said))
+
+    def store_lengths(self, processor):
+        """Keep the lengths beside the files, for whoever plans batches."""
+        for number, source in enumerate(self.task.sources):
+            own = slice(self.starts[number], self.starts[number + 1])
+            store_lengths(source, self.indexes[number], self.final[:, own], processor, self.task.max_length)
+
+    # numbers ---------------------------------------------------------------------------------------------------------
+
+    def stats(self):
+        """Counts and histograms of the usable rows."""
+        good = self.state == GOOD
+        stats = {
+            "rows": int((self.state > 0).sum()),
+            "good": int(good.sum()),
+            "bad": int((self.state == BAD).sum()),
+            "pictures": len(self.pictures),
+            "distinct_pictures": len(self.distinct),
+            "sources": self._source_stats(),
+            "answers": self._top_answers(good),
+            "aspect_ratios": _histogram(self._aspect_ratios(), edges=_ASPECT_EDGES),
+        }
+        if self.task.processor is not None:
+            tokens, tiles = self.final[:, good]
+            stats["tokens"] = _summary(tokens) | {"supervised": int(self.supervised[good].sum(dtype=np.int64))}
+            stats["tokens"]["histogram"] = _histogram(tokens, edges=_round_edges(tokens))
+            stats["tiles"] = _summary(tiles) | {"histogram": np.bincount(tiles[tiles <= 100]).tolist()}
+            stats["max_length"] = self.task.max_length
+        return stats
+
+    def _source_stats(self):
+        stats = {}
+        for number, source in enumerate(self.task.sources):
+            state = self.state[self.starts[number] : self.starts[number + 1]]
+            counts = {"rows": int((state > 0).sum()), "good": int((state == GOOD).sum())}
+            stats[source.name] = {"split": source.split, "file": str(source.annotation), **counts}
+        return stats
+
+    def _top_answers(self, good, limit=20):
+        """[[text, rows], …] of the most frequent answers."""
+        rows = np.flatnonzero(good)
+        _, first, counts = np.unique(self.answer_hash[rows], return_index=True, return_counts=True)
+        top = np.argsort(-counts, kind="stable")[:limit]
+        answers = [[self.record(int(rows[first[one]])).answer[:200], int(counts[one])] for one in top]
+        return {"distinct": len(counts), "top": answers}
+
+    def _aspect_ratios(self):
+        known = self.pictures[self.distinct]
+        known = known[known["height"] > 0]
+        return known["width"] / known["height"]
+
+    def samples(self, problems, limit=24):
+        """(problem, record) of the first rows with pictures that have a finding."""
+        samples, seen = [], set()
+        number_of = {source.name: number for number, source in enumerate(self.task.sources)}
+        for problem in problems:
+            if problem.row is None or len(samples) >= limit or (problem.source, problem.row) in seen:
+                continue
+            seen.add((problem.source, problem.row))
+            with contextlib.suppress(DataError):  # a row that can't be read has no picture to show
+                record = self.record(int(self.starts[number_of[problem.source]]) + problem.row)
+                if record.images:
+                    samples.append((problem, record))
+        return samples
+
+
+def _labels(paths):
+    """What a row's place begins with: the file's name, with folders where several files have one name."""
+    labels = [path.name for path in paths]
+    for depth in (2, 3, 4):
+        twice = {label for label in labels if labels.count(label) > 1}
+        labels = [
+            "/".join(path.parts[-depth:]) if label in twice else label
+            for label, path in zip(labels, paths, strict=True)
+        ]
+    return labels
+
+
+def _equal_groups(hashes):
+    """Yield the places of each hash that occurs more than once, in order of first occurrence."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    counts = np.diff(np.append(starts, len(hashes)))
+    several = counts > 1
+    groups = [order[start : start + count] for start, count in zip(starts[several], counts[several], strict=True)]
+    yield from sorted(groups, key=lambda group: group[0])
+
+
+def _media_below(root):
+    """Paths of pictures below a folder; none if there are too many to look at."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != CACHE_FOLDER)
+        found += [os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in MEDIA_SUFFIXES]
+        if len(found) > FILES_LOOKED_AT:
+            return []
+    return found
+
+
+def _round_edges(values, bins=20):
+    """Edges of about 20 equal bins, on whole numbers."""
+    top = int(values.max()) if len(values) else 1
+    width = max(1, -(-top // bins))
+    return list(range(0, top + width + 1, width))
+
+
+def _histogram(values, *, edges):
+    counts, _ = np.histogram(values, bins=edges)
+    return {"edges": list(edges), "counts": counts.tolist()}
+
+
+def _summary(values):
+    if not len(values):
+        return {"total": 0, "min": 0, "median": 0, "p95": 0, "max": 0}
+    low, median, high = np.percentile(values, [0, 50, 95], method="nearest").tolist()
+    return {
+        "total": int(values.sum(dtype=np.int64)),
+        "min": int(low),
+        "median": int(median),
+        "p95": int(high),
+        "max": int(values.max()),
+    }
