@@ -16,7 +16,7 @@ import torch
 
 from ..data.files import PART, flush, flush_folder, vanish
 from ..errors import TrainingError
-from .engine.distributed import own_share
+from .engine.distributed import local_shard
 
 CONTENTS_FILE = "checkpoint.json"
 CORRUPT = ".corrupt"  # ends the name of one that was set aside
@@ -142,7 +142,7 @@ def keep_newest(folder, number):
 def check_finite(model, step):
     """Raise TrainingError if a trained weight is not finite: a checkpoint of it would replace a good one."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(own_share(parameter)).all():
+        if parameter.requires_grad and not torch.isfinite(local_shard(parameter)).all():
             raise TrainingError(
                 f"{name} is not finite after step {step}; expected finite weights; no checkpoint is made of it, the "
                 "last one is kept; lower learning_rate"

@@ -151,6 +151,6 @@ def test_a_frozen_tower_is_called_as_often_as_on_another_rank(model, tiles, call
 
 def test_a_head_of_the_caller_gets_hidden_states_and_no_logits_are_made(model):
     input_ids = torch.tensor([[1, 5, 9]])
-    outputs = model(input_ids=input_ids, head=lambda hidden, lm_head: lm_head(hidden).sum())
+    outputs = model(input_ids=input_ids, loss_fn=lambda hidden, lm_head: lm_head(hidden).sum())
     assert outputs.logits is None
     torch.testing.assert_close(outputs.loss, model(input_ids=input_ids).logits.sum())

@@ -90,13 +90,13 @@ def loss_and_gradients(model, batch, weighting):
     ids = batch.get("sample_ids")
     weights = sample_weights(batch["labels"], weighting, sample_ids=ids)
 
-    def head(hidden, lm_head):
+    def loss_fn(hidden, lm_head):
         return weighted_cross_entropy(
             hidden, lm_head, labels=batch["labels"], weights=weights, sample_ids=ids, chunks=2
         )
 
     model.zero_grad()
-    loss = model(**inputs(batch), use_cache=False, head=head).loss
+    loss = model(**inputs(batch), use_cache=False, loss_fn=loss_fn).loss
     loss = loss / total_weight(batch["labels"], weights, sample_ids=ids)
     loss.backward()
     return loss.item(), {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}

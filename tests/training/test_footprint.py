@@ -161,7 +161,7 @@ def test_a_whole_step_of_nano_keeps_what_is_predicted(mixed_rows, tmp_path, chan
     chosen = recipe("nano-lora", **sizes | changes | {"gradient_checkpointing": policy})
     vlm = load("nano")
     trainer, _ = build_trainer(vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / "run")
-    number, tokens, tiles = trainer.train_dataset.batches.worst()
+    number, tokens, tiles = trainer.train_dataset.batches.largest_batch()
     batch = trainer.train_dataset[number]
     assert batch["input_ids"].numel() == tokens and len(batch["tiles"]) == tiles
     parts = batch_parts(

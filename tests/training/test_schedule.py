@@ -304,13 +304,13 @@ def test_the_largest_batch_of_a_rank_that_has_none_in_a_step_is_found(kind):
     """Nine rows by eight: the last step has one row, and so nothing for the second rank."""
     tokens, tiles = lengths(9)
     for plan in bin_plans(tokens, tiles, kind, gpus=2):
-        number, most, seen = plan.worst()
+        number, most, seen = plan.largest_batch()
         rows = [[row for _, row in one.rows] for one in plan]
         shape = (lambda one: tokens[one].sum()) if kind is plan_packed else (lambda one: len(one) * tokens[one].max())
         assert (most, seen) == max((shape(one), tiles[one].sum()) for one in rows if one)
         assert (shape(rows[number]), tiles[rows[number]].sum()) == (most, seen)
     _, second = bin_plans(np.array([40]), np.array([3]), kind, gpus=2)
-    assert second.worst() == (0, 40, 3)
+    assert second.largest_batch() == (0, 40, 3)
 
 
 def test_ranks_get_other_bins_of_one_plan():

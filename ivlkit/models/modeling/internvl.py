@@ -95,11 +95,11 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         pixel_values=None,
         inputs_embeds=None,
         logits_to_keep=0,
-        head=None,
+        loss_fn=None,
         tower_calls=1,
         **kwargs,
     ):
-        """As transformers' own; `head`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits.
+        """As transformers' own; `loss_fn`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits.
 
         `logits_to_keep` stands here by name because `generate` reads the signature: without it a batch of prompts
         makes the logits of all its tokens, 37 GiB for 64 prompts of the 2B.
@@ -112,9 +112,9 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         elif pixel_values is not None:
             blank = self.encode_tiles(pixel_values.new_zeros(1, *pixel_values.shape[1:]), calls=tower_calls)
             input_ids, inputs_embeds = None, self.get_input_embeddings()(input_ids) + 0 * blank.sum()
-        if head is None:
+        if loss_fn is None:
             return super().forward(
                 input_ids=input_ids, inputs_embeds=inputs_embeds, logits_to_keep=logits_to_keep, **kwargs
             )
         outputs = self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        return InternVLCausalLMOutputWithPast(loss=head(outputs.last_hidden_state, self.lm_head))
+        return InternVLCausalLMOutputWithPast(loss=loss_fn(outputs.last_hidden_state, self.lm_head))

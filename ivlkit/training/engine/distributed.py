@@ -226,27 +226,27 @@ def describe_engine(model):
 
     stage = getattr(model, "zero_optimization_stage", None)
     kind = type(model).__name__ + (f" ZeRO-{stage()}" if stage else "")
-    return f"{kind} over {torch.distributed.get_world_size()} processes" if have_met() else kind
+    return f"{kind} over {torch.distributed.get_world_size()} processes" if is_initialized() else kind
 
 
-def have_met():
+def is_initialized():
     """Whether this process is one of several that have found each other."""
     import torch
 
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def from_first_rank(make):
+def broadcast_from_rank0(make):
     """What `make` returns on rank 0, on every rank; the others wait for it."""
     import torch
 
-    if not have_met():
+    if not is_initialized():
         return make()
     said = [make() if rank() == 0 else None]
     torch.distributed.broadcast_object_list(said)
     return said[0]
 
 
-def own_share(parameter):
+def local_shard(parameter):
     """A parameter's values that lie on this rank: a share of them under ZeRO-3."""
     return getattr(parameter, "ds_tensor", parameter)

@@ -87,7 +87,7 @@ class SayCompileTime(TrainerCallback):
         self.seconds, self.began = [], None
 
     def on_train_begin(self, args, state, control, **_):
-        """The largest batch, which compiles everything, may run before the first step (`worst`)."""
+        """The largest batch, which compiles everything, may run before the first step (`loop.largest_batch`)."""
         self.began = time.perf_counter()
 
     def on_step_begin(self, args, state, control, **_):

@@ -288,7 +288,7 @@ def _largest_batch(job, max_tiles):
         batches = plan_packed(*lengths, recipe, rope=rope, tile_cost=tile_cost(config, recipe))
     else:
         batches = plan_grouped(*lengths, recipe, rope=rope)
-    _, tokens, tiles = batches.worst()
+    _, tokens, tiles = batches.largest_batch()
     row = [float(np.mean(one)) for one in lengths]
     return SimpleNamespace(
         tokens=tokens,

@@ -13,10 +13,10 @@ from ...data.collate import collate, collate_packed
 from ...errors import TrainingError
 from ...models.load import default_dtype
 from ...models.modeling.attention import NO_PACKING, choose_attention, rope_limits
-from ..engine.distributed import from_first_rank, is_sharded, rank
+from ..engine.distributed import broadcast_from_rank0, is_sharded, rank
 from ..engine.layers import SayCompileTime, wrap_layers
 from ..tuning import prepare
-from .largest_batch import WorstBatchFirst
+from .largest_batch import LargestBatchFirst
 from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
 from .trainer import CheckEngine, KitTrainer, training_arguments
 
@@ -50,7 +50,7 @@ def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer
     trainer = trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks)
     trainer.add_callback(CheckEngine(trainer))
     if device.type == "cuda":
-        trainer.add_callback(WorstBatchFirst(trainer))
+        trainer.add_callback(LargestBatchFirst(trainer))
     return trainer, attention
 
 
@@ -64,7 +64,7 @@ def plan_micro_batches(data, processor, recipe, config, *, packed):
     """This rank's `MicroBatches`: bins, or padded batches of like length."""
     rope, options = rope_limits(config.text_config), {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
     measure = partial(epoch_lengths, data, processor, max_length=recipe.max_seq_length, **options)
-    tokens, tiles = from_first_rank(measure)
+    tokens, tiles = broadcast_from_rank0(measure)
     if packed:
         plan = plan_packed(tokens, tiles, recipe, rank=rank(), rope=rope, tile_cost=tile_cost(config, recipe))
     else:

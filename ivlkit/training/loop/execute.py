@@ -18,7 +18,7 @@ from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
 from ..checkpoints import find_damage, last_whole, tidy
-from ..engine.distributed import from_first_rank, is_sharded, join, loading, rank
+from ..engine.distributed import broadcast_from_rank0, is_sharded, join, loading, rank
 from ..log import append_line
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
 from ..run import LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, VALIDATION, Run, find_metric, open_again
@@ -89,7 +89,7 @@ def _execute(run):
         if trainer.is_world_process_zero():
             print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
     else:
-        best = from_first_rank(partial(_best, run, trainer)) if validate else None
+        best = broadcast_from_rank0(partial(_best, run, trainer)) if validate else None
         _write_final(run, trainer, vlm.processor, best=best)
         if recipe.name.endswith(OVERFIT) and trainer.is_world_process_zero():
             _notice(run.folder, _say_overfit(run))
@@ -99,7 +99,7 @@ def _execute(run):
 
 def _begun(run):
     """The checkpoint that this run goes on from, or None."""
-    checkpoint = from_first_rank(partial(last_checkpoint, run.folder))
+    checkpoint = broadcast_from_rank0(partial(last_checkpoint, run.folder))
     if checkpoint and "packing" not in run.spec["recipe"]:
         raise TrainingError(
             f"{run.folder}: begun by an earlier ivlkit, which cut batches otherwise; expected its whole plan; remove "
@@ -143,7 +143,7 @@ def _load_base(recipe, device, dtype):
 
 def _say_notes(data, processor, recipe, *, progress=True):
     """Broken rows are errors; notes of the others are printed, by rank 0, which looks."""
-    for where, note in from_first_rank(partial(check_rows, data, processor, recipe, progress=progress)):
+    for where, note in broadcast_from_rank0(partial(check_rows, data, processor, recipe, progress=progress)):
         if rank() == 0:
             print(f"{where}: {note}")
 

@@ -9,7 +9,7 @@ from ...hardware import GIB
 from ..tuning import optimizer_bytes
 
 
-class WorstBatchFirst(TrainerCallback):
+class LargestBatchFirst(TrainerCallback):
     """Forward and backward of this rank's largest micro-batch before the first step, and nothing of it kept.
 
     The optimizer's state, which the first step makes, is stood in for by an empty tensor of its size. Random numbers go
@@ -24,7 +24,7 @@ class WorstBatchFirst(TrainerCallback):
         trainer = self.trainer
         if trainer.is_deepspeed_enabled:
             return
-        number, tokens, tiles = trainer.train_dataset.batches.worst()
+        number, tokens, tiles = trainer.train_dataset.batches.largest_batch()
         began, batch = time.perf_counter(), trainer.train_dataset[number]
         devices = [args.device.index or 0] if args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

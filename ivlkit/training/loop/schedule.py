@@ -44,9 +44,9 @@ SKIPPED = MicroBatch((), masked=True)
 def plan_run(num_rows, recipe, *, rank=0):
     """The micro-batches of one rank in order, and the number of optimiser steps.
 
-    Returns: (`Plan`, steps); 100 rows, total_batch 16, 1 epoch, batches of 4 → 25 micro-batches, 7 steps.
+    Returns: (`RowPlan`, steps); 100 rows, total_batch 16, 1 epoch, batches of 4 → 25 micro-batches, 7 steps.
     """
-    plan = Plan(
+    plan = RowPlan(
         num_rows=num_rows,
         total_rows=_total_rows(num_rows, recipe),
         total_batch=recipe.total_batch,
@@ -60,10 +60,10 @@ def plan_run(num_rows, recipe, *, rank=0):
 
 
 def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0.0):
-    """Bins within the recipe's two budgets, the same number on every rank: a `BinPlan`.
+    """Bins within the recipe's two budgets, the same number on every rank: a `BatchPlan`.
 
     Args:
-        tokens, tiles: of every row, int64 [rows], or [epochs, rows] where they differ (`doctor.epoch_lengths`).
+        tokens, tiles: of every row, int64 [rows], or [epochs, rows] where they differ (`lengths.epoch_lengths`).
         rope: `attention.rope_limits` of the model: which rows may not share a bin.
         tile_cost: tokens that cost as much as a tile in the vision tower (`tile_cost`), to balance ranks.
     """
@@ -80,7 +80,7 @@ def plan_grouped(tokens, tiles, recipe, *, rank=0, rope=(None, True)):
 
 def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
     tokens, tiles = np.atleast_2d(tokens), np.atleast_2d(tiles)
-    return BinPlan(
+    return BatchPlan(
         tokens=tokens,
         tiles=tiles,
         rope=rope,
@@ -153,7 +153,7 @@ class _Parts(Sequence):
 
 
 @dataclass(eq=False)
-class BinPlan(_Parts):
+class BatchPlan(_Parts):
     """The micro-batches of one rank where rows have known lengths. Each step is cut into bins when it is asked for.
 
     Every step has `accumulation` micro-batches, as many as the fullest one needs; one that needs fewer begins with
@@ -197,7 +197,7 @@ class BinPlan(_Parts):
         """Share of the computed places that hold a row's token: of the bins' budget, or of the padded batches."""
         return float(self._counts[1].sum() / self._counts[2].sum())
 
-    def worst(self):
+    def largest_batch(self):
         """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide first."""
         found = max((self._sizes(step), -step) for step in range(self.steps))
         (tokens, tiles, part), step = found[0], -found[1]
@@ -272,7 +272,7 @@ class BinPlan(_Parts):
 
 
 @dataclass(frozen=True)
-class Plan(_Parts):
+class RowPlan(_Parts):
     """The micro-batches of one rank. Each is worked out when asked for: a plan holds one epoch's order, 4 bytes a row.
 
     It compares with lists of `MicroBatch`.

@@ -21,7 +21,7 @@ from ...errors import CheckpointError, TrainingError
 from ...models.modeling.attention import packed_arguments
 from ...models.modeling.internvl import count_calls
 from ..checkpoints import check_finite, keep_newest, writing_checkpoint
-from ..engine.distributed import describe_engine, have_met, is_sharded, zero_config
+from ..engine.distributed import describe_engine, is_initialized, is_sharded, zero_config
 from ..log import append_step
 from ..tuning import parameter_groups
 from .loss import count_chunks, count_supervised, total_weight, weighted_cross_entropy
@@ -101,7 +101,7 @@ class KitTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Σ w·CE / W of this micro-batch; times the world size, by which DDP divides the gradients."""
         # With a cache transformers takes a packed row for one sample.
-        outputs = model(**self._model_inputs(inputs), use_cache=False, head=_loss_of(inputs))
+        outputs = model(**self._model_inputs(inputs), use_cache=False, loss_fn=_loss_of(inputs))
         loss = outputs.loss / num_items_in_batch * self.args.world_size
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -163,7 +163,7 @@ class KitTrainer(Trainer):
             outputs = self.model(
                 **self._model_inputs(inputs),
                 use_cache=False,
-                head=lambda hidden, lm_head: lm_head(hidden[:, :-1][is_answer]).argmax(dim=-1),
+                loss_fn=lambda hidden, lm_head: lm_head(hidden[:, :-1][is_answer]).argmax(dim=-1),
             )
         self.model.train(was_training)
         return outputs.loss.cpu()
@@ -341,7 +341,7 @@ class StopOnSignal(TrainerCallback):
 
 
 def _on_any_rank(flag, device):
-    if not have_met():
+    if not is_initialized():
         return flag
     found = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)

@@ -7,7 +7,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.training.estimate import planner
 from ivlkit.training.loop.build import build_trainer
-from ivlkit.training.loop.largest_batch import WorstBatchFirst
+from ivlkit.training.loop.largest_batch import LargestBatchFirst
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import optimizer_bytes
@@ -30,7 +30,7 @@ def start(tiny, mixed_rows, tmp_path):
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_it_is_the_largest_batch_of_the_whole_run(start, way):
     batches = start("run", **way).train_dataset
-    number, tokens, tiles = batches.batches.worst()
+    number, tokens, tiles = batches.batches.largest_batch()
     sizes = [(batch["input_ids"].numel(), len(batch["tiles"])) for batch in batches if batch["where"]]
     assert (tokens, tiles) == max(sizes)
     assert (batches[number]["input_ids"].numel(), len(batches[number]["tiles"])) == (tokens, tiles)
@@ -43,18 +43,18 @@ def test_a_run_that_began_with_it_is_bit_equal_to_one_that_did_not(start, way, c
     for first in (False, True):
         trainer = start(f"{first}", **way)
         if first:
-            trainer.add_callback(WorstBatchFirst(trainer))
+            trainer.add_callback(LargestBatchFirst(trainer))
         trainer.train()
         found.append({name: value.detach().clone() for name, value in trainer.model.named_parameters()})
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("largest batch first: ")]
-    _, tokens, tiles = trainer.train_dataset.batches.worst()
+    _, tokens, tiles = trainer.train_dataset.batches.largest_batch()
     assert len(said) == 1 and f"{tokens:,} tokens, {tiles} tiles" in said[0]
 
 
 def test_room_is_held_for_the_optimizer_until_it_has_its_own(start):
     trainer = start("run", packing=True)
-    first = WorstBatchFirst(trainer)
+    first = LargestBatchFirst(trainer)
     trainer.create_optimizer()
     trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
     assert first._stand_in(torch.device("cpu")).numel() == 8 * trained
