@@ -257,8 +257,8 @@ def test_where_nvidia_smi_is_missing_nobody_is_named(monkeypatch):
 
 
 def test_running_out_of_memory_ends_in_advice(monkeypatch):
-    place = planner._place(24, None)
-    monkeypatch.setattr(planner, "_place", lambda *_: replace_place(place, free_gib=12.0))
+    place = planner.find_place(24, None)
+    monkeypatch.setattr(planner, "find_place", lambda *_: replace_place(place, free_gib=12.0))
     said = planner.out_of_memory(recipe("2b-lora", gpus=1, gradient_checkpointing="none"))
     assert said.startswith("memory ran out: 12.0 GiB of the card you named for this run; its largest possible batch")
     assert "to change: gradient_checkpointing='selective'" in said and said.endswith("fits")
