@@ -123,7 +123,7 @@ def _for_rows(key, rows, fixed):
         f"({practice.source}: {practice.updates} updates or more, {PASSES[0]} to {PASSES[1]} passes)"
         + (few if updates < practice.updates else ""),
         f"warm-up over {practice.warmup_ratio:.0%} of them ({practice.source})",
-        f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: as {released.name}",
+        f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: {released.name}",
     ]
     return fields, reasons
 
