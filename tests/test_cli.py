@@ -39,7 +39,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
         (["train", "a/run.yaml", "--epochs", "0"], "with --epochs; expected no other option"),
         (["train", "nano-lora", "--set", "lora_rnk=8", "--dry-run"], "did you mean 'lora_rank'?"),
         (["chat", "nowhere", "Hi"], "nowhere: no such folder"),
-        (["chat", "2b", "Hi"], "fetch it (4.4 GB): ivlkit download 2b"),
+        (["chat", "2b", "Hi"], "run `ivlkit download 2b` (4.4 GB, about 6 minutes at 100 Mbit/s)"),
         (["evaluate", "nano", "nowhere.jsonl"], "nowhere.jsonl: does not exist"),
         (["compare", "nowhere.json", "nowhere.json"], "nowhere.json: can't be read"),
         (["export", "nowhere", "--to", "x"], "nowhere: no such folder"),

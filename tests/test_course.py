@@ -21,7 +21,7 @@ def write_notebook(path, *sources, tags=(), outputs=()):
         code = {"cell_type": "code", "source": source, "outputs": list(outputs), "execution_count": 1}
         cells.append(code | {"metadata": {"tags": list(tags)} if tags else {}})
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
 
 
 def sources(path):

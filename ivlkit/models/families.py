@@ -114,6 +114,7 @@ FAMILIES = {
 
 NANO_FOLDER = Path(__file__).parents[1] / "nano" / "model"
 NANO_TILE_PX = 112
+MBIT_A_SECOND = 100  # of the network that minutes of a download are named for
 DOWNLOAD_FILE = "download.json"  # beside weights that `download` brought: which commit, sizes, hashes
 
 
@@ -145,8 +146,11 @@ def _find_released(family):
         if (root / family.name / "config.json").exists():
             return root / family.name
     places = " or ".join(str(root / family.name) for root in roots)
+    minutes = family.weights_gb * 8_000 / MBIT_A_SECOND / 60
     raise CheckpointError(
-        f"{family.key}: not found in {places}; fetch it ({family.weights_gb} GB): ivlkit download {family.key}"
+        f"{family.key}: not here, looked for it in {places}; run `ivlkit download {family.key}` "
+        f"({family.weights_gb} GB, about {minutes:.0f} minutes at {MBIT_A_SECOND} Mbit/s), or give its folder "
+        "(a notebook's MODEL)"
     )
 
 

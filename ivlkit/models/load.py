@@ -4,8 +4,10 @@ import copy
 import gc
 import json
 import logging
+import math
 import os
 import warnings
+import weakref
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +15,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data.processor import Processor
 from ..errors import CheckpointError
+from ..hardware import GIB, read_ram_gib
 from ..views import shown
 from . import chat
 from .families import NANO_FOLDER, Family, find_model
@@ -27,13 +31,19 @@ from .modeling.quantize import nf4_config
 from .processor import load_processor
 
 SMALL_BYTES = 1_000_000_000
+NF4_BYTES = 0.516  # a value in 4 bits, with its share of the scales
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
 # It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 register_with_transformers(ReleasedInternVLForConditionalGeneration.__name__)
+_alive = weakref.WeakSet()  # every `VLM` of this process: named when the next one does not fit beside it
 
 
-@dataclass
+class NoGpuMemory(CheckpointError, torch.OutOfMemoryError):
+    """Weights that the free memory of a GPU does not hold; torch's own error for whoever waits for that."""
+
+
+@dataclass(eq=False)
 class VLM:
     """A loaded model: transformers' own `model`, its `processor`, and ways to ask it."""
 
@@ -42,6 +52,9 @@ class VLM:
     config: dict  # config.json as released
     folder: Path  # where the weights came from
     adapter: object = None  # PEFT's wrapper around `model` when a run's adapter is loaded
+
+    def __post_init__(self):
+        _alive.add(self)
 
     @property
     def tokenizer(self):
@@ -110,7 +123,9 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
         tower_device: where the layers of the vision tower go, which are never on `device`; None: there too. Elsewhere
             they have to be streamed before the model sees anything (a recipe's `vision_offload`).
     Returns: `VLM`.
-    Raises: CheckpointError with file, what was found, what was expected. No code of the folder is ever run.
+    Raises: CheckpointError with file, what was found, what was expected; before anything is read also for weights that
+        would take more than half of the free memory of a CPU, or more than a GPU has free. No code of the folder is
+        ever run.
     """
     folder = final_folder(find_model(name))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -212,6 +227,70 @@ def as_trained(processor, origin):
     return processor
 
 
+def _check_memory(folder, *, dtype, device, quantize=None):
+    """Refuse weights that would end in a killed process or in CUDA's own error, before they are read.
+
+    On a CPU they may take half of what is free: replies and other programs want some too.
+    """
+    device, free_gib = torch.device(device), read_ram_gib()[1]
+    total, copied = _weights_gib(read_weight_files(folder), dtype, quantize)
+    if quantize and device.type != "cpu":
+        copied = 0  # one tensor after the other, straight to the device
+    kind = "4 bits" if quantize else str(dtype).removeprefix("torch.")
+    most = free_gib and free_gib / (2 if device.type == "cpu" else 1)
+    if free_gib is not None and copied > most:
+        raise CheckpointError(
+            f"{folder}: needs {copied:.1f} GiB of the computer's memory in {kind}, but {free_gib:.1f} GiB are free; "
+            f"expected at most {most:.1f}; {_ways_to_fit('cpu')}"
+        )
+    if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
+        return
+    if total > (free_gib := _free_gpu_gib(device)):
+        raise NoGpuMemory(
+            f"{folder}: needs {total:.1f} GiB of {device} in {kind}, but {free_gib:.1f} GiB are free; expected more; "
+            f"{_ways_to_fit('cuda')}"
+        )
+
+
+def _weights_gib(files, dtype, quantize=None):
+    """(GiB of the weights as they are loaded, GiB of them that are new to the computer's memory).
+
+    A tensor that has this dtype already stays in its file, which is mapped: 4.1 and 0 for the 2B in bfloat16, 8.2 and
+    8.2 in float32.
+    """
+    total = copied = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                part = file.get_slice(key)
+                shape = part.get_shape()
+                in_nf4 = quantize and key.startswith("language_model.model.layers.") and len(shape) == 2
+                size = math.prod(shape) * (NF4_BYTES if in_nf4 else dtype.itemsize) / GIB
+                total += size
+                copied += size if in_nf4 or part[:0].dtype != dtype else 0
+    return total, copied
+
+
+def _free_gpu_gib(device):
+    """What other programs and this one leave of a card, once models that nobody names any more are gone."""
+    gc.collect()
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + cached) / GIB
+
+
+def _ways_to_fit(device_type):
+    """What to do, as text. Models of this process that hold memory there come first."""
+    held = {}  # by model: two `VLM`s may share one
+    for vlm in _alive:
+        parameters = vlm.model.parameters() if vlm.model is not None else ()
+        size = sum(one.nbytes for one in parameters if one.device.type == device_type)
+        if size > GIB / 10:
+            held[id(vlm.model)] = f"{vlm.family.key} from {vlm.origin} ({size / GIB:.1f} GiB)"
+    first = f"call release() of what this process still holds, {' and '.join(held.values())}; or " if held else ""
+    options = [*(["dtype=torch.bfloat16"] if device_type == "cpu" else []), 'quantize="4bit"', "another device"]
+    return f"{first}load with {', '.join(options)}, or take a smaller model"
+
+
 def default_dtype(device):
     """float32 on the CPU, bfloat16 where the GPU computes with it, else float16."""
     if torch.device(device).type != "cuda":
@@ -242,6 +321,8 @@ def _load_released(folder, *, device, dtype, quantize=None, tower_device=None):
         return _load_released_lora(folder, config, processor, device=device, dtype=dtype)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     check_released_shapes(folder, config, native)
+    if tower_device is None:
+        _check_memory(folder, dtype=dtype, device=device, quantize=quantize)
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
     if tower_device is None:
         model = build_model(folder, native, dtype=dtype, device=device, **options)
@@ -281,7 +362,7 @@ def _move_all_but_tower_layers(model, device):
 
 
 def _load_released_lora(folder, config, processor, *, device, dtype):
-    merged = merge_released_lora(_read_tensors(folder), dtype=dtype)
+    merged = merge_released_lora(_read_tensors(folder, dtype=dtype, device=device), dtype=dtype)
     config = config | {"use_llm_lora": 0, "use_backbone_lora": 0}
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     check_shapes(shapes_of(merged), shapes_of(to_released(meta_state(native), config)), folder)
@@ -290,9 +371,10 @@ def _load_released_lora(folder, config, processor, *, device, dtype):
     return VLM(model, processor, config, folder)
 
 
-def _read_tensors(folder):
+def _read_tensors(folder, *, dtype, device):
     files = read_weight_files(folder)
     read_shapes(files)  # names a truncated file
+    _check_memory(folder, dtype=dtype, device=device)
     return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 
@@ -300,7 +382,7 @@ def _load_native(base, folder, *, device, dtype):
     """What a full run left: transformers' keys beside the base's configuration and tokenizer."""
     config, processor = read_released_config(base), load_processor(base)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    tensors = _read_tensors(folder)
+    tensors = _read_tensors(folder, dtype=dtype, device=device)
     check_shapes(shapes_of(tensors), shapes_of(meta_state(native)), folder)
     model = build_model(None, native, dtype=dtype, device=device, state_dict=tensors)
     return VLM(model, processor, config, folder)

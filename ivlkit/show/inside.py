@@ -201,7 +201,7 @@ def looks_figure(vlm, question, image, *, answer=None):
     Returns: matplotlib figure: the picture, then one map a token.
     """
     image = open_image(image, rules=vlm.processor.picture_rules)
-    answer = vlm.chat(question, images=image).text if answer is None else answer
+    answer = vlm.chat(question, images=image, max_new_tokens=64).text if answer is None else answer
     if not answer.strip():
         raise DataError("an empty answer; expected some text whose tokens look somewhere; give answer=")
     tokens, maps = answer_looks(vlm, question, image, answer)

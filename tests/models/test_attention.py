@@ -23,8 +23,9 @@ from ivlkit.models.modeling.attention import (
 from ivlkit.training.loop.loss import sample_weights, total_weight, weighted_cross_entropy
 
 SHAPES = ("2b", "4b", "26b")
+COMPILES_FLEX = shutil.which("c++") and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 FLEX = pytest.param(  # forward alone: its backward has no CPU version
-    "flex_attention", marks=pytest.mark.skipif(shutil.which("c++") is None, reason="flex compiles C++ on a CPU")
+    "flex_attention", marks=pytest.mark.skipif(not COMPILES_FLEX, reason="flex on a CPU needs c++ and AVX2")
 )
 BACKENDS = ("sdpa", "eager", FLEX, VARLEN)
 IMAGE = 99  # the id of the context token

@@ -135,8 +135,31 @@ class TestAWholeDownload:
         assert download(NAME).how == "already here"
 
     def test_a_name_that_is_not_released_is_refused(self):
-        with pytest.raises(CheckpointError, match="3b: no released model of that name; expected one of 26b, 2b, 4b"):
+        with pytest.raises(
+            CheckpointError, match="3b: no folder and no released model; expected a folder or one of 26b, 2b, 4b"
+        ):
             download("3b")
+
+    def test_a_model_folder_is_used_as_it_is(self, server, target):
+        download("2b")
+        server.close()
+        done = download(target)
+        assert done == download(str(target)) and (done.folder, done.how, done.fetched_bytes) == (
+            target,
+            "a folder of yours",
+            0,
+        )
+        assert done.revision == server.revisions["main"]
+        assert download(NANO_FOLDER).revision is None
+
+    @pytest.mark.parametrize("options", [{"revision": "v1"}, {"to": "elsewhere"}])
+    def test_nothing_is_fetched_into_a_folder_of_the_user(self, options):
+        with pytest.raises(CheckpointError, match="a folder of yours; nothing is fetched into it"):
+            download(NANO_FOLDER, **options)
+
+    def test_a_folder_without_a_model_is_refused(self, place):
+        with pytest.raises(CheckpointError, match="work: has no config.json; expected a model folder"):
+            download(place)
 
     def test_another_folder_may_be_named(self, place):
         assert download("2b", to=place / "other").folder == place / "other"
@@ -199,7 +222,7 @@ class TestABadConnection:
         server.drop_after[WEIGHTS] = [3_000_000] + [0] * 9
         line = refusal()
         assert "the connection to http://127.0.0.1" in line and "what is here stays; call again to go on" in line
-        with pytest.raises(CheckpointError, match="2b: not found in pretrained"):
+        with pytest.raises(CheckpointError, match="2b: not here, looked for it in pretrained"):
             find_model("2b")
         server.drop_after.clear()
         done = download("2b")

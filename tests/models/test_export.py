@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,14 +239,15 @@ def test_a_full_disk_is_known_before_anything_is_written(tiny, tmp_path, monkeyp
 
 
 def test_a_small_machine_proves_in_bfloat16_or_says_what_is_missing(tiny, tmp_path, monkeypatch):
-    from collections import namedtuple
+    def leave(free):
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(proof, "psutil", SimpleNamespace(virtual_memory=lambda: memory))
 
-    free = namedtuple("Memory", "available")
-    monkeypatch.setattr(proof.psutil, "virtual_memory", lambda: free(1.2 * 3 * 90_000))
+    leave(1.2 * 3 * 90_000)
     trained = write_trained(tiny, tmp_path / "final")
     export(trained, tmp_path / "merged", device="cpu")
     assert "Reloaded in bfloat16 on cpu" in (tmp_path / "merged" / "README.md").read_text()
-    monkeypatch.setattr(proof.psutil, "virtual_memory", lambda: free(1000))
+    leave(1000)
     with pytest.raises(ExportError, match=r"cpu: 0\.0 GB of memory free; expected .* GB to load the export again"):
         export(trained, tmp_path / "again", device="cpu")
 
@@ -415,6 +417,7 @@ def test_an_adapter_without_its_safetensors_file_is_refused(adapter):
         load(adapter)
 
 
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")  # PEFT's, of another kind's options
 @pytest.mark.parametrize(
     "change",
     [

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError
 from ivlkit.models.export.export import save_released
-from ivlkit.models.load import load, read_weight_files
+from ivlkit.models.load import VLM, load, read_weight_files
 
 MODELS = ("26b", "2b", "4b")
 
@@ -333,6 +335,7 @@ class TestATowerElsewhere:
         assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
         assert model.device.type == "meta"
 
+    @pytest.mark.filterwarnings("ignore:Merge lora module to 4-bit linear:UserWarning")
     def test_an_adapter_of_the_tower_is_merged_there(self, tiny, tmp_path, quantize):
         """A run that goes on from another whose tower trained, too."""
         from ivlkit.training.loop.trainer import save_trained
@@ -358,3 +361,66 @@ class TestATowerElsewhere:
         edit(folder, lambda tensors: tensors.pop("vision_model.encoder.layers.1.mlp.fc1.bias"))
         with pytest.raises(CheckpointError, match=r"vision_model.encoder.layers.1.mlp.fc1.bias is missing"):
             load(folder, quantize=quantize, tower_device="cpu")
+
+
+class TestMemory:
+    """A "GiB" is as many bytes as the tiny model has parameters: 4 of them in float32, 2 in bfloat16."""
+
+    @pytest.fixture
+    def free(self, tiny_vlm, monkeypatch):
+        """`free(ram=7, gpu=1)` says what is free."""
+        module = import_module("ivlkit.models.load")
+        count = sum(parameter.numel() for parameter in tiny_vlm.model.parameters())
+
+        def say(*, ram=1000, gpu=0):
+            monkeypatch.setattr(module, "read_ram_gib", lambda: (1000.0, float(ram)))
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu * count, 24 * count))
+
+        monkeypatch.setattr(module, "GIB", count)
+        monkeypatch.setattr(module, "_alive", set())
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+        return say
+
+    def test_more_than_half_of_the_free_memory_is_refused_with_both_numbers(self, tiny, free):
+        free(ram=7)
+        with pytest.raises(
+            CheckpointError, match=r"4\.0 GiB .* in float32, but 7\.0 GiB are free; expected at most 3\.5"
+        ):
+            load(tiny, device="cpu")
+        free(ram=8.1)
+        load(tiny, device="cpu")
+
+    def test_weights_that_stay_in_their_file_need_no_memory(self, tiny, free):
+        free(ram=0.1)
+        load(tiny, device="cpu", dtype=torch.bfloat16)
+        with pytest.raises(CheckpointError, match=r"needs 2\.0 GiB of the computer's memory in float16"):
+            load(tiny, device="cpu", dtype=torch.float16)
+
+    def test_weights_on_their_way_to_a_gpu_may_take_all_of_it(self, tiny, free):
+        free(ram=3.9)
+        with pytest.raises(CheckpointError, match=r"computer's memory .* expected at most 3\.9"):
+            load(tiny, device="cuda", dtype=torch.float32)
+
+    def test_in_4_bits_they_go_there_one_after_the_other(self, tiny, free):
+        free(ram=0.1, gpu=0.1)
+        with pytest.raises(CheckpointError, match=r"GiB of cuda in 4 bits, but 0\.1 GiB are free"):
+            load(tiny, device="cuda", dtype=torch.float16, quantize="4bit")
+
+    def test_a_gpu_with_less_than_the_weights_is_named_before_anything_is_read(self, tiny, free):
+        free(gpu=1.9)
+        with pytest.raises(
+            CheckpointError, match=r"needs 2\.0 GiB of cuda in bfloat16, but 1\.9 GiB are free"
+        ) as caught:
+            load(tiny, device="cuda", dtype=torch.bfloat16)
+        assert isinstance(caught.value, torch.OutOfMemoryError)  # a run that stops so is told what to change
+
+    def test_a_model_that_still_holds_the_gpu_is_named(self, tiny, tiny_vlm, free):
+        free(gpu=1)
+        on_gpu = SimpleNamespace(device=torch.device("cuda:0"), nbytes=import_module("ivlkit.models.load").GIB * 3)
+        model = SimpleNamespace(parameters=lambda: [on_gpu])
+        _alive = [VLM(each, tiny_vlm.processor, {}, tiny) for each in (model, model, None)]  # shared; released
+        with pytest.raises(
+            CheckpointError, match=rf"release\(\) of what .* holds, nano from {tiny} \(3\.0 GiB\); or load with quant"
+        ):
+            load(tiny, device="cuda", dtype=torch.bfloat16)

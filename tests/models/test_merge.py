@@ -70,6 +70,7 @@ def test_what_an_adapter_does_not_touch_keeps_its_bits_and_dtype(tiny, tmp_path)
     assert weights["model.language_model.layers.0.self_attn.q_proj.weight"].dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed", "ignore:Adapter 'default'.* have invalid shape")
 @pytest.mark.parametrize(
     "options",
     [{"r": 4, "lora_bias": True}, {"r": 4, "target_modules": ["embed_tokens"]}, {"r": 4, "bias": "all"}],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ class TestNotebooks:
         prose = [
             cell.source
             for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
-            if cell.cell_type == "markdown" and "On your GPU" in cell.source
+            if cell.cell_type == "markdown" and re.search(r"## On your GPU|\*\*On your GPU", cell.source)
         ]
         made = notebooks_gpu.box(name, notebooks_gpu.read_rows(notebooks_gpu.OUT))
         assert prose == [made], "write it: python benchmarks/notebooks_gpu.py --boxes"

@@ -13,7 +13,7 @@ from ivlkit.cli import main
 ROOT = Path(__file__).parents[2]
 ANSWERS = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
 TEACHING = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.S)
+BLOCK = re.compile(r"^( *)```(bash|python)\n(.*?)^ *```", re.S | re.M)
 QUESTIONS = re.findall(r"^### .*\?$", ANSWERS, re.M)
 
 
@@ -27,7 +27,8 @@ def test_every_answer_has_a_command_and_all_of_them_run_in_order(tmp_path, monke
     shutil.copytree(ROOT / "data_templates", tmp_path / "data_templates")
     monkeypatch.chdir(tmp_path)
     names, commands = {}, 0
-    for language, code in BLOCK.findall(ANSWERS):
+    for indent, language, code in BLOCK.findall(ANSWERS):
+        code = re.sub(f"^{indent}", "", code, flags=re.M)
         if language == "python":
             exec(compile(code, "notebooks/README.md", "exec"), names)
             continue

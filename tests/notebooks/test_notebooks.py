@@ -113,7 +113,7 @@ def expect_export_and_share(results):
 
 def expect_my_project(results):
     assert (results["lines"], results["listed"], results["unusable"]) == (300, 2, 1)
-    assert results["train"] + results["test"] == 297 and results["state"] == "finished"
+    assert results["train"] + results["validation"] + results["test"] == 297 and results["state"] == "finished"
     assert results["after"] >= results["before"] and results["after"] > results["shuffled"] + 0.25
     assert all(results["pages"]) and results["same_reply_after_export"]
 
@@ -192,8 +192,8 @@ def test_notebook_gives_its_results(name, executed):
 
 
 # Of a random checkpoint nothing can be learned, so those that only look; its small samples are for speed.
-LOOKING = [f"{name}.ipynb" for name in ("00_first_look", "02_dynamic_tiling", "03_conversation_to_labels")]
-LOOKING += ["04_inside_the_model.ipynb"]
+LOOKING = [f"{name}.ipynb" for name in ("00_first_look", "01_download", "02_dynamic_tiling")]
+LOOKING += ["03_conversation_to_labels.ipynb", "04_inside_the_model.ipynb"]
 
 
 @pytest.mark.parametrize("key", ["26b", "2b", "4b"])

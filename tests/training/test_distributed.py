@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from ivlkit.data.collate import normalise_tiles
 from ivlkit.data.datasets.opening import open_data
+from ivlkit.data.encode import encode
 from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.models.shapes import config_of
@@ -173,16 +175,25 @@ def test_a_rank_with_text_alone_computes_beside_one_with_pictures(made, name):
     assert any(bool(first) != bool(second) for first, second in pairs)
 
 
+def loss_of(vlm, record):
+    """The mean cross-entropy of a record's answer."""
+    example = encode(record, vlm.processor)
+    ids, labels = (torch.tensor(numbers)[None] for numbers in (example.input_ids, example.labels))
+    pixel_values = normalise_tiles(torch.from_numpy(example.tiles))
+    with torch.inference_mode():
+        return vlm.model(input_ids=ids, labels=labels, pixel_values=pixel_values).loss.item()
+
+
 @pytest.mark.parametrize("name", PLANS)
-def test_what_several_ranks_wrote_loads_in_one_process(made, name):
+def test_what_several_ranks_wrote_loads_in_one_process(made, data, tiny, name):
     """The final weights are the best ones, and in every checkpoint; all were hashed once, by rank 0."""
     run, alone = made[name]
     (file,) = (run.folder / "final").glob("*.safetensors")
-    tensors, expected = load_file(file), load_file(alone.folder / "final" / file.name)
-    assert tensors.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(tensors[key], tensor, atol=2e-5, rtol=0, msg=key)
+    assert load_file(file).keys() == load_file(alone.folder / "final" / file.name).keys()
     vlm = load(run.folder)
+    # By losses: where a gradient is rounding, Adam moves the weight by any part of the rate, and the loss by nothing.
+    found, expected, before = (loss_of(one, data[5]) for one in (vlm, load(alone.folder), load(tiny)))
+    assert found == pytest.approx(expected, abs=1e-5) and expected < before - 1e-3
     assert (vlm.adapter is None) == (run.recipe.name == "nano-full")
     (checkpoint,) = run.folder.glob("checkpoint-*")
     assert last_checkpoint(run.folder) == str(checkpoint)

@@ -79,6 +79,7 @@ def test_a_run_without_enough_memory_ends_with_advice(tiny, mixed_rows, tmp_path
     assert said[2].startswith("to change: gradient_checkpointing='selective'")
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
 def test_an_8_bit_optimizer_holds_what_is_predicted_and_trains(start, optimizer):
     pytest.importorskip("bitsandbytes", reason="8-bit optimizers need it: pip install 'ivlkit[quant]'")

@@ -124,8 +124,8 @@ def test_answers_to_the_same_rows_stand_beside_their_truth(chosen, data, here):
     # Three answers are too few to choose by. The final weights are the best ones: asked again, they answer as then.
     assert {line["chosen_by"] for line in lines} == {"loss"}
     best = min(lines[1:], key=lambda line: line["loss"])
-    report = evaluate(run.load(), data, metric="exact_match", progress=False)
-    assert [each["reply"] for each in best["answers"]] == [report.rows[number].reply for number in (0, 3, 6)]
+    report = evaluate(run.load(), data.select([0, 3, 6]), metric="exact_match", progress=False)  # the same batch
+    assert [each["reply"] for each in best["answers"]] == [row.reply for row in report.rows]
 
 
 def test_training_is_the_same_with_and_without_validation(chosen, data, here, tmp_path):

@@ -54,13 +54,16 @@ def download(name, *, revision=None, to=None):
     A copy whose record is complete is used without asking the network. Files that exist are never overwritten.
 
     Args:
-        name: a key ("2b", "4b", "26b"; "nano" is here already) or a released name or hub id.
+        name: a key ("2b", "4b", "26b"; "nano" is here already), a released name or hub id, or a model folder, which is
+            used as it is.
         revision: branch, tag or commit of the hub; default: whatever is here, else the hub's main.
         to: folder of the model; default `pretrained/<name>`, or below $IVLKIT_MODELS if that can be written.
     Returns: `Download`; `ivl.load` takes it, and `ivl.load("2b")` finds the same folder unless `to` is elsewhere.
     Raises: CheckpointError in one line with what to do: no network, no access, no space, a wrong hash, …
     """
     family = _family(name)
+    if family is None:
+        return _own_folder(Path(name), revision, to)
     if family.hub_id is None:
         return Download(NANO_FOLDER, None, "ships with the package")
     target = Path(to) if to else _default_root() / family.name
@@ -78,10 +81,22 @@ def download(name, *, revision=None, to=None):
 
 
 def _family(name):
+    """The family of a key, a released name or a hub id; None for a folder."""
     for family in FAMILIES.values():
         if name in (family.key, family.name, family.hub_id):
             return family
-    raise CheckpointError(f"{name}: no released model of that name; expected one of {', '.join(FAMILIES)}")
+    if Path(name).is_dir():
+        return None
+    raise CheckpointError(f"{name}: no folder and no released model; expected a folder or one of {', '.join(FAMILIES)}")
+
+
+def _own_folder(folder, revision, to):
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: has no config.json; expected a model folder, or one of {', '.join(FAMILIES)}")
+    found = (read_record(folder) or {}).get("revision")
+    if to or revision not in (None, found):
+        raise CheckpointError(f"{folder}: a folder of yours; nothing is fetched into it; leave out revision and to")
+    return Download(folder, found, "a folder of yours")
 
 
 def _default_root():
