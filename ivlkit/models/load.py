@@ -7,9 +7,8 @@ import logging
 import math
 import os
 import warnings
-import weakref
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,18 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data.processor import Processor
 from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
-from ..views import shown
-from . import chat
-from .families import NANO_FOLDER, Family, find_model
+from .families import find_model
 from .layouts.configuration import native_config, read_released_config
 from .layouts.key_map import from_released, merge_released_lora, register_with_transformers, to_released
 from .layouts.safetensors_files import fingerprint
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 from .modeling.quantize import nf4_config
 from .processor import load_processor
+from .vlm import VLM, alive
 
 SMALL_BYTES = 1_000_000_000
 NF4_BYTES = 0.516  # a value in 4 bits, with its share of the scales
@@ -36,80 +33,10 @@ ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they 
 # It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 register_with_transformers(ReleasedInternVLForConditionalGeneration.__name__)
-_alive = weakref.WeakSet()  # every `VLM` of this process: named when the next one does not fit beside it
 
 
 class NoGpuMemory(CheckpointError, torch.OutOfMemoryError):
     """Weights that the free memory of a GPU does not hold; torch's own error for whoever waits for that."""
-
-
-@dataclass(eq=False)
-class VLM:
-    """A loaded model: transformers' own `model`, its `processor`, and ways to ask it."""
-
-    model: torch.nn.Module
-    processor: Processor
-    config: dict  # config.json as released
-    folder: Path  # where the weights came from
-    adapter: object = None  # PEFT's wrapper around `model` when a run's adapter is loaded
-
-    def __post_init__(self):
-        _alive.add(self)
-
-    @property
-    def tokenizer(self):
-        """The fast tokenizer."""
-        return self.processor.tokenizer
-
-    @property
-    def family(self) -> Family:
-        """The family's entry: what is released, LoRA targets, the guide's hardware."""
-        return self.processor.family
-
-    @property
-    def origin(self):
-        """Where it came from, to be shown: a folder, or "the package"."""
-        return "the package" if self.folder == NANO_FOLDER else str(self.folder)
-
-    def chat(self, question, images=None, **options):
-        """Ask about no, one or several pictures; see `ivlkit.models.chat.chat`."""
-        return chat.chat(self, question, images, **options)
-
-    def chat_batch(self, questions, images=None, **options):
-        """Ask many questions at once; see `ivlkit.models.chat.chat_batch`."""
-        return chat.chat_batch(self, questions, images, **options)
-
-    def merge_adapter(self):
-        """Fold a loaded adapter into the weights; nothing happens without one."""
-        if self.adapter is not None:
-            self.model, self.adapter = self.adapter.merge_and_unload(), None
-
-    def release(self):
-        """Give the memory back; the object can't answer afterwards."""
-        self.model = self.adapter = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    @shown("inside:parts_figure")
-    def show(self, recipe):
-        """The parts to scale and what a recipe would train of each, by its name or a `Recipe`; changes nothing."""
-
-    @shown("ask:ask_live")
-    def ask(self, question=None, image=None):
-        """A cell to ask in: upload a picture, type a question, see the answer as it is written.
-
-        Args: question, image: asked at once, so that the cell shows an answer without a click.
-        """
-
-    def __repr__(self):
-        if self.model is None:
-            return f"VLM({self.folder}: released)"
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        where = f"{self.model.dtype} on {self.model.device}".replace("torch.", "")
-        return f"VLM({self.family.key} from {self.origin}: {parameters / 1e6:,.1f} M parameters, {where})"
-
-    _repr_html_ = shown("model:vlm_html")
 
 
 def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
@@ -281,7 +208,7 @@ def _free_gpu_gib(device):
 def _ways_to_fit(device_type):
     """What to do, as text. Models of this process that hold memory there come first."""
     held = {}  # by model: two `VLM`s may share one
-    for vlm in _alive:
+    for vlm in alive:
         parameters = vlm.model.parameters() if vlm.model is not None else ()
         size = sum(one.nbytes for one in parameters if one.device.type == device_type)
         if size > GIB / 10:

@@ -79,6 +79,9 @@ for each in sys.argv[1:]:
     stop_at = stop_at or 0
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # of the run before; a launcher starts without
     execute(folder)
+torch.distributed.barrier()
+sys.stdout.flush()
+os._exit(0)  # a thread of gloo that is still there would abort a rank that ends in order, now and then
 """
 FULL = {"vision": "full", "projector": "full", "language": "full", "weighting": "square"}
 LORA = {"vision": "frozen", "projector": "full", "lora_dropout": 0.0}

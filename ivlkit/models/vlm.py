@@ -1,0 +1,84 @@
+"""A loaded model with ways to ask it."""
+
+import gc
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.processor import Processor
+from ..views import shown
+from . import chat
+from .families import NANO_FOLDER, Family
+
+alive = weakref.WeakSet()  # every `VLM` of this process: named when the next one does not fit beside it
+
+
+@dataclass(eq=False)
+class VLM:
+    """A loaded model: transformers' own `model`, its `processor`, and ways to ask it."""
+
+    model: torch.nn.Module
+    processor: Processor
+    config: dict  # config.json as released
+    folder: Path  # where the weights came from
+    adapter: object = None  # PEFT's wrapper around `model` when a run's adapter is loaded
+
+    def __post_init__(self):
+        alive.add(self)
+
+    @property
+    def tokenizer(self):
+        """The fast tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def family(self) -> Family:
+        """The family's entry: what is released, LoRA targets, the guide's hardware."""
+        return self.processor.family
+
+    @property
+    def origin(self):
+        """Where it came from, to be shown: a folder, or "the package"."""
+        return "the package" if self.folder == NANO_FOLDER else str(self.folder)
+
+    def chat(self, question, images=None, **options):
+        """Ask about no, one or several pictures; see `ivlkit.models.chat.chat`."""
+        return chat.chat(self, question, images, **options)
+
+    def chat_batch(self, questions, images=None, **options):
+        """Ask many questions at once; see `ivlkit.models.chat.chat_batch`."""
+        return chat.chat_batch(self, questions, images, **options)
+
+    def merge_adapter(self):
+        """Fold a loaded adapter into the weights; nothing happens without one."""
+        if self.adapter is not None:
+            self.model, self.adapter = self.adapter.merge_and_unload(), None
+
+    def release(self):
+        """Give the memory back; the object can't answer afterwards."""
+        self.model = self.adapter = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @shown("inside:parts_figure")
+    def show(self, recipe):
+        """The parts to scale and what a recipe would train of each, by its name or a `Recipe`; changes nothing."""
+
+    @shown("ask:ask_live")
+    def ask(self, question=None, image=None):
+        """A cell to ask in: upload a picture, type a question, see the answer as it is written.
+
+        Args: question, image: asked at once, so that the cell shows an answer without a click.
+        """
+
+    def __repr__(self):
+        if self.model is None:
+            return f"VLM({self.folder}: released)"
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        where = f"{self.model.dtype} on {self.model.device}".replace("torch.", "")
+        return f"VLM({self.family.key} from {self.origin}: {parameters / 1e6:,.1f} M parameters, {where})"
+
+    _repr_html_ = shown("model:vlm_html")
