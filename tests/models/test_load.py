@@ -377,7 +377,9 @@ class TestMemory:
             monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gpu * count, 24 * count))
 
         monkeypatch.setattr(module, "GIB", count)
-        monkeypatch.setattr(module, "_alive", set())
+        alive = set()
+        for each in (module, import_module("ivlkit.models.vlm")):
+            monkeypatch.setattr(each, "alive", alive)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         return say
