@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from ivlkit.cli import COMMANDS as DECLARED
 from ivlkit.cli import main
+from ivlkit.cli_options import OPTIONS
 from ivlkit.training.run import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
@@ -19,6 +21,12 @@ def test_every_command_has_help_with_an_example(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"  ivlkit {command}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+def test_every_option_that_is_declared_belongs_to_a_command():
+    had = {(name, option) for name, (_, _, options, *_) in DECLARED.items() for option in options.split()}
+    used = {f"{name} {option}" if f"{name} {option}" in OPTIONS else option for name, option in had}
+    assert used == set(OPTIONS)
 
 
 @pytest.mark.parametrize(
