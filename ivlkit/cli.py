@@ -105,7 +105,7 @@ def _download(commands):
         commands,
         "download",
         _run_download,
-        "Fetch a released model into pretrained/<name>; goes on where it ended, uses copies that are here.",
+        "Fetch a released model into pretrained/<name>; keeps the files it has, uses copies that are here.",
         ["ivlkit download 2b", "ivlkit download 26b --revision main --to /big/InternVL-Chat-V1-5"],
     )
     parser.add_argument("model", help="a key: 2b, 4b, 26b")
