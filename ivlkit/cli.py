@@ -380,7 +380,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "families": (_run_families, "The models this kit knows.", "--json", "ivlkit families", "ivlkit families --json"),
     "download": (
         _run_download,
-        "Fetch a released model into pretrained/<name>; goes on where it ended, uses copies that are here.",
+        "Fetch a released model into pretrained/<name>; keeps the files it has, uses copies that are here.",
         "model --revision --to",
         "ivlkit download 2b",
         "ivlkit download 26b --revision main --to /big/InternVL-Chat-V1-5",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +24,10 @@ class HubServer:
         self.requests = []  # (method, path, Range, token)
         self.sent = {}  # bytes served, by file name
         self.status = {}  # {part of a path: status to answer}
+        self.busy = {}  # {part of a path: how many requests are answered with 503 first}
         self.drop_after = {}  # {file name: [bytes after which the connection drops, one for each GET]}
+        self.hold_after = {}  # {file name: bytes after which no more comes, until the client is gone}
+        self.held = threading.Event()  # set when it came to that
         self.lies = {}  # {file name: other bytes of the same or another length}
         self.ignores_range = False
         self.token = None  # required when set
@@ -75,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("authorization")
         with hub.lock:
             hub.requests.append((self.command, path, self.headers.get("Range"), token))
+        for part, count in hub.busy.items():
+            if part in path and count:
+                hub.busy[part] = count - 1
+                return self._send(503, b"busy")
         for part, status in hub.status.items():
             if part in path:
                 return self._send(status, b"no", {"X-Error-Code": "GatedRepo"} if status == 403 else {})
@@ -115,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{digest}"'}
         if len(data) < LARGE_BYTES:
             return self._bytes(name, data, headers)
-        headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+        headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(self.hub.lies.get(name, data)))}
         store = f"http://localhost:{self.hub.port}/store/{sha}/{name}"  # another host than 127.0.0.1
         return self._send(302, b"", headers | {"Location": store})
 
@@ -149,6 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.wfile.flush()
                 return self.connection.shutdown(2)
+            if place + len(chunk) > hub.hold_after.get(name, len(data)):
+                hub.held.set()
+                self.close_connection = True
+                with suppress(ConnectionError):
+                    self.rfile.read(1)
+                return
             time.sleep(hub.seconds_per_chunk)
             self.wfile.write(chunk)
             with hub.lock:

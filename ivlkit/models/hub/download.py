@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,6 @@ from ..families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, model_roots
 from . import files as hub
 
 MARGIN_BYTES = 1_000_000_000  # left free beside the weights: runs and caches want some too
-WORKERS = 4  # files at once
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -37,7 +34,7 @@ class Download:
     folder: Path
     revision: str | None  # commit hash; None where no one recorded it
     how: str  # "fetched", "already here", "linked from the hub's cache", …
-    fetched_bytes: int = 0  # over the network, by this call
+    fetched_bytes: int = 0  # sizes of the files that this call brought over the network
 
     def __fspath__(self):
         return str(self.folder)
@@ -139,20 +136,15 @@ def _has_sizes(folder, files):
     return all((folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size for file in files)
 
 
-@contextmanager
 def _locked(target):
     """One process at a time brings a model to a folder; the second waits and says so."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.parent / f".{target.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"{target}: another process is downloading it; waiting for it to end …", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _bring(family, target, places, revision):
@@ -254,10 +246,15 @@ def _assemble(family, target, commit, files, *, sources, note=""):
     missing = _missing(target, files, commit)
     part = target.with_name(target.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
+    _remove_rest(part, files)
     linked = [file for file in missing if _link(sources[file.name], file, part / file.name)]
     wanted = [file for file in missing if file not in linked and not _is_there(part / file.name, file)]
-    _check_space(target, sum(file.size - _size(_incomplete(part, file)) for file in wanted))
-    fetched_bytes = _fetch_all(family, commit, wanted, part)
+    fetched_bytes = sum(file.size for file in wanted)
+    _check_space(target, fetched_bytes)
+    with _progress(family.name, fetched_bytes) as advance:
+        for file in sorted(wanted, key=lambda file: file.size):  # one at a time: Xet divides it, and a kill costs one
+            hub.fetch(family.hub_id, commit, file, folder=part)
+            advance(file.size)
     _finish(part, target, family=family, commit=commit, files=files)
     return Download(target, commit, f"{_how(linked, wanted)}; sizes and hashes are the hub's{note}", fetched_bytes)
 
@@ -273,7 +270,7 @@ def _missing(target, files, commit):
     """Files that `target` lacks. One that it has but that differs is the user's: it is named, never replaced."""
     for file in files:
         path = target / file.name
-        if path.exists() and not (path.stat().st_size == file.size and _is_same(path, file)):
+        if path.exists() and not _is_there(path, file):
             raise CheckpointError(
                 f"{path} ({path.stat().st_size:,} bytes) differs from {file.name} of {commit[:12]}; expected "
                 f"{file.size:,} bytes with {file.digest}; it is never overwritten: remove it, or choose another --to"
@@ -298,15 +295,6 @@ def _is_there(path, file):
     return path.is_file() and path.stat().st_size == file.size and _is_same(path, file)
 
 
-def _incomplete(part, file):
-    """Named by its hash, so that what was begun of another revision is never gone on with."""
-    return part / f"{file.name}.{(file.digest or 'unknown').rpartition(':')[2][:12]}.incomplete"
-
-
-def _size(path):
-    return path.stat().st_size if path.exists() else 0
-
-
 def _check_space(target, missing_bytes):
     place = next(folder for folder in target.absolute().parents if folder.exists())
     free, needed = shutil.disk_usage(place).free, missing_bytes + MARGIN_BYTES
@@ -316,56 +304,6 @@ def _check_space(target, missing_bytes):
             f"but {free / 1e9:.1f} GB free in {target.parent}; free some space, or choose another disk: --to or "
             "IVLKIT_MODELS"
         )
-
-
-def _fetch_all(family, commit, files, part):
-    """Several files at once; the first failure stops the others, what they have stays. Returns the bytes fetched."""
-    begun = sum(_size(_incomplete(part, file)) for file in files)
-    stop, arrived = threading.Event(), []
-    total = sum(file.size for file in files)
-    with _progress(family.name, total, begun=begun) as show, ThreadPoolExecutor(WORKERS) as pool:
-
-        def advance(count):
-            arrived.append(count)
-            show(count)
-
-        def bring(file):
-            try:
-                _fetch_one(family, commit, file, part=part, advance=advance, stop=stop)
-            except BaseException:
-                stop.set()
-                raise
-
-        futures = [pool.submit(bring, file) for file in sorted(files, key=lambda file: -file.size)]
-        try:
-            _wait_for(futures)
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return sum(count for count in arrived if count > 0)
-
-
-def _wait_for(futures):
-    """Raise the failure that came first in time, not the `Stopped` of those it stopped."""
-    errors = [error for future in futures if (error := future.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, hub.Stopped)):
-        raise error
-
-
-def _fetch_one(family, commit, file, *, part, advance, stop):
-    if stop.is_set():
-        raise hub.Stopped
-    path = _incomplete(part, file)
-    hub.fetch(family.hub_id, commit, file, path=path, advance=advance, stop=stop)
-    if not _is_same(path, file):
-        found = hub.file_digest(path, file.digest.partition(":")[0])
-        path.unlink()
-        raise CheckpointError(
-            f"{file.name} arrived with {found}; expected {file.digest}; it was removed; call again, and if that "
-            f"repeats choose another HF_ENDPOINT than {hub.endpoint()}"
-        )
-    path.replace(part / file.name)
 
 
 def _finish(part, target, *, family, commit, files):
@@ -383,22 +321,18 @@ def _finish(part, target, *, family, commit, files):
 
 
 def _remove_rest(part, files):
+    """What a killed download left: half a file, up to 5 GB, under a name that no later process goes on with."""
     for path in part.iterdir():
-        if path.name not in {DOWNLOAD_FILE, *(file.name for file in files)}:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in {DOWNLOAD_FILE, *(file.name for file in files)}:
             path.unlink()
 
 
 @contextmanager
-def _progress(title, total, *, begun=0):
-    """A bar of bytes in a terminal or notebook, nothing in a pipe; yields what moves it, callable from any thread."""
+def _progress(title, total):
+    """A bar of bytes in a terminal or notebook, nothing in a pipe; yields what moves it."""
     hidden = True if are_progress_bars_disabled() else (False if is_notebook() else None)
-    file, lock = (sys.stdout if is_notebook() else sys.stderr), threading.Lock()
-    with tqdm(
-        desc=title, total=total, initial=begun, unit="B", unit_scale=True, disable=hidden, file=file, delay=0.5
-    ) as bar:
-
-        def advance(count):
-            with lock:
-                bar.update(count)
-
-        yield advance
+    file = sys.stdout if is_notebook() else sys.stderr
+    with tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=hidden, file=file, delay=0.5) as bar:
+        yield bar.update

@@ -1,7 +1,6 @@
 """What the hub is asked: which files a revision has, and their bytes. Any server with the hub's routes will do.
 
-Addresses, tokens, headers and errors are huggingface_hub's, and the bytes go through its session. Only the writing is
-ours: since 2.0 the library throws a partly transferred file away when a download ends, and 4.4 GB would start anew.
+Addresses, tokens, transfers and errors are huggingface_hub's: over Xet it brings one file in many parallel chunks.
 """
 
 import errno
@@ -11,15 +10,15 @@ import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from ...errors import CheckpointError
 
@@ -29,12 +28,12 @@ NEEDED = (
     "added_tokens.json", "model*.safetensors", "model.safetensors.index.json", "*.py", "README.md", "LICENSE*",
 )  # fmt: skip
 HTTP_ERROR = HfHubHTTPError.__bases__[0]  # httpx's in huggingface_hub 1, httpx2's in 2
-TRIES = 5  # in a row without one new byte
-WAIT_SECONDS = 1.0  # before the second try, doubled each time
+TRIES = 3
+WAIT_SECONDS = 1.0  # before the second try, twice as long before the third
 CHUNK_BYTES = 8 << 20
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}
-_PASSING = {408, 429, 500, 502, 503, 504}
+_PASSING = {None, 408, 429, 500, 502, 503, 504}  # None: the connection failed
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,6 @@ class RemoteFile:
     name: str
     size: int
     digest: str | None
-
-
-class Stopped(Exception):
-    """A transfer that ends because another one failed or the user stopped it."""
 
 
 def endpoint():
@@ -106,64 +101,40 @@ def file_digest(path, kind, *, advance=lambda count: None):
     return f"{kind}:{total.hexdigest()}"
 
 
-def fetch(repo_id, commit, file, *, path, advance, stop):
-    """Append to `path` what it lacks of a file; goes on where an earlier call, or process, ended.
+def fetch(repo_id, commit, file, *, folder):
+    """Bring a file of a commit into a folder and prove it; what ended early starts anew in the next call.
 
     Args:
-        file: `RemoteFile`; its size is what must be there in the end.
-        advance: called with the number of new bytes, negative when a server starts the file anew.
-        stop: a `threading.Event` that ends the transfer.
+        file: `RemoteFile`; its size and hash are what must be there in the end.
+    Raises: CheckpointError if other bytes arrived; they are removed. Else huggingface_hub's and the system's errors.
     """
-    url = hf_hub_url(repo_id, file.name, revision=commit, endpoint=endpoint())
-    path.touch()
-    failures = 0
-    while (offset := path.stat().st_size) < file.size:
-        try:
-            _stream(url, path, size=file.size, advance=advance, stop=stop)
-            error = None
-        except HTTP_ERROR as caught:
-            error = caught
-        if _status(error) == 416:
-            break
-        failures = 0 if path.stat().st_size > offset else failures + 1
-        if failures >= TRIES or (error and not _passes(error)):
-            raise error or _wrong_size(file, path)
-        if failures:
-            _wait(failures, error, stop)
-    if path.stat().st_size != file.size:
-        raise _wrong_size(file, path)
+    path = folder / file.name
+    path.unlink(missing_ok=True)
+    options = {"revision": commit, "endpoint": endpoint(), "library_name": "ivlkit", "local_files_only": is_offline()}
+    options["cache_dir"] = folder / ".cache"  # an empty one: from its own the library would copy without a proof
+    try:
+        _retried(lambda: hf_hub_download(repo_id, file.name, local_dir=folder.absolute(), **options))
+    except LocalEntryNotFoundError as error:  # the library's question for the file failed, or it may not ask
+        raise error.__cause__ or OfflineModeIsEnabled() from None
+    except RuntimeError as error:  # Xet's
+        raise ConnectionError(_first_line(error)) from error
+    _prove(path, file)
 
 
-def _stream(url, path, *, size, advance, stop):
-    offset = path.stat().st_size
-    headers = build_hf_headers(library_name="ivlkit") | {"Accept-Encoding": "identity"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    # The session follows redirects to a file store and leaves the token behind when the host changes.
-    with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-        hf_raise_for_status(response)
-        goes_on = response.status_code == 206
-        if offset and not goes_on:
-            advance(-offset)
-        with path.open("ab" if goes_on else "wb") as out:
-            for chunk in response.iter_bytes():  # as they arrive: a drop loses nothing that came before it
-                if stop.is_set():
-                    raise Stopped
-                out.write(chunk)
-                advance(len(chunk))
-                if out.tell() > size:
-                    return
-
-
-def _wrong_size(file, path):
-    """What was begun goes: the bytes belong to another file than the one in the list."""
-    more = "more than " if path.stat().st_size > file.size else ""
-    found = min(path.stat().st_size, file.size)
+def _prove(path, file):
+    size, digest = path.stat().st_size, file.digest and file_digest(path, file.digest.partition(":")[0])
+    if (size, digest) == (file.size, file.digest):
+        return
     path.unlink()
-    return CheckpointError(
-        f"{file.name}: the server has {more}{found:,} bytes; expected {file.size:,} by the hub's list; removed; "
-        "call again later, or name another HF_ENDPOINT"
+    if size != file.size:
+        found = f"{size:,}" if size < file.size else f"more than {file.size:,}"
+        raise CheckpointError(
+            f"{file.name}: the server has {found} bytes; expected {file.size:,} by the hub's list; removed; "
+            "call again later, or name another HF_ENDPOINT"
+        )
+    raise CheckpointError(
+        f"{file.name} arrived with {digest}; expected {file.digest}; it was removed; call again, and if that "
+        f"repeats choose another HF_ENDPOINT than {endpoint()}"
     )
 
 
@@ -171,24 +142,12 @@ def _status(error):
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _passes(error):
-    """Whether trying again may help: the connection failed, or the server said that it is busy."""
-    return _status(error) in _PASSING or _status(error) is None
-
-
-def _wait(failures, error, stop):
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    seconds = min(float(asked), 60.0) if asked.isdigit() else WAIT_SECONDS * 2 ** (failures - 1)
-    if stop.wait(seconds):
-        raise Stopped
-
-
-def _retried(ask, tries=3):
-    for number in range(1, tries):
+def _retried(ask):
+    for number in range(1, TRIES):
         try:
             return ask()
         except HTTP_ERROR as error:
-            if not _passes(error):
+            if _status(error) not in _PASSING:
                 raise
             time.sleep(WAIT_SECONDS * number)
     return ask()
@@ -203,7 +162,12 @@ def explain(error, *, key, repo_id, revision, folder):
     """One line of what went wrong and what to do, as a CheckpointError; None for an error that is a defect of ours."""
     if isinstance(error, CheckpointError):
         return CheckpointError(f"{key}: {error}")
-    said = _explain_http(error, repo_id, revision) if isinstance(error, HTTP_ERROR) else _explain_other(error, folder)
+    if isinstance(error, OfflineModeIsEnabled):
+        said = "HF_HUB_OFFLINE forbids the network; unset it and call again"
+    elif isinstance(error, HTTP_ERROR) or error.errno is None:  # no error of the disk: the library's own, or Xet's
+        said = _explain_http(error, repo_id, revision)
+    else:
+        said = _explain_disk(error, folder)
     return said and CheckpointError(f"{key}: {said}")
 
 
@@ -230,14 +194,12 @@ def _explain_http(error, repo_id, revision):
     )
 
 
-def _explain_other(error, folder):
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids the network; unset it and call again"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+def _explain_disk(error, folder):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk of {folder} is full; what is here stays; free some space and call again, or choose another --to"
         )
-    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+    if error.errno in _NOT_WRITABLE:
         found = f"{error.filename or folder} can't be written ({error.strerror})"
         return f"{found}; choose another place: --to or IVLKIT_MODELS"
     return None
