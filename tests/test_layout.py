@@ -157,8 +157,7 @@ class TestNothingIsImportedInACircle:
 
 
 MOST_LINES, MOST_FILES = 500, 16
-# One is a table of what nano is taught with, which leaves for the benchmarks; the other still repeats its options.
-LONGER = {"ivlkit.nano.curriculum", "ivlkit.cli"}
+LONGER = {"ivlkit.cli"}  # it still repeats its options
 
 
 class TestFilesAreFewAndShort:

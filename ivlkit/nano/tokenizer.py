@@ -26,7 +26,9 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ivlkit.nano import curriculum, digits
+from ivlkit.nano import digits, printed, texts
+from ivlkit.nano.curriculum import SEEN, TOLD
+from ivlkit.nano.scene import MATERIAL
 
 TEXT_PIECES = 1274  # <unk>, <s>, </s>, 256 bytes, and 1,015 pieces of text
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
@@ -36,7 +38,7 @@ NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
 USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
 WORD = re.compile("▁[A-Za-z]+|^[A-Z][a-z]+")  # after a space, or first in a line with a capital
 CHARACTERS = "\n" + "".join(map(chr, range(33, 127)))  # each has a piece, whether or not the text has it
-SPELT = (curriculum.printed_lines, curriculum.printed_word, curriculum.unknown_word, curriculum.repeat_word)
+SPELT = (printed.printed_lines, printed.printed_word, printed.unknown_word, texts.repeat_word)
 SENTENCES = """
 You are an AI assistant whose name is nano.
 You are an AI assistant whose name is InternLM.
@@ -98,9 +100,9 @@ def training_text():
     """
     rng = random.Random("tokenizer")
     lines = [*SENTENCES, *(question for questions in digits.QUESTIONS.values() for question in questions)]
-    for task in curriculum.SEEN + curriculum.TOLD:
+    for task in SEEN + TOLD:
         for _ in range(20):
-            scene = task(rng, curriculum.MATERIAL["train"])
+            scene = task(rng, MATERIAL["train"])
             asked = scene.questions if task in SPELT else scene.ask(*scene.questions)
             lines += [text for turn in asked for text in turn]
     return lines

@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 
 import ivlkit.nano.tokenizer as nano_tokenizer
-from ivlkit.nano import curriculum
 from ivlkit.nano.curriculum import make_sample
+from ivlkit.nano.scene import MATERIAL
 from ivlkit.nano.tokenizer import train_tokenizer
 
 FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer.model", "tokenizer_config.json")
@@ -75,7 +75,7 @@ def test_a_question_is_short_and_a_word_is_spelt(pieces):
     assert pieces.encode("GARDEN", out_type=str) == list("GARDEN")
 
 
-@pytest.mark.parametrize("split", curriculum.MATERIAL)
+@pytest.mark.parametrize("split", MATERIAL)
 @pytest.mark.parametrize("task", ["unknown_word", "repeat_word", "printed_word"])
 def test_a_word_to_be_read_or_repeated_is_spelt_wherever_it_stands(pieces, task, split):
     for seed in range(300):
