@@ -43,7 +43,7 @@ def _parser():
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # what the deepspeed launcher adds
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     looking = (_machine, _families, _download, _verify, _chat, _convert, _check)
-    for add in (*looking, _plan, _train, _runs, _evaluate, _benchmark, _compare, _export, _notebooks, _demo, _nano):
+    for add in (*looking, _plan, _train, _runs, _evaluate, _benchmark, _compare, _export, _notebooks, _demo):
         add(commands)
     return parser
 
@@ -665,22 +665,3 @@ def _run_demo(options):
     from .demo import run_demo
 
     run_demo(options.to)
-
-
-def _nano(commands):
-    parser = _command(
-        commands,
-        "nano",
-        _run_nano,
-        "Make the embedded model anew, from random weights; called again it goes on.",
-        ["ivlkit nano train --to runs/nano"],
-    )
-    parser.add_argument("action", choices=["train"])
-    parser.add_argument("--to", default="runs/nano")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw and prepare rows")
-
-
-def _run_nano(options):
-    from .nano.train import train_nano
-
-    print(train_nano(options.to, workers=options.workers))

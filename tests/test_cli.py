@@ -10,7 +10,7 @@ from ivlkit.cli import main
 from ivlkit.training.run import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
-COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "notebooks", "demo", "nano"]
+COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "notebooks", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,7 +14,7 @@ from ivlkit.views import shown
 PACKAGE = Path(ivlkit.__file__).parent
 STREET = ("data", "models", "training", "evaluation", "show")
 ALLOWED = {room: set(STREET[: place + 1]) for place, room in enumerate(STREET)} | {
-    "nano": {"data", "models", "training", "nano"},
+    "nano": {"data", "models", "nano"},
     "course": {"data"},
     "demo": {*STREET, "nano"},
     "cli": {*STREET, "nano", "demo", "course", "cli"},

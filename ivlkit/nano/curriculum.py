@@ -205,6 +205,3 @@ TASK_SHARES = {
     "opposite": 1,
     "from_text": 6,
 }
-TEXT_SHARES = {"from_text": 22, "name": 1, "simple_sum": 1, "repeat_word": 6, "opposite": 1}
-SEEN_SHARES = {"printed_lines": 10, "printed_number": 6, "printed_word": 2, "unknown_word": 10, "list_shapes": 5}
-SEEN_SHARES |= {"side_of_shapes": 2, "find_box": 2, "whole_print": 6}

@@ -9,20 +9,13 @@ from string import ascii_lowercase
 import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageDraw
+from train import SEEN_SHARES, TEXT_SHARES
 
 from ivlkit.data.encode import encode
 from ivlkit.data.tiling import choose_grid
 from ivlkit.evaluation.metrics import parse_boxes
 from ivlkit.nano import drawing, scene, vocabulary
-from ivlkit.nano.curriculum import (
-    SEEN_SHARES,
-    TASK_SHARES,
-    TASKS,
-    TEXT_SHARES,
-    Curriculum,
-    make_sample,
-    write_curriculum,
-)
+from ivlkit.nano.curriculum import TASK_SHARES, TASKS, Curriculum, make_sample, write_curriculum
 from ivlkit.nano.printed import ITEMS
 from ivlkit.nano.scene import MATERIAL
 from ivlkit.nano.texts import OPPOSITES

@@ -1,5 +1,7 @@
 """The tokenizer of `nano`: small, and in the same files as a released InternLM2 one.
 
+    python benchmarks/factory/tokenizer.py FOLDER
+
 A released folder holds a sentencepiece BPE (no dummy prefix, identity normaliser, byte fallback) whose last
 pieces are unused placeholders; `tokenizer_config.json` puts the chat tokens on them, and appends nine tokens
 for pictures. With 1,280 pieces this one comes to 1,289 ids:
@@ -12,7 +14,7 @@ at the start of a sentence, and grows letter by letter from there; everything el
 as an answer by itself, is spelt: a token a letter, a token a digit. A model this small reads letters it sees far
 better than pieces such as "ther" that it would have to guess the borders of.
 
-The weights of nano belong to the files in `nano/model/`. A curriculum that asks in other words gives another
+The weights of nano belong to the files in `ivlkit/nano/model/`. A curriculum that asks in other words gives another
 tokenizer, so train it again only when the weights are trained again.
 """
 
@@ -20,6 +22,7 @@ import io
 import json
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -218,3 +221,7 @@ def _token(text):
 
 def _write_json(path, content):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    print(train_tokenizer(sys.argv[1]))
