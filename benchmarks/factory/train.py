@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from muon import StackedMuon
+from row_plan import plan_run
 from transformers import set_seed
 
 from ivlkit.data.collate import collate, collate_packed
@@ -26,7 +27,7 @@ from ivlkit.models.modeling.attention import PADDED, choose_attention, use_atten
 from ivlkit.nano.build import build
 from ivlkit.nano.curriculum import TASK_SHARES, Curriculum
 from ivlkit.training.loop.execute import last_checkpoint
-from ivlkit.training.loop.schedule import MicroBatches, plan_run
+from ivlkit.training.loop.schedule import MicroBatches
 from ivlkit.training.loop.trainer import KitTrainer, LogToFile, training_arguments
 from ivlkit.training.recipes import Recipe
 from ivlkit.training.run import LOG_FILE
