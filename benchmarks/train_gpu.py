@@ -49,6 +49,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from factory.row_plan import plan_run
 from packing import SHARES, SIZES_PX
 from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -67,7 +68,7 @@ from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGenera
 from ivlkit.models.processor import load_processor
 from ivlkit.nano.build import build
 from ivlkit.training.loop.build import build_trainer
-from ivlkit.training.loop.schedule import operations, plan_run
+from ivlkit.training.loop.schedule import operations
 from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare

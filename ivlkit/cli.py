@@ -368,12 +368,6 @@ def _run_demo(options):
     run_demo(options.to)
 
 
-def _run_nano(options):
-    from .nano.train import train_nano
-
-    print(train_nano(options.to, workers=options.workers))
-
-
 _RECIPE = "what --suggest --data --root --gpus --per-device-batch-size --epochs --learning-rate --set"
 COMMANDS = {  # its function, its help, its options in the order of the help, examples
     "machine": (_run_machine, "What this machine has; the block for a bug report.", "--json", "ivlkit machine --json"),
@@ -485,10 +479,4 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
         "ivlkit notebooks student --for-students",
     ),
     "demo": (_run_demo, "Fine-tune nano on handwriting: before, after, a report, an export.", "--to", "ivlkit demo"),
-    "nano": (
-        _run_nano,
-        "Make the embedded model anew, from random weights; called again it goes on.",
-        "action --to --workers",
-        "ivlkit nano train --to runs/nano",
-    ),
 }

@@ -36,11 +36,9 @@ OPTIONS = {
     "train --to": {"help": "folder of the run; default runs/<recipe>-<hash>"},
     "export --to": {"required": True, "help": "a new folder"},
     "demo --to": {"default": "runs/demo"},
-    "nano --to": {"default": "runs/nano"},
     "chat --video": {"help": "a video, an animation or a folder of frames, in place of pictures"},
     "convert --video": {"help": "column of videos, in place of --image"},
     "check --workers": {"type": int, "help": "processes; default one a core"},
-    "nano --workers": {"type": int, "default": 2, "help": "processes that draw and prepare rows"},
     # Names that mean one thing.
     "--root": {"help": "folder of the pictures of a .jsonl"},
     "--json": {"action": "store_true"},
@@ -86,6 +84,5 @@ OPTIONS = {
     "--layout": {"default": "released", "help": "released, adapter or transformers"},
     "--push-to-hub": {"metavar": "NAME/MODEL", "help": "upload it too; private if it is new there"},
     "--for-students": {"action": "store_true", "help": "without solutions and outputs"},
-    "action": {"choices": ["train"]},
 }
 OTHER_NAMES = {"--data": ("--meta-path", "--meta_path")}  # the released scripts' own

@@ -9,23 +9,17 @@ from string import ascii_lowercase
 import numpy as np
 import pytest
 from PIL import Image, ImageColor, ImageDraw
+from train import SEEN_SHARES, TEXT_SHARES
 
 from ivlkit.data.encode import encode
 from ivlkit.data.tiling import choose_grid
 from ivlkit.evaluation.metrics import parse_boxes
-from ivlkit.nano import curriculum, drawing
-from ivlkit.nano.curriculum import (
-    MATERIAL,
-    SEEN_SHARES,
-    TASK_SHARES,
-    TASKS,
-    TEXT_SHARES,
-    Curriculum,
-    make_sample,
-    split_of,
-    ways_to_write,
-    write_curriculum,
-)
+from ivlkit.nano import drawing, scene, vocabulary
+from ivlkit.nano.curriculum import TASK_SHARES, TASKS, Curriculum, make_sample, write_curriculum
+from ivlkit.nano.printed import ITEMS
+from ivlkit.nano.scene import MATERIAL
+from ivlkit.nano.texts import OPPOSITES
+from ivlkit.nano.vocabulary import split_of, ways_to_write
 
 TEXT_TASKS = {"name", "simple_sum", "repeat_word", "opposite", "from_text"}
 
@@ -90,15 +84,15 @@ def test_real_words_are_in_the_split_that_lists_them():
 
 def test_an_eighth_of_more_than_a_hundred_thousand_made_up_words_is_held_out():
     rng = random.Random(0)
-    words = {curriculum._made_up_word(rng) for _ in range(200_000)}
+    words = {vocabulary._made_up_word(rng) for _ in range(200_000)}
     assert len(words) > 100_000
     assert sum(split_of(word) == "validation" for word in words) / len(words) == pytest.approx(1 / 8, abs=0.01)
     assert {len(word) for word in words} == {3, 4, 5, 6}
 
 
 def test_no_word_of_the_other_split_is_sold_or_told():
-    shown = {*curriculum.ITEMS, *(word for pair in curriculum.OPPOSITES for word in pair)}
-    assert not shown & set(curriculum.HELD_OUT_WORDS)
+    shown = {*ITEMS, *(word for pair in OPPOSITES for word in pair)}
+    assert not shown & set(vocabulary.HELD_OUT_WORDS)
 
 
 def test_a_word_is_never_written_so_that_its_print_could_be_another():
@@ -106,7 +100,7 @@ def test_a_word_is_never_written_so_that_its_print_could_be_another():
     assert ways_to_write("sun") == [str.lower, str.upper]  # Sun may be sun
     assert ways_to_write("ice") == [str.lower]  # Ice may be lce, ICE may be lCE
     assert ways_to_write("cow") == []
-    for words in (curriculum.WORDS, curriculum.HELD_OUT_WORDS):
+    for words in (vocabulary.WORDS, vocabulary.HELD_OUT_WORDS):
         assert all(str.lower in ways_to_write(word) for word in words)
 
 
@@ -121,16 +115,16 @@ def test_print_has_no_capital_that_could_be_a_small_letter_and_no_letter_that_co
 
 
 def test_the_letters_said_to_grow_are_those_whose_capital_is_a_larger_copy_in_some_font():
-    fonts = curriculum.FONTS + curriculum.HELD_OUT_FONTS
+    fonts = scene.FONTS + scene.HELD_OUT_FONTS
     alike = {letter for letter in ascii_lowercase for name in fonts if unlike(letter, letter.upper(), name) < 0.095}
-    assert alike == curriculum.GROWING | set("ij")  # which have a dot
+    assert alike == vocabulary.GROWING | set("ij")  # which have a dot
 
 
 def test_an_i_in_capitals_looks_like_a_small_l_and_is_never_printed():
     assert unlike("I", "l", "DejaVuSans-Bold") == 0
 
 
-@pytest.mark.parametrize("font_name", curriculum.FONTS + curriculum.HELD_OUT_FONTS)
+@pytest.mark.parametrize("font_name", scene.FONTS + scene.HELD_OUT_FONTS)
 def test_letters_in_words_do_not_look_like_digits_of_numbers(font_name):
     for letter, digit in (("l", "1"), ("B", "8"), ("S", "5"), ("Z", "2"), ("b", "6"), ("g", "9")):
         assert unlike(letter, digit, font_name) > 0.08, (letter, digit)
@@ -165,9 +159,9 @@ def test_splits_share_no_picture(tmp_path):
     assert not train & validation
 
 
-@pytest.mark.parametrize("font_name", curriculum.FONTS + curriculum.HELD_OUT_FONTS)
+@pytest.mark.parametrize("font_name", scene.FONTS + scene.HELD_OUT_FONTS)
 def test_print_never_leaves_its_box(font_name):
-    words = [*curriculum.WORDS, *curriculum.HELD_OUT_WORDS, "0", "888888"]
+    words = [*vocabulary.WORDS, *vocabulary.HELD_OUT_WORDS, "0", "888888"]
     for text in [*words, *map(str.upper, words), *map(str.title, words)]:
         font = drawing.font_of(font_name, int(drawing.largest_print_px(text, font_name, 250, 100)))
         left, top, right, bottom = font.getbbox(text)
@@ -200,8 +194,8 @@ def printed(monkeypatch):
         bars.append(box)
         draw_bar(picture, box, fill)
 
-    monkeypatch.setattr(curriculum, "print_small", note_text)
-    monkeypatch.setattr(curriculum, "draw_bar", note_bar)
+    monkeypatch.setattr("ivlkit.nano.printed.print_small", note_text)
+    monkeypatch.setattr("ivlkit.nano.printed.draw_bar", note_bar)
     return texts, bars
 
 
@@ -234,7 +228,9 @@ def test_a_line_of_fine_print_is_not_cut_by_tiles(printed):
 
 def test_fine_print_in_a_single_tile_is_at_most_7_px_high(monkeypatch):
     sizes = []
-    monkeypatch.setattr(curriculum, "print_small", lambda picture, *_, font, **__: sizes.append((picture, font.size)))
+    monkeypatch.setattr(
+        "ivlkit.nano.printed.print_small", lambda picture, *_, font, **__: sizes.append((picture, font.size))
+    )
     for seed in range(60):
         make_sample("whole_print", random.Random(seed))
     assert max(112 / picture.height * size for picture, size in sizes) <= 7.4

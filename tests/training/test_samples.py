@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from row_plan import plan_run
 
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.models.load import load
 from ivlkit.training.loop.samples import PredictSamples
-from ivlkit.training.loop.schedule import MicroBatches, plan_run
+from ivlkit.training.loop.schedule import MicroBatches
 from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from row_plan import plan_run
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, set_seed
@@ -17,7 +18,7 @@ from ivlkit.errors import CheckpointError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.models.modeling import attention
 from ivlkit.training.engine.layers import wrap_layers
-from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed, plan_run
+from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed
 from ivlkit.training.loop.trainer import (
     KitTrainer,
     LogToFile,

@@ -3,8 +3,7 @@
 Every row is seen exactly `epochs` times, an optimiser step is exactly `total_batch` rows (the last may be smaller), and
 all ranks get the same number of micro-batches. No sampler draws or repeats anything later.
 
-Three plans: `plan_packed` (bins of whole rows, nothing padded), `plan_grouped` (padded batches of rows of like length)
-and `plan_run` (padded batches of rows whose lengths are not known).
+`plan_packed` makes bins of whole rows, nothing padded; `plan_grouped` makes padded batches of rows of like length.
 """
 
 import hashlib
@@ -41,24 +40,6 @@ class MicroBatch:
 SKIPPED = MicroBatch((), masked=True)
 
 
-def plan_run(num_rows, recipe, *, rank=0):
-    """The micro-batches of one rank in order, and the number of optimiser steps.
-
-    Returns: (`RowPlan`, steps); 100 rows, total_batch 16, 1 epoch, batches of 4 → 25 micro-batches, 7 steps.
-    """
-    plan = RowPlan(
-        num_rows=num_rows,
-        total_rows=_total_rows(num_rows, recipe),
-        total_batch=recipe.total_batch,
-        accumulation=recipe.accumulation,
-        micro_rows=recipe.processes * recipe.per_device_batch,
-        gpus=recipe.processes,
-        rank=rank,
-        seed=recipe.seed,
-    )
-    return plan, plan.steps
-
-
 def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0.0):
     """Bins within the recipe's two budgets, the same number on every rank: a `BatchPlan`.
 
@@ -84,7 +65,7 @@ def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
         tokens=tokens,
         tiles=tiles,
         rope=rope,
-        total_rows=_total_rows(tokens.shape[1], recipe),
+        total_rows=rows_of_run(tokens.shape[1], recipe),
         total_batch=recipe.total_batch,
         cut=cut,
         bin_tokens=bin_tokens,
@@ -94,7 +75,8 @@ def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
     )
 
 
-def _total_rows(num_rows, recipe):
+def rows_of_run(num_rows, recipe):
+    """Rows that all epochs together show. Raises: DataError if there is none."""
     total_rows = round(num_rows * recipe.epochs)
     if not total_rows:
         raise DataError(f"epochs {recipe.epochs} of {num_rows} rows are none; expected one row at least; raise epochs")
@@ -141,7 +123,7 @@ def _backward(tuning, recipe):
     return (4 if tuning == "full" else 2) + (2 if recipe.gradient_checkpointing == "full" else 0)
 
 
-class _Parts(Sequence):
+class Parts(Sequence):
     """Micro-batches by number, found by their optimiser step and their part of it (`_part`)."""
 
     def __getitem__(self, number):
@@ -153,7 +135,7 @@ class _Parts(Sequence):
 
 
 @dataclass(eq=False)
-class BatchPlan(_Parts):
+class BatchPlan(Parts):
     """The micro-batches of one rank where rows have known lengths. Each step is cut into bins when it is asked for.
 
     Every step has `accumulation` micro-batches, as many as the fullest one needs; one that needs fewer begins with
@@ -238,7 +220,7 @@ class BatchPlan(_Parts):
         first, num_rows = step * self.total_batch, self.tokens.shape[1]
         last = min(first + self.total_batch, self.total_rows)
         places = [divmod(place, num_rows) for place in range(first, last)]
-        orders = {epoch: _epoch_order(num_rows, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
+        orders = {epoch: epoch_order(num_rows, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
         return [epoch for epoch, _ in places], np.array([orders[epoch][position] for epoch, position in places])
 
     def __len__(self):
@@ -271,54 +253,8 @@ class BatchPlan(_Parts):
         return f"{each} padded batches of like length {ranks}; {self.fill:.1%} of their places filled"
 
 
-@dataclass(frozen=True)
-class RowPlan(_Parts):
-    """The micro-batches of one rank. Each is worked out when asked for: a plan holds one epoch's order, 4 bytes a row.
-
-    It compares with lists of `MicroBatch`.
-    """
-
-    num_rows: int  # of an epoch
-    total_rows: int  # of the run
-    total_batch: int  # rows of an optimiser step
-    accumulation: int  # micro-batches of a full step
-    micro_rows: int  # rows of a micro-batch over all ranks
-    gpus: int
-    rank: int
-    seed: int
-
-    @property
-    def steps(self):
-        """Optimiser steps of the run."""
-        return -(-self.total_rows // self.total_batch)
-
-    def __len__(self):
-        return (self.steps - 1) * self.accumulation + self._micro_batches(self.steps - 1)
-
-    def _micro_batches(self, step):
-        """How many a rank computes in this step; all ranks the same, fewer in a last, smaller step."""
-        rows = min(self.total_batch, self.total_rows - step * self.total_batch)
-        return min(self.accumulation, -(-rows // self.micro_rows))
-
-    def _part(self, step, part):
-        first = step * self.total_batch
-        last = min(first + self.total_batch, self.total_rows)
-        parts = self._micro_batches(step) * self.gpus
-        places = range(first + part * self.gpus + self.rank, last, parts)
-        if not places:  # an empty part borrows a row and masks it
-            return MicroBatch((self._row(first),), masked=True)
-        return MicroBatch(tuple(self._row(place) for place in places))
-
-    def _row(self, place):
-        epoch, position = divmod(place, self.num_rows)
-        return epoch, int(_epoch_order(self.num_rows, self.seed, epoch)[position])
-
-    def __eq__(self, other):
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-
 @lru_cache(maxsize=2)  # a step may lie across the end of an epoch
-def _epoch_order(num_rows, seed, epoch):
+def epoch_order(num_rows, seed, epoch):
     """Each epoch is its own permutation of the rows."""
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
     return order.astype(np.int32 if num_rows < 2**31 else np.int64)

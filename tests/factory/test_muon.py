@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-
-from ivlkit.nano.muon import StackedMuon, orthogonalise
+from muon import StackedMuon, orthogonalise
 
 SHAPES = ((8, 24), (24, 8), (8, 24), (16, 16), (16, 16), (8, 24))
 

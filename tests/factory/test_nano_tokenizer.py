@@ -2,15 +2,14 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 import sentencepiece
+from tokenizer import train_tokenizer
 
-import ivlkit.nano.tokenizer as nano_tokenizer
-from ivlkit.nano import curriculum
+from ivlkit.models.families import NANO_FOLDER
 from ivlkit.nano.curriculum import make_sample
-from ivlkit.nano.tokenizer import train_tokenizer
+from ivlkit.nano.scene import MATERIAL
 
 FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -75,7 +74,7 @@ def test_a_question_is_short_and_a_word_is_spelt(pieces):
     assert pieces.encode("GARDEN", out_type=str) == list("GARDEN")
 
 
-@pytest.mark.parametrize("split", curriculum.MATERIAL)
+@pytest.mark.parametrize("split", MATERIAL)
 @pytest.mark.parametrize("task", ["unknown_word", "repeat_word", "printed_word"])
 def test_a_word_to_be_read_or_repeated_is_spelt_wherever_it_stands(pieces, task, split):
     for seed in range(300):
@@ -125,6 +124,5 @@ def test_added_tokens_have_the_released_order(folder):
 
 
 def test_the_shipped_files_are_what_the_command_makes(folder):
-    shipped = Path(nano_tokenizer.__file__).parent / "model"
     for name in FILES:
-        assert (shipped / name).read_bytes() == (folder / name).read_bytes(), name
+        assert (NANO_FOLDER / name).read_bytes() == (folder / name).read_bytes(), name

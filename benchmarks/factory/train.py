@@ -1,33 +1,37 @@
-"""How the embedded model is made: curriculum → three trainings → the folder that ships. `ivlkit nano train`.
+"""How the embedded model is made: curriculum → three trainings → the folder that ships.
+
+    python benchmarks/factory/train.py --to runs/nano
 
 The released models began with a language model that knew its language, then trained projector and vision tower before
 it, then all. nano does the same at its scale: `language` reads scenes told in words, `vision` learns to show them to a
 frozen language model, `all` trains everything together.
 """
 
+import argparse
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from muon import StackedMuon
+from row_plan import plan_run
 from transformers import set_seed
 
-from ..data.collate import collate, collate_packed
-from ..data.files import write_whole
-from ..errors import TrainingError
-from ..models.export.export import save_released
-from ..models.load import VLM, default_dtype, load
-from ..models.modeling.attention import PADDED, choose_attention, use_attention
-from ..training.loop.execute import last_checkpoint
-from ..training.loop.schedule import MicroBatches, plan_run
-from ..training.loop.trainer import KitTrainer, LogToFile, training_arguments
-from ..training.recipes import Recipe
-from ..training.run import LOG_FILE
-from ..training.tuning import prepare
-from .build import build
-from .curriculum import SEEN_SHARES, TASK_SHARES, TEXT_SHARES, Curriculum
-from .muon import StackedMuon
+from ivlkit.data.collate import collate, collate_packed
+from ivlkit.data.files import write_whole
+from ivlkit.errors import TrainingError
+from ivlkit.models.export.export import save_released
+from ivlkit.models.load import VLM, default_dtype, load
+from ivlkit.models.modeling.attention import PADDED, choose_attention, use_attention
+from ivlkit.nano.build import build
+from ivlkit.nano.curriculum import TASK_SHARES, Curriculum
+from ivlkit.training.loop.execute import last_checkpoint
+from ivlkit.training.loop.schedule import MicroBatches
+from ivlkit.training.loop.trainer import KitTrainer, LogToFile, training_arguments
+from ivlkit.training.recipes import Recipe
+from ivlkit.training.run import LOG_FILE
+from ivlkit.training.tuning import prepare
 
 SHARED = {
     "total_batch": 256,
@@ -43,6 +47,9 @@ SHARED = {
     "hardware": "one GPU, minutes",
 }
 PARTS = ("vision", "projector", "language")
+TEXT_SHARES = {"from_text": 22, "name": 1, "simple_sum": 1, "repeat_word": 6, "opposite": 1}
+SEEN_SHARES = {"printed_lines": 10, "printed_number": 6, "printed_word": 2, "unknown_word": 10, "list_shapes": 5}
+SEEN_SHARES |= {"side_of_shapes": 2, "find_box": 2, "whole_print": 6}
 
 
 @dataclass(frozen=True)
@@ -180,3 +187,15 @@ def _summarise(log):
         "seconds": round(sum(ends) + clock[-1], 1),
         "loss_last_50_steps": round(sum(losses) / len(losses), 4),
     }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", default="runs/nano")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw and prepare rows")
+    options = parser.parse_args()
+    print(train_nano(options.to, workers=options.workers))
+
+
+if __name__ == "__main__":
+    main()

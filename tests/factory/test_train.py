@@ -4,9 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-
-from ivlkit.nano import train
-from ivlkit.nano.train import STAGES, train_nano
+import train
+from train import STAGES, train_nano
 
 
 @pytest.fixture
@@ -50,3 +49,10 @@ def test_a_folder_of_another_training_is_refused(short, tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(RuntimeError, match="holds another training"):
         train_nano(tmp_path, stages=short, workers=0)
+
+
+def test_the_script_says_what_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        train.main()
+    assert "--workers" in capsys.readouterr().out

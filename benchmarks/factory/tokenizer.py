@@ -1,5 +1,7 @@
 """The tokenizer of `nano`: small, and in the same files as a released InternLM2 one.
 
+    python benchmarks/factory/tokenizer.py FOLDER
+
 A released folder holds a sentencepiece BPE (no dummy prefix, identity normaliser, byte fallback) whose last
 pieces are unused placeholders; `tokenizer_config.json` puts the chat tokens on them, and appends nine tokens
 for pictures. With 1,280 pieces this one comes to 1,289 ids:
@@ -12,7 +14,7 @@ at the start of a sentence, and grows letter by letter from there; everything el
 as an answer by itself, is spelt: a token a letter, a token a digit. A model this small reads letters it sees far
 better than pieces such as "ther" that it would have to guess the borders of.
 
-The weights of nano belong to the files in `nano/model/`. A curriculum that asks in other words gives another
+The weights of nano belong to the files in `ivlkit/nano/model/`. A curriculum that asks in other words gives another
 tokenizer, so train it again only when the weights are trained again.
 """
 
@@ -20,13 +22,16 @@ import io
 import json
 import random
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ivlkit.nano import curriculum, digits
+from ivlkit.nano import digits, printed, texts
+from ivlkit.nano.curriculum import SEEN, TOLD
+from ivlkit.nano.scene import MATERIAL
 
 TEXT_PIECES = 1274  # <unk>, <s>, </s>, 256 bytes, and 1,015 pieces of text
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
@@ -36,7 +41,7 @@ NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
 USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
 WORD = re.compile("▁[A-Za-z]+|^[A-Z][a-z]+")  # after a space, or first in a line with a capital
 CHARACTERS = "\n" + "".join(map(chr, range(33, 127)))  # each has a piece, whether or not the text has it
-SPELT = (curriculum.printed_lines, curriculum.printed_word, curriculum.unknown_word, curriculum.repeat_word)
+SPELT = (printed.printed_lines, printed.printed_word, printed.unknown_word, texts.repeat_word)
 SENTENCES = """
 You are an AI assistant whose name is nano.
 You are an AI assistant whose name is InternLM.
@@ -98,9 +103,9 @@ def training_text():
     """
     rng = random.Random("tokenizer")
     lines = [*SENTENCES, *(question for questions in digits.QUESTIONS.values() for question in questions)]
-    for task in curriculum.SEEN + curriculum.TOLD:
+    for task in SEEN + TOLD:
         for _ in range(20):
-            scene = task(rng, curriculum.MATERIAL["train"])
+            scene = task(rng, MATERIAL["train"])
             asked = scene.questions if task in SPELT else scene.ask(*scene.questions)
             lines += [text for turn in asked for text in turn]
     return lines
@@ -216,3 +221,7 @@ def _token(text):
 
 def _write_json(path, content):
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    print(train_tokenizer(sys.argv[1]))

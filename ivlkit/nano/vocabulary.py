@@ -1,0 +1,109 @@
+"""The words that nano knows, words that it can't know, and how they may be written.
+
+No word is written so that its print could be another one (`ways_to_write`). Validation has words of its own, real and
+made up (`split_of`).
+"""
+
+import hashlib
+import re
+
+
+def listed(text):
+    """The words of a text, as a tuple."""
+    return tuple(text.split())
+
+
+WORDS = listed("""
+able about above add age air also animal answer apple arm autumn baby back bag ball bank bear bed bell bird
+black blood blue board boat body book bottle box boy bread bridge brown bus cake car card cat chair city clock
+cloud coat coffee cold cup dance day desk dinner doctor dog door dress drink dry dust ear earth east egg
+eye face farm fast field fire fish floor flower foot forest friend fruit game garden gate girl glass gold
+grass green hair hand happy hat heart heavy hill home horse house ice island job juice jump key king kitchen
+knife lake lamp leaf left letter light lion long lunch map milk moon morning mountain mouse music name night
+north nose ocean open orange paper park pen pencil picture pink plate quick rain red river road room rose salt
+sand school sea ship shoe silver sister sky sleep snow song soup star stone street summer sun table tea train
+tree voice wall water west wind winter wolf wood world yellow young zebra zero
+""")
+HELD_OUT_WORDS = listed("""
+bike bright candle cheese corn fork fox globe goat honey jam kite lemon mirror needle owl piano queen radio
+sugar tiger uncle violet wagon yard
+""")
+# Made-up words are syllables: a beginning, a vowel, an end; then perhaps an ending.
+BEGINNINGS = (
+    listed("b c d f g h j k l m n p r s t v w y z"),
+    listed("bl br ch cl cr dr fl fr gl gr pl pr qu sh sk sl sm sn sp st sw th tr tw wh"),
+)
+VOWELS = listed("a e i o u"), listed("ai ea ee ie oa oo ou")
+ENDS = (
+    listed("b d f g k l m n p r s t v w x z"),
+    listed("ck ft ght ld ll lt mp nd ng nk nt rd rk rt sh sk ss st th"),
+)
+ENDINGS = listed("e y er le en")
+MADE_UP_LENGTHS = 3, 4, 4, 5, 5, 5, 6, 6, 6
+ONE_IN_EIGHT = 32  # of the 256 values of a hash's first byte
+UNWANTED = re.compile(r"rn|vv|(.)\1\1|fu|cu|shi|nig|tit|ass|dic|coc|fag|sex|slu|twa|who")  # looks like "m", or is rude
+GROWING = frozenset("cosuvwxz")  # letters whose capital is, in some font, little more than a larger copy
+
+
+def some_number(rng, most_digits):
+    """One to `most_digits` digits as text; it may begin with 0."""
+    return "".join(rng.choices("0123456789", k=rng.randint(1, most_digits)))
+
+
+def known_word(rng):
+    """A word of both splits, in small letters, capitals or with a first capital."""
+    word = rng.choice(WORDS)
+    return rng.choice(ways_to_write(word))(word)
+
+
+def ways_to_write(word):
+    """Of `str.lower`, `str.title` and `str.upper` those whose print is the word's beyond doubt, in every font.
+
+    "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l.
+    """
+    sized = set(word) - GROWING
+    ways = [str.lower] if sized else []
+    ways += [str.title] if word[0] not in GROWING | {"i"} else []
+    return ways + ([str.upper] if sized and "i" not in word else [])
+
+
+def split_of(word):
+    """The split that may show a word in small letters: of made-up ones a hash gives one in eight to validation."""
+    if word in HELD_OUT_WORDS:
+        return "validation"
+    held_out = word not in WORDS and hashlib.sha256(word.encode()).digest()[0] < ONE_IN_EIGHT
+    return "validation" if held_out else "train"
+
+
+def new_word(rng, material):
+    """A word to be spelt, in small letters: made up, or (one in four) of the split's own words."""
+    if rng.random() < 0.25:
+        return rng.choice(material.words)
+    while True:
+        word = _made_up_word(rng)
+        if split_of(word) == material.split and str.lower in ways_to_write(word) and not UNWANTED.search(word):
+            return word
+
+
+def _made_up_word(rng):
+    """Three to six letters that sound like English, for example "blane"; at times a word that exists."""
+    length = rng.choice(MADE_UP_LENGTHS)
+    while True:
+        word = _syllable(rng)
+        while len(word) < length and rng.random() < 0.9:
+            word += rng.choice(ENDINGS) if rng.random() < 0.3 else _next_syllable(rng, word)
+        if len(word) == length:
+            return word
+
+
+def _next_syllable(rng, word):
+    """One more syllable; after a vowel its first letter may be doubled, as in "rabbit"."""
+    syllable = _syllable(rng)
+    doubled = word[-1] in "aeiou" and syllable[0] in "bdfglmnprt" and rng.random() < 0.2
+    return syllable[0] * doubled + syllable
+
+
+def _syllable(rng):
+    beginning = rng.choice(BEGINNINGS[rng.random() < 0.3]) if rng.random() < 0.85 else ""
+    end = rng.choice(ENDS[rng.random() < 0.3]) if not beginning or rng.random() < 0.5 else ""
+    return beginning + rng.choice(VOWELS[rng.random() < 0.25]) + end
