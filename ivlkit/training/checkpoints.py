@@ -5,7 +5,6 @@ not fit it is set aside, and the one before is taken.
 """
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..data.files import PART, flush, flush_folder, vanish
+from ..data.files import PART, flush, flush_folder, sha256, vanish
 from ..errors import TrainingError
 from .engine.distributed import local_shard
 
@@ -85,14 +84,9 @@ def _contents(folder):
     """{name: [bytes, SHA-256]} of the files in a folder and below; several are read at once."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS_FILE)
     with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(_sha256, paths))
+        digests = list(threads.map(sha256, paths))
     named = zip(paths, digests, strict=True)
     return {str(path.relative_to(folder)): [path.stat().st_size, digest] for path, digest in named}
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_damage(folder):

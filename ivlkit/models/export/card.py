@@ -6,7 +6,7 @@ import shlex
 
 import yaml
 
-from ..layouts.safetensors_files import sha256
+from ...data.files import sha256
 from .chat_template import chat_template, lmdeploy_template
 
 CONTEXT_TOKENS = 8192
