@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...data.files import PART, appearing
+from ...data.files import appearing, replacing
 from ...errors import ExportError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -50,14 +50,13 @@ def _write_file(path, tensors, shapes, dtype):
         header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    aside = path.with_name(path.name + PART)  # the tensors may be maps of the file that has this name now
-    with open(aside, "wb") as file:
+    # The tensors may be maps of the file that has this name now.
+    with replacing(path) as aside, open(aside, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, shape in shapes.items():
             tensor = tensors[key].detach().to("cpu", dtype).contiguous()
             assert tuple(tensor.shape) == tuple(shape), key
             file.write(tensor.reshape(-1).view(torch.uint8).numpy())
-    os.replace(aside, path)
 
 
 def plan_shards(shapes, dtype):
@@ -127,9 +126,3 @@ def fingerprint(files):
                 digest.update(file.read(_BLOCK_BYTES))
         digest.update(str(size).encode())
     return digest.hexdigest()
-
-
-def sha256(path):
-    """Hash of a whole file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
