@@ -111,12 +111,18 @@ def _cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def _disk_free_gib() -> float | None:
+def free_bytes(place) -> int:
+    """What is free on the disk of a file or folder that may not exist yet. Raises: OSError."""
     import shutil
 
+    place = Path(place).absolute()
+    return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+
+
+def _disk_free_gib() -> float | None:
     try:
-        return shutil.disk_usage(os.getcwd()).free / GIB
-    except OSError:
+        return free_bytes(".") / GIB
+    except OSError:  # the working folder was removed
         return None
 
 
@@ -302,11 +308,11 @@ def _has_nvidia_on_pci(root: Path = Path("/sys/bus/pci/devices")) -> bool:
         return False
 
 
-def package_version(name: str) -> str:
-    """Version of an installed package, or "not installed"."""
+def package_version(name: str, *, missing: str = NOT_INSTALLED) -> str:
+    """Version of an installed package, or `missing`."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version(name)
     except PackageNotFoundError:
-        return NOT_INSTALLED
+        return missing

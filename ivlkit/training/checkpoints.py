@@ -15,6 +15,7 @@ import torch
 
 from ..data.files import PART, flush, flush_folder, sha256, vanish
 from ..errors import TrainingError
+from ..hardware import free_bytes
 from .engine.distributed import local_shard
 
 CONTENTS_FILE = "checkpoint.json"
@@ -62,7 +63,7 @@ def writing_checkpoint(to, accelerator):
 
 
 def _not_written(to, error):
-    free_mb = shutil.disk_usage(to.parent).free / 1e6
+    free_mb = free_bytes(to.parent) / 1e6
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     is_full = free_mb < FULL_MB or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     found = f"its disk is full, {free_mb:.1f} MB are free" if is_full else reason

@@ -3,15 +3,14 @@
 import hashlib
 import json
 import os
-import shutil
 import struct
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 from ...data.files import appearing, replacing
 from ...errors import ExportError
+from ...hardware import free_bytes
 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -101,11 +100,10 @@ def appearing_or_said(to):
 
 def check_space(folder, needed_bytes):
     """Raise ExportError if the disk of `folder` (which may not exist yet) has less room than that and some to spare."""
-    place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if free < needed_bytes + SPARE_BYTES:
         raise ExportError(
-            f"{place}: {free / 1e9:.1f} GB free; expected {(needed_bytes + SPARE_BYTES) / 1e9:.1f} GB for the export; "
+            f"{folder}: {free / 1e9:.1f} GB free; expected {(needed_bytes + SPARE_BYTES) / 1e9:.1f} GB for the export; "
             "free some or choose a folder on another disk"
         )
 
