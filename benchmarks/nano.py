@@ -25,8 +25,8 @@ import psutil
 import torch
 
 import ivlkit as ivl
+from ivlkit.data.files import sha256
 from ivlkit.evaluation.metrics import exact_match, iou_at_50
-from ivlkit.models.layouts.safetensors_files import sha256
 from ivlkit.models.load import load
 from ivlkit.nano.curriculum import Curriculum, write_curriculum
 from ivlkit.nano.digits import write_digit_strips

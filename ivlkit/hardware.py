@@ -1,7 +1,6 @@
 """What this machine has: the first cell of a notebook, and the block to paste into a bug report."""
 
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Machine:
     ram_free_gib: float | None
     disk_free_gib: float | None  # where the working folder lies: runs are written there
     gpus: tuple[Gpu, ...]
-    driver_without_torch: str | None  # an NVIDIA card that torch can't see, why, and what mends it
+    driver_without_torch: str | None  # a card that nvidia-smi names and torch can't see, why, and what mends it
     attention: str  # "varlen" (packed samples, one kernel) or "sdpa"
     versions: dict[str, str]  # by package; "not installed" where it is missing
 
@@ -111,12 +110,18 @@ def _cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def _disk_free_gib() -> float | None:
+def free_bytes(place) -> int:
+    """What is free on the disk of a file or folder that may not exist yet. Raises: OSError."""
     import shutil
 
+    place = Path(place).absolute()
+    return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+
+
+def _disk_free_gib() -> float | None:
     try:
-        return shutil.disk_usage(os.getcwd()).free / GIB
-    except OSError:
+        return free_bytes(".") / GIB
+    except OSError:  # the working folder was removed
         return None
 
 
@@ -157,11 +162,7 @@ def _import_torch():
     except Exception as error:  # a broken torch must not hide the rest of the report
         return None, f"{type(error).__name__}: {error}"
     about_cuda = [str(warning.message) for warning in said if "CUDA" in str(warning.message)]
-    return torch, _first_line(about_cuda[0]) if about_cuda else ""
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return torch, about_cuda[0].strip().partition("\n")[0] if about_cuda else ""
 
 
 def find_gpus() -> tuple[Gpu, ...]:
@@ -199,60 +200,40 @@ def _attention(gpus: tuple[Gpu, ...]) -> str:
 
 
 def _driver_without_torch(torch, cuda_problem: str) -> str | None:
-    """One sentence with its fix when there is an NVIDIA card that torch can't use; None without a card."""
-    card = _nvidia_card()
-    if card is None:
+    """One sentence with its fix where nvidia-smi names a card that torch can't use; None where it names none."""
+    name = _nvidia_smi_name()
+    if name is None:
         return None
-    name, has_driver = card
     seen = f"{name} is here, but torch can't see it"
-    if not has_driver:
-        return f"{seen}: it has no working driver. Install the NVIDIA driver; `nvidia-smi` then lists the card"
     if torch is None:
         return f"{seen}: torch does not import ({cuda_problem}). Run `pip install torch`"
     if torch.version.cuda is None:
-        release = torch.__version__.split("+")[0]
-        fix = f"pip uninstall -y torch && pip install torch=={release}"
+        fix = f"pip uninstall -y torch && pip install torch=={torch.__version__.split('+')[0]}"
         return f"{seen}: torch {torch.__version__} is a build without CUDA. Run `{fix}` for one with it"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and not cuda_problem:
         return f"{seen}: CUDA_VISIBLE_DEVICES is {hidden!r}. Run `unset CUDA_VISIBLE_DEVICES` and start again"
     return (
         f"{seen}: {cuda_problem or 'CUDA does not start'}. torch {torch.__version__} is built for CUDA "
-        f"{torch.version.cuda}: update the NVIDIA driver until `nvidia-smi` shows that CUDA version or a "
-        "newer one; a container has to be started with its GPUs (`--gpus all`)"
+        f"{torch.version.cuda}: update the NVIDIA driver until `nvidia-smi` shows that version or a newer one"
     )
 
 
-def _nvidia_card() -> tuple[str, bool] | None:
-    """(name of the first NVIDIA card, whether its driver answers), asked of the system and not of torch."""
-    name = _nvidia_smi_name() or _proc_driver_name()
-    if name:
-        return name, True
-    return ("An NVIDIA card", False) if sys.platform == "linux" and _has_nvidia_on_pci() else None
+def _nvidia_smi(*options: str) -> list[str]:
+    """The lines that nvidia-smi answers; none where it is missing or fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def _nvidia_smi_name() -> str | None:
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    name = _first_line(done.stdout)
-    return name if done.returncode == 0 and name and not name.startswith("No devices") else None
-
-
-def _proc_driver_name(root: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:
-    """The card's name as the loaded kernel driver tells it, for systems without nvidia-smi."""
-    try:
-        for information in sorted(root.glob("*/information")):
-            for line in information.read_text(errors="replace").splitlines():
-                if line.startswith("Model:"):
-                    return line.removeprefix("Model:").strip()
-    except OSError:
-        pass
-    return None
+    """The first card's name."""
+    names = _nvidia_smi("--query-gpu=name", "--format=csv,noheader")
+    return names[0].strip() if names and not names[0].startswith("No devices") else None
 
 
 def holders_of_gpu(index: int = 0) -> tuple[str, ...]:
@@ -265,16 +246,9 @@ def holders_of_gpu(index: int = 0) -> tuple[str, ...]:
 
 def gpu_processes(index: int = 0) -> list[tuple[int, str, float | None]]:
     """(pid, name, GiB or None where nvidia-smi can't tell) of each program on a card; [] where it shows none."""
-    import subprocess
-
     query = "--query-compute-apps=pid,process_name,used_memory"
-    command = ["nvidia-smi", f"--id={physical_index(index)}", query, "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    rows = [row for row in rows if len(row) == 3]
+    lines = _nvidia_smi(f"--id={physical_index(index)}", query, "--format=csv,noheader,nounits")
+    rows = [row for row in (line.split(", ") for line in lines) if len(row) == 3]
     return [(int(pid), name, int(used) / 1024 if used.isdigit() else None) for pid, name, used in rows]
 
 
@@ -291,22 +265,11 @@ def _holder(pid: int, name: str, used_gib: float | None) -> str:
     return f"pid {pid} {Path(name).name}: {used}"
 
 
-def _has_nvidia_on_pci(root: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """A display controller (class 0x03…) by NVIDIA (vendor 0x10de) is there, with a driver or without."""
-    try:
-        return any(
-            (device / "vendor").read_text().strip() == "0x10de" and (device / "class").read_text().startswith("0x03")
-            for device in root.iterdir()
-        )
-    except OSError:
-        return False
-
-
-def package_version(name: str) -> str:
-    """Version of an installed package, or "not installed"."""
+def package_version(name: str, *, missing: str = NOT_INSTALLED) -> str:
+    """Version of an installed package, or `missing`."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version(name)
     except PackageNotFoundError:
-        return NOT_INSTALLED
+        return missing

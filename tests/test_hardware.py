@@ -13,10 +13,8 @@ from ivlkit.hardware import (
     _attention,
     _cgroup_memory,
     _driver_without_torch,
-    _has_nvidia_on_pci,
     _import_torch,
     _nvidia_smi_name,
-    _proc_driver_name,
     find_gpus,
     machine,
 )
@@ -98,7 +96,7 @@ def test_a_torch_that_raises_is_reported_and_not_raised(monkeypatch):
 class TestCardThatTorchCannotSee:
     @pytest.fixture(autouse=True)
     def card(self, monkeypatch):
-        monkeypatch.setattr(MODULE, "_nvidia_card", lambda: ("NVIDIA A100", True))
+        monkeypatch.setattr(MODULE, "_nvidia_smi_name", lambda: "NVIDIA A100")
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def test_a_build_without_cuda_names_the_command_that_replaces_it(self):
@@ -118,12 +116,8 @@ class TestCardThatTorchCannotSee:
     def test_a_torch_that_does_not_import(self):
         assert "pip install torch" in _driver_without_torch(None, "ImportError: libcudart.so.13")
 
-    def test_a_card_without_a_driver(self, monkeypatch):
-        monkeypatch.setattr(MODULE, "_nvidia_card", lambda: ("An NVIDIA card", False))
-        assert "Install the NVIDIA driver" in _driver_without_torch(CPU_TORCH, "")
-
     def test_no_card_says_nothing(self, monkeypatch):
-        monkeypatch.setattr(MODULE, "_nvidia_card", lambda: None)
+        monkeypatch.setattr(MODULE, "_nvidia_smi_name", lambda: None)
         assert _driver_without_torch(CPU_TORCH, "") is None
 
 
@@ -140,23 +134,6 @@ class TestWhatTheSystemSays:
         done = subprocess.CompletedProcess([], returncode, stdout, "")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
         assert _nvidia_smi_name() == expected
-
-    def test_proc_names_the_model(self, tmp_path):
-        (tmp_path / "0000:01:00.0").mkdir()
-        (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA L4\nIRQ:   89\n")
-        assert _proc_driver_name(tmp_path) == "NVIDIA L4"
-        assert _proc_driver_name(tmp_path / "missing") is None
-
-    @pytest.mark.parametrize(
-        ("vendor", "kind", "expected"),
-        [("0x10de", "0x030200", True), ("0x10de", "0x040300", False), ("0x8086", "0x030000", False)],
-    )
-    def test_pci_has_a_display_controller_by_nvidia(self, tmp_path, vendor, kind, expected):
-        (tmp_path / "device").mkdir()
-        (tmp_path / "device" / "vendor").write_text(vendor + "\n")
-        (tmp_path / "device" / "class").write_text(kind + "\n")
-        assert _has_nvidia_on_pci(tmp_path) is expected
-        assert not _has_nvidia_on_pci(tmp_path / "missing")
 
     def test_a_containers_limit_counts_its_file_cache_as_free(self, tmp_path):
         (tmp_path / "memory.max").write_text("8000\n")

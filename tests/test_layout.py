@@ -21,6 +21,7 @@ ALLOWED = {room: set(STREET[: place + 1]) for place, room in enumerate(STREET)} 
     "cli_options": set(),
     "__main__": {"cli"},
 }
+UNIX_ONLY = {"fcntl", "grp", "pwd", "resource", "termios"}
 NOT_ROOMS = {"__init__"}  # the lazy table of public names; what it loads is measured below
 
 
@@ -66,6 +67,12 @@ def wrong_imports(module: str, source: str, *, is_package: bool = False) -> list
         elif target in ALLOWED and target not in allowed:
             wrong.append(f"{module}:{line} imports {imported}; {room} may use {sorted(allowed) or 'no room'}")
     return wrong
+
+
+@pytest.mark.parametrize("file", MODULES.values(), ids=MODULES)
+def test_no_module_needs_unix(file):
+    imported = {name.split(".")[0] for name, _ in imports_in(ast.parse(file.read_text()), package=[])}
+    assert not imported & UNIX_ONLY
 
 
 class TestImportsGoOneWay:

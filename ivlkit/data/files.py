@@ -1,5 +1,6 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what a file holds as one number."""
 
+import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,8 @@ def write_if_changed(path, content):
     """Write bytes in one step, or nothing where they are there already: a run may be reading the file."""
     if path.exists() and path.read_bytes() == content:
         return
-    aside = path.with_name(path.name + PART)
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_bytes(content)
 
 
 def write_whole(path, text):
@@ -25,12 +25,29 @@ def write_whole(path, text):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + PART)
-    aside.write_text(text, encoding="utf-8")
-    flush(aside)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+        flush(aside)
     flush(path.parent)
     return path
+
+
+@contextmanager
+def replacing(path, *, mark=""):
+    """A path to write a file at, beside `path`: it becomes `path` in one step, and is removed if anything is raised.
+
+    Whoever removes it again leaves `path` as it was.
+
+    Args: mark: part of its name, other in every process where several may write `path` at once.
+    """
+    aside = path.with_name(f"{path.name}{mark}{PART}")
+    try:
+        yield aside
+        if aside.exists():
+            os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -69,3 +86,9 @@ def flush(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path):
+    """SHA-256 of a file as 64 hexadecimal digits; it is read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from .files import sha256
 from .rows.media import is_data_uri, uri_bytes
-
-_BLOCK_BYTES = 1 << 20
 
 
 def group_rows(data):
@@ -97,20 +96,11 @@ def _size(medium, owner):
 
 def _digest(medium):
     if isinstance(medium, (str, os.PathLike)):
-        return file_digest(medium) if os.path.isfile(medium) else os.fsencode(medium)
+        return sha256(medium) if os.path.isfile(medium) else os.fsencode(medium)
     if isinstance(medium, Image.Image):
         medium = np.asarray(medium)
     content = medium if isinstance(medium, bytes) else repr(medium.shape).encode() + medium.tobytes()
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def file_digest(path):
-    """16 bytes that stand for the content of a file, which is read in pieces."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.digest()
 
 
 def part_of_groups(groups, shares, *, seed):

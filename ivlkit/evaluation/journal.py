@@ -1,18 +1,19 @@
 """Replies of an evaluation on disk, a line each, so that a killed one goes on where it stopped.
 
-A folder holds settings.json (what decides the replies), replies.jsonl, and report.json once it is done.
+A folder holds settings.json (what decides the replies), replies.jsonl, replies.lock, and report.json once it is done.
 """
 
-import fcntl
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from ..data.files import write_whole
 from ..errors import DataError
 
-SETTINGS_FILE, REPLIES_FILE = "settings.json", "replies.jsonl"
+SETTINGS_FILE, REPLIES_FILE, LOCK_FILE = "settings.json", "replies.jsonl", "replies.lock"
 
 
 @contextmanager
@@ -37,11 +38,11 @@ def open_journal(folder, settings, places):
             "choose another"
         ) from error
     _settle(folder, settings)
-    with open(folder / REPLIES_FILE, "a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{folder}: another evaluation is writing here; wait for it, or choose another") from error
+    try:
+        held = FileLock(folder / LOCK_FILE).acquire(blocking=False)
+    except OSError as error:
+        raise DataError(f"{folder}: another evaluation is writing here; wait for it, or choose another") from error
+    with held, open(folder / REPLIES_FILE, "a+b") as file:
         known = _read(file, places)
         yield known, lambda replies: _append(file, replies, places)
 

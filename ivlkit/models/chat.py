@@ -290,7 +290,8 @@ class Stream(Iterator):
 class _QueueStreamer:
     """Token ids from `generate` → pieces of decoded text. The last characters wait: the next ids may still change them.
 
-    Half a character's bytes decode to "�", and the InternLM2 tokenizer joins up to four ("do n't" becomes "don't").
+    Half a character's bytes decode to "�", and the InternLM2 tokenizer joins up to four ("do n't" becomes "don't"):
+    transformers' `TextStreamer`, which writes up to the last space, would give "do 't" here.
     """
 
     HELD_BACK = 8  # characters

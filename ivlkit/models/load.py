@@ -7,12 +7,12 @@ import logging
 import math
 import os
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -20,8 +20,9 @@ from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
 from .families import find_model
 from .layouts.configuration import native_config, read_released_config
-from .layouts.key_map import from_released, merge_released_lora, register_with_transformers, to_released
+from .layouts.key_map import from_released, register_with_transformers, to_released
 from .layouts.safetensors_files import fingerprint
+from .layouts.weight_files import check_shapes, open_weights, read_shapes, read_weight_files, shapes_of
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 from .modeling.quantize import nf4_config
 from .processor import load_processor
@@ -78,7 +79,8 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
         base.merge_adapter()  # trained on what a run left: never two adapters on one layer
         vlm = _load_adapter(base, folder)
     else:
-        vlm = _load_native(released_root(folder), folder, device=device, dtype=dtype)
+        root = released_root(folder)
+        vlm = _load_read(root, folder, load_processor(root), device=device, dtype=dtype)
     vlm.processor = as_trained(vlm.processor, origin)
     return vlm
 
@@ -245,16 +247,15 @@ def _load_released(folder, *, device, dtype, quantize=None, tower_device=None):
                 f"{folder}: holds a LoRA of its own, to be quantised; expected merged weights; ivlkit export {folder} "
                 "--to merged, then load that"
             )
-        return _load_released_lora(folder, config, processor, device=device, dtype=dtype)
+        return _load_read(folder, folder, processor, device=device, dtype=dtype)
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     check_released_shapes(folder, config, native)
     if tower_device is None:
         _check_memory(folder, dtype=dtype, device=device, quantize=quantize)
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
-    if tower_device is None:
-        model = build_model(folder, native, dtype=dtype, device=device, **options)
-    else:
-        model = build_model(folder, _without_tower_layers(native), dtype=dtype, device=device, **options)
+    built = native if tower_device is None else _without_tower_layers(native)
+    model = build_model(folder, built, dtype=dtype, device=device, **options)
+    if tower_device is not None:
         _add_tower_layers(model, folder, config, native, dtype=dtype, device=tower_device)
     return VLM(model, processor, config, folder)
 
@@ -288,30 +289,21 @@ def _move_all_but_tower_layers(model, device):
     encoder.layer = layers
 
 
-def _load_released_lora(folder, config, processor, *, device, dtype):
-    merged = merge_released_lora(_read_tensors(folder, dtype=dtype, device=device), dtype=dtype)
-    config = config | {"use_llm_lora": 0, "use_backbone_lora": 0}
+def plain(config):
+    """Adapters inside a released checkpoint are merged as it is read."""
+    return config | {"use_llm_lora": 0, "use_backbone_lora": 0}
+
+
+def _load_read(root, folder, processor, *, device, dtype):
+    """What transformers' loader can't read by itself: a released-style LoRA, or transformers' keys that a run left.
+
+    Args: root: where config.json is.
+    """
+    config = plain(read_released_config(root))
     native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    check_shapes(shapes_of(merged), shapes_of(to_released(meta_state(native), config)), folder)
-    state = {key: tensor.contiguous() for key, tensor in from_released(merged, config).items()}
-    model = build_model(None, native, dtype=dtype, device=device, state_dict=state)
-    return VLM(model, processor, config, folder)
-
-
-def _read_tensors(folder, *, dtype, device):
-    files = read_weight_files(folder)
-    read_shapes(files)  # names a truncated file
+    weights = open_weights(folder, config, meta_state(native), released=read_origin(folder) is None, dtype=dtype)
     _check_memory(folder, dtype=dtype, device=device)
-    return {key: tensor for file in files for key, tensor in load_file(file).items()}
-
-
-def _load_native(base, folder, *, device, dtype):
-    """What a full run left: transformers' keys beside the base's configuration and tokenizer."""
-    config, processor = read_released_config(base), load_processor(base)
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    tensors = _read_tensors(folder, dtype=dtype, device=device)
-    check_shapes(shapes_of(tensors), shapes_of(meta_state(native)), folder)
-    model = build_model(None, native, dtype=dtype, device=device, state_dict=tensors)
+    model = build_model(None, native, dtype=dtype, device=device, state_dict=dict(weights))
     return VLM(model, processor, config, folder)
 
 
@@ -415,11 +407,6 @@ def meta_copy(vlm):
         return VLM(ReleasedInternVLForConditionalGeneration(vlm.model.config), vlm.processor, vlm.config, vlm.folder)
 
 
-def shapes_of(tensors):
-    """{key: tensor} → {key: shape}."""
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-
-
 def check_released_shapes(folder, config, native):
     """{key: shape} of a folder's weights, equal to what its config.json describes; only headers are read.
 
@@ -429,59 +416,3 @@ def check_released_shapes(folder, config, native):
     found = read_shapes(read_weight_files(folder))
     check_shapes(found, shapes_of(to_released(meta_state(native), config)), folder)
     return found
-
-
-def check_shapes(found, expected, folder, *, by="config.json"):
-    """Every key and shape of the architecture, no other: known before a byte of weights is read."""
-    for key in sorted(expected.keys() - found.keys()):
-        raise CheckpointError(f"{folder}: tensor {key} is missing; expected shape {expected[key]}; download it again")
-    for key in sorted(found.keys() - expected.keys()):
-        raise CheckpointError(f"{folder}: unexpected tensor {key}; its {by} describes a model without it")
-    for key, shape in found.items():
-        if shape != expected[key]:
-            raise CheckpointError(f"{folder}: tensor {key} has shape {shape}; expected {expected[key]} by {by}")
-
-
-def read_weight_files(folder):
-    """The safetensors files of a folder, from its index if it has one.
-
-    Raises: CheckpointError if one is missing, or if there are only pickles.
-    """
-    folder = Path(folder)
-    names = ["model.safetensors"]
-    with suppress(FileNotFoundError):
-        index = (folder / "model.safetensors.index.json").read_text()
-        names = _shard_names(index, folder)
-    missing = [folder / name for name in names if not (folder / name).exists()]
-    if missing and list(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder}: its weights are pickles (*.bin), which can run code when opened; expected safetensors; convert "
-            "them once: tensors = torch.load(file, weights_only=True), then safetensors.torch.save_file(tensors, …)"
-        )
-    if missing:
-        raise CheckpointError(f"{missing[0]}: missing; expected the weights there; download the folder again")
-    return [folder / name for name in names]
-
-
-def _shard_names(index, folder):
-    try:
-        return sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder}/model.safetensors.index.json: broken ({error}); expected a `weight_map`; copy the file again"
-        ) from error
-
-
-def read_shapes(files):
-    """{key: shape} over safetensors files, from their headers.
-
-    Raises: CheckpointError for a file that is truncated or no safetensors file.
-    """
-    shapes = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-    return shapes

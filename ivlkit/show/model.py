@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.rows.media import open_image
 from ..models.families import FAMILIES
 from ..models.hub.verify import DATA
-from ..models.load import read_shapes, read_weight_files
+from ..models.layouts.weight_files import read_shapes, read_weight_files
 from .figure import BLUE, ORANGE, PINK, ShownFigure
 from .html import cards_html, fragment, picture_html, table_html, text_html
 

@@ -5,7 +5,6 @@ not fit it is set aside, and the one before is taken.
 """
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -14,8 +13,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ..data.files import PART, flush, flush_folder, vanish
+from ..data.files import PART, flush, flush_folder, sha256, vanish
 from ..errors import TrainingError
+from ..hardware import free_bytes
 from .engine.distributed import local_shard
 
 CONTENTS_FILE = "checkpoint.json"
@@ -63,7 +63,7 @@ def writing_checkpoint(to, accelerator):
 
 
 def _not_written(to, error):
-    free_mb = shutil.disk_usage(to.parent).free / 1e6
+    free_mb = free_bytes(to.parent) / 1e6
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     is_full = free_mb < FULL_MB or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     found = f"its disk is full, {free_mb:.1f} MB are free" if is_full else reason
@@ -85,14 +85,9 @@ def _contents(folder):
     """{name: [bytes, SHA-256]} of the files in a folder and below; several are read at once."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS_FILE)
     with ThreadPoolExecutor() as threads:
-        digests = list(threads.map(_sha256, paths))
+        digests = list(threads.map(sha256, paths))
     named = zip(paths, digests, strict=True)
     return {str(path.relative_to(folder)): [path.stat().st_size, digest] for path, digest in named}
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_damage(folder):

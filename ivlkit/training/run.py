@@ -4,19 +4,19 @@ A run's folder holds run.yaml (recipe, data, versions, the model's fingerprint),
 (what the child printed), checkpoint-N/ while it trains and `final/` when it is done.
 """
 
-import fcntl
 import importlib
 import re
 import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import yaml
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..data.datasets.mixture import TRAIN
@@ -241,9 +241,9 @@ class Run:
 @contextmanager
 def alone(folder):
     """One process at a time looks whether a run goes on, and starts it: two would write over each other."""
-    with open(folder / "start.lock", "w") as file:
+    with ExitStack() as held:
         with suppress(OSError):  # a network's file system that has no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+            held.enter_context(FileLock(folder / "start.lock"))
         yield
 
 

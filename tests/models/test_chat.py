@@ -240,6 +240,21 @@ def test_pieces_of_a_stream_join_to_the_reply(tiny_vlm, draw_picture):
     assert torch.equal(stream.reply.features, whole.features)
 
 
+def test_words_that_a_later_token_joins_are_not_written_too_early(tiny_vlm, monkeypatch):
+    """Up to the last space, as transformers' `TextStreamer` writes, it would be "I do 't know  it s fine "."""
+    ids = tiny_vlm.tokenizer("I do n't know , it 's fine .<|im_end|>")["input_ids"][1:]
+
+    def generate(*, streamer, **_):
+        for number in ids:
+            streamer.put(torch.tensor([number]))
+        return torch.tensor([ids])
+
+    monkeypatch.setattr(tiny_vlm.model, "generate", generate)
+    pieces = list(tiny_vlm.chat("Q", stream=True))
+    assert len(pieces) > 1
+    assert "".join(pieces) == "I don't know, it's fine."
+
+
 def test_an_exhausted_stream_stays_exhausted(tiny_vlm):
     stream = tiny_vlm.chat("Q", stream=True, **NEW)
     list(stream)

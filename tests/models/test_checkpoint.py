@@ -5,7 +5,8 @@ import torch
 
 from ivlkit.errors import CheckpointError
 from ivlkit.models.layouts.configuration import native_config
-from ivlkit.models.layouts.key_map import from_released, join_grouped, merge_released_lora, split_grouped, to_released
+from ivlkit.models.layouts.key_map import from_released, join_grouped, split_grouped, to_released
+from ivlkit.models.layouts.weight_files import ReleasedLora as merge_released_lora
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 
 PHI3 = {

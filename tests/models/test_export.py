@@ -232,7 +232,7 @@ def test_the_trained_prompt_and_tiles_are_stored(tiny, tmp_path):
 
 
 def test_a_full_disk_is_known_before_anything_is_written(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
     with pytest.raises(ExportError, match=r"0\.1 GB free; expected 0\.2 GB for the export; free some or choose"):
         export(tiny, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..datasets.index import LineIndex
+from ..files import replacing
 from ..rows.media import image_size
 from ..rows.records import ROLES, parse_row
 from .examine import control_characters
@@ -28,20 +29,25 @@ def mend(source):
     """
     index = LineIndex(source.annotation)
     path = source.annotation.with_name(f"{source.annotation.stem}.fixed{source.annotation.suffix}")
-    aside, changed = path.with_name(f"{path.name}.part"), 0
     if path.exists():
         raise DataError(f"{path}: exists; expected to write it anew; move or remove it")
-    with open(aside, "wb") as file:
+    with replacing(path) as aside:
+        changed = _write_mended(index, source.root, aside)
+        if not changed:
+            aside.unlink()
+    return (path, changed) if changed else (None, 0)
+
+
+def _write_mended(index, root, path):
+    """How many of the lines were changed."""
+    changed = 0
+    with open(path, "wb") as file:
         for start in range(0, len(index), 1000):
             for line in index.lines(start, min(start + 1000, len(index))):
-                mended = mend_line(line, source.root)
+                mended = mend_line(line, root)
                 changed += mended != line
                 file.write(mended if mended.endswith(b"\n") else mended + b"\n")
-    if not changed:
-        aside.unlink()
-        return None, 0
-    aside.replace(path)
-    return path, changed
+    return changed
 
 
 def mend_line(line, root):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..datasets.index import CACHE_FOLDER, LineIndex
-from ..groups import file_digest
+from ..files import sha256
 from ..importing.convert import MARKER
 from ..rows.records import parse_row
 from .examine import BAD, GOOD, PICTURE
@@ -189,7 +189,7 @@ class Overview:
         seen = {}
         for number in candidates.tolist():
             with contextlib.suppress(OSError, DataError):  # said already, where its row was examined
-                contents[number] = seen.setdefault(file_digest(self._name(pictures[number])), number)
+                contents[number] = seen.setdefault(sha256(self._name(pictures[number])), number)
         return contents
 
     def _name(self, picture):

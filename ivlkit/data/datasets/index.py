@@ -8,13 +8,14 @@ of change. Nothing is pickled: the file is a plain `.npy` of int64.
 import contextlib
 import hashlib
 import os
+import secrets
 import stat
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import DataError
+from ..files import replacing
 
 CACHE = "IVLKIT_CACHE"
 CACHE_FOLDER = ".ivlkit"
@@ -190,15 +191,8 @@ def _places(path, kind):
 
 def _write_npy(place, parts):
     """One-dimensional int64 parts, one after the other, without joining them in memory."""
-    handle, aside = tempfile.mkstemp(dir=place.parent, prefix=f"{place.name}.", suffix=".part")
-    try:
-        with open(handle, "wb") as file:
-            header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)),)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                file.write(np.ascontiguousarray(part, "<i8").data)
-        os.chmod(aside, 0o644)  # others may share the folder
-        os.replace(aside, place)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    with replacing(place, mark=f".{secrets.token_hex(8)}") as aside, open(aside, "wb") as file:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)),)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part, "<i8").data)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import DataError
+from ..files import PART
 from ..groups import group_keys, part_of_groups, text_key
 from ..rows.formats import as_released, detect_format
 from ..rows.records import parse_row, read_released
@@ -26,7 +27,6 @@ SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 MARKER = "conversion.json"  # says that a folder was written by us and may be written again
 REJECTS = "rejects.jsonl"
 TAKEN = {Path(MARKER).stem, Path(REJECTS).stem, "meta"}  # a split of such a name would be written over one of our files
-PART = ".part"
 ALL = {"rows": 1.0}
 LISTED = 10  # rejects that a message quotes
 

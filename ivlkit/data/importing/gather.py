@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from ...errors import DataError
-from ..files import write_if_changed
+from ..files import sha256, write_if_changed
 from ..rows.formats import is_nothing
 from ..rows.media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
 from ..rows.records import Video, path_inside
@@ -158,16 +158,8 @@ class PictureTaker:
         if path not in self._hashes:
             read(path, where)
             files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-            digest = hashlib.sha256()
-            for file in files:
-                digest.update(_file_digest(file))
-            self._hashes[path] = digest.hexdigest()
+            self._hashes[path] = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
         return self._hashes[path]
-
-
-def _file_digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def fetch_url(url):

@@ -1,12 +1,12 @@
 """The model card of an export: what it was trained on and how, what was proven, how to serve it as it was trained."""
 
-import importlib.metadata
 import json
 import shlex
 
 import yaml
 
-from ..layouts.safetensors_files import sha256
+from ...data.files import sha256
+from ...hardware import package_version
 from .chat_template import chat_template, lmdeploy_template
 
 CONTEXT_TOKENS = 8192
@@ -33,6 +33,7 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
         scores: {"VQA accuracy on test.jsonl": 0.61}, if there are any.
     """
     run = _read_run(source.folder)
+    versions = {name: package_version(name, missing="run from its sources") for name in _PACKAGES}
     parts = [
         f"# {_title(source, run)}",
         _INTRODUCTIONS[layout],
@@ -43,7 +44,7 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
         _section("Ask it", _ask(source, layout)),
         _section("Serve it", _serve(source, folder, layout)),
         _section("What was proven", f"{str(proof)[0].upper()}{str(proof)[1:]}."),
-        _section("Versions and hashes", _table(_versions() | _hashes(folder))),
+        _section("Versions and hashes", _table(versions | _hashes(folder))),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -133,16 +134,6 @@ def _recipe(run):
         return "Not from a run: nothing is known."
     recipe = run["recipe"] | {"model": str(run["recipe"]["model"]).rpartition("/")[2]}
     return f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```"
-
-
-def _versions():
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "run from its sources"
-    return found
 
 
 def _hashes(folder):

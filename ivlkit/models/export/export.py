@@ -17,10 +17,11 @@ from ..layouts.safetensors_files import (
     total_bytes,
     write_shards,
 )
-from ..load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin, read_weight_files
+from ..layouts.weight_files import Fused, read_weight_files
+from ..load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
 from .card import write_card, write_templates
 from .hf_layout import check_native, write_native
-from .lazy_weights import Fused, open_source
+from .lazy_weights import open_source
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, unround
 
 LAYOUTS = ("released", "adapter", "transformers")

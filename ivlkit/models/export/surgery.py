@@ -13,8 +13,9 @@ from ..chat import KEPT_TOKENS
 from ..layouts.configuration import native_config, num_image_token
 from ..layouts.key_map import from_released
 from ..layouts.safetensors_files import appearing_or_said, check_is_new, check_space, total_bytes, write_shards
-from ..load import VLM, build_model, check_shapes, meta_state, read_weight_files, shapes_of
-from .lazy_weights import Files, Fused, open_source
+from ..layouts.weight_files import Files, Fused, check_shapes, read_weight_files, shapes_of
+from ..load import VLM, build_model, meta_state
+from .lazy_weights import open_source
 
 _PARTS = {"vision_tower": "vision_model.", "projector": "mlp1."}  # name → prefix of its released keys
 _LANGUAGE = "language_model."

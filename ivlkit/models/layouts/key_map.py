@@ -210,34 +210,6 @@ def _join(pieces, config):
     return join_grouped(*pieces, kv_heads=kv_heads, queries=queries)
 
 
-def merge_released_lora(tensors, *, dtype):
-    """A released-style LoRA state dict (`use_llm_lora`, `use_backbone_lora`) → the plain one it stands for.
-
-    The reference saves base and adapter mixed (`….base_layer.weight`, `….lora_A.default.weight`) and keeps only the
-    rank: the scale is always 2 (α = 2r). Merged in float32, then rounded to `dtype`.
-    """
-    scale = 2.0
-    plain = {key.replace("base_model.model.", "", 1): tensor for key, tensor in tensors.items()}
-    merged = {}
-    for key, tensor in plain.items():
-        if ".lora_" in key:
-            continue
-        if ".base_layer." in key:
-            stem = key.partition(".base_layer.")[0]
-            if key.endswith(".weight"):
-                down, up = (_adapter_half(plain, f"{stem}.lora_{side}.default.weight") for side in "AB")
-                tensor = (tensor.float() + scale * up @ down).to(dtype)
-            key = key.replace(".base_layer.", ".")
-        merged[key] = tensor
-    return merged
-
-
-def _adapter_half(tensors, key):
-    if key not in tensors:
-        raise CheckpointError(f"tensor {key} is missing; expected both halves of every adapter; download it again")
-    return tensors[key].float()
-
-
 def register_with_transformers(class_name):
     """Give the table to transformers' loader for models of this class. Idempotent."""
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping

@@ -3,15 +3,14 @@
 import hashlib
 import json
 import os
-import shutil
 import struct
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-from ...data.files import PART, appearing
+from ...data.files import appearing, replacing
 from ...errors import ExportError
+from ...hardware import free_bytes
 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -50,14 +49,13 @@ def _write_file(path, tensors, shapes, dtype):
         header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    aside = path.with_name(path.name + PART)  # the tensors may be maps of the file that has this name now
-    with open(aside, "wb") as file:
+    # The tensors may be maps of the file that has this name now.
+    with replacing(path) as aside, open(aside, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key, shape in shapes.items():
             tensor = tensors[key].detach().to("cpu", dtype).contiguous()
             assert tuple(tensor.shape) == tuple(shape), key
             file.write(tensor.reshape(-1).view(torch.uint8).numpy())
-    os.replace(aside, path)
 
 
 def plan_shards(shapes, dtype):
@@ -102,11 +100,10 @@ def appearing_or_said(to):
 
 def check_space(folder, needed_bytes):
     """Raise ExportError if the disk of `folder` (which may not exist yet) has less room than that and some to spare."""
-    place = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(folder)
     if free < needed_bytes + SPARE_BYTES:
         raise ExportError(
-            f"{place}: {free / 1e9:.1f} GB free; expected {(needed_bytes + SPARE_BYTES) / 1e9:.1f} GB for the export; "
+            f"{folder}: {free / 1e9:.1f} GB free; expected {(needed_bytes + SPARE_BYTES) / 1e9:.1f} GB for the export; "
             "free some or choose a folder on another disk"
         )
 
@@ -127,9 +124,3 @@ def fingerprint(files):
                 digest.update(file.read(_BLOCK_BYTES))
         digest.update(str(size).encode())
     return digest.hexdigest()
-
-
-def sha256(path):
-    """Hash of a whole file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

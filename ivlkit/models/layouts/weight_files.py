@@ -1,0 +1,191 @@
+"""The weights of one folder as mappings that make one tensor at a time, so that no model has to fit into memory.
+
+Keys are transformers' own whatever the files hold: a released folder, a released-style LoRA, or what a full run left.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ...errors import CheckpointError
+from .key_map import from_released, native_keys, released_groups, to_released
+
+
+def open_weights(folder, config, expected, *, released=True, dtype=torch.float32):
+    """The weights of a folder, once its headers fit; tensors are read when they are asked for.
+
+    Args:
+        config: dict of config.json, as released.
+        expected: {transformers' key: meta tensor} that it describes.
+        released: whether the files have released keys; a full run writes transformers'.
+        dtype: of the tensors that a released-style LoRA is merged into; all others are as they lie in the files.
+    Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
+    """
+    files = Files(read_weight_files(folder))
+    if not released:
+        check_shapes(files.shapes, shapes_of(expected), folder)
+        return files
+    if any(".lora_" in key for key in files):
+        files = ReleasedLora(files, dtype=dtype)
+    check_shapes(files.shapes, shapes_of(to_released(expected, config)), folder)
+    return Native(files, config)
+
+
+class Lazy(Mapping):
+    """A mapping over {key: where it comes from}; a subclass says how a tensor is made."""
+
+    def __init__(self, home):
+        self._home = home
+
+    def __iter__(self):
+        return iter(self._home)
+
+    def __len__(self):
+        return len(self._home)
+
+
+class Files(Lazy):
+    """Tensors of safetensors files as they lie there. One file is open at a time: its pages go with it."""
+
+    def __init__(self, files):
+        super().__init__({})
+        self._path = self._file = None
+        self.shapes = {}
+        for path in files:
+            found = read_shapes([path])
+            self.shapes |= found
+            self._home |= dict.fromkeys(found, path)
+
+    def __getitem__(self, key):
+        path = self._home[key]
+        if path != self._path:
+            self._path, self._file = path, safe_open(path, framework="pt")
+        return self._file.get_tensor(key)
+
+
+class Native(Lazy):
+    """Tensors under released keys, given out under transformers' own."""
+
+    def __init__(self, released, config):
+        super().__init__({key: name for name in released for key in native_keys(name, config)})
+        self._released, self._config = released, config
+        self._name = self._parts = None  # the last one read: a fused tensor is asked for three times in a row
+
+    def __getitem__(self, key):
+        name = self._home[key]
+        if name != self._name:
+            self._name, self._parts = name, from_released({name: self._released[name]}, self._config)
+        return self._parts[key]
+
+
+class Fused(Lazy):
+    """The inverse: tensors under transformers' keys, given out under released ones."""
+
+    def __init__(self, native, config):
+        super().__init__(released_groups(native, config))
+        self._native, self._config = native, config
+
+    def __getitem__(self, key):
+        return to_released({part: self._native[part] for part in self._home[key]}, self._config)[key]
+
+    def shapes(self, native_shapes):
+        """{released key: shape} from {transformers' key: shape}."""
+        blank = {key: torch.empty(shape, device="meta") for key, shape in native_shapes.items()}
+        return shapes_of(to_released(blank, self._config))
+
+
+class ReleasedLora(Lazy):
+    """A released-style LoRA checkpoint (`use_llm_lora`, `use_backbone_lora`), given out as the plain one it stands for.
+
+    The reference saves base and adapter mixed (`….base_layer.weight`, `….lora_A.default.weight`) and keeps only the
+    rank: the scale is always 2 (α = 2r). Merged in float32, then rounded to `dtype`.
+
+    Raises: CheckpointError if an adapter lacks a half.
+    """
+
+    def __init__(self, tensors, *, dtype):
+        plain = {key.replace("base_model.model.", "", 1): key for key in tensors}
+        super().__init__({key.replace(".base_layer.", "."): own for key, own in plain.items() if ".lora_" not in key})
+        self._tensors, self._dtype = tensors, dtype
+        stems = [key.removesuffix(".base_layer.weight") for key in plain if key.endswith(".base_layer.weight")]
+        halves = {f"{stem}.weight": [f"{stem}.lora_{side}.default.weight" for side in "AB"] for stem in stems}
+        for half in (half for pair in halves.values() for half in pair if half not in plain):
+            raise CheckpointError(f"tensor {half} is missing; expected both halves of every adapter; download it again")
+        self._halves = {key: [plain[half] for half in pair] for key, pair in halves.items()}
+
+    @property
+    def shapes(self):
+        """{key: shape} of what is given out."""
+        return {key: self._tensors.shapes[own] for key, own in self._home.items()}
+
+    def __getitem__(self, key):
+        tensor = self._tensors[self._home[key]]
+        if key not in self._halves:
+            return tensor
+        down, up = (self._tensors[half].float() for half in self._halves[key])
+        return (tensor.float() + 2.0 * up @ down).to(self._dtype)
+
+
+def shapes_of(tensors):
+    """{key: tensor} → {key: shape}."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def check_shapes(found, expected, folder, *, by="config.json"):
+    """Every key and shape of the architecture, no other: known before a byte of weights is read."""
+    for key in sorted(expected.keys() - found.keys()):
+        raise CheckpointError(f"{folder}: tensor {key} is missing; expected shape {expected[key]}; download it again")
+    for key in sorted(found.keys() - expected.keys()):
+        raise CheckpointError(f"{folder}: unexpected tensor {key}; its {by} describes a model without it")
+    for key, shape in found.items():
+        if shape != expected[key]:
+            raise CheckpointError(f"{folder}: tensor {key} has shape {shape}; expected {expected[key]} by {by}")
+
+
+def read_weight_files(folder):
+    """The safetensors files of a folder, from its index if it has one.
+
+    Raises: CheckpointError if one is missing, or if there are only pickles.
+    """
+    folder = Path(folder)
+    names = ["model.safetensors"]
+    with suppress(FileNotFoundError):
+        index = (folder / "model.safetensors.index.json").read_text()
+        names = _shard_names(index, folder)
+    missing = [folder / name for name in names if not (folder / name).exists()]
+    if missing and list(folder.glob("*.bin")):
+        raise CheckpointError(
+            f"{folder}: its weights are pickles (*.bin), which can run code when opened; expected safetensors; convert "
+            "them once: tensors = torch.load(file, weights_only=True), then safetensors.torch.save_file(tensors, …)"
+        )
+    if missing:
+        raise CheckpointError(f"{missing[0]}: missing; expected the weights there; download the folder again")
+    return [folder / name for name in names]
+
+
+def _shard_names(index, folder):
+    try:
+        return sorted(set(json.loads(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}/model.safetensors.index.json: broken ({error}); expected a `weight_map`; copy the file again"
+        ) from error
+
+
+def read_shapes(files):
+    """{key: shape} over safetensors files, from their headers.
+
+    Raises: CheckpointError for a file that is truncated or no safetensors file.
+    """
+    shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
+    return shapes
