@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 SETUP = command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found. Run: sudo apt-get install python3 python3-venv (macOS: brew install python)" >&2; exit 2; }; $(PYTHON) .ci/setup.py --venv '$(VENV)' --torch '$(TORCH)'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test notebooks lab student lint format clean
+.PHONY: help setup setup-all demo test test-slow test-all notebooks lab student lint format clean
 
 help:  ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 — /p' $(firstword $(MAKEFILE_LIST))
@@ -22,8 +22,13 @@ setup-all:  ## the same with bitsandbytes
 demo: setup  ## fine-tune the embedded model on handwritten digits: before, after, a report
 	$(BIN)/python -m ivlkit demo
 
-test: setup  ## run all tests but the notebooks
-	$(BIN)/python -m pytest --ignore=tests/notebooks $(ARGS)
+test: setup  ## run the tests that a change needs, in some minutes
+	$(BIN)/python -m pytest --ignore=tests/notebooks -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: setup  ## run the rest: kill matrices, launchers, fresh processes, compile matrices, the curriculum
+	$(BIN)/python -m pytest --ignore=tests/notebooks -n 2 --dist worksteal -m slow $(ARGS)
+
+test-all: test test-slow  ## run all tests but the notebooks
 
 notebooks: setup  ## execute the course and check each notebook's results
 	$(BIN)/python -m pytest tests/notebooks -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)

@@ -18,7 +18,54 @@ if not os.environ.get("IVLKIT_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.pop("HF_HUB_OFFLINE", None)  # the hub of the tests is on this machine
 
+# What `make test` leaves to `make test-slow`: over five seconds each, and no other kind of thing than what stays.
+SLOW = (
+    "browser/",  # JupyterLab in a real browser
+    "factory/",  # nano made again, and what it was taught
+    "nano/test_curriculum.py",
+    "test_demo.py::test_the_demo",
+    "test_readme.py::test_every_command",
+    "test_readme.py::test_the_ten_lines",
+    "test_layout.py::TestPublicNames::test_every_one_is_callable",  # fresh processes
+    "models/test_native_layout.py::test_a_fresh_process",
+    "models/test_export.py::test_killed_at_any_moment",  # kill matrices
+    "models/test_export.py::test_writing_holds_less",
+    "training/test_checkpoints.py::test_a_run_that_is_killed_or_damaged_ends_with_the_bits_of_an_undisturbed_one[nano-lora",
+    "training/test_runs.py::test_a_child_is_stopped",
+    "training/test_validation.py::test_a_run_that_died_validates_and_gives_up_as_if_it_had_not[1]",
+    "training/test_validation.py::test_a_run_that_died_validates_and_gives_up_as_if_it_had_not[2]",
+    "training/test_validation.py::test_a_run_that_died_validates_and_gives_up_as_if_it_had_not[3]",
+    "training/test_distributed.py::test_the_benchmark_runs",
+    "training/test_distributed.py::test_every_launcher",
+    "training/test_layers.py::test_bins_of_one_sample",  # compile matrices; one compiled case stays
+    "training/test_layers.py::test_compiled_bins",
+    "training/test_layers.py::test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice[lora recomputed",
+    "training/test_layers.py::test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice[full",
+    "training/test_layers.py::test_the_time_that_compiling",
+    "training/test_layers.py::test_a_loss_under",
+    "training/test_overfit.py::test_answers_that_belong_to_other_pictures_are_learned_by_heart",
+    "training/test_suggest.py::test_where_only_fewer_tiles",
+    "evaluation/test_evaluate.py::test_the_measured_speeds",
+    "evaluation/test_curve.py::test_each_size",
+)
 REFERENCE = "IVLKIT_REFERENCE"  # names the folder; else it is looked for beside the repository
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m choose
+def pytest_collection_modifyitems(config, items):
+    """Mark what is slow. Raises: UsageError for a name of it that is no test's any more."""
+    found = set()
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        matched = [slow for slow in SLOW if name.startswith(slow)]
+        found.update(matched)
+        if matched:
+            item.add_marker("slow")
+    whole = {item.nodeid.removeprefix("tests/").split("::")[0] for item in items}
+    for slow in SLOW:
+        file = slow.split("::")[0]
+        if slow not in found and file in whole and not any("::" in argument for argument in config.args):
+            raise pytest.UsageError(f"tests/conftest.py: SLOW names {slow}, which is no test; remove it there")
 
 
 @pytest.fixture(scope="session")
