@@ -93,7 +93,17 @@ def test_the_same_call_gives_the_same_recipe_whatever_is_free_by_then(rows, to, 
 def test_what_is_given_stays(rows, to):
     found = suggest("2b", rows(300), gpu_gib=80, epochs=2, bin_tokens=8192, learning_rate=1e-5, **to)
     assert (found.epochs, found.bin_tokens, found.learning_rate) == (2, 8192, 1e-5)
-    assert "each of 300 rows is seen 2 times" in " ".join(found.reasons)
+    assert "each of 300 rows is seen 2 times" in " ".join(found.reasons) and "learning_rate 1e-05" in found.reasons
+    with pytest.raises(RecipeError, match="unknown field 'epoch'; .*did you mean 'epochs'"):
+        suggest("2b", rows(300), gpu_gib=80, epoch=2, **to)
+
+
+def test_a_kept_choice_that_cannot_be_read_is_made_anew(rows, to):
+    first = suggest("nano", rows(300), **to)
+    (kept,) = to["folder"].glob("*.yaml")
+    for broken in ("recipe: {name: x, fields: y}", "{", "", "recipe: 3"):
+        kept.write_text(broken)
+        assert suggest("nano", rows(300), **to) == first
 
 
 def test_nano_keeps_what_was_measured(rows, to):

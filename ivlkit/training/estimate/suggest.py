@@ -82,10 +82,11 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
     asked = [str(model), data.fingerprint, place.name, gpu_gib, sorted(fixed.items())]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
     kept = Path(folder or RUNS_FOLDER / "suggested") / f"{key}-{digest}.yaml"
-    if kept.exists():
-        return _read(kept)
+    found = _read(kept)
+    if found:
+        return found
     rows, why = _for_rows(key, len(data), fixed)
-    base = replace(named_recipe(f"{key}-lora"), **{"name": f"{key}-suggested", "model": str(model), **rows, **fixed})
+    base = named_recipe(f"{key}-lora", **{"name": f"{key}-suggested", "model": str(model)} | rows | fixed)
     recipe, why_card = _for_card(base, place, data, fixed)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, yaml.safe_dump({"recipe": asdict(recipe), "reasons": [*why_card, *why]}, sort_keys=False))
@@ -93,9 +94,12 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
 
 
 def _read(kept):
-    """The recipe of an earlier call, with its reasons."""
-    said = yaml.safe_load(kept.read_text(encoding="utf-8"))
-    recipe = Recipe.from_dict(said["recipe"])
+    """The recipe of an earlier call, with its reasons; None where there is none, or one that can't be read any more."""
+    try:
+        said = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        recipe = Recipe.from_dict(said["recipe"])
+    except (FileNotFoundError, yaml.YAMLError, RecipeError, TypeError, KeyError):
+        return None
     object.__setattr__(recipe, "reasons", (*said["reasons"], f"kept in {kept}: remove it to choose anew"))
     return recipe
 
@@ -118,8 +122,9 @@ def _for_rows(key, rows, fixed):
     }
     sources = f": {RATE_SOURCES}; released {released.learning_rate:g}" if practice.source == PUBLISHED else ""
     few = f"; under {practice.updates}, and more passes would only learn them by heart: label more rows"
+    rate = f"{practice.learning_rate:g} ({practice.source}{sources})"
     reasons = [
-        f"learning_rate {practice.learning_rate:g} ({practice.source}{sources})",
+        f"learning_rate {fixed.get('learning_rate', rate)}",
         f"total_batch {batch}, {epochs:g} epochs: {updates:,} updates; each of {rows:,} rows is seen {epochs:g} times "
         f"({practice.source}: {practice.updates} updates or more, {PASSES[0]} to {PASSES[1]} passes)"
         + (few if updates < practice.updates else ""),
