@@ -1,5 +1,6 @@
-"""Every command and line of Python in the README runs, in order, on a copy of what it names."""
+"""Every command and line of Python in the README and in docs/ runs, in order, on a copy of what it names."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,10 +12,12 @@ from ivlkit.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+ALL = "\n".join([README, *(path.read_text() for path in DOCS)])
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+    return re.findall(rf"```{language}\n(.*?)```", ALL, flags=re.S)
 
 
 def commands(text):
@@ -50,9 +53,22 @@ def test_the_ten_lines_run(workplace, capsys):
     assert "tokens" in printed and (workplace / "report.html").exists()
 
 
-def test_every_file_it_links_to_exists():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda path: path.name)
+def test_every_file_it_links_to_exists(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_it_is_read_in_a_minute():
+    assert len(README.splitlines()) <= 120
+    assert all(f"](docs/{path.name})" in README for path in DOCS)
+
+
+def test_its_figures_of_gpus_are_those_of_the_notebook():
+    cells = json.loads((ROOT / "notebooks" / "my_project.ipynb").read_text())["cells"]
+    (box,) = (text for cell in cells if (text := "".join(cell["source"])).startswith("## On your GPU"))
+    rows = [line for line in box.splitlines() if line.startswith("|")]
+    assert len(rows) > 2 and "\n".join(rows) in README
 
 
 def test_the_tables_agree_with_the_package():
