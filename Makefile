@@ -17,9 +17,10 @@ setup:  ## make .venv with what the notebooks and the tests need; does nothing w
 	@$(SETUP)
 
 setup-all:  ## the same with bitsandbytes
-	@$(SETUP) --all
+	@$(SETUP) --level all
 
-demo: setup  ## fine-tune the embedded model on handwritten digits: before, after, a report
+demo:  ## fine-tune the embedded model on handwritten digits: before, after, a report
+	@$(SETUP) --level demo
 	$(BIN)/python -m ivlkit demo
 
 test: setup  ## run the tests that a change needs, in some minutes

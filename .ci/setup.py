@@ -23,14 +23,14 @@ OLDEST_PYTHON = (3, 11)
 SIZES_GB = {"kept": (0.3, 1.1), "cpu": (0.5, 2.0), "cuda": (3.2, 6.7)}
 DOWNLOAD_MB_PER_S = 12  # a line of 100 Mbit/s
 MINUTES_TO_UNPACK = 2
-EXTRAS = {False: "dev,notebooks", True: "dev,all"}
+LEVELS = {"demo": "", "dev": "[dev,notebooks]", "all": "[dev,all]"}  # extras; each level holds what is before it
 
 
 def main():
     options = parse_options()
     venv = Path(options.venv).absolute()
     stamp = venv / "ivlkit-setup.txt"
-    if not options.torch and is_done(stamp, options.all) and venv_python(venv).exists():
+    if not options.torch and is_done(stamp, options.level) and venv_python(venv).exists():
         return
     started = time.time()
     use_new_enough_python()
@@ -38,7 +38,7 @@ def main():
     check_disk(venv, options.torch)
     create(venv)
     install(venv, options)
-    stamp.write_text(fingerprint() + (" all" if options.all else "") + "\n")
+    stamp.write_text(fingerprint() + " " + options.level + "\n")
     print(f"Set up in {(time.time() - started) / 60:.1f} minutes: {venv}")
     tell_of_unseen_card(venv)
 
@@ -47,14 +47,15 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", default=str(ROOT / ".venv"), help="where the environment lies")
     parser.add_argument("--torch", default="", help="torch as pip takes it: 'torch==2.13.0'; replaces another")
-    parser.add_argument("--all", action="store_true", help="also bitsandbytes")
+    parser.add_argument("--level", default="dev", choices=sorted(LEVELS), help="all: bitsandbytes too")
     return parser.parse_args()
 
 
-def is_done(stamp, with_all):
-    """The environment was made from the two files as they are now; one with everything serves as less."""
+def is_done(stamp, level):
+    """The environment was made from the two files as they are now, for this level or a higher one."""
     done = stamp.read_text().split() if stamp.is_file() else []
-    return done[:1] == [fingerprint()] and ("all" in done or not with_all)
+    order = list(LEVELS)
+    return done[:1] == [fingerprint()] and order.index((done + ["dev"])[1]) >= order.index(level)
 
 
 def fingerprint():
@@ -172,7 +173,7 @@ def install(venv, options):
         run(pip + ["-c", str(ROOT / "constraints.txt"), "torch"], again)
     constraints = venv / "ivlkit-constraints.txt"
     constraints.write_text(constraints_beside(torch_version(venv)))
-    run(pip + ["-c", str(constraints), "-e", f"{ROOT}[{EXTRAS[options.all]}]"], again)
+    run(pip + ["-c", str(constraints), "-e", f"{ROOT}{LEVELS[options.level]}"], again)
 
 
 def constraints_beside(torch):

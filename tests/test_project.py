@@ -184,11 +184,10 @@ class TestSetup:
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
         monkeypatch.setattr(setup, "ROOT", tmp_path)
         stamp = tmp_path / "stamp"
-        assert not setup.is_done(stamp, False)
-        stamp.write_text(setup.fingerprint())
-        assert setup.is_done(stamp, False)
-        assert not setup.is_done(stamp, True)
-        stamp.write_text(setup.fingerprint() + " all")
-        assert setup.is_done(stamp, False) and setup.is_done(stamp, True)
+        assert not setup.is_done(stamp, "demo")
+        for place, level in enumerate(setup.LEVELS):
+            stamp.write_text(f"{setup.fingerprint()} {level}\n")
+            done = [setup.is_done(stamp, asked) for asked in ("demo", "dev", "all")]
+            assert done == [True] * (place + 1) + [False] * (2 - place)
         (tmp_path / "constraints.txt").write_text("torch==9.0\n")
-        assert not setup.is_done(stamp, False)
+        assert not setup.is_done(stamp, "demo")
