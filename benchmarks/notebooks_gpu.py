@@ -96,7 +96,7 @@ LESSONS = {
     ),
     "09_finetune_full": Lesson(
         {"TRAIN_ROWS, EPOCHS": "96, 1", "NEW_ROWS, OLD_ROWS": "16, 24"},
-        note="Full fine-tuning of a released model does not fit into 24 GB, so LoRA is measured here; "
+        note="Full fine-tuning of a released model does not fit into 24 GB: set `RECIPE` to its LoRA there. "
         '`ivl.plan("2b-full")` says what your card needs for all weights.',
     ),
     "10_export_and_share": Lesson(
@@ -108,7 +108,7 @@ LESSONS = {
         {"ZERO": "0"},
         cards=2,
         change='`MODEL = "2b"`, and `GPUS` to what `nvidia-smi` counts',
-        note="Two processes need two cards; with one card this notebook was run without it. For full fine-tuning take "
+        note="Two processes need two cards. For full fine-tuning take "
         "the lowest ZeRO stage that `ivl.plan` says fits; LoRA of 2B and 4B needs none (DDP). With `zero_offload=True` "
         "the optimizer's state moves to the host's memory. A checkpoint of any stage is written whole: `run.load()` "
         "loads it on one GPU.",

@@ -1,6 +1,7 @@
 """Eight rows learned by heart: what training must be able to do when labels, template and learning rate are right."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError
 from ivlkit.nano.curriculum import make_sample
 from ivlkit.training import runs
+from ivlkit.training.loop import execute
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import train
 
@@ -49,6 +51,12 @@ def test_a_rate_that_teaches_nothing_is_found(swapped, tiny, tmp_path, monkeypat
     (notice,) = [line for line in run.notices if line.startswith("overfit: ")]
     assert "overfit: 0 of 2 rows are answered with their own truth; expected all; first train.jsonl:1: " in notice
     assert "raise learning_rate" in notice
+
+
+def test_without_best_weights_the_last_answers_count(tmp_path):
+    lines = [{"step": step, "answers": [{"right": step == 50}]} for step in (0, 25, 50)]
+    said = execute._say_overfit(SimpleNamespace(folder=tmp_path, validation=lines))
+    assert said.startswith("overfit: 1 of 1 rows are answered")
 
 
 def test_a_number_that_is_none_of_rows_is_refused(swapped):

@@ -182,9 +182,9 @@ def _best(run, trainer):
 
 
 def _say_overfit(run):
-    """How many of its rows the run answers at its end, and what it means."""
-    best = find_best(run.folder)
-    answers = next(line["answers"] for line in run.validation if not best or line["step"] == best["step"])
+    """How many of its rows the run answers with its final weights, the best or else the last, and what it means."""
+    best, lines = find_best(run.folder), run.validation[::-1]
+    answers = next(line["answers"] for line in lines if not best or line["step"] == best["step"])
     wrong = [answer for answer in answers if not answer["right"]]
     said = f"overfit: {len(answers) - len(wrong)} of {len(answers)} rows are answered with their own truth"
     if not wrong:
