@@ -40,7 +40,7 @@ def _build(folder, layers, shard_bytes):
     from ivlkit.models.layouts import safetensors_files as shards
     from ivlkit.models.load import load
     from ivlkit.nano.build import CONFIG, build
-    from ivlkit.training.loop.trainer import save_trained
+    from ivlkit.training.checkpoints import save_trained
     from ivlkit.training.recipes import recipe
     from ivlkit.training.tuning import prepare
 

@@ -29,7 +29,7 @@ from PIL import Image
 from safetensors import deserialize
 
 import ivlkit.training.loop.build
-import ivlkit.training.loop.trainer  # noqa: F401  # here, so that a life does not import it
+import ivlkit.training.loop.train  # noqa: F401  # here, so that a life does not import it
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.training import runs
 from ivlkit.training.checkpoints import checkpoints, find_damage

@@ -26,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ivlkit.data.checking.lengths import row_lengths
@@ -33,8 +34,10 @@ from ivlkit.data.collate import collate, collate_packed
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.nano.digits import write_digit_strips
+from ivlkit.training.loop.loss import cross_entropy
 from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed
-from ivlkit.training.loop.trainer import KitTrainer, training_arguments
+from ivlkit.training.loop.state import begin
+from ivlkit.training.loop.train import sum_losses, weigh
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
@@ -80,17 +83,17 @@ class Variant:
         tokens, tiles = row_lengths(data, vlm.processor, max_length=self.recipe.max_seq_length)
         self.plan = (plan_packed if self.recipe.packing else plan_grouped)(tokens, tiles, self.recipe)
         together = collate_packed if self.recipe.packing else collate
-        made = MicroBatches(data, vlm.processor, self.recipe, self.plan, collate=together)
+        self.made = MicroBatches(data, vlm.processor, self.recipe, self.plan, collate=together)
         size = self.plan.accumulation
-        self.steps = [[made[step * size + part] for part in range(size)] for step in range(steps)]
+        self.steps = [[self.made[step * size + part] for part in range(size)] for step in range(steps)]
         self.seconds, self.losses = [float("inf")] * steps, [0.0] * steps
 
-    def run(self, trainer, step):
+    def run(self, training, step):
         """Forward and backward of one step."""
-        weight = trainer._get_num_items_in_batch(self.steps[step], "cpu")
+        weight = weigh(training, self.steps[step])
         began, total = time.perf_counter(), 0.0
         for batch in self.steps[step]:
-            loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=weight)
+            loss = sum_losses(training.engine, batch, training) / weight
             loss.backward()
             total += loss.item()
         self.seconds[step] = min(self.seconds[step], time.perf_counter() - began)
@@ -101,14 +104,12 @@ def measure(path, *, steps, rounds):
     """{variant: (steps a second, share of filled places, mean loss)}."""
     vlm = load("nano")
     variants = {name: Variant(vlm, path, changes, steps=steps) for name, changes in VARIANTS.items()}
-    some = variants["padded"].recipe
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(some, folder, steps=steps, device_type="cpu", bf16=False)
-        trainer = KitTrainer(model=prepare(vlm, some), args=arguments)
-    trainer.model.train()
+    some = variants["padded"]
+    training = begin(prepare(vlm, some.recipe), some.made, loss_fn=cross_entropy, device=torch.device("cpu"))
+    training.model.train()
     for step in (0, *(step for _ in range(rounds) for step in range(steps))):
         for variant in variants.values():
-            variant.run(trainer, step)
+            variant.run(training, step)
     return {name: (steps / sum(one.seconds), one.plan.fill, sum(one.losses) / steps) for name, one in variants.items()}
 
 

@@ -51,9 +51,8 @@ from pathlib import Path
 import torch
 from factory.row_plan import plan_run
 from packing import SHARES, SIZES_PX
-from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback
+from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import SaveStrategy
 from true_size import draw_picture, write_config, write_random
 
 from ivlkit.data.checking.lengths import row_lengths
@@ -67,9 +66,10 @@ from ivlkit.models.modeling.attention import use_attention
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.nano.build import build
-from ivlkit.training.loop.build import build_trainer
+from ivlkit.training.loop.build import build_training
+from ivlkit.training.loop.largest_batch import try_largest_batch
 from ivlkit.training.loop.schedule import operations
-from ivlkit.training.loop.trainer import KitTrainer, training_arguments
+from ivlkit.training.loop.train import train_steps
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
@@ -235,18 +235,18 @@ def measure(options):
     else:
         vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
     loaded = time.perf_counter() - began
-    if way in OURS:
-        trainer, attention = ours(vlm, chosen, data, clock, cast=way == "cast", folder=folder.parent / "run")
-        if way == "reversed":
-            trainer.train_dataset.batches = Reversed(trainer.train_dataset.batches)
-    else:
-        trainer, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
-    trainer.args.save_strategy = SaveStrategy.NO
     if options.profile:
-        trainer.add_callback(KernelTimes(options.steps, options.out.with_suffix(f".{options.child}.txt")))
-    with use_attention(trainer.model, attention):
-        trainer.train()
-    trained = next(value for value in trainer.model.parameters() if value.requires_grad)
+        clock.profile_into(options.out.with_suffix(f".{options.child}.txt"), step=options.steps)
+    if way in OURS:
+        training, attention = ours(vlm, chosen, data, cast=way == "cast")
+        if way == "reversed":
+            training.micro_batches.batches = Reversed(training.micro_batches.batches)
+        take_steps(training, attention, clock)
+    else:
+        training, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
+        with use_attention(training.model, attention):
+            training.train()
+    trained = next(value for value in training.model.parameters() if value.requires_grad)
     return {
         "attention": attention,
         "adapters": str(trained.dtype).removeprefix("torch."),
@@ -359,17 +359,25 @@ def fill(name, parameter):
         parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def ours(vlm, chosen, data, clock, *, cast, folder):
-    """(the kit's own trainer, its attention)."""
-    trainer, attention = build_trainer(
-        vlm, vlm.processor, chosen, data, folder, callbacks=[clock], trainer_class=MeasuredKitTrainer
-    )
-    trainer.clock = clock
-    for module in trainer.model.modules() if cast else ():
+def ours(vlm, chosen, data, *, cast):
+    """(the kit's own `Training`, its attention)."""
+    training, attention = build_training(vlm, vlm.processor, chosen, data)
+    for module in training.model.modules() if cast else ():
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = True
-    print(trainer.train_dataset.batches, attention, sep="\n", flush=True)
-    return trainer, attention.name
+    print(training.micro_batches.batches, attention, sep="\n", flush=True)
+    return training, attention.name
+
+
+def take_steps(training, attention, clock):
+    """All steps, as a run takes them, but for its checkpoints."""
+    clock.begin()
+    with use_attention(training.model, attention):
+        if training.device.type == "cuda":
+            try_largest_batch(training)
+        for step in train_steps(training):
+            clock.got(step.batches, seconds=step.wait_seconds)
+            clock.end_step(step.loss)
 
 
 class Reversed:
@@ -398,8 +406,26 @@ def theirs(way, vlm, chosen, data, clock, *, folder):
     model = prepare(vlm, chosen)
     on_gpu = vlm.model.device.type == "cuda"
     steps = -(-len(order) // chosen.total_batch)
-    arguments = training_arguments(
-        chosen, folder, steps=steps, device_type="cuda" if on_gpu else "cpu", bf16=on_gpu or None
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=chosen.per_device_batch,
+        gradient_accumulation_steps=chosen.accumulation,
+        learning_rate=chosen.learning_rate,
+        weight_decay=chosen.weight_decay,
+        lr_scheduler_type=chosen.scheduler,
+        adam_beta2=chosen.adam_beta2,
+        max_grad_norm=chosen.max_grad_norm,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        dataloader_num_workers=chosen.workers,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        seed=chosen.seed,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
     )
     vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     made = {
@@ -407,7 +433,7 @@ def theirs(way, vlm, chosen, data, clock, *, folder):
         "args": arguments,
         "train_dataset": Numbers(order),
         "data_collator": partial(encode_padded, data, vlm.processor),
-        "callbacks": [clock],
+        "callbacks": [CallClock(clock)],
     }
     trainer = trl_trainer(made, vlm.processor.tokenizer) if way == "trl" else MeasuredTrainer(**made)
     trainer.clock = clock
@@ -474,20 +500,41 @@ class InOrder:
         return self.sampler
 
 
-class MeasuredKitTrainer(Measured, KitTrainer):
-    """Ours."""
-
-
 class MeasuredTrainer(Measured, InOrder, Trainer):
     """transformers'."""
 
 
-class Clock(TrainerCallback):
+class CallClock(TrainerCallback):
+    """Tells a clock of what a Trainer does."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def on_train_begin(self, args, state, control, **_):
+        """Nothing is done yet."""
+        self.clock.begin()
+
+    def on_step_end(self, args, state, control, **_):
+        """The loss comes later, with the log."""
+        self.clock.end_step()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        """The step's loss."""
+        if "loss" in logs:
+            self.clock.losses.append(float(logs["loss"]))
+
+
+class Clock:
     """Seconds, losses, memory, and what was computed, step by step."""
 
     def __init__(self, tokens, tiles):
         self.tokens, self.tiles = tokens, tiles  # of every row
         self.ends, self.losses, self.steps, self.graphs, self.peak = [], [], [], [], {}
+        self.table, self.profiled, self.profiler = None, None, None
+
+    def profile_into(self, path, *, step):
+        """One step (counted from 0) under torch's profiler: a table of its kernels, those that took longest first."""
+        self.table, self.profiled = path, step
 
     def got(self, batches, *, seconds):
         """A step's micro-batches and how long they were waited for."""
@@ -514,22 +561,27 @@ class Clock(TrainerCallback):
             }
         return time.perf_counter()
 
-    def on_train_begin(self, args, state, control, **_):
+    def begin(self):
         """Memory from here on; that of making the weights is forgotten."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.ends.append(self._now())
 
-    def on_step_end(self, args, state, control, **_):
+    def end_step(self, *loss):
         """Everything that was started is done."""
         self.ends.append(self._now())
+        self.losses += loss
         self.graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-    def on_log(self, args, state, control, logs=None, **_):
-        """The step's loss."""
-        if "loss" in logs:
-            self.losses.append(float(logs["loss"]))
+        if len(self.ends) - 1 == self.profiled:
+            self.profiler = torch.profiler.profile()
+            self.profiler.start()
+        elif self.profiler:
+            self.profiler.stop()
+            key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            table = self.profiler.key_averages().table(sort_by=key, row_limit=60, max_name_column_width=90)
+            self.table.write_text(table)
+            self.profiler = None
 
     def figures(self, operations_a_tile, operations_a_token, *, steps=None):
         """Rates over the first so many steps, all by default; the very first is left out."""
@@ -554,27 +606,6 @@ class Clock(TrainerCallback):
             "losses": self.losses,
             "loss": self.losses[-1],
         }
-
-
-class KernelTimes(TrainerCallback):
-    """One step under torch's profiler: a table of its kernels, those that took longest first."""
-
-    def __init__(self, step, path):
-        self.step, self.path, self.profiler = step, path, None
-
-    def on_step_begin(self, args, state, control, **_):
-        """Begin, if this is the step (counted from 0)."""
-        if state.global_step == self.step:
-            self.profiler = torch.profiler.profile()
-            self.profiler.start()
-
-    def on_step_end(self, args, state, control, **_):
-        """End, and write the table."""
-        if self.profiler and state.global_step == self.step + 1:
-            self.profiler.stop()
-            key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-            table = self.profiler.key_averages().table(sort_by=key, row_limit=60, max_name_column_width=90)
-            self.path.write_text(table)
 
 
 def table_of(rows):

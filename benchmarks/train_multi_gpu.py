@@ -42,9 +42,9 @@ from train_gpu import (
     ours,
     prepare_model,
     random_vlm,
+    take_steps,
     write_mix,
 )
-from transformers.trainer_utils import SaveStrategy
 
 from ivlkit.data.checking.lengths import row_lengths
 from ivlkit.data.datasets.opening import open_data
@@ -52,9 +52,10 @@ from ivlkit.models.load import default_dtype
 from ivlkit.models.modeling.attention import use_attention
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
+from ivlkit.training.checkpoints import load_trained
 from ivlkit.training.engine.distributed import describe_engine, is_sharded, join, loading
 from ivlkit.training.loop.schedule import operations
-from ivlkit.training.loop.trainer import load_trained
+from ivlkit.training.loop.train import sum_losses
 
 RECOMPUTED = LORA | {"gradient_checkpointing": "full", "zero_stage": 0}
 MIXED = RECOMPUTED | {"projector": "full"}
@@ -172,39 +173,39 @@ def measure(variant, what, gpus, options):
         masters = chosen.full_precision and not is_sharded(chosen)
         in_float32 = masters or device.type == "cpu"
         vlm = random_vlm(folder, processor, ReleasedInternVLForConditionalGeneration, full=in_float32, device=device)
-        trainer, attention = ours(vlm, chosen, data, clock, cast=False, folder=folder.parent / "run")
-    trainer.args.save_strategy, saved = SaveStrategy.NO, folder.parent / f"saved-{variant}"
-    with use_attention(trainer.model, attention):
-        if what == "reload":
-            load_trained(trainer.model, saved)
-            return told | {"reloaded_loss": loss_of_first(trainer)}
-        trainer.train()
-        told |= figures(trainer, clock, chosen, vlm.model.config)
-        if chosen.zero_stage == 3 and gpus > 1:
-            told["saved_loss"] = loss_of_first(trainer)
-            trainer.save_model(str(saved), _internal_call=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+        training, attention = ours(vlm, chosen, data, cast=False)
+    saved = folder.parent / f"saved-{variant}"
+    if what == "reload":
+        load_trained(training.model, saved)
+        with use_attention(training.model, attention):
+            return told | {"reloaded_loss": loss_of_first(training)}
+    take_steps(training, attention, clock)
+    told |= figures(training, clock, chosen, vlm.model.config)
+    if chosen.zero_stage == 3 and gpus > 1:
+        with use_attention(training.model, attention):
+            told["saved_loss"] = loss_of_first(training)
+        saved.mkdir(exist_ok=True)
+        training.save_weights(saved)
+    training.accelerator.wait_for_everyone()
+    training.accelerator.end_training()
     return told
 
 
-def loss_of_first(trainer):
+def loss_of_first(training):
     """The mean loss of the first row that any rank has, without dropout, the same on all of them."""
-    dataset = trainer.train_dataset
+    dataset = training.micro_batches
     example = dataset._encode(0, 0)
     batch = dataset.collate([example], pad_token_id=dataset.processor.tokenizer.pad_token_id)
     batch |= {"weights": torch.ones(1), "where": [example.where]}
     supervised = int((batch["labels"][:, 1:] >= 0).sum())
-    trainer.model.eval()
-    with torch.no_grad(), trainer.accelerator.autocast():
-        inputs = trainer._prepare_inputs(batch)
-        total = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=supervised)
-    return float(total) / trainer.args.world_size
+    training.model.eval()
+    with torch.no_grad(), training.accelerator.autocast():
+        return float(sum_losses(training.model, batch, training)) / supervised
 
 
-def figures(trainer, clock, chosen, config):
+def figures(training, clock, chosen, config):
     """The clock's figures over all ranks; memory of the rank that holds most."""
-    engine, gpus = describe_engine(trainer.model_wrapped), chosen.gpus
+    engine, gpus = describe_engine(training.engine), chosen.gpus
     seen = [None] * gpus
     if gpus > 1:
         torch.distributed.all_gather_object(seen, (clock.steps, clock.peak))
@@ -212,7 +213,7 @@ def figures(trainer, clock, chosen, config):
         seen = [(clock.steps, clock.peak)]
     ranks, peaks = zip(*seen, strict=True)
     alone = [step for step in zip(*ranks, strict=True) if {bool(one["tiles"]) for one in step} == {True, False}]
-    if "mixed" in clock_name(trainer) and gpus > 1 and not alone:
+    if "mixed" in training.micro_batches.data.path.stem and gpus > 1 and not alone:
         raise RuntimeError("no rank ever had text alone beside one with pictures; expected some; take more steps")
     clock.steps = [{name: sum(one[name] for one in step) for name in step[0]} for step in zip(*ranks, strict=True)]
     for step in clock.steps:
@@ -225,11 +226,6 @@ def figures(trainer, clock, chosen, config):
         "text_alone": len(alone) if gpus > 1 else None,
         **clock.figures(*operations(config, replace(chosen, gradient_checkpointing="none"))),
     }
-
-
-def clock_name(trainer):
-    """ "mixed" for its rows, "mix" for the others'."""
-    return trainer.train_dataset.data.path.stem
 
 
 def table_of(rows):

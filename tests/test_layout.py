@@ -85,7 +85,7 @@ class TestImportsGoOneWay:
         "line",
         [
             "from ivlkit.models.load import load",
-            "import ivlkit.training.loop.trainer",
+            "import ivlkit.training.loop.train",
             "from ..evaluation import metrics",
             "from .. import models",
             "from ..show.tiles import draw_tiles",

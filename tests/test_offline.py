@@ -7,7 +7,7 @@ from PIL import Image
 
 from ivlkit.models.export.export import save_released
 from ivlkit.models.load import load
-from ivlkit.training.loop.trainer import load_trained, save_trained
+from ivlkit.training.checkpoints import load_trained, save_trained
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 

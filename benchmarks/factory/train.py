@@ -22,13 +22,15 @@ from ivlkit.data.collate import collate, collate_packed
 from ivlkit.data.files import write_whole
 from ivlkit.errors import TrainingError
 from ivlkit.models.export.export import save_released
-from ivlkit.models.load import VLM, default_dtype, load
+from ivlkit.models.load import VLM, load
 from ivlkit.models.modeling.attention import PADDED, choose_attention, use_attention
 from ivlkit.nano.build import build
 from ivlkit.nano.curriculum import TASK_SHARES, Curriculum
-from ivlkit.training.loop.execute import last_checkpoint
+from ivlkit.training.loop.build import mixed_precision
+from ivlkit.training.loop.execute import follow, last_checkpoint
+from ivlkit.training.loop.loss import cross_entropy
 from ivlkit.training.loop.schedule import MicroBatches
-from ivlkit.training.loop.trainer import KitTrainer, LogToFile, training_arguments
+from ivlkit.training.loop.state import begin
 from ivlkit.training.recipes import Recipe
 from ivlkit.training.run import LOG_FILE
 from ivlkit.training.tuning import prepare
@@ -116,39 +118,38 @@ def train_stage(recipe, data, folder):
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vlm = load(recipe.model, device=device, dtype=torch.float32)
-    set_seed(recipe.seed)
-    batches, steps = plan_run(len(data), recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    bf16 = default_dtype(device) == torch.bfloat16
     attention = choose_attention(device).name
     pack = collate if attention == PADDED else collate_packed  # a mask over 256 rows would cost more than padding
-    trainer = NanoTrainer(
-        model=prepare(vlm, recipe),
-        args=training_arguments(recipe, folder, steps=steps, device_type=device.type, bf16=bf16),
-        train_dataset=MicroBatches(data, vlm.processor, recipe, batches, collate=pack),
-        callbacks=[LogToFile(folder / LOG_FILE, epochs=recipe.epochs)],
+    training = begin(
+        prepare(vlm, recipe),
+        MicroBatches(data, vlm.processor, recipe, plan_run(len(data), recipe)[0], collate=pack),
+        loss_fn=cross_entropy,
+        device=device,
+        mixed=mixed_precision(device),
+        make_optimizer=muon_and_adamw,
     )
-    with use_attention(trainer.model, attention):
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    save_released(VLM(trainer.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)
+    set_seed(recipe.seed)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        training.load(checkpoint)
+    with use_attention(training.model, attention):
+        follow(training, folder)
+    save_released(VLM(training.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)
 
 
-class NanoTrainer(KitTrainer):
-    """Muon for the matrices inside the layers, AdamW for the rest.
+def muon_and_adamw(model, recipe):
+    """Muon for the matrices inside the layers, AdamW for the rest; Muon's updates are scaled to the size of AdamW's.
 
     Tried on 250 steps of reading practice (256 rows each): loss 1.66; AdamW alone needed 450 for it, at any rate.
     """
-
-    def create_optimizer(self, model=None):
-        """Both rates are the recipe's: Muon's updates are scaled to the size of AdamW's."""
-        trained = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
-        inner = [value for name, value in trained if value.ndim == 2 and "layer" in name]
-        chosen = set(map(id, inner))
-        rest = [value for _, value in trained if id(value) not in chosen]
-        rate, decay = self.args.learning_rate, self.args.weight_decay
-        adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, self.args.adam_beta2), weight_decay=0.0, fused=True)
-        self.optimizer = TwoOptimizers(StackedMuon(inner, lr=rate, weight_decay=decay), adamw)
-        return self.optimizer
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    inner = [value for name, value in trained if value.ndim == 2 and "layer" in name]
+    chosen = set(map(id, inner))
+    rest = [value for _, value in trained if id(value) not in chosen]
+    rate = recipe.learning_rate
+    adamw = torch.optim.AdamW(rest, lr=rate, betas=(0.9, recipe.adam_beta2), weight_decay=0.0, fused=True)
+    return TwoOptimizers(StackedMuon(inner, lr=rate, weight_decay=recipe.weight_decay), adamw)
 
 
 class TwoOptimizers(torch.optim.Optimizer):

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from ..data.files import PART, flush, flush_folder, sha256, vanish
-from ..errors import TrainingError
+from ..errors import CheckpointError, TrainingError
 from ..hardware import free_bytes
 from .engine.distributed import local_shard
 
@@ -36,7 +37,7 @@ def step_of(path):
 
 @contextmanager
 def writing_checkpoint(to, accelerator):
-    """A folder to make a folder of the name of `to` in; it takes its place once all ranks have written.
+    """A folder that takes the place of `to` once all ranks have written into it.
 
     Raises: TrainingError if it can't be written, which leaves the checkpoints before as they are.
     """
@@ -49,10 +50,10 @@ def writing_checkpoint(to, accelerator):
         yield aside
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_contents(aside / to.name)
+            write_contents(aside)
             if to.exists():
                 vanish(to)
-            (aside / to.name).rename(to)
+            aside.rename(to)
             flush(to.parent)
     except Exception as error:
         raise TrainingError(_not_written(to, error)) from error
@@ -141,4 +142,44 @@ def check_finite(model, step):
             raise TrainingError(
                 f"{name} is not finite after step {step}; expected finite weights; no checkpoint is made of it, the "
                 "last one is kept; lower learning_rate"
+            )
+
+
+def save_trained(model, folder, *, state_dict=None):
+    """Write what a run trained: PEFT's adapter files, or `model.safetensors` with transformers' keys."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)  # "auto" would ask the hub
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+        return
+    tensors = state_dict or model.state_dict()
+    tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_trained(model, folder):
+    """Load what `save_trained` wrote into a model of the same kind.
+
+    Raises: CheckpointError for any missing or unexpected tensor.
+    """
+    adapter = hasattr(model, "peft_config")
+    path = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: can't be read ({error}); expected a checkpoint of this run") from error
+    if adapter:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        _check_keys(tensors.keys(), get_peft_model_state_dict(model, save_embedding_layers=False).keys(), path)
+        set_peft_model_state_dict(model, tensors)
+    else:
+        _check_keys(tensors.keys(), model.state_dict().keys(), path)
+        model.load_state_dict(tensors)
+
+
+def _check_keys(found, expected, path):
+    for what, keys in (("missing", expected - found), ("unexpected", found - expected)):
+        if keys:
+            raise CheckpointError(
+                f"{path}: {len(keys)} tensors are {what}, first {min(keys)}; is it of another recipe?"
             )

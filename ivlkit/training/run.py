@@ -89,7 +89,7 @@ class Run:
         """A few training rows, each token predicted from the truth before it, at some steps so far: no free answers.
 
         Dicts with step and answers, each a dict of where, question, truth, reply and right; see
-        `training.loop.samples.PredictSamples`. None are written by runs with validation, whose rows are answered freely
+        `training.loop.samples.Samples`. None are written by runs with validation, whose rows are answered freely
         (`validation`), compiled ones, and those on several GPUs.
         """
         return read_steps(self.folder / SAMPLES_FILE)

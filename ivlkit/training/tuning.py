@@ -3,6 +3,9 @@
 import re
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from ..errors import RecipeError
 from ..models.load import peft_is_quiet
 from ..models.modeling.quantize import count_values, tower_to_int8
@@ -16,6 +19,8 @@ PARTS = {
     "head": "lm_head.",
 }
 ADAPTERS = ("lora", "qlora")
+NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")  # names whose values never decay
+BETA_1, EPSILON = 0.9, 1e-8  # of Adam
 BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values a float32 scale, values below which a state stays float32
 
 
@@ -93,6 +98,36 @@ def parameter_groups(model, recipe, groups):
             if own:
                 cut.append(group | {"params": own} | ({"lr": rates[part]} if part else {}))
     return cut
+
+
+def adamw(model, recipe):
+    """AdamW with the recipe's learning rate of each part; biases and norms do not decay. In 8 bits by bitsandbytes."""
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    decays = {name for name, _ in trained} - _undecayed(model)
+    groups = [
+        {"params": [value for name, value in trained if name in decays], "weight_decay": recipe.weight_decay},
+        {"params": [value for name, value in trained if name not in decays], "weight_decay": 0.0},
+    ]
+    groups = parameter_groups(model, recipe, groups)
+    options = {"lr": recipe.learning_rate, "betas": (BETA_1, recipe.adam_beta2), "eps": EPSILON}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    import bitsandbytes
+
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return bitsandbytes.optim.AdamW(groups, **options, optim_bits=8, is_paged=recipe.optimizer.startswith("paged"))
+
+
+def _undecayed(model):
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if NO_DECAY.search(name.lower()) or name.rpartition(".")[0] in norms
+    }
 
 
 def _part_of(name):

@@ -21,7 +21,7 @@ from ivlkit.models.export.lazy_weights import open_source
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.layouts import safetensors_files as shards
 from ivlkit.models.load import ORIGIN_FILE, load
-from ivlkit.training.loop.trainer import save_trained
+from ivlkit.training.checkpoints import save_trained
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 

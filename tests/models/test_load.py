@@ -338,7 +338,7 @@ class TestATowerElsewhere:
     @pytest.mark.filterwarnings("ignore:Merge lora module to 4-bit linear:UserWarning")
     def test_an_adapter_of_the_tower_is_merged_there(self, tiny, tmp_path, quantize):
         """A run that goes on from another whose tower trained, too."""
-        from ivlkit.training.loop.trainer import save_trained
+        from ivlkit.training.checkpoints import save_trained
         from ivlkit.training.recipes import recipe
         from ivlkit.training.tuning import prepare
 

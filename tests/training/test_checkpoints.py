@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from trial import Trial
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.files import vanish
@@ -24,7 +25,7 @@ from ivlkit.training.checkpoints import (
     tidy,
     write_contents,
 )
-from ivlkit.training.loop.build import build_trainer
+from ivlkit.training.loop.build import build_training
 from ivlkit.training.recipes import recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,14 +33,14 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def start(tiny, mixed_rows, tmp_path):
-    """`start()` → a trainer of seven rows, four a step, with a checkpoint every step."""
+    """`start()` → a `Trial` of seven rows, four a step, with a checkpoint every step."""
 
     def make(**changes):
         chosen = recipe(
             "nano-lora", **{"model": str(tiny), "total_batch": 4, "per_device_batch": 4, "epochs": 3} | changes
         )
         vlm = load(tiny)
-        return build_trainer(vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / "run")[0]
+        return Trial(build_training(vlm, vlm.processor, chosen, open_data(mixed_rows))[0], tmp_path / "run")
 
     return make
 
@@ -136,13 +137,12 @@ def test_a_checkpoint_that_has_no_room_stops_the_run_and_leaves_the_last_one(sta
     trainer = start(save_steps=1, **full)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limit_files(step):
-        """From this step on no file may be larger than a few pages: writing fails as on a full disk."""
-        if trainer.state.global_step == step:
+    def limit_files():
+        """From the third step on no file may be larger than a few pages: writing fails as on a full disk."""
+        if trainer.training.step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
 
-    log = trainer.log
-    trainer.log = lambda *arguments: (log(*arguments), limit_files(3))
+    trainer.watchers.append(limit_files)
     try:
         with pytest.raises(
             TrainingError, match=r"checkpoint-3: can't be written .*; checkpoint-2 is whole, and training"
@@ -168,7 +168,7 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
 def test_a_gradient_that_is_not_finite_names_its_rows_and_spoils_no_checkpoint(start, tmp_path):
     trainer = start(save_steps=1)
     weight = next(parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
-    weight.register_hook(lambda grad: grad * float("nan") if trainer.state.global_step == 2 else grad)
+    weight.register_hook(lambda grad: grad * float("nan") if trainer.training.step == 2 else grad)
     rows = r"train\.jsonl:\d, train\.jsonl:\d, train\.jsonl:\d, train\.jsonl:\d"
     with pytest.raises(TrainingError, match=rf"gradient norm nan at step 3, rows {rows}; expected a finite one"):
         trainer.train()
@@ -180,14 +180,12 @@ def test_a_gradient_that_is_not_finite_names_its_rows_and_spoils_no_checkpoint(s
 
 def test_no_checkpoint_is_made_of_weights_that_are_not_finite(start, tmp_path):
     trainer = start(save_steps=1)
-    log = trainer.log
 
-    def spoil(*arguments):
-        log(*arguments)
+    def spoil():
         with torch.no_grad():
             next(one for one in trainer.model.parameters() if one.requires_grad)[0] = float("inf")
 
-    trainer.log = spoil
+    trainer.watchers.append(spoil)
     with pytest.raises(TrainingError, match=r"lora_A.* is not finite after step 1; .*; no checkpoint is made of it"):
         trainer.train()
     assert not checkpoints(tmp_path / "run")

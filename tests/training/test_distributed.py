@@ -25,13 +25,12 @@ from ivlkit.models.shapes import config_of
 from ivlkit.training import runs as runs_module
 from ivlkit.training.checkpoints import check_finite
 from ivlkit.training.engine import distributed
-from ivlkit.training.engine.distributed import check_launch, find_missing, loading, zero_config
+from ivlkit.training.engine.distributed import check_engine, check_launch, find_missing, loading, zero_config
 from ivlkit.training.estimate.planner import prepared_shape
 from ivlkit.training.estimate.prediction import disk_bytes
 from ivlkit.training.loop import execute as child
 from ivlkit.training.loop import validation
 from ivlkit.training.loop.execute import last_checkpoint
-from ivlkit.training.loop.trainer import CheckEngine
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import describe, execute, write_run
 
@@ -42,42 +41,46 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from ivlkit.training.engine import distributed
-from ivlkit.training.loop import trainer
+from ivlkit.training.loop import execute as child
+from ivlkit.training.loop import train
 from ivlkit.training.loop import validation
 from ivlkit.training.runs import execute
 
 validation.ANSWER_TOKENS = {answer_tokens}
 Accelerator.end_training = lambda self: None
-released, log, step, seen = trainer.zero_config, trainer.LogToFile.on_log, trainer.KitTrainer.training_step, {}
+released, asked, backward, seen = distributed.zero_config, child.StopOnSignal.__call__, train.backward, {}
 
 def divide_all(stage, **options):
     config = released(stage, **options)
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     return config
 
-def observe(self, model, inputs, *rest):
-    folder, rank = Path(self.args.output_dir), self.args.process_index
-    tiles = seen.setdefault(folder.name, [])
-    tiles.append(len(inputs.get("tiles", ())))
+def observe(training, batch, weight, **rest):
+    model, rank = training.engine, training.accelerator.process_index
+    tiles = seen.setdefault(folder, [])
+    tiles.append(len(batch.get("tiles", ())))
     held = sum(getattr(one, "ds_tensor", one).numel() for one in model.parameters())
     share = held / sum(getattr(one, "ds_numel", one.numel()) for one in model.parameters())
     engine, world = type(model).__name__, torch.distributed.get_world_size()
     said = {"engine": engine, "world": world, "share": share, "tiles": tiles}
-    (folder / f"observed-{rank}.json").write_text(json.dumps(said))
-    return step(self, model, inputs, *rest)
+    Path(folder, f"observed-{rank}.json").write_text(json.dumps(said))
+    return backward(training, batch, weight, **rest)
 
-def stop(self, args, state, control, **options):
-    log(self, args, state, control, **options)
-    if args.process_index == 1 and state.global_step == int(stop_at):
+def ask(self):
+    steps.append(1)
+    if distributed.rank() == 1 and len(steps) == int(stop_at):
         os.kill(os.getpid(), signal.SIGTERM)
+    return asked(self)
 
-distributed.zero_config = trainer.zero_config = divide_all
-trainer.KitTrainer.training_step, trainer.LogToFile.on_log = observe, stop
+distributed.zero_config = divide_all
+train.backward, child.StopOnSignal.__call__ = observe, ask
 for each in sys.argv[1:]:
     folder, _, stop_at = each.partition("@")
-    stop_at = stop_at or 0
+    stop_at, steps = stop_at or 0, []
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # of the run before; a launcher starts without
+    AcceleratorState._reset_state(reset_partial_state=True)
     execute(folder)
 torch.distributed.barrier()
 sys.stdout.flush()
@@ -302,13 +305,9 @@ def test_zero_without_deepspeed_is_said_before_anything_starts(monkeypatch):
 )
 def test_a_run_that_would_train_otherwise_stops_before_its_first_step(changes, wrapped, expected):
     model = torch.nn.Linear(1, 1)
-    trainer = SimpleNamespace(
-        train_dataset=SimpleNamespace(recipe=recipe("nano-lora", **changes)),
-        model=model,
-        model_wrapped=model if wrapped == "Linear" else type(wrapped, (), {})(),
-    )
+    engine = model if wrapped == "Linear" else type(wrapped, (), {})()
     with pytest.raises(TrainingError, match=f"would train as {wrapped}; .*{expected}"):
-        CheckEngine(trainer).on_train_begin(None, None, None)
+        check_engine(engine, recipe("nano-lora", **changes), alone="Linear")
 
 
 SLEEPING_LAUNCHER = """

@@ -12,7 +12,8 @@ from ivlkit.models.shapes import empty_model, released_shapes
 from ivlkit.training.estimate import footprint
 from ivlkit.training.estimate.footprint import Layer, Precision
 from ivlkit.training.estimate.prediction import batch_parts
-from ivlkit.training.loop.build import build_trainer, leave_casts_to_autocast
+from ivlkit.training.loop.build import build_training, leave_casts_to_autocast
+from ivlkit.training.loop.train import sum_losses, train_steps
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
@@ -134,7 +135,7 @@ WAYS = {
 def test_weights_gradients_and_optimizer_are_exactly_what_torch_allocates(tiny, mixed_rows, tmp_path, changes):
     chosen = recipe("nano-lora", total_batch=4, max_seq_length=100, bin_tokens=140, lora_dropout=0.0, **changes)
     vlm = load(tiny)
-    trainer, _ = build_trainer(vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / "run")
+    trainer, _ = build_training(vlm, vlm.processor, chosen, open_data(mixed_rows))
     batch = SimpleNamespace(tokens=1, tiles=0)
     parts = batch_parts(trainer.model, vlm.model.config, chosen, batch, device_type="cpu")
     seen = {}
@@ -142,11 +143,9 @@ def test_weights_gradients_and_optimizer_are_exactly_what_torch_allocates(tiny, 
     def look(optimizer, *_):
         seen["gradients"] = sum(value.grad.nbytes for group in optimizer.param_groups for value in group["params"])
 
-    optimizer = trainer.create_optimizer()
+    optimizer = trainer.optimizer.optimizer
     optimizer.register_step_pre_hook(look)
-    trainer.args.max_steps = 1
-    trainer.args.save_strategy = "no"
-    trainer.train()
+    next(train_steps(trainer))
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     assert parts["weights"] == sum(value.nbytes for value in trainer.model.parameters())
     assert parts["gradients"] == seen["gradients"]
@@ -160,18 +159,17 @@ def test_a_whole_step_of_nano_keeps_what_is_predicted(mixed_rows, tmp_path, chan
     sizes = {"total_batch": 8, "max_seq_length": 512, "bin_tokens": 512, "packing": True}
     chosen = recipe("nano-lora", **sizes | changes | {"gradient_checkpointing": policy})
     vlm = load("nano")
-    trainer, _ = build_trainer(vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / "run")
-    number, tokens, tiles = trainer.train_dataset.batches.largest_batch()
-    batch = trainer.train_dataset[number]
+    trainer, _ = build_training(vlm, vlm.processor, chosen, open_data(mixed_rows))
+    number, tokens, tiles = trainer.micro_batches.batches.largest_batch()
+    batch = trainer.micro_batches[number]
     assert batch["input_ids"].numel() == tokens and len(batch["tiles"]) == tiles
     parts = batch_parts(
         trainer.model, vlm.model.config, chosen, SimpleNamespace(tokens=tokens, tiles=tiles), device_type="cpu"
     )
     trainer.model.train()
-    weight = torch.tensor(1.0)
     found = saved_bytes(
         trainer.model,
-        lambda: trainer.compute_loss(trainer.model, batch, num_items_in_batch=weight),
+        lambda: sum_losses(trainer.model, batch, trainer),
         autocast=False,
     )
     if changes["vision"] != "full":

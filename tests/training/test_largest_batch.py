@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from trial import Trial
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
 from ivlkit.training.estimate import planner
-from ivlkit.training.loop.build import build_trainer
-from ivlkit.training.loop.largest_batch import LargestBatchFirst
+from ivlkit.training.loop.build import build_training
+from ivlkit.training.loop.largest_batch import stand_in, try_largest_batch
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import optimizer_bytes
@@ -18,11 +19,11 @@ WAYS = {"bins": {"packing": True, "bin_tokens": 240}, "padded": {"packing": Fals
 
 @pytest.fixture
 def start(tiny, mixed_rows, tmp_path):
-    """`start("run", **recipe changes)` → a trainer of the tiny model."""
+    """`start("run", **recipe changes)` → a `Trial` of the tiny model."""
 
     def make(name, **changes):
         vlm, chosen = load(tiny), recipe("nano-lora", **SMALL | changes)
-        return build_trainer(vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / name)[0]
+        return Trial(build_training(vlm, vlm.processor, chosen, open_data(mixed_rows))[0], tmp_path / name)
 
     return make
 
@@ -43,7 +44,7 @@ def test_a_run_that_began_with_it_is_bit_equal_to_one_that_did_not(start, way, c
     for first in (False, True):
         trainer = start(f"{first}", **way)
         if first:
-            trainer.add_callback(LargestBatchFirst(trainer))
+            try_largest_batch(trainer.training)
         trainer.train()
         found.append({name: value.detach().clone() for name, value in trainer.model.named_parameters()})
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
@@ -54,12 +55,10 @@ def test_a_run_that_began_with_it_is_bit_equal_to_one_that_did_not(start, way, c
 
 def test_room_is_held_for_the_optimizer_until_it_has_its_own(start):
     trainer = start("run", packing=True)
-    first = LargestBatchFirst(trainer)
-    trainer.create_optimizer()
     trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
-    assert first._stand_in(torch.device("cpu")).numel() == 8 * trained
+    assert stand_in(trainer.training).numel() == 8 * trained
     trainer.train()
-    assert first._stand_in(torch.device("cpu")).numel() == 0
+    assert stand_in(trainer.training).numel() == 0
 
 
 def test_a_run_without_enough_memory_ends_with_advice(tiny, mixed_rows, tmp_path, monkeypatch):
@@ -87,7 +86,7 @@ def test_an_8_bit_optimizer_holds_what_is_predicted_and_trains(start, optimizer)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     own = ("state1", "state2", "absmax1", "absmax2")
-    states = trainer.optimizer.state.values()
+    states = trainer.optimizer.optimizer.state.values()
     held = sum(state[name].nbytes for state in states for name in own if state.get(name) is not None)
     assert held == optimizer_bytes(trainer.model, "adamw_8bit")
     assert torch.uint8 in {state["state1"].dtype for state in states}

@@ -7,7 +7,7 @@ import torch
 from torch import _dynamo as dynamo
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import TrainerCallback
+from trial import Trial
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import TrainingError
@@ -15,7 +15,7 @@ from ivlkit.models.load import load
 from ivlkit.models.modeling import attention
 from ivlkit.training.engine import layers
 from ivlkit.training.loop import build
-from ivlkit.training.loop.build import build_trainer, keep_float32_masters, leave_casts_to_autocast
+from ivlkit.training.loop.build import build_training, keep_float32_masters, leave_casts_to_autocast
 from ivlkit.training.loop.schedule import MicroBatch
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
@@ -27,32 +27,29 @@ FROZEN_TOWER = {"vision": "frozen", "lora_dropout": 0.0}
 FULL = {"vision": "full", "projector": "full", "language": "full"}
 
 
-class Watch(TrainerCallback):
+class Watch:
     """(loss, gradient norm) and the number of compiled graphs, step by step."""
 
-    def __init__(self):
-        self.numbers, self.graphs = [], []
+    def __init__(self, trainer):
+        self.trainer, self.graphs = trainer, []
+        trainer.watchers.append(lambda: self.graphs.append(dynamo.utils.counters["stats"]["unique_graphs"]))
 
-    def on_log(self, args, state, control, logs=None, **_):
-        if "loss" in logs:
-            self.numbers.append((logs["loss"], logs["grad_norm"]))
-            self.graphs.append(dynamo.utils.counters["stats"]["unique_graphs"])
+    @property
+    def numbers(self):
+        return self.trainer.numbers
 
 
 @pytest.fixture
 def start(tiny, mixed_rows, tmp_path, monkeypatch):
-    """`start("run", **recipe changes)` → (trainer, its `Watch`): bins of two rows or so, six steps; no C++ compiler."""
+    """`start("run", **recipe changes)` → (`Trial`, its `Watch`): bins of two rows or so, six steps; no C++ compiler."""
     monkeypatch.setattr(layers, "BACKEND", "aot_eager")
 
     def make(name, **changes):
         dynamo.reset()
         dynamo.utils.counters.clear()
-        watch, vlm = Watch(), load(tiny)
-        chosen = recipe("nano-lora", **SMALL | changes)
-        trainer, _ = build_trainer(
-            vlm, vlm.processor, chosen, open_data(mixed_rows), tmp_path / name, callbacks=[watch]
-        )
-        return trainer, watch
+        vlm, chosen = load(tiny), recipe("nano-lora", **SMALL | changes)
+        trainer = Trial(build_training(vlm, vlm.processor, chosen, open_data(mixed_rows))[0], tmp_path / name)
+        return trainer, Watch(trainer)
 
     yield make
     dynamo.reset()

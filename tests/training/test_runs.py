@@ -27,7 +27,6 @@ from ivlkit.training import run as run_module
 from ivlkit.training import runs as runs_module
 from ivlkit.training.log import append_step, read_steps
 from ivlkit.training.loop import execute as child_module
-from ivlkit.training.loop.trainer import LogToFile
 from ivlkit.training.recipes import recipe
 from ivlkit.training.run import Run, attach, open_again, runs
 from ivlkit.training.runs import execute, train, write_run
@@ -56,15 +55,15 @@ def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run_here(run, *, stop_at=None):
-        on_log = LogToFile.on_log
+        log_line = child_module.log_line
 
-        def log(self, args, state, control, **options):
-            on_log(self, args, state, control, **options)
-            if state.global_step == stop_at:
+        def log(training, step, **options):
+            if step.number == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
+            return log_line(training, step, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LogToFile, "on_log", log)
+            patch.setattr(child_module, "log_line", log)
             execute(run.folder)
         return run
 

@@ -1,16 +1,19 @@
 """Rows asked while a run trains: the answers are those of the model at that step, and training does not notice."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from row_plan import plan_run
+from trial import Trial
 
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.models.load import load
-from ivlkit.training.loop.samples import PredictSamples
+from ivlkit.training.loop.loss import cross_entropy
+from ivlkit.training.loop.samples import Samples
 from ivlkit.training.loop.schedule import MicroBatches
-from ivlkit.training.loop.trainer import KitTrainer, training_arguments
+from ivlkit.training.loop.state import begin
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
@@ -25,22 +28,17 @@ def data(draw_picture):
 
 @pytest.fixture
 def start(tiny, tmp_path, data):
-    """`start(sampled=True)` → a trainer of eight steps with dropout, and the path of its samples."""
+    """`start(sampled=True)` → a `Trial` of eight steps with dropout, and the path of its samples."""
 
     def make(*, sampled, **changes):
         torch.manual_seed(0)
         vlm = load(tiny)
         small = {"total_batch": 3, "per_device_batch": 3, "epochs": 4, "lora_dropout": 0.3, "learning_rate": 0.01}
         chosen = recipe("nano-lora", model=str(tiny), **(small | changes))
-        batches, steps = plan_run(len(data), chosen)
-        trainer = KitTrainer(
-            model=prepare(vlm, chosen),
-            args=training_arguments(chosen, tmp_path / "run", steps=steps, device_type="cpu", bf16=False),
-            train_dataset=MicroBatches(data, vlm.processor, chosen, batches),
-        )
-        if sampled:
-            trainer.add_callback(PredictSamples(trainer, tmp_path / "samples.jsonl"))
-        return trainer, vlm
+        micro_batches = MicroBatches(data, vlm.processor, chosen, plan_run(len(data), chosen)[0])
+        training = begin(prepare(vlm, chosen), micro_batches, loss_fn=cross_entropy, device=torch.device("cpu"))
+        asked = partial(Samples, path=tmp_path / "samples.jsonl") if sampled else None
+        return Trial(training, tmp_path / "run", samples=asked), vlm
 
     return make
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from safetensors.torch import load_file
+from trial import Trial
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError
@@ -12,7 +13,7 @@ from ivlkit.models.load import load
 from ivlkit.models.modeling import internvl as architecture
 from ivlkit.training.engine import streaming
 from ivlkit.training.engine.streaming import STREAMED_TILES, CudaLane, Lane, StreamedEncoder, padded, stream_tower
-from ivlkit.training.loop.build import build_trainer
+from ivlkit.training.loop.build import build_training
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import prepare, summary_text
@@ -221,7 +222,7 @@ def trained(name, folder, rows, **changes):
     """(losses, what trained) of a few steps."""
     chosen = recipe("nano-lora", **SMALL | FROZEN | changes)
     vlm = load(name)
-    trainer, _ = build_trainer(vlm, vlm.processor, chosen, open_data(rows), folder)
+    trainer = Trial(build_training(vlm, vlm.processor, chosen, open_data(rows))[0], folder)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return losses, {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}

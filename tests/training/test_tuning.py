@@ -8,9 +8,8 @@ import torch
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.load import load
-from ivlkit.training.loop.trainer import KitTrainer, training_arguments
 from ivlkit.training.recipes import recipe
-from ivlkit.training.tuning import lora_pattern, parameter_groups, prepare, summarise, summary_text
+from ivlkit.training.tuning import adamw, lora_pattern, parameter_groups, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24
 # (positions) + 24 · 588 + 24 (patches); a layer 4 · (24² + 24) + (24 · 40 + 40) + (40 · 24 + 24) + 6 · 24 (norms, ls).
@@ -200,11 +199,9 @@ def test_layers_that_the_tower_lacks_are_refused(tiny, number):
         prepared(tiny, vision="frozen", projector="full", language="full", unfreeze_vit_layers=number)
 
 
-def rates(model, chosen, folder):
-    """{part: learning rates of its tensors in the Trainer's optimizer}, and their weight decays."""
-    arguments = training_arguments(chosen, folder, steps=1, device_type="cpu", bf16=False)
-    trainer = KitTrainer(model=model, args=arguments, train_dataset=type("Rows", (), {"recipe": chosen})())
-    optimizer = trainer.create_optimizer()
+def rates(model, chosen):
+    """{part: learning rates of its tensors in the optimizer}."""
+    optimizer = adamw(model, chosen)
     owner = {id(value): name for name, value in model.named_parameters()}
     found = {}
     for group in optimizer.param_groups:
@@ -220,12 +217,12 @@ def test_each_part_has_its_own_learning_rate(tiny, tmp_path):
     full = {"vision": "full", "projector": "full", "language": "full"}
     _, chosen, model = prepared(tiny, **full, vision_learning_rate=1e-6, projector_learning_rate=1e-3)
     own = {chosen.learning_rate}
-    assert rates(model, chosen, tmp_path) == {"vision_tower": {1e-6}, "projector": {1e-3}, "lang": own, "lm_head": own}
+    assert rates(model, chosen) == {"vision_tower": {1e-6}, "projector": {1e-3}, "lang": own, "lm_head": own}
 
 
 def test_adapters_have_their_part_s_rate_too(tiny, tmp_path):
     _, chosen, model = prepared(tiny, vision_learning_rate=1e-6)
-    assert rates(model, chosen, tmp_path) == {"vision_tower": {1e-6}, "lang": {chosen.learning_rate}}
+    assert rates(model, chosen) == {"vision_tower": {1e-6}, "lang": {chosen.learning_rate}}
 
 
 def test_a_rate_for_a_part_that_does_not_train_is_refused(tiny):

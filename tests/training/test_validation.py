@@ -20,8 +20,8 @@ from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.metrics import exact_match
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
+from ivlkit.training.loop import execute as child_module
 from ivlkit.training.loop import validation
-from ivlkit.training.loop.trainer import LogToFile
 from ivlkit.training.loop.validation import find_best
 from ivlkit.training.recipes import recipe
 from ivlkit.training.run import find_metric, metric_name, open_again
@@ -63,15 +63,15 @@ def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run_here(run, *, die_at=None):
-        on_log = LogToFile.on_log
+        append_step = child_module.append_step
 
-        def log(self, args, state, control, **options):
-            on_log(self, args, state, control, **options)
-            if state.global_step == die_at:
+        def log(path, line):
+            append_step(path, line)
+            if line["step"] == die_at:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(LogToFile, "on_log", log)
+            patch.setattr(child_module, "append_step", log)
             if die_at is None:
                 execute(run.folder)
             else:

@@ -179,8 +179,6 @@ def loading(recipe, dtype):
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
     }
-    for filled_later in ("gradient_clipping", "train_batch_size"):
-        del config[filled_later]
     kept = HfDeepSpeedConfig(config)  # transformers holds it by a weak reference only
     yield
     del kept
@@ -209,24 +207,61 @@ def zero_config(stage, *, offload=False):
         zero[f"offload_{part}"] = {"device": "cpu", "pin_memory": True}
     return {
         "zero_optimization": zero,
-        "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "train_batch_size": "auto",
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's own AdamW steps on the host too, and needs no compiler
     }
 
 
+def make_accelerator(recipe, device, *, mixed, accumulation):
+    """Accelerate for a recipe: one process, DDP or DeepSpeed. It divides no loss by the accumulation.
+
+    Args: mixed: "no", "bf16" or "fp16", to compute in. accumulation: micro-batches of a step.
+    """
+    from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+
+    on_cpu = device.type == "cpu"
+    if not is_sharded(recipe):
+        return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # with `cpu=True` beside a plugin Accelerate would take DDP
+    PartialState(cpu=on_cpu)
+    config = zero_config(recipe.zero_stage, offload=recipe.zero_offload) | {
+        "bf16": {"enabled": mixed == "bf16"},
+        "fp16": {"enabled": mixed == "fp16"},
+        "gradient_clipping": recipe.max_grad_norm,  # DeepSpeed clips inside `backward`
+        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": recipe.per_device_batch,
+        "train_batch_size": recipe.processes * recipe.per_device_batch * accumulation,
+    }
+    return Accelerator(mixed_precision=mixed, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+
+
 def describe_engine(model):
-    """ "DeepSpeedEngine ZeRO-3 over 2 processes" for what a Trainer wrapped."""
+    """ "DeepSpeedEngine ZeRO-3 over 2 processes" for what Accelerate wrapped."""
     import torch
 
     stage = getattr(model, "zero_optimization_stage", None)
     kind = type(model).__name__ + (f" ZeRO-{stage()}" if stage else "")
     return f"{kind} over {torch.distributed.get_world_size()} processes" if is_initialized() else kind
+
+
+def check_engine(engine, recipe, *, alone):
+    """Say before the first step what trains, several processes at least: "DeepSpeedEngine ZeRO-2 over 4 processes".
+
+    Args: alone: the class that is expected in one process.
+    Raises: TrainingError if it is not what the recipe asks for: it would train on, only otherwise.
+    """
+    import torch
+
+    found = describe_engine(engine)
+    kind = f"DeepSpeedEngine ZeRO-{recipe.zero_stage}" if recipe.zero_stage else "DistributedDataParallel"
+    expected = alone if recipe.processes == 1 else f"{kind} over {recipe.processes} processes"
+    if found != expected:
+        raise TrainingError(
+            f"{recipe.name}: would train as {found}; expected {expected}, by gpus and zero_stage; start it with "
+            f"torchrun --nproc_per_node {recipe.processes} -m ivlkit train run.yaml"
+        )
+    if recipe.processes > 1 and rank() == 0:
+        print(f"{found} ({torch.distributed.get_backend()})", flush=True)
 
 
 def is_initialized():

@@ -5,13 +5,11 @@ layer inside. transformers' own switch also makes the outputs of every embedding
 tower's too, and so back-propagates into it.
 """
 
-import time
 from functools import partial
 
 import torch
 from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import TrainerCallback
 
 BACKEND = "inductor"
 VARYING = {  # dimensions of a layer's arguments that a bin's tokens and samples decide
@@ -75,33 +73,3 @@ def _keep_products(context, operation, *args, rank, **kwargs):
     is_product = name in ("aten::mm", "aten::addmm") and args[-1].shape[0] > rank
     keep = is_product or "attention" in name or "varlen_attn" in name
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-class SayCompileTime(TrainerCallback):
-    """Prints what compiling took: the first step beside the second, which finds everything compiled.
-
-    But for sdpa, on a CPU: a bin of one sample has no mask there, and the first of them is compiled when it comes.
-    """
-
-    def __init__(self):
-        self.seconds, self.began = [], None
-
-    def on_train_begin(self, args, state, control, **_):
-        """The largest batch, which compiles everything, may run before the first step (`loop.largest_batch`)."""
-        self.began = time.perf_counter()
-
-    def on_step_begin(self, args, state, control, **_):
-        """The first two steps are timed."""
-        self.began = time.perf_counter() if self.seconds else self.began
-
-    def on_step_end(self, args, state, control, **_):
-        """Say it after the second."""
-        if len(self.seconds) == 2:
-            return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.began)
-        if len(self.seconds) == 2 and state.is_world_process_zero:
-            first, second = self.seconds
-            more = f"{first - second:.1f} s longer than the second"
-            print(f"compile: the first step took {first:.1f} s, {more}", flush=True)

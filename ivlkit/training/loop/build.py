@@ -1,4 +1,4 @@
-"""Model + recipe + data → a trainer that is ready to start."""
+"""Model + recipe + data → a `Training` that is ready to start."""
 
 import math
 from dataclasses import replace
@@ -14,44 +14,39 @@ from ...errors import TrainingError
 from ...models.load import default_dtype
 from ...models.modeling.attention import NO_PACKING, choose_attention, rope_limits
 from ..engine.distributed import broadcast_from_rank0, is_sharded, rank
-from ..engine.layers import SayCompileTime, wrap_layers
+from ..engine.layers import wrap_layers
 from ..tuning import prepare
-from .largest_batch import LargestBatchFirst
+from .loss import cross_entropy
 from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
-from .trainer import CheckEngine, KitTrainer, training_arguments
+from .state import begin
 
 
-def build_trainer(vlm, processor, recipe, data, folder, *, callbacks=(), trainer_class=KitTrainer):
-    """Freeze and wrap the model as the recipe says, plan the run, and put both into a Trainer.
+def build_training(vlm, processor, recipe, data):
+    """Freeze and wrap the model as the recipe says, and plan the run.
 
-    Args:
-        vlm: a `VLM` without adapter, on the device that trains. processor: its own, with the tiles of the run.
-        folder: where checkpoints go.
-    Returns: (trainer, `AttentionChoice`); it trains under `use_attention(trainer.model, choice.name)`.
+    Args: vlm: a `VLM` without adapter, on the device that trains. processor: its own, with the tiles of the run.
+    Returns: (`Training`, `AttentionChoice`); it trains under `use_attention(training.model, choice.name)`.
     """
     device = vlm.model.device
     set_seed(recipe.seed)  # the adapters' first values
     model = prepare(vlm, recipe)
     attention = choose_attention(device) if recipe.packing else NO_PACKING
     micro_batches = plan_micro_batches(data, processor, recipe, vlm.model.config, packed=attention.packs)
-    arguments = training_arguments(
-        recipe,
-        folder,
-        steps=micro_batches.batches.steps,
-        accumulation=micro_batches.batches.accumulation,
-        device_type=device.type,
-        bf16=default_dtype(device) == torch.bfloat16,
-    )
-    if (arguments.bf16 or arguments.fp16) and not is_sharded(recipe):  # DeepSpeed has masters of its own, no autocast
+    mixed = mixed_precision(device)
+    if mixed != "no" and not is_sharded(recipe):  # DeepSpeed has masters of its own, no autocast
         keep_float32_masters(model)
         leave_casts_to_autocast(model)
     wrap_layers(model, recipe)
-    callbacks = [*callbacks, *([SayCompileTime()] if recipe.compile else [])]
-    trainer = trainer_class(model=model, args=arguments, train_dataset=micro_batches, callbacks=callbacks)
-    trainer.add_callback(CheckEngine(trainer))
-    if device.type == "cuda":
-        trainer.add_callback(LargestBatchFirst(trainer))
-    return trainer, attention
+    training = begin(model, micro_batches, loss_fn=cross_entropy, device=device, mixed=mixed)
+    set_seed(recipe.seed)  # the first draws of dropout
+    return training, attention
+
+
+def mixed_precision(device):
+    """What Accelerate computes in beside float32 masters: "bf16" or "fp16" on a GPU, "no" elsewhere."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if default_dtype(device) == torch.bfloat16 else "fp16"
 
 
 def plan_validation(data, processor, recipe, config, *, packed):

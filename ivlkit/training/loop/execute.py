@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import signal
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,19 +15,21 @@ import torch
 
 from ...data.files import appearing, write_whole
 from ...errors import TrainingError
+from ...hardware import GIB
 from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
-from ..checkpoints import find_damage, last_whole, tidy
-from ..engine.distributed import broadcast_from_rank0, is_sharded, join, loading, rank
-from ..log import append_line
+from ..checkpoints import check_finite, find_damage, keep_newest, last_whole, tidy, writing_checkpoint
+from ..engine.distributed import broadcast_from_rank0, is_initialized, is_sharded, join, loading, rank
+from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
 from ..run import LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, VALIDATION, Run, find_metric, open_again
 from ..tuning import summary_text
-from .build import build_trainer, plan_validation
-from .samples import PredictSamples
+from .build import build_training, plan_validation
+from .largest_batch import try_largest_batch
+from .samples import Samples
 from .schedule import check_rows
-from .trainer import LogToFile, StopOnSignal
+from .train import train_steps
 from .validation import Validate, find_best
 
 
@@ -69,32 +72,119 @@ def _reason(error, folder):
 
 
 def _execute(run):
-    recipe, stop = run.recipe, StopOnSignal()
-    signal.signal(signal.SIGTERM, lambda *_: setattr(stop, "requested", True))
-    device = join(recipe)
+    recipe, device = run.recipe, join(run.recipe)
+    stop = StopOnSignal(device)
     checkpoint = _begun(run)
-    trainer, vlm, attention = _prepare(run, device, stop)
-    plan = trainer.train_dataset.batches
-    if trainer.is_world_process_zero():
+    training, vlm, attention = _prepare(run, device)
+    plan, writes = training.micro_batches.batches, training.accelerator.is_main_process
+    if writes:
         _check_plan(run, plan, goes_on=checkpoint is not None)
-        print(summary_text(trainer.model, recipe), plan, attention, sep="\n", flush=True)
+        print(summary_text(training.model, recipe), plan, attention, sep="\n", flush=True)
         if recipe.name in RELEASED and plan.steps < FEW_UPDATES and not checkpoint:
             _notice(run.folder, few_updates(plan.steps))
-    validate = _add_validation(run, trainer, vlm, packed=attention.packs)
+    validate = _validation(run, training, vlm, packed=attention.packs)
+    samples = None
     if not validate and not recipe.compile:  # whose layers would be compiled again without gradients
-        trainer.add_callback(PredictSamples(trainer, run.folder / SAMPLES_FILE))
-    with use_attention(trainer.model, attention.name):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.global_step < plan.steps and not (validate and validate.gave_up):
-        if trainer.is_world_process_zero():
-            print(f"stopped at step {trainer.state.global_step} of {plan.steps}; train again to go on")
+        samples = Samples(training, run.folder / SAMPLES_FILE)
+    if checkpoint:
+        training.load(checkpoint)
+    with use_attention(training.model, attention.name):
+        follow(training, run.folder, validate=validate, samples=samples, stop=stop)
+    if training.step < plan.steps and not (validate and validate.gave_up):
+        if writes:
+            print(f"stopped at step {training.step} of {plan.steps}; train again to go on")
     else:
-        best = broadcast_from_rank0(partial(_best, run, trainer)) if validate else None
-        _write_final(run, trainer, vlm.processor, best=best)
-        if recipe.name.endswith(OVERFIT) and trainer.is_world_process_zero():
+        best = broadcast_from_rank0(partial(_best, run, training)) if validate else None
+        _write_final(run, training, vlm.processor, best=best)
+        if recipe.name.endswith(OVERFIT) and writes:
             _notice(run.folder, _say_overfit(run))
-    trainer.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
-    trainer.accelerator.end_training()
+    training.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
+    training.accelerator.end_training()
+
+
+def follow(training, folder, *, validate=None, samples=None, stop=lambda: False):
+    """Make all steps that are left, with their log, validations or samples, and checkpoints.
+
+    Args: stop: says after a step whether the run ends here, with a checkpoint; the same on all ranks.
+    """
+    recipe, began = training.recipe, time.monotonic()
+    if training.device.type == "cuda":
+        try_largest_batch(training)
+    if validate:
+        validate.begin()
+    elif samples:
+        samples.write()
+    seconds = []
+    for step in train_steps(training):
+        seconds.append(time.monotonic() - began)
+        if training.accelerator.is_main_process:
+            append_step(folder / LOG_FILE, log_line(training, step, seconds=seconds[-1]))
+            if recipe.compile and len(seconds) == 2:
+                print(_compile_time(*seconds), flush=True)
+        if validate:
+            validate.validate_if_due()
+        elif samples:
+            samples.write_if_due()
+        ends = stop()
+        if ends or step.number % recipe.save_steps == 0 or step.number == training.steps:
+            save_checkpoint(training, folder)
+        if ends or (validate and validate.gave_up):
+            return
+
+
+def log_line(training, step, *, seconds):
+    """A line of a run's log: see `Run.history`."""
+    return {
+        "step": step.number,
+        "steps": training.steps,
+        "epoch": round(training.epoch, 4),
+        "loss": step.loss,
+        "learning_rate": step.learning_rate,
+        "grad_norm": step.grad_norm,
+        "tokens": step.tokens,
+        "memory_gib": round(_memory_bytes(training.device) / GIB, 3),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _memory_bytes(device):
+    """The most that tensors took of a GPU since the start; on a CPU what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def _compile_time(first, both):
+    """What compiling took: the first step beside the second, which finds everything compiled.
+
+    But for sdpa, on a CPU: a bin of one sample has no mask there, and the first of them is compiled when it comes.
+    """
+    return f"compile: the first step took {first:.1f} s, {first - (both - first):.1f} s longer than the second"
+
+
+def save_checkpoint(training, folder):
+    """Whole or not at all; older ones go once it is there."""
+    check_finite(training.model, training.step)
+    to = folder / f"checkpoint-{training.step}"
+    with writing_checkpoint(to, training.accelerator) as aside:
+        training.save(aside)
+    if training.accelerator.is_main_process:
+        keep_newest(folder, training.recipe.save_total_limit)
+
+
+class StopOnSignal:
+    """Whether a rank was asked to stop (SIGTERM): all stop after the same step, or one would wait for ever."""
+
+    def __init__(self, device):
+        self.device, self.requested = device, False
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "requested", True))
+
+    def __call__(self):
+        if not is_initialized():
+            return self.requested
+        found = torch.tensor(int(self.requested), device=self.device)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        return bool(found)
 
 
 def _begun(run):
@@ -108,17 +198,16 @@ def _begun(run):
     return checkpoint
 
 
-def _prepare(run, device, stop):
-    """(trainer, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
+def _prepare(run, device):
+    """(`Training`, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
     recipe, data, dtype = run.recipe, open_again(run), default_dtype(device)
-    callbacks = [LogToFile(run.folder / LOG_FILE, epochs=recipe.epochs), stop]
     with loading(recipe, dtype):
         vlm = _load_base(recipe, device, dtype)
         vlm = replace(vlm, processor=vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles))
         _say_notes(data, vlm.processor, recipe)
-        trainer, attention = build_trainer(vlm, vlm.processor, recipe, data, run.folder, callbacks=callbacks)
-    _name_base(trainer.model, recipe)
-    return trainer, vlm, attention
+        training, attention = build_training(vlm, vlm.processor, recipe, data)
+    _name_base(training.model, recipe)
+    return training, vlm, attention
 
 
 def _load_base(recipe, device, dtype):
@@ -154,21 +243,19 @@ def _name_base(model, recipe):
         config.base_model_name_or_path = recipe.model
 
 
-def _add_validation(run, trainer, vlm, *, packed):
+def _validation(run, training, vlm, *, packed):
     """The run's `Validate`, or None for a run without validation data."""
     if VALIDATION not in run.spec:
         return None
     data, recipe, metric = open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
     _say_notes(data, vlm.processor, recipe, progress=False)
     dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
-    validate = Validate(trainer, vlm, dataset, recipe, run.folder, metric=find_metric(metric) if metric else None)
-    trainer.add_callback(validate)
-    return validate
+    return Validate(training, vlm, dataset, run.folder, metric=find_metric(metric) if metric else None)
 
 
-def _best(run, trainer):
+def _best(run, training):
     """The folder of the best weights and their step, said; None if they can't be taken."""
-    best, last_step = find_best(run.folder), trainer.state.global_step
+    best, last_step = find_best(run.folder), training.step
     damage = find_damage(best["path"]) if best else "none was kept"
     if damage:
         _notice(run.folder, f"the best weights can't be taken: {damage}; the final ones are those of step {last_step}")
@@ -196,12 +283,12 @@ def _say_overfit(run):
     )
 
 
-def _write_final(run, trainer, processor, *, best):
+def _write_final(run, training, processor, *, best):
     """`final/` is complete whenever it exists; all ranks help, since a model may be spread over them.
 
     Args: best: of `_best`, whose files are copied; None: the weights as they are.
     """
-    recipe, writes, final = run.recipe, trainer.is_world_process_zero(), run.folder / "final"
+    recipe, writes, final = run.recipe, training.accelerator.is_main_process, run.folder / "final"
     base = recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve())
     origin = {
         "base": base,
@@ -209,11 +296,11 @@ def _write_final(run, trainer, processor, *, best):
         "system_message": processor.system_message,
         "max_tiles": processor.max_tiles,
         "recipe": recipe.name,
-        "step": best["step"] if best else trainer.state.global_step,
+        "step": best["step"] if best else training.step,
     }
     with appearing(final) if writes else nullcontext(final) as aside:
         if best is None:
-            trainer.save_model(str(aside), _internal_call=True)
+            training.save_weights(aside)
         for path in (*best["path"].glob("*.safetensors"), *best["path"].glob("adapter_config.json")) if best else ():
             if writes:
                 shutil.copyfile(path, aside / path.name)
@@ -228,7 +315,7 @@ def last_checkpoint(folder):
         instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
         _notice(folder, f"{path.name} is skipped: {damage}; going on from {instead}")
     tidy(folder, damaged)
-    return str(found) if found else None
+    return found
 
 
 def _notice(folder, text):

@@ -75,6 +75,12 @@ def weighted_cross_entropy(hidden, head, *, labels, weights, sample_ids=None, ch
     return total
 
 
+def cross_entropy(hidden, head, batch):
+    """`weighted_cross_entropy` of a micro-batch, as the loop calls it."""
+    names = {"labels", "weights", "sample_ids", "chunks"} & batch.keys()
+    return weighted_cross_entropy(hidden, head, **{name: batch[name] for name in names})
+
+
 def _loss(head, states, targets, token_weights):
     logits = head(states).float()  # [n, H] → [n, V]
     return (F.cross_entropy(logits, targets, reduction="none") * token_weights).sum()

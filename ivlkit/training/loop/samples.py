@@ -4,48 +4,47 @@ Free answers, to rows that are not trained on, are `validation`'s.
 """
 
 import numpy as np
-from transformers import TrainerCallback
+import torch
 
-from ...data.encode import encode
+from ...data.encode import IGNORE_INDEX, encode
 from ..log import append_step
+from .train import model_inputs, to_device
 
 ROWS = 4  # spread over the training rows
 TIMES = 12  # of a run, the start and the end beside them
 
 
-class PredictSamples(TrainerCallback):
+class Samples:
     """Appends {"step", "answers": [{"where", "question", "truth", "reply", "right"}, …]} to a run's samples.
 
     A reply is made of the most probable token at each place, given the truth before it: one forward pass a row. It is
     right exactly if the greedy reply is the truth; after a first wrong token the greedy reply may read differently.
     """
 
-    def __init__(self, trainer, path):
-        self.trainer, self.path = trainer, path
-        dataset = trainer.train_dataset
-        numbers = sorted({round(place) for place in np.linspace(0, len(dataset.data) - 1, ROWS)})
-        self.records = [dataset.data[number] for number in numbers]
+    def __init__(self, training, path):
+        self.training, self.path = training, path
+        data = training.micro_batches.data
+        numbers = sorted({round(place) for place in np.linspace(0, len(data) - 1, ROWS)})
+        self.records = [data[number] for number in numbers]
 
-    def on_train_begin(self, args, state, control, **_):
-        """As the model is before the first step, or where the run goes on."""
-        self._write(state.global_step)
+    def write_if_due(self):
+        """At the start, or where the run goes on; then about TIMES in a run, and at its end."""
+        step, steps = self.training.step, self.training.steps
+        if step % max(1, steps // TIMES) == 0 or step == steps:
+            self.write()
 
-    def on_step_end(self, args, state, control, **_):
-        """About TIMES in a run."""
-        if state.global_step % max(1, state.max_steps // TIMES) == 0 or state.global_step == state.max_steps:
-            self._write(state.global_step)
-
-    def _write(self, step):
-        if self.trainer.args.world_size > 1:  # one rank can't run a model that is spread over several
-            return
-        line = {"step": step, "answers": [self._ask(record) for record in self.records]}
-        append_step(self.path, line)
+    def write(self):
+        """As the model is now. On several GPUs nothing: one rank can't run a model that is spread over them."""
+        if self.training.accelerator.num_processes == 1:
+            answers = [self._ask(record) for record in self.records]
+            append_step(self.path, {"step": self.training.step, "answers": answers})
 
     def _ask(self, record):
-        dataset, tokenizer = self.trainer.train_dataset, self.trainer.train_dataset.processor.tokenizer
-        example = encode(record, dataset.processor, max_length=dataset.recipe.max_seq_length)
-        batch = dataset.collate([example], pad_token_id=tokenizer.pad_token_id)
-        predicted = self.trainer.predict_tokens(batch)
+        micro_batches = self.training.micro_batches
+        tokenizer = micro_batches.processor.tokenizer
+        example = encode(record, micro_batches.processor, max_length=micro_batches.recipe.max_seq_length)
+        batch = micro_batches.collate([example], pad_token_id=tokenizer.pad_token_id)
+        predicted = predict_tokens(self.training, batch)
         truth = batch["labels"][batch["labels"] >= 0]
         return {
             "where": record.where,
@@ -54,6 +53,25 @@ class PredictSamples(TrainerCallback):
             "reply": _text(predicted, tokenizer),
             "right": bool((predicted == truth).all()),
         }
+
+
+@torch.no_grad()
+def predict_tokens(training, batch):
+    """The most probable token at every supervised place, each from the true tokens before it: int64 [N].
+
+    Nothing is dropped and no random number is drawn, so training goes on as if this had not been asked.
+    """
+    model, batch = training.model, to_device(batch, training.device)
+    is_answer = batch["labels"][:, 1:] != IGNORE_INDEX
+    was_training = model.training
+    model.eval()
+    outputs = model(
+        **model_inputs(batch, runs_tower=len(batch["tiles"]) or training.sees_trainably),
+        use_cache=False,
+        loss_fn=lambda hidden, head: head(hidden[:, :-1][is_answer]).argmax(dim=-1),
+    )
+    model.train(was_training)
+    return outputs.loss.cpu()
 
 
 def _text(ids, tokenizer):

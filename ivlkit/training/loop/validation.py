@@ -11,7 +11,6 @@ from contextlib import nullcontext, suppress
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
 
 from ...data.files import appearing, vanish
 from ...data.rows.records import accepted_truth
@@ -19,6 +18,7 @@ from ...models.chat import reply_batch
 from ...models.modeling.attention import use_attention
 from ..checkpoints import step_of, write_contents
 from ..log import append_step, read_steps
+from .train import load_micro_batches, sum_losses, sum_over_ranks, weigh
 
 VALIDATION_FILE = "validation.jsonl"
 BEST_FILE = "best.json"
@@ -27,13 +27,13 @@ ANSWER_TOKENS = 64  # of a reply at most, or a few more than the longest truth h
 CHOOSING_ROWS = 64  # answered, from which a metric chooses the best weights; of fewer its score is mostly chance
 
 
-class Validate(TrainerCallback):
+class Validate:
     """Appends {"step", "loss", "score", "seconds", "answers": [{"row", "where", "question", "truth", "reply", "score",
     "right"}, …]} to the run's validation, before the first step, every `eval_steps`, and after the last.
 
     Better is a higher score where there is a metric and `CHOOSING_ROWS` rows are answered, else a lower loss over all
-    validation rows; "chosen_by" of a line says which. After `patience` validations in a row that were
-    not better than the best, `gave_up` is true and the run ends.
+    validation rows; "chosen_by" of a line says which. After `patience` validations in a row that were not better than
+    the best, `gave_up` is true.
 
     Args:
         vlm: a `VLM` around the model that trains, with the run's processor.
@@ -44,68 +44,63 @@ class Validate(TrainerCallback):
 
     gave_up = False
 
-    def __init__(self, trainer, vlm, dataset, recipe, folder, *, metric=None):
-        self.trainer, self.vlm, self.dataset, self.recipe = trainer, vlm, dataset, recipe
+    def __init__(self, training, vlm, dataset, folder, *, metric=None):
+        self.training, self.vlm, self.dataset, self.recipe = training, vlm, dataset, training.recipe
         self.folder, self.metric = folder, metric
-        places = np.linspace(0, len(dataset.data) - 1, recipe.eval_samples)
+        places = np.linspace(0, len(dataset.data) - 1, self.recipe.eval_samples)
         self.rows = sorted({round(place) for place in places})
         self.records = [dataset.data[row] for row in self.rows]
         self.chosen_by = "score" if metric and len(self.rows) >= CHOOSING_ROWS else "loss"
         truths = vlm.tokenizer([record.answer for record in self.records])["input_ids"]
         self.max_new_tokens = max(ANSWER_TOKENS, 8 + max(map(len, truths)))
-        epoch_steps = -(-len(trainer.train_dataset.data) // recipe.total_batch)
-        self.every = recipe.eval_steps or min(recipe.save_steps, epoch_steps)
+        epoch_steps = -(-len(training.micro_batches.data) // self.recipe.total_batch)
+        self.every = self.recipe.eval_steps or min(self.recipe.save_steps, epoch_steps)
 
-    def on_train_begin(self, args, state, control, **_):
-        """As the model is before the first step."""
-        if state.global_step == 0:
+    def begin(self):
+        """As the model is before the first step; where a run goes on, only whether its patience is over."""
+        if self.training.step == 0:
             self._validate(0)
         else:
-            (self.gave_up,) = broadcast_object_list([self._is_patience_over(state.global_step)])
+            (self.gave_up,) = broadcast_object_list([self._is_patience_over(self.training.step)])
 
-    def on_step_end(self, args, state, control, **_):
-        """Validate when it is time; a better model is kept before a checkpoint can say that this step is done."""
-        step = state.global_step
-        if step % self.every == 0 or step == state.max_steps:
+    def validate_if_due(self):
+        """A better model is kept before a checkpoint can say that this step is done."""
+        step = self.training.step
+        if step % self.every == 0 or step == self.training.steps:
             is_best, self.gave_up = self._validate(step)
             if is_best:
                 self._keep(step)
-        if self.gave_up:
-            control.should_training_stop = True
 
     def _validate(self, step):
         """(whether it is the best so far, whether patience is over), the same on all ranks."""
-        began, trainer = time.monotonic(), self.trainer
-        was_training = trainer.model.training
-        devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+        began, accelerator, model = time.monotonic(), self.training.accelerator, self.training.model
+        devices = [self.training.device] if self.training.device.type == "cuda" else []
         stance = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
-        trainer.model.eval()
-        with torch.random.fork_rng(devices), torch.no_grad(), trainer.accelerator.autocast(), stance:
+        model.eval()
+        with torch.random.fork_rng(devices), torch.no_grad(), accelerator.autocast(), stance:
             line = {"step": step, "loss": self._loss(), **self._answers(), "chosen_by": self.chosen_by}
-        trainer.model.train(was_training)
-        said = [False, False]
-        if trainer.is_world_process_zero():
+        model.train()
+        found = [False, False]
+        if accelerator.is_main_process:
             is_best = bool(step) and _is_better(line, find_best(self.folder))
             append_step(self.folder / VALIDATION_FILE, line | {"seconds": round(time.monotonic() - began, 3)})
-            said = [is_best, not is_best and self._is_patience_over(step)]
-        return broadcast_object_list(said)
+            found = [is_best, not is_best and self._is_patience_over(step)]
+        return broadcast_object_list(found)
 
     def _loss(self):
         """Σ w·CE / W over all validation rows, as a training step weighs its own."""
         total = weight = 0.0
-        for batch in self.trainer.loader(self.dataset):
+        for batch in load_micro_batches(self.dataset):
             if batch["where"]:
-                items = self.trainer.weigh([batch], self.trainer.args.device)
-                inputs = self.trainer._prepare_inputs(batch)
-                mean = self.trainer.compute_loss(self.trainer.model, inputs, num_items_in_batch=items)
-                total, weight = total + mean * items / self.trainer.args.world_size, weight + items
-        return float(self.trainer.accelerator.reduce(total, "sum") / weight)
+                weight += float(weigh(self.training, [batch]))
+                total += float(sum_losses(self.training.model, batch, self.training))
+        return sum_over_ranks(self.training, total)[0] / weight
 
     def _answers(self):
         """Greedy replies; every rank makes the same ones, since a model may be spread over all of them."""
         conversations = [(record.turns[:-1], record.video or record.images) for record in self.records]
         budgets = [record.max_tiles for record in self.records]
-        with use_attention(self.trainer.model, "sdpa"):  # a kernel for bins is wrong on padded rows
+        with use_attention(self.training.model, "sdpa"):  # a kernel for bins is wrong on padded rows
             replies = reply_batch(self.vlm, conversations, max_tiles=budgets, max_new_tokens=self.max_new_tokens)
         triples = zip(self.rows, self.records, (reply.text for reply in replies), strict=True)
         answers = [_answer(row, record, reply, self.metric) for row, record, reply in triples]
@@ -119,9 +114,9 @@ class Validate(TrainerCallback):
 
     def _keep(self, step):
         """Write `best-N` on rank 0, with the others' help; the best before goes afterwards."""
-        to, writes = self.folder / f"best-{step}", self.trainer.is_world_process_zero()
+        to, writes = self.folder / f"best-{step}", self.training.accelerator.is_main_process
         with appearing(to) if writes else nullcontext(to) as aside:
-            self.trainer.save_model(str(aside), _internal_call=True)
+            self.training.save_weights(aside)
             if writes:
                 (line,) = (line for line in read_steps(self.folder / VALIDATION_FILE) if line["step"] == step)
                 (aside / BEST_FILE).write_text(json.dumps({key: line[key] for key in BEST_KEYS}))

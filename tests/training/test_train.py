@@ -9,7 +9,8 @@ import torch
 from row_plan import plan_run
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
+from trial import Trial
 
 from ivlkit.data.collate import collate, collate_packed
 from ivlkit.data.encode import encode
@@ -17,16 +18,12 @@ from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.models.modeling import attention
+from ivlkit.training.checkpoints import load_trained, save_trained
 from ivlkit.training.engine.layers import wrap_layers
+from ivlkit.training.loop.loss import cross_entropy
 from ivlkit.training.loop.schedule import MicroBatches, plan_grouped, plan_packed
-from ivlkit.training.loop.trainer import (
-    KitTrainer,
-    LogToFile,
-    StopOnSignal,
-    load_trained,
-    save_trained,
-    training_arguments,
-)
+from ivlkit.training.loop.state import begin
+from ivlkit.training.loop.train import weigh
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
@@ -47,50 +44,26 @@ def data(draw_picture):
     return [row(number) for number in range(7)]
 
 
-class StopAfter(StopOnSignal):
-    """As if a signal came during this step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **_):
-        self.requested = state.global_step + 1 == self.step
-
-
-class Losses(TrainerCallback):
-    """Collects (loss, gradient norm) of every step."""
-
-    def __init__(self):
-        self.found = []
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if "loss" in logs:
-            self.found.append((logs["loss"], logs["grad_norm"]))
-
-
 NO_STEP = 1e-30  # a learning rate that moves no weight: Adam makes whole steps of a vanishing gradient's rounding
 
 
-class Gradients(TrainerCallback):
-    """Collects the gradients of every step as the optimizer gets them: clipped to a norm of 1."""
-
-    def __init__(self):
-        self.found = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        trained = ((name, value.grad) for name, value in model.named_parameters() if value.requires_grad)
-        self.found.append({name: gradient.clone() for name, gradient in trained})
-
-
 def gradients_of(trainer):
-    """{name: gradient} of every step; LoRA's second matrices are no zeros, which would give the first ones none."""
-    steps, generator = Gradients(), torch.Generator().manual_seed(0)
+    """{name: gradient} of every step as the optimizer gets them: clipped to a norm of 1.
+
+    LoRA's second matrices are no zeros, which would give the first ones none.
+    """
+    steps, generator = [], torch.Generator().manual_seed(0)
     for name, value in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1, generator=generator)
-    trainer.add_callback(steps)
+
+    def look(*_):
+        trained = ((name, value.grad) for name, value in trainer.model.named_parameters() if value.requires_grad)
+        steps.append({name: gradient.clone() for name, gradient in trained})
+
+    trainer.optimizer.optimizer.register_step_pre_hook(look)
     trainer.train()
-    return steps.found
+    return steps
 
 
 def assert_same_gradients(found, expected):
@@ -104,23 +77,24 @@ def assert_same_gradients(found, expected):
 
 @pytest.fixture
 def start(tiny, data, tmp_path):
-    """`start("run", callbacks, **recipe changes)` → a trainer of the tiny model, as a run makes it."""
+    """`start("run", **recipe changes)` → a `Trial` of the tiny model, as a run makes it."""
 
-    def make(name="run", *callbacks, **changes):
+    def make(name="run", *, stop_at=None, **changes):
         chosen = recipe("nano-lora", **SMALL | changes)
         vlm = load(tiny)
         set_seed(chosen.seed)
         model = prepare(vlm, chosen)
         wrap_layers(model, chosen)
-        batches, steps = plan_run(len(data), chosen)
-        return KitTrainer(
-            model=model,
-            args=training_arguments(chosen, tmp_path / name, steps=steps, device_type="cpu", bf16=False),
-            train_dataset=MicroBatches(data, vlm.processor, chosen, batches),
-            callbacks=list(callbacks),
-        )
+        micro_batches = MicroBatches(data, vlm.processor, chosen, plan_run(len(data), chosen)[0])
+        return trial(model, micro_batches, tmp_path / name, stop_at)
 
     return make
+
+
+def trial(model, micro_batches, folder, stop_at):
+    training = begin(model, micro_batches, loss_fn=cross_entropy, device=torch.device("cpu"))
+    set_seed(micro_batches.recipe.seed)
+    return Trial(training, folder, stop_at=stop_at)
 
 
 def weights(trainer):
@@ -132,12 +106,12 @@ def test_one_batch_of_four_two_of_two_and_four_of_one_are_the_same_steps(start, 
     """21 rows in six steps, the last of one."""
     gradients, losses = [], []
     for size in (4, 2, 1):
-        seen, changes = Losses(), {"per_device_batch": size, "weighting": weighting, "learning_rate": NO_STEP}
-        trainer = start(f"of{size}", seen, **FULL, **changes)
+        changes = {"per_device_batch": size, "weighting": weighting, "learning_rate": NO_STEP}
+        trainer = start(f"of{size}", **FULL, **changes)
         assert trainer.args.gradient_accumulation_steps == 4 // size
         gradients.append(gradients_of(trainer))
         assert trainer.state.global_step == 6
-        losses.append(torch.tensor(seen.found))
+        losses.append(torch.tensor(trainer.numbers))
     for found, loss in zip(gradients[1:], losses[1:], strict=True):
         torch.testing.assert_close(loss, losses[0], atol=1e-5, rtol=1e-5)
         assert_same_gradients(found, gradients[0])
@@ -146,8 +120,7 @@ def test_one_batch_of_four_two_of_two_and_four_of_one_are_the_same_steps(start, 
 
 def test_the_first_loss_is_the_models_own(start, tiny, data, processor):
     """A step of one batch, by weight of tokens: transformers' loss of the same rows one by one."""
-    seen = Losses()
-    trainer = start("run", seen, **FULL, epochs=1)
+    trainer = start("run", **FULL, epochs=1)
     batch = trainer.train_dataset[0]
     trainer.train()
     model, total, count = load(tiny).model, 0.0, 0
@@ -163,7 +136,7 @@ def test_the_first_loss_is_the_models_own(start, tiny, data, processor):
         with torch.no_grad():
             total += model(**rows).loss.item() * tokens
         count += tokens
-    assert seen.found[0][0] == pytest.approx(total / count, rel=1e-5)
+    assert trainer.numbers[0][0] == pytest.approx(total / count, rel=1e-5)
 
 
 def _single(number):
@@ -173,9 +146,9 @@ def _single(number):
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine(start, tmp_path, data, processor):
-    trainer = start("run", LogToFile(tmp_path / "log.jsonl", epochs=12), epochs=12, warmup_ratio=0.1)
+    trainer = start("run", epochs=12, warmup_ratio=0.1)
     trainer.train()
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(1, 22))  # 84 rows in steps of four
     assert log[-1]["epoch"] == 12
     # Two steps of warm-up from zero, then half a cosine over 19.
@@ -194,7 +167,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(start, tmp_path, data,
 def test_an_interrupted_run_goes_on_to_the_same_bits(start, tmp_path, changes):
     whole = start("whole", **changes)
     whole.train()
-    interrupted = start("run", StopAfter(2), **changes)
+    interrupted = start("run", stop_at=2, **changes)
     interrupted.train()
     assert interrupted.state.global_step == 2
     resumed = start("run", **changes)
@@ -213,7 +186,7 @@ def test_a_step_of_text_alone_leaves_gradients_of_zero_for_what_sees(start, data
     """As on several GPUs, where a rank's neighbour may have pictures: the optimizer steps in both cases, or in none."""
     data[:] = [data[3]] * 7
     trainer = start("run", **{"vision": "frozen"} | changes, epochs=1)
-    model, inputs = trainer.model, trainer._prepare_inputs(trainer.train_dataset[0])
+    model, inputs = trainer.model, trainer.train_dataset[0]
     trainer.compute_loss(model, inputs, num_items_in_batch=1).backward()
     sees = [value for name, value in model.named_parameters() if "language_model" not in name and value.requires_grad]
     assert bool(sees) is expected
@@ -222,7 +195,7 @@ def test_a_step_of_text_alone_leaves_gradients_of_zero_for_what_sees(start, data
 
 @pytest.mark.parametrize("changes", [FULL, {}], ids=["full", "lora"])
 def test_a_checkpoint_holds_no_pickled_arguments(start, tmp_path, changes):
-    start("run", StopAfter(1), **changes).train()
+    start("run", stop_at=1, **changes).train()
     names = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     weights_of = {"model.safetensors"} if changes else {"adapter_model.safetensors", "adapter_config.json"}
     # What this machine's own run reads again when it goes on; no training_args.bin.
@@ -302,9 +275,9 @@ def test_a_frozen_tower_stays_in_eval_mode_while_training(start):
 
 @pytest.fixture
 def start_packed(tiny, data, tmp_path):
-    """`start_packed("run", callbacks, **recipe changes)` → a trainer on bins, as a run makes it."""
+    """`start_packed("run", **recipe changes)` → a `Trial` on bins, as a run makes it."""
 
-    def make(name="run", *callbacks, plan=plan_packed, **changes):
+    def make(name="run", *, stop_at=None, plan=plan_packed, **changes):
         chosen = recipe("nano-lora", **SMALL | {"max_seq_length": 100} | changes)
         vlm = load(tiny)
         set_seed(chosen.seed)
@@ -313,21 +286,9 @@ def start_packed(tiny, data, tmp_path):
         sizes = [encode(record, vlm.processor) for record in data]
         tokens, tiles = np.array([len(one) for one in sizes]), np.array([len(one.tiles) for one in sizes])
         batches = plan(tokens, tiles, chosen)
-        return KitTrainer(
-            model=model,
-            args=training_arguments(
-                chosen,
-                tmp_path / name,
-                steps=batches.steps,
-                accumulation=batches.accumulation,
-                device_type="cpu",
-                bf16=False,
-            ),
-            train_dataset=MicroBatches(
-                data, vlm.processor, chosen, batches, collate=collate_packed if plan is plan_packed else collate
-            ),
-            callbacks=list(callbacks),
-        )
+        made = collate_packed if plan is plan_packed else collate
+        micro_batches = MicroBatches(data, vlm.processor, chosen, batches, collate=made)
+        return trial(model, micro_batches, tmp_path / name, stop_at)
 
     return make
 
@@ -344,11 +305,10 @@ def test_packed_steps_are_the_padded_ones(start, start_packed, weighting):
         ("tiles", start_packed, {"bin_tiles": 3}),
         ("grouped", start_packed, {"plan": plan_grouped, "per_device_batch": 2}),
     ):
-        seen = Losses()
-        trainer = make(name, seen, **changes, **options)
+        trainer = make(name, **changes, **options)
         gradients.append(gradients_of(trainer))
         assert trainer.state.global_step == 6
-        losses.append(torch.tensor(seen.found))
+        losses.append(torch.tensor(trainer.numbers))
         if name == "bins":
             plan = trainer.train_dataset.batches
             assert trainer.args.gradient_accumulation_steps == plan.accumulation > 1
@@ -363,7 +323,7 @@ def test_an_interrupted_packed_run_goes_on_to_the_same_bits(start_packed, tmp_pa
     changes = changes | {"bin_tokens": 140}
     whole = start_packed("whole", **changes)
     whole.train()
-    start_packed("run", StopAfter(2), **changes).train()
+    start_packed("run", stop_at=2, **changes).train()
     resumed = start_packed("run", **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert resumed.state.global_step == whole.state.global_step == 6
@@ -414,10 +374,10 @@ def test_ranks_call_tower_and_head_as_often_as_the_one_with_most_tiles_and_posit
     """Under ZeRO-3 every call fetches weights from all ranks: one call less would keep the others waiting."""
     trainer = start_packed("run")
     first, second = trainer.train_dataset[0], trainer.train_dataset[1]
-    weight = trainer._get_num_items_in_batch([first, second], "cpu")
+    weight = weigh(trainer.training, [first, second])
     assert [(batch["tower_calls"], batch["chunks"]) for batch in (first, second)] == [(1, 1), (1, 1)]
     other = torch.tensor([[5.0, 130.0, 3000.0, 0.0, 1.0]])  # W; tiles and positions of another rank's micro-batches
-    monkeypatch.setattr(type(trainer.args), "world_size", property(lambda _: 2))
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda _: 2))
     monkeypatch.setattr(trainer.accelerator, "gather", lambda own: torch.cat([own, other]))
-    assert trainer._get_num_items_in_batch([first, second], "cpu") == weight + 5
+    assert weigh(trainer.training, [first, second]) == weight + 5
     assert [(batch["tower_calls"], batch["chunks"]) for batch in (first, second)] == [(3, 3), (1, 1)]
