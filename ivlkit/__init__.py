@@ -41,6 +41,8 @@ _HOMES = {
     "Report": "evaluation.report",
     "compare": "evaluation.compare",
     "learning_curve": "evaluation.curve",
+    "LOSSES": "training.loop.loss",
+    "ORDERS": "training.loop.schedule",
 }
 __all__ = [*_HOMES, "__version__"]
 

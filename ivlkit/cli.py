@@ -207,7 +207,7 @@ def _run_train(options):
     if validation and not validation.endswith(".json"):  # a meta file has its own roots
         validation = open_data(validation, root=options.root)
     start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
-    run = start(chosen, data, validation=validation, metric=metric, folder=options.to)
+    run = start(chosen, data, validation=validation, metric=metric, folder=options.to, report_to=options.report_to)
     if options.only_write:
         return print(run.folder / "run.yaml")
     print(run.folder)
@@ -216,7 +216,10 @@ def _run_train(options):
     except KeyboardInterrupt:
         print("stopping after this step, with a checkpoint …", file=sys.stderr)
         run.stop()
+        print(run)
+        return 130
     print(run)
+    return None
 
 
 def _described(options):
@@ -225,7 +228,7 @@ def _described(options):
     if path.name != "run.yaml":
         raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
     others = "data root gpus per_device_batch epochs learning_rate set validation metric to dry_run only_write"
-    values = _named(options, f"{others} suggest overfit")
+    values = _named(options, f"{others} suggest overfit report_to")
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
     if given:
         raise RecipeError(
@@ -238,12 +241,12 @@ def _described(options):
 def _metric(name):
     if name is None:
         return None
-    from .training.run import find_metric
+    from .training.functions import find_function
 
     here = str(Path.cwd())  # as python -m, which trains, looks there: a console script does not
     if here not in sys.path:
         sys.path.insert(0, here)
-    return find_metric(name)
+    return find_function(name)
 
 
 def _recipe_from(options, data, **where):
@@ -421,7 +424,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "train": (
         _run_train,
         "Train a recipe on data, or the run that a run.yaml describes.",
-        f"{_RECIPE} --validation --metric --to --overfit --dry-run --only-write",
+        f"{_RECIPE} --validation --metric --to --overfit --report-to --dry-run --only-write",
         "ivlkit train nano-lora --data data_templates/meta.json --epochs 1",
         "ivlkit train --suggest 2b --data meta.json",
         "ivlkit train 2b-lora --data meta.json --overfit 8   # can labels, template and rate teach at all?",

@@ -25,6 +25,7 @@ OPTIONS = {
     "--max-tiles": {"type": int, "help": "tile budget instead of the model's (max_dynamic_patch)"},
     "chat --max-tiles": {"type": int, "help": "tile budget of a picture (max_dynamic_patch)"},
     "train --metric": {"help": "module:function that chooses the best weights; default: the validation loss"},
+    "--report-to": {"help": "a tracker that gets the log's numbers too: tensorboard, wandb, trackio"},
     "evaluate --metric": {"help": "default exact_match; of text-control contains"},
     "check --pictures": {"choices": ["exist", "header", "decode"], "default": "header"},
     "evaluate --pictures": {"default": "right", "help": "right, shuffled or none: does it look?"},

@@ -132,7 +132,7 @@ def train_stage(recipe, data, folder):
     set_seed(recipe.seed)
     checkpoint = last_checkpoint(folder)
     if checkpoint:
-        training.load(checkpoint)
+        training.load(Path(checkpoint))
     with use_attention(training.model, attention):
         follow(training, folder)
     save_released(VLM(training.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)

@@ -17,6 +17,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
 OVERFIT = "-overfit"  # ends the name of a recipe that learns a few rows by heart
 WEIGHTINGS = ("token", "sample", "square")
+YOUNGER = {"loss": "cross_entropy", "order": "shuffled"}  # fields that runs of earlier versions lack
 SCHEDULERS = (  # transformers' that need no further numbers
     *("cosine", "linear", "constant", "constant_with_warmup"),
     *("inverse_sqrt", "polynomial", "cosine_with_restarts"),
@@ -109,6 +110,8 @@ class Recipe:
     max_seq_length: int = 4096  # tokens a row, image tokens included
     max_tiles: int | None = None  # max_dynamic_patch; None: the checkpoint's
     drop_path: float = 0.0  # drop_path_rate; acts only in a vision tower that trains
+    loss: str = "cross_entropy"  # a name of LOSSES, or module:function
+    order: str = "shuffled"  # of each epoch's rows: a name of ORDERS, or module:function
     weighting: str = "token"  # a token, a sample or its square root weighs the same (loss_reduction)
     gradient_checkpointing: str = "full"  # activations computed again: none | selective (all but products) | full
     compile: bool = False  # each layer compiled, for bins of any length: minutes to start, then faster steps
@@ -243,6 +246,10 @@ class Recipe:
                 f"per_device_batch {self.per_device_batch} = {at_once}; change one of the three"
             )
         return self.total_batch // at_once
+
+    def to_dict(self):
+        """Its fields, for run.yaml; younger ones only where they are set, since the rest names a run's folder."""
+        return {key: value for key, value in asdict(self).items() if YOUNGER.get(key, ...) != value}
 
     def to_yaml(self):
         """YAML text; `Recipe.from_yaml` gives the same object back."""

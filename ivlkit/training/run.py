@@ -4,7 +4,6 @@ A run's folder holds run.yaml (recipe, data, versions, the model's fingerprint),
 (what the child printed), checkpoint-N/ while it trains and `final/` when it is done.
 """
 
-import importlib
 import re
 import shutil
 import signal
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from ..data.datasets.mixture import TRAIN
 from ..data.datasets.opening import open_data
-from ..errors import RecipeError, TrainingError
+from ..errors import TrainingError
 from ..views import shown
 from .log import read_steps
 from .recipes import Recipe
@@ -122,7 +121,10 @@ class Run:
         code = child.poll() if child else None
         if code in (None, 0, -signal.SIGTERM):
             return ""
-        return f"its process ended with code {code}; see {self.folder / 'output.txt'}"
+        return (
+            f"its process ended with code {code}; see {self.folder / 'output.txt'}; the same command goes on from its "
+            "last checkpoint"
+        )
 
     def wait(self):
         """Follow the run to its end with a progress bar; interrupting this does not touch the run.
@@ -284,29 +286,3 @@ def open_again(run, part="data"):
     if data.fingerprint != spec["fingerprint"]:
         raise TrainingError(f"{path}: changed since this run was described; expected the same rows; start a new run")
     return data
-
-
-def metric_name(metric):
-    """How another process finds a function: "ivlkit.evaluation.metrics:exact_match".
-
-    Raises: RecipeError for one that no other process can import.
-    """
-    name = f"{getattr(metric, '__module__', None)}:{getattr(metric, '__qualname__', None)}"
-    if name.startswith("__main__:") or "<" in name or not callable(metric) or find_metric(name) is not metric:
-        raise RecipeError(
-            f"metric {metric!r}: is not found as {name} by the process that trains; expected a function of a module; "
-            "write it into a file, such as metrics_of_mine.py beside the notebook, and import it from there"
-        )
-    return name
-
-
-def find_metric(name):
-    """The function of a name that `metric_name` gave. Raises: RecipeError."""
-    module, _, path = name.partition(":")
-    try:
-        found = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"metric {name}: can't be imported ({error}); expected module:function") from error
-    return found

@@ -5,11 +5,12 @@ twice. What torch is needed for is imported where it is used: a run is described
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,17 @@ from ..data.files import flush, write_whole
 from ..errors import RecipeError, TrainingError
 from ..hardware import package_version
 from ..models.families import find_model
+from . import functions
 from .engine.distributed import earlier_settlings, find_missing, visible_cards
 from .recipes import Recipe, overfitting
 from .recipes import recipe as named_recipe
-from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children, metric_name
+from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children
 
-BESIDE_SPEC = ("versions", "model_fingerprint")  # of run.yaml: neither recipe nor data
+TRACKERS = ("tensorboard", "wandb", "trackio")
+BESIDE_SPEC = ("versions", "model_fingerprint", "report_to")  # of run.yaml: neither recipe nor data
 
 
-def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=None):
+def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=None, report_to=None):
     """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
 
     If this recipe was already trained on this data, the finished or running run is attached to; a stopped or failed one
@@ -46,12 +49,13 @@ def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=No
         folder: default `runs/<recipe>-<hash of recipe and data>`.
         overfit: so many rows of the data, learned by heart as a test of labels, template and learning rate: the run's
             notices say how many of them it answers at its end.
+        report_to: "tensorboard", "wandb" or "trackio": a tracker that gets the numbers of the log too.
     Raises: RecipeError, DataError before anything starts.
     """
     if overfit is not None:
         recipe, data = _few_rows(recipe, data, overfit)
         validation = data
-    run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True)
+    run = describe(recipe, data, validation=validation, metric=metric, folder=folder, report_to=report_to, here=True)
     if run.state not in ("running", "finished"):
         with alone(run.folder):
             if run.state not in ("running", "finished"):  # another process may have started it meanwhile
@@ -69,7 +73,7 @@ def _few_rows(recipe, data, rows):
     return overfitting(recipe, rows), data.select(np.linspace(0, len(data) - 1, rows).round().astype(int))
 
 
-def describe(recipe, data, *, validation=None, metric=None, folder=None, here=False):
+def describe(recipe, data, *, validation=None, metric=None, folder=None, report_to=None, here=False):
     """Check and write a run as `train` does, and start nothing: for a launcher, on hosts that share the folder.
 
     Args: here: whether this machine is the one that has to have the GPUs.
@@ -78,12 +82,28 @@ def describe(recipe, data, *, validation=None, metric=None, folder=None, here=Fa
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
     _check(recipe, validation, metric)
+    _check_tracker(report_to)
+    recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}
     settled = _settle(recipe, folder, **described)
     run_folder, _ = _identify(settled, folder, **described)
     if here and not (run_folder / "final").exists():
         _check_machine(settled, began_in=None if recipe.gpus == settled.gpus else run_folder)
-    return write_run(settled, data, folder, validation=validation, metric=metric)
+    run = write_run(settled, data, folder, validation=validation, metric=metric)
+    if run.spec.get("report_to") != report_to:
+        write_whole(run.folder / "run.yaml", yaml.safe_dump(run.spec | {"report_to": report_to}, sort_keys=False))
+    return run
+
+
+def _portable(recipe):
+    """The recipe with a loss and an order of one's own named as another process finds them."""
+    if recipe.loss == "cross_entropy" and recipe.order == "shuffled":  # torch is not needed to know these
+        return recipe
+    from .loop.loss import LOSSES
+    from .loop.schedule import ORDERS
+
+    loss = functions.portable_name(LOSSES, recipe.loss, "loss")
+    return replace(recipe, loss=loss, order=functions.portable_name(ORDERS, recipe.order, "order"))
 
 
 def _settle(recipe, folder, **described):
@@ -98,11 +118,14 @@ def _settle(recipe, folder, **described):
 
 def _identify(recipe, folder, *, data, validation, metric):
     """(folder of the run, what run.yaml says of its recipe and data)."""
-    spec = {"recipe": asdict(recipe), "data": _describe(data)}
+    spec = {"recipe": recipe.to_dict(), "data": _describe(data)}
+    own = {name: what for what in ("loss", "order") if ":" in (name := getattr(recipe, what))}
+    if own:
+        spec["functions"] = {name: functions.source_digest(name, what) for name, what in own.items()}
     if validation is not None:
         spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
     if metric is not None:
-        spec["metric"] = metric_name(metric)
+        spec["metric"] = functions.function_name(metric)
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     return Path(folder) if folder else RUNS_FOLDER / f"{recipe.name}-{digest}", spec
 
@@ -183,6 +206,16 @@ def _check(recipe, validation, metric):
     if not recipe.packing:
         assert recipe.accumulation >= 1
     find_model(recipe.model)
+
+
+def _check_tracker(name):
+    """Raise RecipeError for a tracker that is unknown or not installed: Accelerate would leave it out."""
+    if name is None:
+        return
+    if name not in TRACKERS:
+        raise RecipeError(f"report_to={name!r}; expected one of {', '.join(TRACKERS)}")
+    if importlib.util.find_spec(name) is None:
+        raise RecipeError(f"report_to={name!r}: is not installed; pip install {name}")
 
 
 def _check_machine(recipe, *, began_in=None):

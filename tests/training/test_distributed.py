@@ -64,7 +64,8 @@ def observe(training, batch, weight, **rest):
     held = sum(getattr(one, "ds_tensor", one).numel() for one in model.parameters())
     share = held / sum(getattr(one, "ds_numel", one.numel()) for one in model.parameters())
     engine, world = type(model).__name__, torch.distributed.get_world_size()
-    said = {"engine": engine, "world": world, "share": share, "tiles": tiles}
+    clips = model.gradient_clipping() if engine == "DeepSpeedEngine" else None
+    said = {"engine": engine, "world": world, "share": share, "tiles": tiles, "clips": clips}
     Path(folder, f"observed-{rank}.json").write_text(json.dumps(said))
     return backward(training, batch, weight, **rest)
 
@@ -159,6 +160,8 @@ def test_two_processes_make_the_steps_of_one(made, name):
     np.testing.assert_allclose(*steps, atol=1e-5, rtol=1e-4)
     losses = [[line["loss"] for line in one.validation] for one in (run, alone)]
     np.testing.assert_allclose(*losses, atol=1e-5, rtol=1e-4)
+    rates = [[line["learning_rate"] for line in one.history] for one in (run, alone)]
+    assert rates[0] == rates[1] and rates[0][0] != rates[0][-1]  # a prepared schedule would step once a rank
     assert [line["step"] for line in run.validation] == [0, 2, 4, 5]
     assert [[each["reply"] for each in line["answers"]] for line in run.validation] == [
         [each["reply"] for each in line["answers"]] for line in alone.validation
@@ -173,6 +176,7 @@ def test_the_engine_is_the_one_that_was_asked_for(made, name):
         assert rank["engine"] == ("DeepSpeedEngine" if stage else "DistributedDataParallel")
         assert rank["world"] == 2
         assert rank["share"] == pytest.approx(0.5 if stage == 3 else 1, abs=0.01)
+        assert rank["clips"] == (made[name][0].recipe.max_grad_norm if stage else None)  # in `backward`
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -208,6 +208,13 @@ def test_a_checkpoint_holds_no_pickled_arguments(start, tmp_path, changes):
     }
 
 
+def test_random_numbers_that_cannot_be_read_are_an_error_and_not_left_out(start, tmp_path):
+    start("run", stop_at=1).train()
+    (tmp_path / "run" / "checkpoint-1" / "rng_state.pth").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"rng_state\.pth: can't be read .*; expected a checkpoint of this run"):
+        start("run").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
 def test_gradient_checkpointing_changes_no_step(start):
     changes = {"vision": "frozen", "lora_dropout": 0.0, "learning_rate": NO_STEP}
     found, expected = (gradients_of(start(f"{on}", gradient_checkpointing=on, **changes)) for on in (True, False))

@@ -20,11 +20,12 @@ from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.metrics import exact_match
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
+from ivlkit.training.functions import find_function, function_name
 from ivlkit.training.loop import execute as child_module
 from ivlkit.training.loop import validation
 from ivlkit.training.loop.validation import find_best
 from ivlkit.training.recipes import recipe
-from ivlkit.training.run import find_metric, metric_name, open_again
+from ivlkit.training.run import open_again
 from ivlkit.training.runs import execute, train, write_run
 
 SCORES = {}  # step → what `scripted` gives
@@ -251,11 +252,11 @@ def test_patience_or_a_metric_without_validation_data_is_refused(chosen, mixed_r
 
 
 def test_a_metric_is_found_again_by_its_name():
-    assert find_metric(metric_name(exact_match)) is exact_match
-    assert find_metric(metric_name(scripted)) is sys.modules[__name__].scripted
+    assert find_function(function_name(exact_match)) is exact_match
+    assert find_function(function_name(scripted)) is sys.modules[__name__].scripted
     for unfindable in (lambda reply, truth: 1.0, exact_match.__get__(1), "exact_match"):
         with pytest.raises(RecipeError, match="by the process that trains|can't be imported"):
-            metric_name(unfindable)
+            function_name(unfindable)
     for name in ("exact_match", "no.such.module:f", "ivlkit.evaluation.metrics:nothing"):
         with pytest.raises(RecipeError, match="can't be imported .*; expected module:function"):
-            find_metric(name)
+            find_function(name)

@@ -212,7 +212,7 @@ def zero_config(stage, *, offload=False):
     }
 
 
-def make_accelerator(recipe, device, *, mixed, accumulation):
+def make_accelerator(recipe, device, *, mixed, accumulation, **tracking):
     """Accelerate for a recipe: one process, DDP or DeepSpeed. It divides no loss by the accumulation.
 
     Args: mixed: "no", "bf16" or "fp16", to compute in. accumulation: micro-batches of a step.
@@ -221,7 +221,7 @@ def make_accelerator(recipe, device, *, mixed, accumulation):
 
     on_cpu = device.type == "cpu"
     if not is_sharded(recipe):
-        return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+        return Accelerator(cpu=on_cpu, mixed_precision=mixed, **tracking)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"  # with `cpu=True` beside a plugin Accelerate would take DDP
     PartialState(cpu=on_cpu)
     config = zero_config(recipe.zero_stage, offload=recipe.zero_offload) | {
@@ -232,7 +232,7 @@ def make_accelerator(recipe, device, *, mixed, accumulation):
         "train_micro_batch_size_per_gpu": recipe.per_device_batch,
         "train_batch_size": recipe.processes * recipe.per_device_batch * accumulation,
     }
-    return Accelerator(mixed_precision=mixed, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+    return Accelerator(mixed_precision=mixed, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config), **tracking)
 
 
 def describe_engine(model):

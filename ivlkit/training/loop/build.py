@@ -15,16 +15,19 @@ from ...models.load import default_dtype
 from ...models.modeling.attention import NO_PACKING, choose_attention, rope_limits
 from ..engine.distributed import broadcast_from_rank0, is_sharded, rank
 from ..engine.layers import wrap_layers
+from ..functions import choose
 from ..tuning import prepare
-from .loss import cross_entropy
+from .loss import LOSSES
 from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
 from .state import begin
 
 
-def build_training(vlm, processor, recipe, data):
+def build_training(vlm, processor, recipe, data, **tracking):
     """Freeze and wrap the model as the recipe says, and plan the run.
 
-    Args: vlm: a `VLM` without adapter, on the device that trains. processor: its own, with the tiles of the run.
+    Args:
+        vlm: a `VLM` without adapter, on the device that trains. processor: its own, with the tiles of the run.
+        tracking: `log_with` and `project_dir` of Accelerate, for a tracker of experiments.
     Returns: (`Training`, `AttentionChoice`); it trains under `use_attention(training.model, choice.name)`.
     """
     device = vlm.model.device
@@ -37,7 +40,8 @@ def build_training(vlm, processor, recipe, data):
         keep_float32_masters(model)
         leave_casts_to_autocast(model)
     wrap_layers(model, recipe)
-    training = begin(model, micro_batches, loss_fn=cross_entropy, device=device, mixed=mixed)
+    loss_fn = choose(LOSSES, recipe.loss, "loss")
+    training = begin(model, micro_batches, loss_fn=loss_fn, device=device, mixed=mixed, **tracking)
     set_seed(recipe.seed)  # the first draws of dropout
     return training, attention
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
 from ..checkpoints import check_finite, find_damage, keep_newest, last_whole, tidy, writing_checkpoint
 from ..engine.distributed import broadcast_from_rank0, is_initialized, is_sharded, join, loading, rank
+from ..functions import find_function, source_digest
 from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
-from ..run import LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, VALIDATION, Run, find_metric, open_again
+from ..run import LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, VALIDATION, Run, open_again
 from ..tuning import summary_text
 from .build import build_training, plan_validation
 from .largest_batch import try_largest_batch
@@ -31,6 +32,8 @@ from .samples import Samples
 from .schedule import check_rows
 from .train import train_steps
 from .validation import Validate, find_best
+
+TRACKED = ("loss", "learning_rate", "grad_norm", "tokens", "memory_gib", "epoch")  # of a line, for a tracker
 
 
 def execute(folder, *, advise):
@@ -87,8 +90,9 @@ def _execute(run):
     if not validate and not recipe.compile:  # whose layers would be compiled again without gradients
         samples = Samples(training, run.folder / SAMPLES_FILE)
     if checkpoint:
-        training.load(checkpoint)
+        training.load(Path(checkpoint))
     with use_attention(training.model, attention.name):
+        _begin_trackers(training, run.folder.name)
         follow(training, run.folder, validate=validate, samples=samples, stop=stop)
     if training.step < plan.steps and not (validate and validate.gave_up):
         if writes:
@@ -100,6 +104,12 @@ def _execute(run):
             _notice(run.folder, _say_overfit(run))
     training.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
     training.accelerator.end_training()
+
+
+def _begin_trackers(training, name):
+    """Give a tracker of experiments the recipe's numbers and words; without one nothing happens."""
+    values = {key: value for key, value in asdict(training.recipe).items() if isinstance(value, (int, float, str))}
+    training.accelerator.init_trackers(name, config=values)
 
 
 def follow(training, folder, *, validate=None, samples=None, stop=lambda: False):
@@ -117,8 +127,10 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
     seconds = []
     for step in train_steps(training):
         seconds.append(time.monotonic() - began)
+        line = log_line(training, step, seconds=seconds[-1])
+        training.accelerator.log({name: line[name] for name in TRACKED}, step=step.number)
         if training.accelerator.is_main_process:
-            append_step(folder / LOG_FILE, log_line(training, step, seconds=seconds[-1]))
+            append_step(folder / LOG_FILE, line)
             if recipe.compile and len(seconds) == 2:
                 print(_compile_time(*seconds), flush=True)
         if validate:
@@ -201,13 +213,25 @@ def _begun(run):
 def _prepare(run, device):
     """(`Training`, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
     recipe, data, dtype = run.recipe, open_again(run), default_dtype(device)
+    _check_functions(run)
     with loading(recipe, dtype):
         vlm = _load_base(recipe, device, dtype)
         vlm = replace(vlm, processor=vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles))
         _say_notes(data, vlm.processor, recipe)
-        training, attention = build_training(vlm, vlm.processor, recipe, data)
+        options = {"log_with": run.spec.get("report_to"), "project_dir": run.folder}
+        training, attention = build_training(vlm, vlm.processor, recipe, data, **options)
     _name_base(training.model, recipe)
     return training, vlm, attention
+
+
+def _check_functions(run):
+    """Raise TrainingError if a loss or an order is not the one that the run was described with."""
+    for name, digest in run.spec.get("functions", {}).items():
+        if source_digest(name, "function") != digest:
+            raise TrainingError(
+                f"{run.folder}: {name} has changed since this run was described; expected its source as it was; train "
+                "again from the notebook: that makes a run of its own"
+            )
 
 
 def _load_base(recipe, device, dtype):
@@ -250,7 +274,7 @@ def _validation(run, training, vlm, *, packed):
     data, recipe, metric = open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
     _say_notes(data, vlm.processor, recipe, progress=False)
     dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
-    return Validate(training, vlm, dataset, run.folder, metric=find_metric(metric) if metric else None)
+    return Validate(training, vlm, dataset, run.folder, metric=find_function(metric) if metric else None)
 
 
 def _best(run, training):
@@ -315,7 +339,7 @@ def last_checkpoint(folder):
         instead = f"{found.name}, the one before" if found else "the beginning: there is none before it"
         _notice(folder, f"{path.name} is skipped: {damage}; going on from {instead}")
     tidy(folder, damaged)
-    return found
+    return str(found) if found else None
 
 
 def _notice(folder, text):

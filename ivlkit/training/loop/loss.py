@@ -81,6 +81,9 @@ def cross_entropy(hidden, head, batch):
     return weighted_cross_entropy(hidden, head, **{name: batch[name] for name in names})
 
 
+LOSSES = {"cross_entropy": cross_entropy}  # name → function of (hidden [B, L, H], head, batch): a sum, not a mean
+
+
 def _loss(head, states, targets, token_weights):
     logits = head(states).float()  # [n, H] → [n, V]
     return (F.cross_entropy(logits, targets, reduction="none") * token_weights).sum()

@@ -23,6 +23,7 @@ from ...data.encode import encode
 from ...data.packing import Budgets, group_step, pack_step, rope_groups
 from ...data.processor import light_processor
 from ...errors import DataError
+from ..functions import choose
 from .loss import sample_weights
 
 
@@ -72,6 +73,7 @@ def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
         gpus=recipe.processes,
         rank=rank,
         seed=recipe.seed,
+        order=choose(ORDERS, recipe.order, "order"),
     )
 
 
@@ -153,7 +155,9 @@ class BatchPlan(Parts):
     gpus: int
     rank: int
     seed: int
+    order: object = None  # a function of ORDERS
     _kept: tuple = field(default=(None, None), init=False, repr=False)  # (step, its micro-batches)
+    _orders: dict = field(default_factory=dict, init=False, repr=False)  # {epoch: its rows}
 
     @property
     def steps(self):
@@ -220,8 +224,21 @@ class BatchPlan(Parts):
         first, num_rows = step * self.total_batch, self.tokens.shape[1]
         last = min(first + self.total_batch, self.total_rows)
         places = [divmod(place, num_rows) for place in range(first, last)]
-        orders = {epoch: epoch_order(num_rows, self.seed, epoch) for epoch in {epoch for epoch, _ in places}}
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
         return [epoch for epoch, _ in places], np.array([orders[epoch][position] for epoch, position in places])
+
+    def _order(self, epoch):
+        """An epoch's rows in order, the last two epochs kept: a step may lie across the end of one."""
+        if epoch not in self._orders:
+            lengths, tiles = self.tokens[epoch % len(self.tokens)], self.tiles[epoch % len(self.tiles)]
+            found = np.asarray(self.order(lengths, tiles, seed=self.seed, epoch=epoch))
+            if not np.array_equal(np.sort(found), np.arange(len(lengths))):
+                raise DataError(
+                    f"order {self.order.__qualname__}: epoch {epoch} has {len(found)} rows, not each of the "
+                    f"{len(lengths)} once; expected a permutation of 0 to {len(lengths) - 1}; correct the function"
+                )
+            self._orders = dict([*self._orders.items()][-1:]) | {epoch: found}
+        return self._orders[epoch]
 
     def __len__(self):
         return self.steps * self.accumulation
@@ -251,6 +268,19 @@ class BatchPlan(Parts):
         if self.bin_tokens:
             return f"{each} bins of at most {self.bin_tokens:,} tokens {ranks}; on average {self.fill:.1%} full"
         return f"{each} padded batches of like length {ranks}; {self.fill:.1%} of their places filled"
+
+
+def shuffled(tokens, tiles, *, seed, epoch):
+    """Each epoch in an order of its own."""
+    return epoch_order(len(tokens), seed, epoch)
+
+
+def as_written(tokens, tiles, *, seed, epoch):
+    """As the files have them, in every epoch."""
+    return np.arange(len(tokens))
+
+
+ORDERS = {"shuffled": shuffled, "as_written": as_written}  # name → function of an epoch's tokens and tiles [rows]
 
 
 @lru_cache(maxsize=2)  # a step may lie across the end of an epoch

@@ -110,18 +110,18 @@ class Training:
         return "rng_state.pth" if ranks == 1 else f"rng_state_{self.accelerator.process_index}.pth"
 
 
-def begin(model, micro_batches, *, loss_fn, device, mixed="no", make_optimizer=None):
+def begin(model, micro_batches, *, loss_fn, device, mixed="no", make_optimizer=adamw, **tracking):
     """The `Training` of a model, before its first step.
 
     Args:
         model: what `tuning.prepare` returned. mixed: "no", "bf16" or "fp16", to compute in beside float32 weights.
-        make_optimizer: (model, recipe) → optimizer; None for `adamw`.
+        make_optimizer: (model, recipe) → optimizer. tracking: Accelerate's `log_with` and `project_dir`.
     Raises: TrainingError if another engine than the recipe's would train.
     """
     recipe = micro_batches.recipe
-    accelerator = make_accelerator(recipe, device, mixed=mixed, accumulation=micro_batches.batches.accumulation)
-    optimizer = (make_optimizer or adamw)(model, recipe)
-    engine, optimizer = accelerator.prepare(model, optimizer)
+    accumulation = micro_batches.batches.accumulation
+    accelerator = make_accelerator(recipe, device, mixed=mixed, accumulation=accumulation, **tracking)
+    engine, optimizer = accelerator.prepare(model, make_optimizer(model, recipe))
     check_engine(engine, recipe, alone=type(model).__name__)
     training = Training(model, engine, optimizer, None, accelerator, micro_batches, loss_fn)
     # Not prepared: it would advance once a rank at every step.
