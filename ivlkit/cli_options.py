@@ -28,7 +28,10 @@ OPTIONS = {
     "evaluate --metric": {"help": "default exact_match; of text-control contains"},
     "check --pictures": {"choices": ["exist", "header", "decode"], "default": "header"},
     "evaluate --pictures": {"default": "right", "help": "right, shuffled or none: does it look?"},
-    "convert --split": {"default": "80/10/10", "help": "shares of train/validation/test by picture, or none"},
+    "convert --split": {
+        "default": "80/10/10",
+        "help": "shares of train/validation/test by picture, or none; later ones move nothing",
+    },
     "benchmark --split": {"help": "default the one that scores are usually given for"},
     "--to": {"help": "folder that keeps the replies: a stopped evaluation goes on there"},
     "download --to": {"help": "folder of the model; default pretrained/<name>, or below $IVLKIT_MODELS"},
@@ -57,6 +60,11 @@ OPTIONS = {
     "--answer": {"action": "append", "help": "a column; several make one JSON answer"},
     "--suffix": {"help": "a line after every question of a table"},
     "--seed": {"type": int, "default": 0},
+    "--group": {"help": "a column or field, such as patient or document: all rows of one value on one side"},
+    "--alike": {
+        "choices": ["together", "apart"],
+        "help": "pictures that look alike on one side, or not; default together for up to 10,000",
+    },
     "--fetch": {"action": "store_true", "help": "fetch remote pictures; otherwise their rows are rejected"},
     "what": {"nargs": "?", "help": "a recipe's name; of train also a run.yaml"},
     "--suggest": {"metavar": "MODEL", "help": "in place of a name: a recipe for this card and these rows"},
