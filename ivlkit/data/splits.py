@@ -28,6 +28,10 @@ SUFFIX = ".split.csv"
 FALLBACK = Path("runs")  # keeps what can't lie beside the data
 LOOKED_AT = 10_000  # pictures that are compared unless `alike` says so; a photo of 12 megapixels takes 21 ms of a core
 ASKED = "asked"
+_NOT_LOOKED = (
+    "{:,} pictures are more than {:,}: whether some look alike was not looked at; "
+    'alike="together" looks, alike="apart" goes without'
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ class Placement:
                 f"{self.file} has placed {self.known:,} of {len(self.part_of):,} rows, which stay; ask for the parts "
                 "that it has, cut one of them further, or for a split of its own name another file=…"
             )
-        return "rows that share pictures stay together; give larger shares or more pictures"
+        return (
+            "rows that share pictures stay together, as do rows without that ask the same; "
+            "give larger shares or more pictures"
+        )
 
     def keep(self):
         """Write the file, if there is anything new; returns all that is to be said."""
@@ -90,7 +97,7 @@ def place_rows(keys, shares, *, file, where, others=(), seed=0, group=None, alik
     """Rows → parts. What the file has placed stays; the others fill the parts up to their shares.
 
     Rows with a digest in common are never parted. Neither are rows whose pictures look alike, unless the file has
-    parted them already or more than half of all rows are in one such group.
+    parted them already or a part would get no row.
 
     Args:
         keys: `RowKeys`; shares: {part: share}; where: function of a row's number, for messages.
@@ -104,8 +111,7 @@ def place_rows(keys, shares, *, file, where, others=(), seed=0, group=None, alik
     placed_by = partial(_placed_by, groups=groups, own=keys.own, names=names, where=where)
     found = next((placed_by(path) for path in (file, _fallback(file)) if os.path.exists(path)), None)
     read, kept, asked_first, known = found or _begun_by(others, placed_by, parts=len(names)) or placed_by(file)
-    units, said = (groups, []) if (known >= 0).all() else _together(groups, keys, alike)
-    part_of = part_of_groups(units, list(shares.values()), seed=seed, known=_settled(units, known))
+    part_of, said = _fill(groups, keys, known, shares, seed=seed, alike=alike)
     placed = {digest: names[part] for own, part in zip(keys.own, part_of.tolist(), strict=True) for digest in own}
     asked, num_known = _asked(shares, seed=seed, group=group), int((known >= 0).sum())
     if read in others:
@@ -177,33 +183,34 @@ def _known_parts(groups, own, kept, names, file, where):
     return np.array([names.index(part_of[group]) if group in part_of else -1 for group in groups.tolist()], np.int64)
 
 
-def _together(groups, keys, alike):
-    """(groups joined where pictures look alike, sentences about it)."""
+def _fill(groups, keys, known, shares, *, seed, alike):
+    """(the part of each row, sentences about pictures that look alike); `known` parts stay."""
+    place = partial(part_of_groups, shares=list(shares.values()), seed=seed)
+    if (known >= 0).all():
+        return known, []
     is_compared = alike == "together" or alike is None and len(keys.pictures) <= LOOKED_AT
-    alike_of = {} if alike == "apart" else alike_groups(keys.pictures, compare=is_compared)
-    ties = [
-        [group, *{-1 - alike_of[digest] for digest in own if digest in alike_of}]
-        for group, own in zip(groups.tolist(), keys.own, strict=True)
-    ]
-    units = group_keys(ties)
+    said = [] if is_compared or alike else [_NOT_LOOKED.format(len(keys.pictures), LOOKED_AT)]
+    units = group_keys(list(_ties(groups, keys, alike, is_compared)))
     joined, count = np.unique(np.unique(np.stack([units, groups]), axis=1)[0], return_counts=True)
-    sizes = {unit: int((units == unit).sum()) for unit in joined[count > 1].tolist()}
-    said = []
-    if alike is None and not is_compared:
-        said.append(
-            f"{len(keys.pictures):,} pictures are more than {LOOKED_AT:,}: whether some look alike was not looked at; "
-            'alike="together" looks, alike="apart" goes without'
-        )
-    if sizes:
-        found = (
-            f"{sum(sizes.values()):,} of {len(groups):,} rows have pictures that look alike, in {len(sizes):,} groups"
-        )
-        largest = max(sizes, key=sizes.get)
-        said.append(f'{found} of up to {sizes[largest]:,} rows; a group stays in one part (alike="apart" parts it)')
-        if sizes[largest] > len(groups) / 2:
-            said[-1] = f"{found}; {sizes[largest]:,} rows are too many for one part and are split as if they differed"
-            units = np.where(units == largest, len(groups) + groups, units)
-    return units, said
+    sizes = [int((units == unit).sum()) for unit in joined[count > 1].tolist()]
+    part_of, apart = place(units, known=_settled(units, known)), place(groups, known=known)
+    if not sizes:
+        return apart, said
+    found = f"{sum(sizes):,} of {len(groups):,} rows have pictures that look alike, in {len(sizes):,} groups"
+    found += f" of up to {max(sizes):,} rows; "
+    if len(set(part_of.tolist())) < len(set(apart.tolist())):
+        return apart, [
+            *said,
+            found + "kept together they leave a part without rows, so they are split as if they differed",
+        ]
+    return part_of, [*said, found + 'new ones stay together in one part (alike="apart" parts them)']
+
+
+def _ties(groups, keys, alike, is_compared):
+    """Of each row its group, and the numbers of pictures that look like its own."""
+    alike_of = {} if alike == "apart" else alike_groups(keys.pictures, compare=is_compared)
+    for group, own in zip(groups.tolist(), keys.own, strict=True):
+        yield [group, *{-1 - alike_of[digest] for digest in own if digest in alike_of}]
 
 
 def _settled(units, known):

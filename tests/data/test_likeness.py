@@ -119,7 +119,7 @@ def shots_in(split):
 
 def test_burst_shots_stay_on_one_side_and_their_number_is_said(photos_table):
     data = opened(photos_table)
-    said = r"24 of 144 rows have pictures that look alike, in 1 groups of up to 24 rows; a group stays in one part"
+    said = r"24 of 144 rows have pictures that look alike, in 1 groups of up to 24 rows; new ones stay together"
     with pytest.warns(UserWarning, match=said):
         together = data.split()
     assert sorted(shots_in(together)) == [0, 0, 24]
@@ -146,13 +146,20 @@ def test_a_conversion_keeps_and_says_it_too(photos_table, tmp_path):
     assert convert(photos_table, tmp_path / "out", **options, alike="apart").said == ()
 
 
-def test_more_than_half_of_all_rows_are_not_put_into_one_part(photos_table):
-    """Forms of one print, or the same display again and again: parts without rows would help nobody."""
-    lines = photos_table.read_text().splitlines()
-    photos_table.write_text("\n".join(lines[:41]))
-    with pytest.warns(UserWarning, match=r"24 rows are too many for one part and are split as if they differed"):
+@pytest.mark.parametrize(("rows", "parts"), [(24, [20, 2, 2]), (25, [21, 2, 2])])
+def test_what_would_leave_a_part_without_rows_is_split_as_if_it_differed(photos_table, rows, parts):
+    """Forms of one print, or the same display again and again."""
+    photos_table.write_text("\n".join(photos_table.read_text().splitlines()[: rows + 1]))
+    with pytest.warns(UserWarning, match=rf"24 of {rows} rows .* leave a part without rows, so they are split as if"):
         split = opened(photos_table).split()
-    assert [len(part) for part in split] == [32, 4, 4]
+    assert [len(part) for part in split] == pytest.approx(parts, abs=1)
+
+
+def test_most_rows_may_look_alike_as_long_as_every_part_gets_rows(photos_table):
+    photos_table.write_text("\n".join(photos_table.read_text().splitlines()[:41]))
+    with pytest.warns(UserWarning, match=r"24 of 40 rows"):
+        split = opened(photos_table).split()
+    assert ([len(part) for part in split], shots_in(split)) == ([32, 4, 4], [24, 0, 0])
 
 
 def test_many_pictures_are_looked_at_only_when_asked_for(photos_table, monkeypatch):
