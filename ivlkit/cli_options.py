@@ -65,6 +65,7 @@ OPTIONS = {
         "choices": ["together", "apart"],
         "help": "pictures that look alike on one side, or not; default together for up to 10,000",
     },
+    "--split-file": {"help": "where the split is kept; default beside the source, labels.csv.split.csv"},
     "--fetch": {"action": "store_true", "help": "fetch remote pictures; otherwise their rows are rejected"},
     "what": {"nargs": "?", "help": "a recipe's name; of train also a run.yaml"},
     "--suggest": {"metavar": "MODEL", "help": "in place of a name: a recipe for this card and these rows"},

@@ -53,7 +53,7 @@ class Placement:
         if self.known:
             return (
                 f"{self.file} has placed {self.known:,} of {len(self.part_of):,} rows, which stay; ask for the parts "
-                "that it has, cut one of them further, or for a split of its own name another file=…"
+                "that it has, cut one of them further, or for a split of its own name another file"
             )
         return (
             "rows that share pictures stay together, as do rows without that ask the same; "
@@ -75,11 +75,11 @@ class Placement:
             write_whole(place, text.getvalue())
             kept = f"it is kept in {place}, where a later split from this folder finds it"
         except OSError:
-            kept = f"neither can {place}; a later split of changed rows will be another one; name a file=… to keep it"
+            kept = f"neither can {place}; a later split of changed rows will be another one; name a file to keep it"
         return (*self.said, f"{self.file} can't be written ({reason}): {kept}")
 
 
-def split_file(path, *inner):
+def default_file(path, *inner):
     """Where the split of a file or folder is kept; of a part of it, `inner`, where that is cut further."""
     return Path(f"{'.'.join([os.path.abspath(path), *inner])}{SUFFIX}")
 
@@ -116,11 +116,11 @@ def place_rows(keys, shares, *, file, where, others=(), seed=0, group=None, alik
     asked, num_known = _asked(shares, seed=seed, group=group), int((known >= 0).sum())
     if read in others:
         stays = f"{num_known:,} of {len(known):,} rows are in the parts that {read.name} has them in"
-        said.append(f"{file} is new: {stays}. For a split of its own name another file=…")
+        said.append(f"{file} is new: {stays}. For a split of its own name another file")
     if num_known and asked_first not in (None, asked):
         new = f"{num_known:,} rows stay where they are, {len(known) - num_known:,} new ones are placed as asked now"
         said.append(
-            f"{read} was begun with {asked_first}; asked now: {asked}. {new}. For another split name another file=…"
+            f"{read} was begun with {asked_first}; asked now: {asked}. {new}. For another split name another file"
         )
     is_new = read != file or not placed.items() <= kept.items()
     return Placement(part_of, file, kept | placed, asked_first or asked, tuple(said), is_new, num_known)
@@ -173,12 +173,12 @@ def _known_parts(groups, own, kept, names, file, where):
             if part not in names:
                 raise DataError(
                     f"{where(row)}: {file} has it in the part {part!r}; expected one of {', '.join(names)}; "
-                    "ask for the same parts as before, or for a split of its own name another file=…"
+                    "ask for the same parts as before, or for a split of its own name another file"
                 )
             if part_of.setdefault(group, part) != part:
                 raise DataError(
                     f"{where(row)}: {file} has what it is tied to in {part!r} and in {part_of[group]!r}; expected one "
-                    "part, since nothing moves; remove the row, or for a split of its own name another file=…"
+                    "part, since nothing moves; remove the row, or for a split of its own name another file"
                 )
     return np.array([names.index(part_of[group]) if group in part_of else -1 for group in groups.tolist()], np.int64)
 

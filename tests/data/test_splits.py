@@ -56,12 +56,8 @@ def sides(split):
 
 
 def converted_sides(folder):
-    return sides_of_files(folder, ("train", "validation", "test"))
-
-
-def sides_of_files(folder, names):
     found = {}
-    for name in names:
+    for name in ("train", "validation", "test"):
         path = folder / f"{name}.jsonl"
         for line in path.read_text().splitlines() if path.exists() else ():
             found[json.loads(line)["image"].rpartition("/")[2]] = name
@@ -286,6 +282,20 @@ class TestGroup:
         assert main(["convert", str(patients), *options, "--group", "patient"]) == 0
         assert "96 train, 12 validation, 12 test" in capsys.readouterr().out
         assert len({len(self.of([open_data(tmp_path / "out" / "test.json")])[0])} - {3}) == 0
+
+    def test_a_part_without_rows_is_said_by_a_conversion(self, tmp_path, patients):
+        lines = [line for line in patients.read_text().splitlines() if line[-3:] in ("ent", ",p1", ",p2")]
+        patients.write_text("\n".join(lines))
+        done = convert(patients, tmp_path / "out", question="What?", answer="label", group="patient")
+        assert done.rows == {"train": 8}
+        assert [said.partition(";")[0] for said in done.said] == ["no row for 'validation'", "no row for 'test'"]
+
+    def test_a_conversion_s_split_may_be_kept_elsewhere(self, tmp_path, patients):
+        options = {"question": "What?", "answer": "label", "group": "patient"}
+        convert(patients, tmp_path / "one", **options)
+        convert(patients, tmp_path / "two", **options, seed=1, split_file=tmp_path / "second.csv")
+        assert converted_sides(tmp_path / "one") != converted_sides(tmp_path / "two") != {}
+        assert (tmp_path / "second.csv").read_text() != (tmp_path / "labels.csv.split.csv").read_text()
 
     def test_a_row_without_a_value_is_named(self, tmp_path, write_noise, write_table):
         rows = [(file, "A", "p1" if number else "") for number, file in enumerate(write_noise(0, 20))]

@@ -326,6 +326,14 @@ def test_a_conversion_keeps_the_split_of_a_folder_whatever_shares_are_asked_for(
     assert not (tmp_path / "fruit.split.csv").exists()
 
 
+def test_folders_of_a_set_with_boxes_are_no_classes(fruit):
+    for part in ("train", "valid", "test"):
+        (fruit / part / "apple").rename(fruit / part / "images")
+        (fruit / part / "lime").rename(fruit / part / "labels")
+    with pytest.raises(DataError, match="fruit: folders 'images', 'labels' are those of a set with boxes or masks"):
+        ivl.from_folder(fruit)
+
+
 @pytest.mark.parametrize("name", ["Training", "VAL", "dev", "testing"])
 def test_other_names_of_parts_are_known(fruit, name):
     (fruit / "valid").rename(fruit / name)

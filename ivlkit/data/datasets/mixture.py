@@ -22,7 +22,7 @@ from ..groups import row_keys
 from ..importing.convert import META, conversion_note
 from ..rows.formats import FORMATS
 from ..rows.records import Turn, parse_line
-from ..splits import place_rows, split_file, splits_beside
+from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
 
@@ -207,7 +207,7 @@ class Data:
         own = self.part if self.path.name == META else self.path.stem
         inner = [own] if len(note.get("rows", ())) > 1 and own != ALL else []
         source = self.path.parent / note["path"] if note.get("path") else self.path
-        return split_file(source, *inner, *self._cut)
+        return default_file(source, *inner, *self._cut)
 
     @property
     def fingerprint(self):

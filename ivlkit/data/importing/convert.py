@@ -20,7 +20,7 @@ from ..groups import RowKeys, group_digest, text_digest
 from ..rows.formats import as_released, detect_format
 from ..rows.records import parse_row, read_released
 from ..rows.video import read_header
-from ..splits import place_rows, split_file, splits_beside
+from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, table_rows
 
@@ -58,7 +58,18 @@ class Conversion:
 
 
 def convert(
-    source, to, *, images=None, format=None, shares=SHARES, seed=0, group=None, alike=None, fetch=None, **columns
+    source,
+    to,
+    *,
+    images=None,
+    format=None,
+    shares=SHARES,
+    seed=0,
+    group=None,
+    alike=None,
+    split_file=None,
+    fetch=None,
+    **columns,
 ):
     """Write a source as the released JSONL and meta files into the folder `to`.
 
@@ -73,6 +84,7 @@ def convert(
         format: format of JSON rows, a name of `formats.FORMATS`; default: detected, row by row.
         shares: {split: share}; {"rows": 1} for one file, rows.jsonl.
         seed, group, alike: as in `Data.split`; a row without a value in the field `group` is rejected.
+        split_file: as its `file`.
         fetch: function of an address that gives a picture's bytes (`fetch_url`); without it such rows are rejected.
         columns: image, video, question, answer, suffix of a table, as in `from_csv`.
     Returns: `Conversion`, e.g. of 97 rows: {"train": 78, "validation": 10, "test": 9}, 3 rejected.
@@ -95,8 +107,10 @@ def convert(
         if parts := folder_parts(source):
             splits, said = [parts[place.partition("/")[0]] for place in sorted_out.places], ()
         else:
-            file = split_file(source if is_file else folder / name)
-            splits, said = _place(sorted_out, shares, file=file, seed=seed, group=group, alike=alike)
+            beside = split_file or default_file(source if is_file else folder / name)
+            others = () if split_file else splits_beside(beside)
+            how = {"seed": seed, "group": group, "alike": alike}
+            splits, said = _place(sorted_out, shares, file=Path(beside), others=others, **how)
         counts = Counter(splits)
         written = {name: counts[name] for name in dict.fromkeys([*shares, *PARTS]) if counts[name]}
         _write_splits(folder, splits, written, taker.base, f"{name} ({detected})")
@@ -106,15 +120,16 @@ def convert(
     return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects), said)
 
 
-def _place(sorted_out, shares, *, file, **how):
+def _place(sorted_out, shares, **how):
     """(the split of each accepted row, sentences about it); the file keeps it, unless there is only one."""
     names = [name for name in sorted(shares, key=shares.get, reverse=True) if shares[name]]
     if len(names) == 1:
         return names * len(sorted_out.places), ()
     shares = {name: shares[name] for name in names}
-    how |= {"where": sorted_out.places.__getitem__, "others": splits_beside(file)}
-    placement = place_rows(sorted_out.keys, shares, file=file, **how)
-    return [names[part] for part in placement.part_of], placement.keep()
+    placement = place_rows(sorted_out.keys, shares, where=sorted_out.places.__getitem__, **how)
+    missing = [(name, placement.missing(number)) for number, name in enumerate(names)]
+    said = [f"no row for {name!r}; {why}" for name, why in missing if why]
+    return [names[part] for part in placement.part_of], (*said, *placement.keep())
 
 
 def _check_shares(shares):

@@ -31,6 +31,7 @@ FOLDER_QUESTION = "What is it?"
 PARTS = ("train", "validation", "test")
 PART_OF = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
 PART_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+DETECTION_FOLDERS = {"images", "labels", "annotations", "masks"}  # never an answer where there are no others
 HIDDEN_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -373,6 +374,11 @@ def folder_rows(folder, *, question=None):
         raise DataError(
             f"{folder}: {found}; expected one a class, {inside}/cat/1.jpg; "
             "with a table of labels use from_csv(table, images=folder)"
+        )
+    if classes <= DETECTION_FOLDERS:
+        raise DataError(
+            f"{folder}: folders {_names(sorted(classes))} are those of a set with boxes or masks; expected one a "
+            "class; write its rows as JSONL, with <ref>…</ref><box>…</box>"
         )
     question = question or FOLDER_QUESTION
     said = f", split into {', '.join(parts)}" if parts else ""
