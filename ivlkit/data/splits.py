@@ -169,7 +169,7 @@ def _known_parts(groups, own, kept, names, file, where):
     """int64 [rows]: the number of the part that the file has for a row's group, or -1."""
     part_of = {}
     for row, (group, digests) in enumerate(zip(groups.tolist(), own, strict=True)):
-        for part in {kept[digest] for digest in digests if digest in kept}:
+        for part in sorted({kept[digest] for digest in digests if digest in kept}):
             if part not in names:
                 raise DataError(
                     f"{where(row)}: {file} has it in the part {part!r}; expected one of {', '.join(names)}; "
@@ -191,18 +191,16 @@ def _fill(groups, keys, known, shares, *, seed, alike):
     is_compared = alike == "together" or alike is None and len(keys.pictures) <= LOOKED_AT
     said = [] if is_compared or alike else [_NOT_LOOKED.format(len(keys.pictures), LOOKED_AT)]
     units = group_keys(list(_ties(groups, keys, alike, is_compared)))
-    joined, count = np.unique(np.unique(np.stack([units, groups]), axis=1)[0], return_counts=True)
-    sizes = [int((units == unit).sum()) for unit in joined[count > 1].tolist()]
+    joined = np.unique(np.unique(np.stack([units, groups]), axis=1)[0], return_counts=True)[1] > 1
+    sizes = np.unique(units, return_counts=True)[1][joined].tolist()
     part_of, apart = place(units, known=_settled(units, known)), place(groups, known=known)
     if not sizes:
         return apart, said
     found = f"{sum(sizes):,} of {len(groups):,} rows have pictures that look alike, in {len(sizes):,} groups"
     found += f" of up to {max(sizes):,} rows; "
     if len(set(part_of.tolist())) < len(set(apart.tolist())):
-        return apart, [
-            *said,
-            found + "kept together they leave a part without rows, so they are split as if they differed",
-        ]
+        why = "kept together they leave a part without rows, so they are split as if they differed"
+        return apart, [*said, found + why]
     return part_of, [*said, found + 'new ones stay together in one part (alike="apart" parts them)']
 
 
