@@ -55,9 +55,12 @@ def row_keys(data, *, group=None):
 
 
 def in_threads(function, items):
-    """The results of a function that leaves Python while it works; a million are not all queued at once."""
+    """The results of a function that leaves Python while it works; a million are not all queued at once.
+
+    Eight at the most: each may hold a scan of 360 MB.
+    """
     items = iter(items)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         while some := list(islice(items, 4096)):
             yield from threads.map(function, some)
 
