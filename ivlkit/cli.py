@@ -146,6 +146,7 @@ def _run_chat(options):
 
 
 def _run_convert(options):
+    from .data.checking.converted import check_converted
     from .data.importing.convert import convert
     from .data.importing.gather import fetch_url
 
@@ -156,13 +157,17 @@ def _run_convert(options):
         shares=_shares(options.split),
         fetch=fetch_url if options.fetch else None,
         answer=answer,
-        **_named(options, "images format seed image video question suffix"),
+        **_named(options, "images format seed group alike split_file image video question suffix"),
     )
+    report = check_converted(done)
     if options.json:
-        return _print(asdict(done), True)
+        _print(asdict(done) | {"check": report.to_dict()}, True)
+        return int(not report.ok)
     print(done)
-    for reject in done.first_rejects:
-        print(f"  rejected: {reject}")
+    for said in (*(f"rejected: {reject}" for reject in done.first_rejects), *done.said):
+        print(f"  {said}")
+    print(report)
+    return int(not report.ok)
 
 
 def _shares(text):
@@ -398,9 +403,12 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     ),
     "convert": (
         _run_convert,
-        "Write a table, a folder, JSON rows of any format as the released JSONL and meta.json, split by picture.",
-        "source --to --images --format --image --video --question --answer --suffix --split --seed --fetch --json",
+        "Write a table, a folder, JSON rows of any format as the released JSONL and meta.json, split by picture, and "
+        "check it. What was split once stays: labels.csv.split.csv keeps it. Exit code 1 for errors.",
+        "source --to --images --format --image --video --question --answer --suffix "
+        "--split --seed --group --alike --split-file --fetch --json",
         'ivlkit convert labels.csv --images photos/ --question "What is it?" --answer label --to mine',
+        "ivlkit convert labels.csv --to mine --group patient  # all rows of a patient on one side",
         "ivlkit convert llava.json --images images/ --to mine",
         "ivlkit convert photos/ --to mine --split none  # photos/CLASS/1.jpg",
     ),

@@ -1,37 +1,108 @@
-"""Which rows belong together because they show the same picture; and parts of a data set that share none."""
+"""Which rows belong together: they show one picture, have one value in a column, or ask the same without a picture."""
 
 import hashlib
 import os
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError
 from .files import sha256
 from .rows.media import is_data_uri, uri_bytes
 
+DIGEST = 32  # hexadecimal digits that stand for a picture, a text or a group
 
-def group_rows(data):
-    """int64 [rows]: rows of equal number share a picture by content, also through other rows, or are equal texts.
 
-    Raises: DataError that names the row whose picture is missing.
+@dataclass
+class RowKeys:
+    """What ties rows together: rows with a digest in common are one group."""
+
+    own: list = field(default_factory=list)  # of each row, the digests of its pictures or its text, and of its group
+    pictures: dict = field(default_factory=dict)  # digest → the file of that picture
+
+    def add(self, digests, pictures):
+        """A row: all that ties it, and what it shows of that as {digest: file}."""
+        self.own.append(tuple(digests))
+        for digest, file in pictures.items():
+            self.pictures.setdefault(digest, file)
+
+
+def row_keys(data, *, group=None):
+    """`RowKeys` of a data set; every file is read once.
+
+    Args: group: a field of the rows, such as "patient"; rows with one value of it are tied too.
+    Raises: DataError that names the row whose picture is missing, or that has no such field.
     """
-    numbers, media, owners = {}, [], []  # key → number; what stands behind it; the row that names it first
-    links = []
-    for number in range(len(data)):
-        record = data[number]
-        own = []
-        for key, medium in _media(record):
-            if key not in numbers:
-                numbers[key] = len(numbers)
-                media.append(medium)
-                owners.append(record.where)
-            own.append(numbers[key])
-        links.append(own)
-    contents = content_numbers(media, owners)
-    return group_keys([[contents[number] for number in own] for own in links])
+    owners, rows = {}, []  # file → the row that a message names; of each row its files, digests, whether no video
+    for record in data:
+        files = [str(one) for one in record.images if not is_data_uri(one)]
+        files += [str(record.video.path)] if record.video else []
+        for file in files:
+            owners.setdefault(file, record.where)
+        written = [_digest(uri_bytes(one, record.where)) for one in record.images if is_data_uri(one)]
+        of_text = [] if files or written else [text_digest(record.turns)]
+        of_group = [group_digest(record.extra | {"id": record.id}, group, record.where)] if group else []
+        rows.append((files, [*written, *of_text, *of_group], record.video is None))
+    digests = dict(zip(owners, in_threads(_digest_of, owners.items()), strict=True))
+    keys = RowKeys()
+    for files, others, are_pictures in rows:
+        shown = {digests[file]: file for file in files}
+        keys.add([*shown, *others], shown if are_pictures else {})
+    return keys
+
+
+def in_threads(function, items):
+    """The results of a function that leaves Python while it works; a million are not all queued at once.
+
+    Eight at the most: each may hold a scan of 360 MB.
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        while some := list(islice(items, 4096)):
+            yield from threads.map(function, some)
+
+
+def _digest_of(file_and_owner):
+    file, owner = file_and_owner
+    try:
+        return file_digest(file)
+    except OSError as error:
+        raise DataError(
+            f"{owner}: {file} can't be read ({error.strerror}); expected a picture there; "
+            "check the row's path and the data set's `root`"
+        ) from error
+
+
+def file_digest(path):
+    """What stands for a picture or video wherever it lies: of its bytes, or of the files in a folder of frames."""
+    if not os.path.isdir(path):
+        return sha256(path)[:DIGEST]
+    files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    return _digest("".join(map(sha256, files)).encode())
+
+
+def text_digest(turns):
+    """What stands for a row without pictures: what is asked. A corrected answer is the same row."""
+    asked = [turn for turn in turns if turn.role != "assistant"]
+    return _digest("\0".join(f"{turn.role}\1{turn.text}" for turn in asked).encode())
+
+
+def group_digest(fields, name, where):
+    """What stands for the value of a field. Raises: DataError if a row has none."""
+    value = fields.get(f"row_{name}", fields.get(name))  # `convert` renames a row's own `source`
+    if value is None or value == "":
+        raise DataError(
+            f"{where}: no value in {name!r}, by which rows are grouped; expected one in every row "
+            f"({', '.join(map(repr, fields))} are there); fill it, or group by another"
+        )
+    return _digest(f"group\0{name}\0{value}".encode())
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:DIGEST]
 
 
 def group_keys(keys):
@@ -39,88 +110,30 @@ def group_keys(keys):
     parents, first = list(range(len(keys))), {}
     for row, own in enumerate(keys):
         for key in own:
-            _join(parents, row, first.setdefault(key, row))
+            join(parents, row, first.setdefault(key, row))
     return np.array([_root(parents, row) for row in range(len(keys))], np.int64)
 
 
-def _media(record):
-    """(key, medium) of everything a row shows; its text stands for a row without."""
-    shown = [*record.images, *([record.video.path] if record.video else [])]
-    if not shown:
-        return [(text_key(record.turns), None)]
-    return [_key_and_medium(one, record.where) for one in shown]
-
-
-def _key_and_medium(one, where):
-    if is_data_uri(one):  # its bytes are its key; a million of them need not be kept to be compared
-        return ("uri", _digest(uri_bytes(one, where))), None
-    return str(one) if isinstance(one, (str, os.PathLike)) else _digest(one), one
-
-
-def text_key(turns):
-    """What stands for a row without pictures: equal for equal turns."""
-    text = "\0".join(f"{turn.role}\1{turn.text}" for turn in turns)
-    return "text", hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def content_numbers(media, owners):
-    """A number for each medium, equal where the content is: the place of the first that is equal.
-
-    A file is read only if another has its size; None is equal to nothing.
-
-    Args: media: paths, PIL images, bytes, arrays or None; owners: the row to name if it can't be read.
-    """
-    sizes = [_size(medium, owner) for medium, owner in zip(media, owners, strict=True)]
-    counts, first, found = Counter(sizes), {}, []
-    for number, (medium, size) in enumerate(zip(media, sizes, strict=True)):
-        if size is None or counts[size] == 1:
-            found.append(number)
-        else:
-            found.append(first.setdefault((size, _digest(medium)), number))
-    return found
-
-
-def _size(medium, owner):
-    if medium is None:
-        return None
-    if not isinstance(medium, (str, os.PathLike)):
-        return -1
-    try:
-        return Path(medium).stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"{owner}: {medium} can't be read ({error.strerror}); expected a picture there; "
-            "check the row's path and the data set's `root`"
-        ) from error
-
-
-def _digest(medium):
-    if isinstance(medium, (str, os.PathLike)):
-        return sha256(medium) if os.path.isfile(medium) else os.fsencode(medium)
-    if isinstance(medium, Image.Image):
-        medium = np.asarray(medium)
-    content = medium if isinstance(medium, bytes) else repr(medium.shape).encode() + medium.tobytes()
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def part_of_groups(groups, shares, *, seed):
+def part_of_groups(groups, shares, *, seed, known=None):
     """The part of each row, such that groups stay whole and parts are as large as asked, as nearly as that allows.
 
     The largest groups are placed first, each into the part that lacks most rows; equal ones come in a drawn order.
 
-    Args: groups: int64 [rows]; shares: of the rows, summing to 1.
+    Args: groups: int64 [rows]; shares: of the rows, summing to 1; known: int64 [rows], parts that are settled, else -1.
     Returns: int64 [rows]; eight 0, one 1, one 2 for ten groups of one and shares 0.8, 0.1, 0.1.
     """
-    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    part_of = np.full(len(groups), -1) if known is None else known.copy()
+    open_rows = np.flatnonzero(part_of < 0)
+    missing = [share * len(groups) - int((part_of == part).sum()) for part, share in enumerate(shares)]
+    _, group_of, sizes = np.unique(groups[open_rows], return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]
-    missing = [share * len(groups) for share in shares]
-    part_of = np.empty(len(sizes), np.int64)
+    placed = np.empty(len(sizes), np.int64)
     for group, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        part = missing.index(max(missing))
-        part_of[group] = part
-        missing[part] -= size
-    return part_of[group_of]
+        placed[group] = missing.index(max(missing))
+        missing[placed[group]] -= size
+    part_of[open_rows] = placed[group_of]
+    return part_of
 
 
 def _root(parents, number):
@@ -130,5 +143,6 @@ def _root(parents, number):
     return number
 
 
-def _join(parents, one, other):
+def join(parents, one, other):
+    """Make two one group; `parents` leads from each to another of its group, or to itself."""
     parents[_root(parents, one)] = _root(parents, other)

@@ -220,22 +220,34 @@ def beside(before, after):
 
 
 def check_same_rows(first, second):
-    """Both reports asked the same questions in the same order and scored them alike.
+    """Both reports asked the same questions about the same pictures in the same order and scored them alike.
 
     Raises: DataError with the first row that differs.
     """
     if first.metric != second.metric:
         raise DataError(f"one report has {first.metric}, the other {second.metric}; expected the same metric")
+    by_picture = first.details.get("pictures") == second.details.get("pictures")  # a control shows others on purpose
+    asked = [[_asked(row, by_picture=by_picture) for row in report.rows] for report in (first, second)]
+    only = [len(set(own) - set(others)) for own, others in (asked, asked[::-1])]
     if len(first.rows) != len(second.rows):
         raise DataError(
-            f"the two reports are of different rows: {len(first.rows)} and {len(second.rows)}; expected the same data"
+            f"the two reports are of different rows: {len(first.rows)} and {len(second.rows)}, of which {only[0]} are "
+            f"only in the first and {only[1]} only in the second; expected the same data"
         )
-    for one, other in zip(first.rows, second.rows, strict=True):
-        if (one.where, one.question, one.truth) != (other.where, other.question, other.truth):
+    for one, other, *same in zip(first.rows, second.rows, *asked, strict=True):
+        if same[0] != same[1]:
             raise DataError(
                 f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
-                f"({other.question[:40]!r}); expected the same data in the same order"
+                f"({other.question[:40]!r}), {only[0]} of {len(first.rows)} are only in the first; expected the same "
+                "data in the same order; ask both models the rows of one test part"
             )
+
+
+def _asked(row, *, by_picture):
+    """What makes a row the same one: its place, question, truth and the names of its pictures, wherever they lie."""
+    shown = [*row.images, *([row.video.path] if row.video else [])] if by_picture else []
+    names = [os.path.basename(name) for name in shown if isinstance(name, (str, os.PathLike))]
+    return row.where, row.question, row.truth, *names
 
 
 def check_rows_of(report, records):

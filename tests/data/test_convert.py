@@ -79,6 +79,37 @@ def test_what_is_written_opens_and_pictures_stay_where_they_are(llava, tmp_path)
     assert sorted(train.sources[0].annotation.name for train in (train, test)) == ["test.jsonl", "train.jsonl"]
 
 
+def test_meta_json_has_all_parts_and_training_takes_its_own(llava, tmp_path):
+    done = convert(llava, tmp_path / "out")
+    train, test = open_data(done.meta), open_data(done.meta, split="test")
+    assert (len(train), len(open_data(done.meta, split="validation")), len(test)) == tuple(done.rows.values())
+    assert {record.where.partition(":")[0] for record in train} == {"train.jsonl"}
+    assert len(open_data(done.meta, split="all")) == 20
+    assert [record.id for record in open_data(tmp_path / "out" / "test.json")] == [record.id for record in test]
+
+
+def test_training_takes_the_part_called_train_or_else_the_largest(llava, tmp_path):
+    small = convert(llava, tmp_path / "small", shares={"test": 0.7, "train": 0.3})
+    assert len(open_data(small.meta)) == small.rows["train"] < small.rows["test"]
+    (tmp_path / "llava.json.split.csv").unlink()
+    named = convert(llava, tmp_path / "named", shares={"rest": 0.3, "fit": 0.7})
+    assert len(open_data(named.meta)) == named.rows["fit"] > named.rows["rest"]
+    assert len(open_data(named.meta, split="rest")) == named.rows["rest"]
+
+
+def test_a_meta_file_of_an_earlier_version_opens_as_before(llava, tmp_path):
+    """It had the training rows alone, and conversion.json no `path`: what is cut lies beside it then."""
+    done = convert(llava, tmp_path / "out")
+    entries, note = json.loads(done.meta.read_text()), json.loads((done.folder / "conversion.json").read_text())
+    name, entry = next(iter(entries.items()))
+    done.meta.write_text(json.dumps({name: entry}))
+    (done.folder / "conversion.json").write_text(json.dumps({key: note[key] for key in note if key != "path"}))
+    data = open_data(done.meta)
+    assert len(data) == done.rows["train"] == len(open_data(done.meta, split="all"))
+    data.split(a=0.5, b=0.5)
+    assert (done.folder / "meta.json.train.split.csv").exists()
+
+
 def test_the_same_rows_and_seed_give_the_same_files(llava, tmp_path):
     for name in ("a", "b"):
         convert(llava, tmp_path / name, seed=3)
@@ -89,7 +120,7 @@ def test_the_same_rows_and_seed_give_the_same_files(llava, tmp_path):
 def test_a_second_conversion_leaves_nothing_of_the_first(llava, tmp_path, turns):
     convert(llava, tmp_path / "out")
     (tmp_path / "out" / "mine.json").write_text("{}")
-    rows = [*json.loads(llava.read_text())[:2], {"id": 9, "conversations": []}]
+    rows = [*json.loads(llava.read_text())[0:10:9], {"id": 9, "conversations": []}]  # both in the largest group: train
     llava.write_text(json.dumps(rows))
     done = convert(llava, tmp_path / "out")
     assert (done.rows, done.rejected) == ({"train": 2}, 1)
@@ -274,6 +305,53 @@ def test_a_json_list_opens_as_it_is(llava):
 def test_columns_beside_json_rows_are_refused(llava, tmp_path):
     with pytest.raises(DataError, match="answer='label' beside JSON rows; expected it with a table only; leave it out"):
         convert(llava, tmp_path / "out", answer="label")
+
+
+@pytest.fixture
+def labels(tmp_path, draw_picture):
+    """photos/ of twelve pictures and labels.csv, whose line 5 has the answer "nan"."""
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        draw_picture(60 + 2 * number, 40, seed=number).save(tmp_path / "photos" / f"{number}.png")
+    answers = ["cat", "dog", "owl", "nan", *"efghijkl"]
+    rows = [f"{number}.png,{answer}" for number, answer in enumerate(answers)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    return tmp_path / "labels.csv"
+
+
+def convert_labels(labels, *options):
+    to, images = labels.parent / "out", labels.parent / "photos"
+    return main(
+        ["convert", str(labels), "--images", str(images), "--question", "What is it?", "--to", str(to), *options]
+    )
+
+
+def test_the_command_checks_what_it_wrote_in_the_lines_of_the_table(labels, capsys):
+    assert convert_labels(labels) == 0
+    said = capsys.readouterr().out
+    assert "out/meta.json: 12 rows, 12 usable; 0 errors, 1 warning, 0 info" in said
+    assert "\n  labels.csv:5: warning: the answer 'nan'; expected an answer; " in said
+
+
+def test_a_check_after_the_conversion_misses_no_picture_of_validation_and_test(labels, capsys):
+    convert_labels(labels)
+    main(["check", str(labels.parent / "out" / "meta.json")])
+    assert "no row names" not in capsys.readouterr().out
+    (labels.parent / "photos" / "0.png").rename(labels.parent / "photos" / "unused.png")
+    labels.write_text(labels.read_text().replace("0.png,cat\n", ""))
+    convert_labels(labels)
+    assert "1 pictures that no row names: unused.png" in capsys.readouterr().out
+
+
+def test_the_command_fails_where_the_check_finds_an_error(tmp_path, draw_picture, capsys):
+    for part in ("train", "test"):
+        (tmp_path / "fruit" / part / "lime").mkdir(parents=True)
+        draw_picture().save(tmp_path / "fruit" / part / "lime" / "a.png")
+    arguments = ["convert", str(tmp_path / "fruit"), "--to", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "test/lime/a.png: error: " in (said := capsys.readouterr().out) and "[leak]" in said
+    assert main([*arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["check"]["counts"]["leak"] == 1
 
 
 def test_the_command(llava, tmp_path, capsys):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ivlkit.data.datasets.opening import open_data
-from ivlkit.data.groups import group_rows, part_of_groups
+from ivlkit.data.groups import group_keys, part_of_groups, row_keys
 from ivlkit.errors import DataError
 
 
@@ -21,6 +21,10 @@ def shared(tmp_path, write_rows, turns, draw_picture):
     rows.append({"image": ["2.png", "3.png"], "conversations": turns("<image><image>Q", "both")})
     rows += [{"conversations": turns(f"Q{n % 5}", "A")} for n in range(10)]
     return open_data(write_rows(rows))
+
+
+def group_rows(data):
+    return group_keys(row_keys(data).own)
 
 
 def pictures_of(data):
@@ -45,11 +49,13 @@ def test_no_picture_is_on_two_sides_and_no_row_is_lost(shared):
     assert [len(part) for part in parts] == pytest.approx([43, 14, 14], abs=4)
 
 
-def test_the_seed_decides_and_names_are_the_arguments(shared):
+def test_the_seed_decides_and_names_are_the_arguments(shared, tmp_path):
     first, again = (shared.split(fit=0.5, rest=0.5) for _ in range(2))
     assert first._fields == ("fit", "rest")
     assert first.fit.fingerprint == again.fit.fingerprint != first.rest.fingerprint
-    assert shared.split(fit=0.5, rest=0.5, seed=1).fit.fingerprint != first.fit.fingerprint
+    other = shared.split(fit=0.5, rest=0.5, seed=1, file=tmp_path / "other.split.csv")
+    assert other.fit.fingerprint != first.fit.fingerprint
+    (tmp_path / "train.jsonl.split.csv").unlink()
     assert shared.split()._fields == ("train", "validation", "test")
 
 

@@ -3,11 +3,13 @@
 import codecs
 import datetime
 import json
+import shutil
 
 import pytest
 
 import ivlkit as ivl
 from ivlkit.data.datasets.opening import from_dataset, open_data
+from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
 from ivlkit.errors import DataError
 
@@ -294,6 +296,68 @@ def test_linked_classes_and_pictures_are_rows_too(tmp_path, draw_picture):
     (tmp_path / "animals" / "cat" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
     with pytest.raises(DataError, match="1 of 3 rows(.|\n)*cat/2.jpg: picture .* does not exist"):
         ivl.from_folder(tmp_path / "animals")
+
+
+@pytest.fixture
+def fruit(tmp_path, draw_picture):
+    """fruit/{train,valid,test}/{apple,lime}: 12, 4 and 4 pictures."""
+    for part, count in (("train", 6), ("valid", 2), ("test", 2)):
+        for place, name in enumerate(("apple", "lime")):
+            (tmp_path / "fruit" / part / name).mkdir(parents=True)
+            for number in range(count):
+                seed = number + 10 * place + 31 * count
+                draw_picture(50 + seed, 40, seed=seed).save(tmp_path / "fruit" / part / name / f"{number}.png")
+    return tmp_path / "fruit"
+
+
+def test_a_folder_of_split_names_is_kept_split_and_never_an_answer(fruit):
+    train = ivl.from_folder(fruit, question="Which fruit?")
+    assert answers(train) == ["apple"] * 6 + ["lime"] * 6
+    for split, rows in (("validation", 4), ("test", 4), ("all", 20)):
+        data = ivl.open_data(fruit, split=split)
+        assert (len(data), {record.answer for record in data}) == (rows, {"apple", "lime"})
+    assert {record.images[0].parts[-3] for record in ivl.open_data(fruit, split="validation")} == {"valid"}
+
+
+def test_a_conversion_keeps_the_split_of_a_folder_whatever_shares_are_asked_for(fruit, tmp_path):
+    done = convert(fruit, tmp_path / "out", shares={"train": 0.5, "test": 0.5})
+    assert done.rows == {"train": 12, "test": 4, "validation": 4}
+    assert "split into test, train, valid" in done.detected
+    assert not (tmp_path / "fruit.split.csv").exists()
+
+
+def test_folders_of_a_set_with_boxes_are_no_classes(fruit):
+    for part in ("train", "valid", "test"):
+        (fruit / part / "apple").rename(fruit / part / "images")
+        (fruit / part / "lime").rename(fruit / part / "labels")
+    with pytest.raises(DataError, match="fruit: folders 'images', 'labels' are those of a set with boxes or masks"):
+        ivl.from_folder(fruit)
+
+
+@pytest.mark.parametrize("name", ["Training", "VAL", "dev", "testing"])
+def test_other_names_of_parts_are_known(fruit, name):
+    (fruit / "valid").rename(fruit / name)
+    assert {record.answer for record in ivl.open_data(fruit, split="all")} == {"apple", "lime"}
+
+
+def test_pictures_of_a_part_without_classes_are_listed(fruit, draw_picture):
+    draw_picture().save(fruit / "train" / "stray.png")
+    with pytest.raises(DataError, match="train/stray.png: lies beside .*; expected fruit/train/CLASS/stray.png"):
+        ivl.from_folder(fruit)
+    for folder in fruit.glob("*/*/"):
+        shutil.rmtree(folder)
+    with pytest.raises(DataError, match="no class folders in those of the split; expected one a class, fruit/test/cat"):
+        ivl.from_folder(fruit)
+
+
+def test_parts_beside_other_folders_are_refused_unless_they_are_classes(fruit, draw_picture):
+    (fruit / "more" / "lime").mkdir(parents=True)
+    with pytest.raises(DataError, match="'test', 'train', 'valid' with folders in them beside 'more'; expected parts"):
+        ivl.from_folder(fruit)
+    for name in ("train", "car"):  # a train as one drives
+        (fruit.parent / "vehicles" / name).mkdir(parents=True)
+        draw_picture(seed=len(name)).save(fruit.parent / "vehicles" / name / "1.png")
+    assert answers(ivl.from_folder(fruit.parent / "vehicles")) == ["car", "train"]
 
 
 def test_a_folder_without_classes_is_refused(photos):

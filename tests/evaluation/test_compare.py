@@ -1,6 +1,7 @@
 import csv
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,24 @@ class TestRefused:
     def test_other_rows_are_named(self):
         other = Report("exact_match", (*AFTER.rows[:4], Row("x.jsonl:9", "Who?", "I", "me", 0.0)), {})
         with pytest.raises(DataError, match=r"test\.jsonl:4 \('What\?'\) and x\.jsonl:9 \('Who\?'\)"):
+            compare(BEFORE, other)
+
+    def test_other_pictures_under_equal_texts_are_other_rows(self):
+        before = report([1, 0], images=(Path("photos/a.png"),))
+        moved = report([1, 0], images=("/elsewhere/photos/a.png",))
+        assert compare(before, moved).difference == 0
+        other = replace(before, rows=(before.rows[0], replace(before.rows[1], images=("photos/b.png",))))
+        with pytest.raises(
+            DataError, match=r"test.jsonl:1 \('What\?'\), 1 of 2 are only in the first; .* one test part"
+        ):
+            compare(before, other)
+        shuffled = replace(other, details={"pictures": "shuffled"})
+        assert compare(before, shuffled).measured_differently  # a control: other pictures on purpose
+
+    def test_how_many_rows_differ_is_said(self):
+        other = Report("exact_match", tuple(replace(row, where=f"x{row.where}") for row in AFTER.rows[:3]), {})
+        said = "different rows: 5 and 3, of which 5 are only in the first and 3 only in the second"
+        with pytest.raises(DataError, match=said):
             compare(BEFORE, other)
 
     def test_another_metric_and_another_number_of_rows(self):

@@ -66,6 +66,9 @@ def from_csv(
 def from_folder(path, *, question=None, to=None, rejects="refuse"):
     """A folder with one sub-folder a class (`photos/cat/1.jpg`) as a data set; the sub-folder's name is the answer.
 
+    Of `photos/train/cat/1.jpg`, `photos/valid/cat/2.jpg`, … these are the rows of train; `open_data("photos",
+    split="validation")` opens the others.
+
     Args: question: asked about every picture, "What is it?" unless said; the rest as in `from_csv`.
     """
     return _as_data(path, to, rejects, question=question)

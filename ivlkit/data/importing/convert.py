@@ -16,14 +16,17 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..files import PART
-from ..groups import group_keys, part_of_groups, text_key
+from ..groups import RowKeys, group_digest, text_digest
 from ..rows.formats import as_released, detect_format
 from ..rows.records import parse_row, read_released
 from ..rows.video import read_header
+from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
-from .tables import TABLE_SUFFIXES, dataset_rows, folder_rows, table_rows
+from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, table_rows
 
-SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+TRAIN = "train"
+SHARES = {TRAIN: 0.8, "validation": 0.1, "test": 0.1}
+META = "meta.json"
 MARKER = "conversion.json"  # says that a folder was written by us and may be written again
 REJECTS = "rejects.jsonl"
 TAKEN = {Path(MARKER).stem, Path(REJECTS).stem, "meta"}  # a split of such a name would be written over one of our files
@@ -33,7 +36,7 @@ LISTED = 10  # rejects that a message quotes
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: `folder`/meta.json for the training rows, and one meta file for each other split."""
+    """What was written: `folder`/meta.json with all splits, and a meta file of its own for all but the training one."""
 
     folder: Path
     source: str
@@ -41,11 +44,12 @@ class Conversion:
     rows: dict  # split → rows written
     rejected: int
     first_rejects: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()  # what surprises about the split
 
     @property
     def meta(self):
-        """The meta file of the training rows."""
-        return self.folder / "meta.json"
+        """The meta file; `open_data` and training take its training rows, `check` all."""
+        return self.folder / META
 
     def __repr__(self):
         rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
@@ -53,12 +57,25 @@ class Conversion:
         return f"Conversion({self.source} as {self.detected} → {self.folder}: {rows}{listed})"
 
 
-def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetch=None, **columns):
+def convert(
+    source,
+    to,
+    *,
+    images=None,
+    format=None,
+    shares=SHARES,
+    seed=0,
+    group=None,
+    alike=None,
+    split_file=None,
+    fetch=None,
+    **columns,
+):
     """Write a source as the released JSONL and meta files into the folder `to`.
 
-    The split is by what is in the pictures: rows that share one, byte for byte, go to the same side, and so do rows
-    that are joined by others, and equal rows without pictures. The same rows and seed give the same files. A row's
-    field `source` names its file and line; one that it had is `row_source`.
+    The split is that of `Data.split`: by picture, kept beside the source, so that a later conversion moves nothing. A
+    folder of `train`, `valid` and `test` with class folders in them stays split as it is. A row's field `source` names
+    its file and line; one that it had is `row_source`.
 
     Args:
         source: .jsonl, .json (a list), .csv, .tsv, .xlsx, a folder with a sub-folder a class, or a dataset object.
@@ -66,6 +83,8 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
         images: folder that picture paths start from; default the source's own.
         format: format of JSON rows, a name of `formats.FORMATS`; default: detected, row by row.
         shares: {split: share}; {"rows": 1} for one file, rows.jsonl.
+        seed, group, alike: as in `Data.split`; a row without a value in the field `group` is rejected.
+        split_file: as its `file`.
         fetch: function of an address that gives a picture's bytes (`fetch_url`); without it such rows are rejected.
         columns: image, video, question, answer, suffix of a table, as in `from_csv`.
     Returns: `Conversion`, e.g. of 97 rows: {"train": 78, "validation": 10, "test": 9}, 3 rejected.
@@ -76,21 +95,41 @@ def convert(source, to, *, images=None, format=None, shares=SHARES, seed=0, fetc
     root = Path(images) if images is not None else home
     if not root.is_dir():
         raise DataError(f"{root}: no folder; expected the one that picture paths start from; name it with images=")
-    name = Path(source).name if isinstance(source, (str, os.PathLike)) else "dataset"
+    is_file = isinstance(source, (str, os.PathLike))
+    name = Path(source).name if is_file else "dataset"
     with _writing(Path(to), name) as folder:
         taker = PictureTaker(root, folder, fetch=fetch)
-        sorted_out = _sort_out(rows, folder, taker, format)
-        if not sorted_out.keys:
+        sorted_out = _sort_out(rows, folder, taker, format=format, group=group)
+        if not sorted_out.keys.own:
             raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{sorted_out.listed}")
-        if isinstance(source, (str, os.PathLike)) and detected.startswith("JSON"):
+        if is_file and detected.startswith("JSON"):
             detected += _formats_text(sorted_out.formats)
-        names = sorted(shares, key=shares.get, reverse=True)
-        parts = part_of_groups(group_keys(sorted_out.keys), [shares[name] for name in names], seed=seed)
-        splits = [names[part] for part in parts]
-        written = _write_splits(folder, splits, names, taker.base, f"{name} ({detected})")
+        if parts := folder_parts(source):
+            splits, said = [parts[place.partition("/")[0]] for place in sorted_out.places], ()
+        else:
+            beside = split_file or default_file(source if is_file else folder / name)
+            others = () if split_file else splits_beside(beside)
+            how = {"seed": seed, "group": group, "alike": alike}
+            splits, said = _place(sorted_out, shares, file=Path(beside), others=others, **how)
+        counts = Counter(splits)
+        written = {name: counts[name] for name in dict.fromkeys([*shares, *PARTS]) if counts[name]}
+        _write_splits(folder, splits, written, taker.base, f"{name} ({detected})")
         note = {"source": name, "detected": detected, "rows": written, "rejected": sorted_out.rejected, "seed": seed}
+        note |= {"path": os.path.relpath(source, folder)} if is_file else {"path": name}
         (folder / f"{MARKER}{PART}").write_text(json.dumps(note, indent=1, ensure_ascii=False), encoding="utf-8")
-    return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects))
+    return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects), said)
+
+
+def _place(sorted_out, shares, **how):
+    """(the split of each accepted row, sentences about it); the file keeps it, unless there is only one."""
+    names = [name for name in sorted(shares, key=shares.get, reverse=True) if shares[name]]
+    if len(names) == 1:
+        return names * len(sorted_out.places), ()
+    shares = {name: shares[name] for name in names}
+    placement = place_rows(sorted_out.keys, shares, where=sorted_out.places.__getitem__, **how)
+    missing = [(name, placement.missing(number)) for number, name in enumerate(names)]
+    said = [f"no row for {name!r}; {why}" for name, why in missing if why]
+    return [names[part] for part in placement.part_of], (*said, *placement.keep())
 
 
 def _check_shares(shares):
@@ -171,7 +210,7 @@ def _formats_text(formats):
 @contextmanager
 def _writing(to, name):
     """Files are written with `.part` behind their names and take their places together, when all is well."""
-    if to.exists() and not (to.is_dir() and (_earlier(to).get("source") == name or not any(to.iterdir()))):
+    if to.exists() and not (to.is_dir() and (conversion_note(to).get("source") == name or not any(to.iterdir()))):
         raise DataError(
             f"{to}: holds other files; expected a new folder or one of an earlier conversion of {name}; name another"
         )
@@ -190,7 +229,7 @@ def _writing(to, name):
 
 def _put_in_place(folder):
     new = [path.with_suffix("") for path in folder.glob(f"*{PART}")]
-    names = [f"{name}.{suffix}" for name in _earlier(folder).get("rows", {}) for suffix in ("json", "jsonl")]
+    names = [f"{name}.{suffix}" for name in conversion_note(folder).get("rows", {}) for suffix in ("json", "jsonl")]
     _remove(folder / name for name in (REJECTS, *names) if folder / name not in new)
     for path in new:
         if path.exists() and filecmp.cmp(path, f"{path}{PART}", shallow=False):
@@ -199,8 +238,8 @@ def _put_in_place(folder):
             os.replace(f"{path}{PART}", path)
 
 
-def _earlier(folder):
-    """What an earlier conversion said of itself; {} if there was none."""
+def conversion_note(folder):
+    """What the conversion that wrote a folder says of itself; {} if none did."""
     try:
         note = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -215,9 +254,10 @@ def _remove(paths):
 
 @dataclass
 class _SortedOut:
-    """What became of the rows: keys of the accepted ones, and the rejected."""
+    """What became of the rows: the accepted ones, and the rejected."""
 
-    keys: list = field(default_factory=list)  # of each accepted row, the hashes of its pictures, or of its text
+    keys: RowKeys = field(default_factory=RowKeys)  # of the accepted ones
+    places: list = field(default_factory=list)  # theirs: "labels.csv:17"
     formats: Counter = field(default_factory=Counter)
     rejected: int = 0
     first_rejects: list = field(default_factory=list)
@@ -234,16 +274,17 @@ def listed_text(first, total):
     return "".join(f"\n  {reject}" for reject in first) + more
 
 
-def _sort_out(rows, folder, taker, format):
+def _sort_out(rows, folder, taker, *, format, group):
     """Write accepted rows, pictures as absolute paths, to accepted.part, and the others to rejects.jsonl.part."""
     found = _SortedOut()
     rejects = folder / f"{REJECTS}{PART}"
     with open(folder / f"accepted{PART}", "wb") as accepted, open(rejects, "wb") as rejected:
         for where, row in rows:
             try:
-                taken, keys = _accept(row, where, taker, format, found.formats)
+                taken, shown, own = _accept(row, where, taker, format=format, group=group, formats=found.formats)
                 accepted.write(_json_line(taken))
-                found.keys.append(keys)
+                found.keys.add(own, shown)
+                found.places.append(where)
             except DataError as error:
                 found.rejected += 1
                 found.first_rejects += [str(error)] if len(found.first_rejects) < LISTED else []
@@ -254,18 +295,21 @@ def _sort_out(rows, folder, taker, format):
     return found
 
 
-def _accept(row, where, taker, format, formats):
-    """(released row with absolute paths, keys of its pictures or text), read once as training will read it."""
+def _accept(row, where, taker, *, format, group, formats):
+    """(released row with absolute paths, {digest: picture}, digests), read once as training will read it."""
     if isinstance(row, Exception):
         raise row
     name = format or detect_format(row)
-    taken, keys = taker.take(as_released(row, where, format=name), where)
+    released = as_released(row, where, format=name)
+    taken, digests = taker.take(released, where)
     record = read_released(taken, where, taker.anchor)
     if record.video and record.video.clip:
         read_header(record.video, where)
     formats[name] += 1
     own = {"row_source": taken["source"]} if "source" in taken else {}
-    return taken | own | {"source": where}, keys or (text_key(record.turns),)
+    of_group = [group_digest(released, group, where)] if group else []
+    shown = {} if record.video else dict(zip(digests, map(str, record.images), strict=True))
+    return taken | own | {"source": where}, shown, [*(digests or [text_digest(record.turns)]), *of_group]
 
 
 def _json_line(row):
@@ -276,27 +320,34 @@ def _json_line(row):
         return json.dumps(row, default=lambda value: f"<{type(value).__name__}>").encode() + b"\n"
 
 
-def _write_splits(folder, splits, names, base, entry):
-    """One JSONL and one meta file a split; the first one's is meta.json. Returns {split: rows}, without empty ones."""
-    counts = Counter(splits)
+def _write_splits(folder, splits, counts, base, entry):
+    """A JSONL of each split, meta.json with all of them, and a meta file of its own for each but the training rows.
+
+    In meta.json the training rows' entry comes first and has no `split`; train, or else the largest, is trained on.
+    """
     with ExitStack() as stack:
-        paths = {name: folder / f"{name}.jsonl{PART}" for name in names if counts[name]}
-        files = {name: stack.enter_context(open(path, "wb")) for name, path in paths.items()}
+        files = {name: stack.enter_context(open(folder / f"{name}.jsonl{PART}", "wb")) for name in counts}
         accepted = stack.enter_context(open(folder / f"accepted{PART}", "rb"))
         for line, split in zip(accepted, splits, strict=True):
             files[split].write(_json_line(_relative(json.loads(line), base)))
     (folder / f"accepted{PART}").unlink()
-    for number, name in enumerate(names):
-        if counts[name]:
-            _write_meta(folder, "meta" if number == 0 else name, name, base, counts[name], entry)
-    return {name: counts[name] for name in names if counts[name]}
+    entries = {name: _meta_entry(folder, name, base, length) for name, length in counts.items()}
+    trained = TRAIN if TRAIN in counts else max(counts, key=counts.get)
+    others = {name: fields for name, fields in entries.items() if name != trained}
+    named = {f"{entry}, {name}": fields | {"split": name} for name, fields in others.items()}
+    _write_meta(folder, META, {entry: entries[trained]} | named)
+    for name, fields in others.items():
+        _write_meta(folder, f"{name}.json", {entry: fields})
 
 
-def _write_meta(folder, meta, split, base, length, entry):
+def _meta_entry(folder, split, base, length):
     place = (folder / f"{split}.jsonl").resolve()
-    fields = {"root": str(base), "annotation": str(place), "data_augment": False, "repeat_time": 1, "length": length}
-    text = json.dumps({entry: fields}, indent=1, ensure_ascii=False)
-    (folder / f"{meta}.json{PART}").write_text(text + "\n", encoding="utf-8")
+    return {"root": str(base), "annotation": str(place), "data_augment": False, "repeat_time": 1, "length": length}
+
+
+def _write_meta(folder, name, entries):
+    text = json.dumps(entries, indent=1, ensure_ascii=False)
+    (folder / f"{name}{PART}").write_text(text + "\n", encoding="utf-8")
 
 
 def _relative(row, base):

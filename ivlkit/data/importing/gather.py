@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from ...errors import DataError
-from ..files import sha256, write_if_changed
+from ..files import write_if_changed
+from ..groups import file_digest
 from ..rows.formats import is_nothing
 from ..rows.media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
 from ..rows.records import Video, path_inside
@@ -154,11 +155,10 @@ class PictureTaker:
         return self._listings[folder]
 
     def _hash(self, path, where, read):
-        """SHA-256 of a file, or of the files in a folder; its header is read first."""
+        """What stands for a file, or for the files in a folder; its header is read first."""
         if path not in self._hashes:
             read(path, where)
-            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-            self._hashes[path] = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+            self._hashes[path] = file_digest(path)
         return self._hashes[path]
 
 

@@ -28,6 +28,10 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can
 _WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
 FOLDER_QUESTION = "What is it?"
+PARTS = ("train", "validation", "test")
+PART_OF = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
+PART_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+DETECTION_FOLDERS = {"images", "labels", "annotations", "masks"}  # never an answer where there are no others
 HIDDEN_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -331,33 +335,69 @@ def _plain(cell):
     return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)
 
 
-# A folder with one sub-folder a class
+# A folder with one sub-folder a class, or with one a part that has these
+
+
+def folder_parts(folder):
+    """{"valid": "validation", …} of a folder whose sub-folders are the parts of a split; {} of any other source.
+
+    Raises: DataError if only some are: a part's name is never an answer.
+    """
+    if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(folder):
+        return {}
+    folders = _folders_in(folder)
+    parts = {path.name: PART_OF[path.name.casefold()] for path in folders if path.name.casefold() in PART_OF}
+    others = [path.name for path in folders if path.name not in parts]
+    nested = [name for name in parts if _folders_in(Path(folder) / name)]
+    if others and nested:
+        raise DataError(
+            f"{folder}: {_names(nested)} with folders in them beside {_names(others)}; expected parts of a split only, "
+            "or classes only; move the others elsewhere"
+        )
+    return {} if others else parts
+
+
+def _folders_in(folder):
+    return sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def folder_rows(folder, *, question=None):
-    """(what was detected, rows) of `photos/cat/1.jpg`, `photos/dog/2.jpg`: the sub-folder is the answer."""
-    folder = Path(folder)
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """(what was detected, rows) of `photos/cat/1.jpg`, `photos/dog/2.jpg`: the sub-folder is the answer.
+
+    Of `photos/train/cat/1.jpg`, `photos/valid/dog/2.jpg` it is the one below the part.
+    """
+    folder, parts = Path(folder), folder_parts(folder)
+    classes = {path.name for part in parts or [""] for path in _folders_in(folder / part)}
     if not classes:
+        inside = "/".join([folder.name, *list(parts)[:1]])
+        found = "no class folders in those of the split" if parts else "no sub-folders"
         raise DataError(
-            f"{folder}: no sub-folders; expected one a class, {folder.name}/cat/1.jpg; "
+            f"{folder}: {found}; expected one a class, {inside}/cat/1.jpg; "
             "with a table of labels use from_csv(table, images=folder)"
         )
+    if classes <= DETECTION_FOLDERS:
+        raise DataError(
+            f"{folder}: folders {_names(sorted(classes))} are those of a set with boxes or masks; expected one a "
+            "class; write its rows as JSONL, with <ref>…</ref><box>…</box>"
+        )
     question = question or FOLDER_QUESTION
-    return f"folder of {len(classes)} classes, asked {question!r}", _folder_rows(folder, question)
+    said = f", split into {', '.join(parts)}" if parts else ""
+    return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, bool(parts))
 
 
-def _folder_rows(folder, question):
+def _folder_rows(folder, question, depth):
+    """The folder at this depth, 0 for the outermost, is the answer."""
     files = sorted(path for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
     for number, path in enumerate(files, start=1):
         name = path.relative_to(folder)
         where = name.as_posix()
-        if len(name.parts) == 1:
-            yield where, DataError(f"{where}: lies beside the class folders; expected {folder.name}/CLASS/{where}")
+        if len(name.parts) <= depth + 1:
+            inside = "/".join([folder.name, *name.parts[:-1], "CLASS", name.name])
+            yield where, DataError(f"{where}: lies beside the class folders; expected {inside}")
         elif path.suffix.lower() not in PICTURE_SUFFIXES:
             yield where, DataError(f"{where}: no picture by its name; expected {', '.join(sorted(PICTURE_SUFFIXES))}")
         else:
-            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[0]}]
+            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[depth]}]
             yield where, {"id": number, "image": where, "conversations": turns}
 
 

@@ -52,10 +52,11 @@ AS_REFERENCE = PictureRules(apply_orientation=False, background=None, scale_16_b
 PICTURE_RULES = {"upright-on-white": UPRIGHT_ON_WHITE, "reference": AS_REFERENCE}
 
 
-def open_image(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
+def open_image(source, where="picture", *, rules=UPRIGHT_ON_WHITE, at_least_px=None):
     """A path, data URI, file in memory, PIL image or uint8 array [H, W, 3] → PIL image in RGB, fully decoded.
 
     Of an animation the first frame is taken. A PIL image that was made in memory is not turned: its maker saw it so.
+    Of a JPEG that only needs sides of `at_least_px` libjpeg decodes a half, a quarter or an eighth of each.
 
     Raises: DataError that names `where` and the file if it is missing, unreadable, truncated or larger than
     MAX_PIXELS.
@@ -64,6 +65,8 @@ def open_image(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         _check_array(source, where)
         return _to_rgb(Image.fromarray(source), rules)
     with _opened(source, where) as image:
+        if at_least_px:
+            image.draft("RGB", (at_least_px, at_least_px))
         turn = TURNS.get(_orientation(image, rules))
         flat = _to_rgb(image, rules)
         return flat.transpose(turn) if turn is not None else flat
