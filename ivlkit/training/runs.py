@@ -98,7 +98,10 @@ def _settle(recipe, folder, **described):
 
 def _identify(recipe, folder, *, data, validation, metric):
     """(folder of the run, what run.yaml says of its recipe and data)."""
-    spec = {"recipe": asdict(recipe), "data": _describe(data)}
+    values = asdict(recipe)
+    if values["weights"] == "bf16":
+        del values["weights"]  # earlier versions wrote none: their runs are still found
+    spec = {"recipe": values, "data": _describe(data)}
     if validation is not None:
         spec["validation"] = _describe(validation, VALIDATION_ROWS_FILE)
     if metric is not None:

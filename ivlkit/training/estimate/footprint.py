@@ -170,8 +170,11 @@ def _stored_bytes(name, parameter, recipe, frozen_bytes):
     name, count = name.removeprefix("base_model.model."), parameter.numel()
     if parameter.ndim == 2 and recipe.language == "qlora" and name.startswith(QUANTISED["language"]):
         return NF4_BYTES * count
-    if parameter.ndim == 2 and recipe.vision_int8 and name.startswith(QUANTISED["vision"]):
-        return count + 4 * len(parameter)  # int8, and a float32 scale a row
+    in_8_bits = ["language"] if recipe.weights == "float8" else []
+    if recipe.vision_int8 or (in_8_bits and not recipe.vision_offload):
+        in_8_bits.append("vision")
+    if parameter.ndim == 2 and name.startswith(tuple(QUANTISED[part] for part in in_8_bits)):
+        return count + 4 * len(parameter)  # and a float32 scale a row
     return frozen_bytes * count
 
 

@@ -36,7 +36,8 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
         frozen += buffers - (layers if device_type == "cuda" else 0)
     state = optimizer_bytes(model, recipe.optimizer)
     copies = 0 if zero or precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
-    kept, working = _activations(config, recipe, batch, _layers(recipe, precision, cast=cast, sdpa=sdpa), copies)
+    how = _layers(recipe, precision, cast=cast, sdpa=sdpa)
+    kept, working = _activations(config, recipe, batch, how, copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
     if zero:
         held = _sharded(recipe, frozen=frozen, trained=trained, state=state)
@@ -85,13 +86,17 @@ def _activations(config, recipe, batch, how, copies):
     kept += tower
     logits = footprint.logits_bytes(batch.tokens, text.vocab_size, compute=precision.compute) + copies
     held = copies if policy == "none" else copies // text.num_hidden_layers
-    backward = batch.tokens * (again + footprint.backward_bytes(text, precision)) + held + _dequantised(text, recipe)
+    backward = batch.tokens * (again + footprint.backward_bytes(text, precision)) + held
+    backward += _beside_products(text, recipe, batch.tokens)
     return kept, max(logits, backward, tower_moment - kept)
 
 
-def _dequantised(text, recipe):
-    """One matrix of NF4 as bf16, while it is multiplied."""
-    return 2 * text.hidden_size * text.intermediate_size if recipe.language == "qlora" else 0
+def _beside_products(text, recipe, tokens):
+    """One matrix of NF4 as bf16, or of float8 turned, and a gradient in float8 (eager: in float32 before)."""
+    each = 1 if recipe.compile else 9
+    float8 = text.hidden_size * text.intermediate_size + tokens * each * text.intermediate_size
+    nf4 = 2 * text.hidden_size * text.intermediate_size
+    return {None: 0, "4bit": nf4, "float8": float8}[recipe.quantize]
 
 
 def _tower_activations(config, recipe, batch, layer):
