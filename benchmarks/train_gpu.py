@@ -13,6 +13,7 @@ bf16, and no activation recomputed unless said:
     lora                                         bins, torch's variable-length attention
     checkpointed                                 the same, activations recomputed
     compiled, compiled-checkpointed              layers compiled one by one, for bins of any length
+    float8, float8-checkpointed                  compiled, frozen matrices of decoder and tower in float8
     reversed                                     `lora`, bins of a step and rows of a bin in the other order
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed
@@ -80,6 +81,8 @@ OURS = {
     "checkpointed": LORA | {"gradient_checkpointing": "full"},
     "compiled": LORA | {"compile": True},
     "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": "full"},
+    "float8": LORA | {"compile": True, "weights": "float8"},
+    "float8-checkpointed": LORA | {"compile": True, "weights": "float8", "gradient_checkpointing": "full"},
     "reversed": LORA,
     "cast": LORA,
     "full": FULL,
