@@ -30,8 +30,9 @@ def to_float8(model, *, device=None, tower=True):
     Returns: the number of matrices. Raises: CheckpointError for one whose sides are no multiples of 16.
     """
     swapped = 0
-    for name, module in list(model.named_modules()):
+    for name in [name for name, _ in model.named_modules()]:  # by name: a list of modules would keep their weights
         parent, _, own = name.rpartition(".")
+        module = model.get_submodule(name)
         if type(module) is nn.Linear and ".lora_" not in name and name.startswith(PARTS[: 1 + tower]):
             if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
                 raise CheckpointError(
