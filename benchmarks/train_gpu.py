@@ -13,6 +13,7 @@ bf16, and no activation recomputed unless said:
     lora                                         bins, torch's variable-length attention
     checkpointed                                 the same, activations recomputed
     compiled, compiled-checkpointed              layers compiled one by one, for bins of any length
+    float8, float8-checkpointed                  compiled, frozen matrices of decoder and tower in float8
     reversed                                     `lora`, bins of a step and rows of a bin in the other order
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed
@@ -63,6 +64,7 @@ from ivlkit.hardware import package_version
 from ivlkit.models.layouts.configuration import native_config, read_released_config
 from ivlkit.models.load import VLM, load
 from ivlkit.models.modeling.attention import use_attention
+from ivlkit.models.modeling.float8 import to_float8
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.nano.build import build
@@ -80,6 +82,8 @@ OURS = {
     "checkpointed": LORA | {"gradient_checkpointing": "full"},
     "compiled": LORA | {"compile": True},
     "compiled-checkpointed": LORA | {"compile": True, "gradient_checkpointing": "full"},
+    "float8": LORA | {"compile": True, "weights": "float8"},
+    "float8-checkpointed": LORA | {"compile": True, "weights": "float8", "gradient_checkpointing": "full"},
     "reversed": LORA,
     "cast": LORA,
     "full": FULL,
@@ -191,14 +195,18 @@ def machine(memory_limit_gib):
     versions = {name: package_version(name) for name in ("torch", "transformers", "peft", "trl")}
     if not torch.cuda.is_available():
         return versions | {"device": "cpu"}
-    total = torch.cuda.get_device_properties(0).total_memory
-    if memory_limit_gib:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory_limit_gib * 2**30 / total))
+    limit_memory(memory_limit_gib)
     return versions | {
         "device": torch.cuda.get_device_name(0),
         "memory_limit_gib": memory_limit_gib,
         "matrix_tflops": round(matrix_rate() / 1e12, 1),
     }
+
+
+def limit_memory(gib):
+    """Of this process's GPU memory; None: all of it."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total) if gib else 1.0)
 
 
 def matrix_rate(size=8192, repeats=20):
@@ -232,6 +240,8 @@ def measure(options):
     if chosen.language == "qlora":
         written = written_model(options.work / key, key, options.tokenizer)
         vlm = load(written, quantize="4bit", tower_device="cpu" if chosen.vision_offload else None)
+    elif chosen.weights == "float8":
+        vlm = float8_vlm(folder, processor, model_class, options.memory_limit)
     else:
         vlm = random_vlm(folder, processor, model_class, full=chosen.language == "full")
     loaded = time.perf_counter() - began
@@ -340,6 +350,19 @@ def random_vlm(folder, processor, model_class, *, full, device=None):
             with whole(parameter):
                 fill(name, parameter)
     return VLM(model.to(device), processor, config, folder)
+
+
+def float8_vlm(folder, processor, model_class, memory_limit):
+    """The same in float8: bf16 is on the device for a moment, beyond any limit, where `load` has it on the host."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        limit_memory(None)
+    vlm = random_vlm(folder, processor, model_class, full=False)
+    to_float8(vlm.model)
+    if on_gpu:
+        torch.cuda.empty_cache()
+        limit_memory(memory_limit)
+    return vlm
 
 
 def whole(parameter):

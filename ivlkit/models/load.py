@@ -23,13 +23,16 @@ from .layouts.configuration import native_config, read_released_config
 from .layouts.key_map import from_released, register_with_transformers, to_released
 from .layouts.safetensors_files import fingerprint
 from .layouts.weight_files import check_shapes, open_weights, read_shapes, read_weight_files, shapes_of
+from .modeling.float8 import to_float8
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 from .modeling.quantize import nf4_config
 from .processor import load_processor
 from .vlm import VLM, alive
 
 SMALL_BYTES = 1_000_000_000
-NF4_BYTES = 0.516  # a value in 4 bits, with its share of the scales
+QUANTISED_BYTES = {"4bit": 0.516, "float8": 1.002}  # a value with its share of the scales
+_DECODER, _TOWER = "language_model.model.layers.", "vision_model.encoder.layers."
+QUANTISED_KEYS = {"4bit": _DECODER, "float8": (_DECODER, _TOWER)}
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
 # It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -47,7 +50,8 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
         name: a key ("nano", "2b", "4b", "26b"), a folder in the released layout, or what a run left.
         device: default: the GPU if torch sees one, else the CPU.
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
-        quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; None: as it is.
+        quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; "float8": its matrices and
+            the tower's in e4m3, half of the memory, read by way of the computer's own; None: as it is.
         tower_device: where the layers of the vision tower go, which are never on `device`; None: there too. Elsewhere
             they have to be streamed before the model sees anything (a recipe's `vision_offload`).
     Returns: `VLM`.
@@ -58,8 +62,10 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
     folder = final_folder(find_model(name))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
-    if quantize not in (None, "4bit"):
-        raise CheckpointError(f"quantize={quantize!r}; expected '4bit' or none")
+    if quantize not in (None, "4bit", "float8"):
+        raise CheckpointError(f"quantize={quantize!r}; expected '4bit', 'float8' or none")
+    if quantize == "float8":
+        return _load_float8(name, folder, device=device, dtype=dtype, tower_device=tower_device)
     if tower_device is not None and not quantize:
         vlm = load(name, device=tower_device, dtype=dtype)
         _move_all_but_tower_layers(vlm.model, device)
@@ -82,6 +88,19 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
         root = released_root(folder)
         vlm = _load_read(root, folder, load_processor(root), device=device, dtype=dtype)
     vlm.processor = as_trained(vlm.processor, origin)
+    return vlm
+
+
+def _load_float8(name, folder, *, device, dtype, tower_device):
+    """Read on the CPU, where weights stay in their file, and take them to the device matrix by matrix."""
+    if tower_device is None:
+        _check_memory(released_root(folder), dtype=dtype, device=device, quantize="float8")
+    vlm = load(name, device=tower_device or "cpu", dtype=dtype)
+    to_float8(vlm.model, device=device, tower=tower_device is None)
+    if tower_device is None:
+        vlm.model.to(device)
+    else:
+        _move_all_but_tower_layers(vlm.model, device)
     return vlm
 
 
@@ -165,7 +184,7 @@ def _check_memory(folder, *, dtype, device, quantize=None):
     total, copied = _weights_gib(read_weight_files(folder), dtype, quantize)
     if quantize and device.type != "cpu":
         copied = 0  # one tensor after the other, straight to the device
-    kind = "4 bits" if quantize else str(dtype).removeprefix("torch.")
+    kind = {None: str(dtype).removeprefix("torch."), "4bit": "4 bits"}.get(quantize, quantize)
     most = free_gib and free_gib / (2 if device.type == "cpu" else 1)
     if free_gib is not None and copied > most:
         raise CheckpointError(
@@ -193,10 +212,10 @@ def _weights_gib(files, dtype, quantize=None):
             for key in file.keys():  # noqa: SIM118
                 part = file.get_slice(key)
                 shape = part.get_shape()
-                in_nf4 = quantize and key.startswith("language_model.model.layers.") and len(shape) == 2
-                size = math.prod(shape) * (NF4_BYTES if in_nf4 else dtype.itemsize) / GIB
+                small = quantize and len(shape) == 2 and key.startswith(QUANTISED_KEYS[quantize])
+                size = math.prod(shape) * (QUANTISED_BYTES[quantize] if small else dtype.itemsize) / GIB
                 total += size
-                copied += size if in_nf4 or part[:0].dtype != dtype else 0
+                copied += size if small or part[:0].dtype != dtype else 0
     return total, copied
 
 

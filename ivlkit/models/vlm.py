@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from ..data.processor import Processor
+from ..errors import CheckpointError
 from ..views import shown
 from . import chat
 from .families import NANO_FOLDER, Family
+from .modeling.float8 import holds_float8
 
 alive = weakref.WeakSet()  # every `VLM` of this process: named when the next one does not fit beside it
 
@@ -52,7 +54,15 @@ class VLM:
         return chat.chat_batch(self, questions, images, **options)
 
     def merge_adapter(self):
-        """Fold a loaded adapter into the weights; nothing happens without one."""
+        """Fold a loaded adapter into the weights; nothing happens without one.
+
+        Raises: CheckpointError for weights in float8, which have no room for what was trained.
+        """
+        if self.adapter is not None and holds_float8(self.model):
+            raise CheckpointError(
+                f"{self.folder}: an adapter on weights in float8, to be folded in; expected it beside them, or the "
+                f"original weights; ivlkit export {self.folder} --to merged, then load that"
+            )
         if self.adapter is not None:
             self.model, self.adapter = self.adapter.merge_and_unload(), None
 

@@ -11,13 +11,14 @@ from ..views import shown
 
 TUNINGS = ("frozen", "lora", "full")
 LANGUAGE_TUNINGS = ("frozen", "lora", "qlora", "full")  # qlora: LoRA on weights in NF4
+WEIGHTS = ("bf16", "float8", "nf4")
 CHECKPOINTING = ("none", "selective", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
 ZERO_STAGES = (0, 1, 2, 3)
 FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
 OVERFIT = "-overfit"  # ends the name of a recipe that learns a few rows by heart
 WEIGHTINGS = ("token", "sample", "square")
-YOUNGER = {"loss": "cross_entropy", "order": "shuffled"}  # fields that runs of earlier versions lack
+YOUNGER = {"loss": "cross_entropy", "order": "shuffled", "weights": "bf16"}  # fields that runs of earlier versions lack
 SCHEDULERS = (  # transformers' that need no further numbers
     *("cosine", "linear", "constant", "constant_with_warmup"),
     *("inverse_sqrt", "polynomial", "cosine_with_restarts"),
@@ -42,6 +43,7 @@ _CHOICES = {
     "vision": TUNINGS,
     "projector": ("frozen", "full"),
     "language": LANGUAGE_TUNINGS,
+    "weights": WEIGHTS,
     "weighting": WEIGHTINGS,
     "optimizer": OPTIMIZERS,
     "scheduler": SCHEDULERS,
@@ -86,6 +88,7 @@ class Recipe:
     projector: str = "full"  # frozen | full (freeze_mlp)
     language: str = "full"  # frozen | lora | qlora | full (freeze_llm, use_llm_lora)
     unfreeze_vit_layers: int = 0  # of a frozen tower, these train in full: -4 for the last four, 20 for all from 20
+    weights: str = "bf16"  # frozen matrices: bf16 (as loaded) | float8 (decoder, tower) | nf4 (language: qlora)
     vision_int8: bool = False  # a frozen tower's matrices in 8 bits (LLM.int8)
     vision_offload: bool = False  # a frozen tower's layers in the host's memory, on the GPU one at a time
     lora_rank: int = 16  # r
@@ -140,6 +143,7 @@ class Recipe:
                 raise RecipeError(f"{self.name}: {name}={getattr(self, name)!r}; expected one of {expected}")
         for field in fields(self):
             _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
+        self._settle_weights()
         if self.has_adapters and ("full" in (self.vision, self.language) or self.unfreeze_vit_layers):
             raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
@@ -151,6 +155,27 @@ class Recipe:
                 f"{self.name}: bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that "
                 "length fits in no bin; raise the one or lower the other"
             )
+
+    def _settle_weights(self):
+        """NF4 is written as `language: qlora`, as recipes always did, so that one field alone says it."""
+        if self.weights == "nf4" and self.language in ("lora", "qlora"):
+            object.__setattr__(self, "language", "qlora")
+            object.__setattr__(self, "weights", "bf16")
+        for clashes, found in (
+            (
+                not self.has_adapters,
+                f"vision={self.vision!r}, language={self.language!r}; expected adapters; set 'lora'",
+            ),
+            (self.weights == "nf4", f"language={self.language!r}; expected 'lora', on the language model"),
+            (self.language == "qlora", "language='qlora', which is NF4; set language='lora'"),
+            (self.vision_int8, "vision_int8; float8 is the tower's too; set vision_int8=false"),
+            (
+                self.processes > 1 and self.zero_stage == 3,
+                "zero_stage=3, which divides weights before they are float8; set zero_stage=2 or less",
+            ),
+        ):
+            if clashes and self.weights != "bf16":
+                raise RecipeError(f"{self.name}: weights={self.weights!r} with {found}")
 
     def _check_vision(self):
         if self.unfreeze_vit_layers and self.vision != "frozen":
@@ -217,6 +242,11 @@ class Recipe:
         if self.vision != "frozen":
             return layers
         return len(range(layers)[self.unfreeze_vit_layers :]) if self.unfreeze_vit_layers else 0
+
+    @property
+    def quantize(self):
+        """What `load` is asked for: "4bit", "float8" or None."""
+        return "4bit" if self.language == "qlora" else "float8" if self.weights == "float8" else None
 
     @property
     def full_precision(self):

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import RecipeError
 from ..models.load import peft_is_quiet
+from ..models.modeling.float8 import to_float8
 from ..models.modeling.quantize import count_values, tower_to_int8
 from .engine.distributed import is_sharded
 from .engine.streaming import leave_out_of_ddp, stream_tower
@@ -52,6 +53,8 @@ def prepare(vlm, recipe):
         _unfreeze_layers(model, recipe)
     if recipe.vision_int8 and model.device.type != "meta":
         tower_to_int8(model)
+    if recipe.weights == "float8" and model.device.type != "meta":
+        to_float8(model, tower=not recipe.vision_offload)
     if recipe.vision_offload and model.device.type != "meta":
         stream_tower(model)
     if recipe.has_adapters:
@@ -158,6 +161,9 @@ def summary_text(model, recipe):
     rows = summarise(model, recipe)
     lines = [f"{'part':<10} {'tuning':<7} {'parameters':>14} {'trainable':>14}"]
     lines += [f"{row.part:<10} {row.tuning:<7} {row.parameters:>14,} {row.trainable:>14,}" for row in rows]
+    if recipe.weights == "float8":
+        parts = "the decoder" if recipe.vision_offload else "the decoder and the tower"
+        lines.append(f"weights: frozen matrices of {parts} in float8")
     if recipe.vision_int8:
         lines.append("vision_int8: the tower's matrices in 8 bits")
     if recipe.vision_offload:

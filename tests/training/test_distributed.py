@@ -93,12 +93,14 @@ PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text 
     "lora in bins": ("nano-lora", {"weighting": "sample", "vision": "lora", "lora_dropout": 0.0}),
     "lora padded": ("nano-lora", {"weighting": "token", "vision": "lora", "lora_dropout": 0.0, "packing": False}),
     "lora beside a tower on the host": ("nano-lora", LORA | {"vision_offload": True}),
+    "lora on float8": ("nano-lora", LORA | {"weights": "float8", "model": "nano", "learning_rate": 1e-20}),
     "full by DDP": ("nano-full", FULL),
     "full by ZeRO-1": ("nano-full", FULL | {"zero_stage": 1, "vision": "frozen"}),
     "full by ZeRO-2": ("nano-full", FULL | {"zero_stage": 2}),
     "full by ZeRO-3": ("nano-full", FULL | {"zero_stage": 3}),
     "lora by ZeRO-3": ("nano-lora", LORA | {"zero_stage": 3, "zero_offload": True}),
 }
+STANDS_STILL = "lora on float8"  # rounding to float8 makes a step's last bit a hundredth of the next loss
 ANSWER_TOKENS = 4  # under ZeRO-3 each one fetches all weights anew
 STOPPED = ("full by ZeRO-2", "full by ZeRO-3")  # by a signal to one rank after the second step, then gone on with
 if sys.platform != "linux":  # there DeepSpeed is a requirement, and its absence a failure
@@ -194,7 +196,7 @@ def loss_of(vlm, record):
         return vlm.model(input_ids=ids, labels=labels, pixel_values=pixel_values).loss.item()
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", [name for name in PLANS if name != STANDS_STILL])
 def test_what_several_ranks_wrote_loads_in_one_process(made, data, tiny, name):
     """The final weights are the best ones, and in every checkpoint; all were hashed once, by rank 0."""
     run, alone = made[name]
@@ -202,7 +204,7 @@ def test_what_several_ranks_wrote_loads_in_one_process(made, data, tiny, name):
     assert load_file(file).keys() == load_file(alone.folder / "final" / file.name).keys()
     vlm = load(run.folder)
     # By losses: where a gradient is rounding, Adam moves the weight by any part of the rate, and the loss by nothing.
-    found, expected, before = (loss_of(one, data[5]) for one in (vlm, load(alone.folder), load(tiny)))
+    found, expected, before = (loss_of(one, data[5]) for one in (vlm, load(alone.folder), load(run.recipe.model)))
     assert found == pytest.approx(expected, abs=1e-5) and expected < before - 1e-3
     assert (vlm.adapter is None) == (run.recipe.name == "nano-full")
     (checkpoint,) = run.folder.glob("checkpoint-*")

@@ -122,6 +122,13 @@ def test_by_hand_the_2b_s_lora_keeps_143_424_bytes_a_token_and_layer():
     assert found == 34 * 2048 + 9 * 8192 + 4 * 16 + 7 * 2 * 16
 
 
+def test_by_hand_adapters_that_share_their_input_keep_9_h_less():
+    """Of q, k, v, gate and up three keep no dropped input of H values in bf16 and no mask: 25 H."""
+    model, _ = empty_model(released_shapes("2b"))
+    found = footprint.decoder_layer_bytes(model.config.text_config, Layer("lora", Precision(2, 2, 1), shared=True))
+    assert found == 25 * 2048 + 9 * 8192 + 4 * 16 + 7 * 2 * 16
+
+
 WAYS = {
     "lora": {"packing": True},
     "full": FULL | {"packing": True},

@@ -264,5 +264,5 @@ class TestQuantised:
             load(tmp_path, quantize="4bit")
 
     def test_an_unknown_way_is_refused(self, tiny):
-        with pytest.raises(CheckpointError, match="quantize='3bit'; expected '4bit' or none"):
+        with pytest.raises(CheckpointError, match="quantize='3bit'; expected '4bit', 'float8' or none"):
             load(tiny, quantize="3bit")

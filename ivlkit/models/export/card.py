@@ -32,7 +32,7 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
         base: dict of the base of an adapter.
         scores: {"VQA accuracy on test.jsonl": 0.61}, if there are any.
     """
-    run = _read_run(source.folder)
+    run = read_run(source.folder)
     versions = {name: package_version(name, missing="run from its sources") for name in _PACKAGES}
     parts = [
         f"# {_title(source, run)}",
@@ -90,7 +90,7 @@ def _title(source, run):
     return f"{run['recipe']['name']}: {source.processor.family.name}, fine-tuned" if run else source.folder.name
 
 
-def _read_run(folder):
+def read_run(folder):
     path = folder.parent / "run.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) if folder.name == "final" and path.exists() else None
 

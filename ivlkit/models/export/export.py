@@ -19,10 +19,10 @@ from ..layouts.safetensors_files import (
 )
 from ..layouts.weight_files import Fused, read_weight_files
 from ..load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
-from .card import write_card, write_templates
+from .card import read_run, write_card, write_templates
 from .hf_layout import check_native, write_native
 from .lazy_weights import open_source
-from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, unround
+from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
 
 LAYOUTS = ("released", "adapter", "transformers")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -40,7 +40,8 @@ def export(source, to, *, layout="released", scores=None, device=None):
     Args:
         source: a `Run`, its folder, any folder `load` takes, or a loaded `VLM` (left as it is). Pass
             the loaded model where its base is in 4 or 8 bits: these weights are what the adapter was trained on, so
-            they are made whole before it is folded in.
+            they are made whole before it is folded in. An adapter trained on float8 goes into the original weights:
+            pass its run; the card tells how far replies are from those on float8.
         to: the new folder; it must not exist. Killed at any moment, there is no such folder, or a complete one.
         layout: "released", which the original code and the serving tools read; "adapter", tens of MB for someone who
             has the base; "transformers", which plain transformers reads.
@@ -204,6 +205,7 @@ def _prove(opened, source, aside, reload, device, *, merges):
     if not loaded:
         vlm.release()
     del vlm
+    as_trained = None if loaded else _ask_in_float8(opened, device, dtype)
     model = reload(aside, device, dtype)
     written = ask(model, opened.processor)
     tensors = 0
@@ -217,7 +219,19 @@ def _prove(opened, source, aside, reload, device, *, merges):
         equal_replies=count_equal(before, written),
         samples=len(before.replies),
         tensors=tensors,
+        from_float8=as_trained and (largest_difference(as_trained, after), count_equal(as_trained, written)),
     )
+
+
+def _ask_in_float8(opened, device, dtype):
+    """What a run that trained on float8 answers as it was trained; None for any other."""
+    run = read_run(opened.folder)
+    if not run or run["recipe"].get("weights") != "float8":
+        return None
+    vlm = load(opened.folder, device=device, dtype=dtype, quantize="float8")
+    answers = ask(vlm.model, opened.processor)
+    vlm.release()
+    return answers
 
 
 def _reload(folder, device, dtype):

@@ -15,6 +15,7 @@ from ..families import find_model
 from ..layouts.configuration import native_config, read_released_config
 from ..layouts.weight_files import Lazy, open_weights, shapes_of
 from ..load import VLM, as_trained, final_folder, find_base, meta_state, plain, read_origin, released_root
+from ..modeling.float8 import holds_float8
 from ..processor import load_processor
 from .merge_lora import Merged, merge_loaded
 
@@ -73,6 +74,11 @@ def open_source(source):
 
 
 def _loaded(vlm):
+    if holds_float8(vlm.model):
+        raise CheckpointError(
+            f"{vlm.folder}: a model in memory, in float8; expected its original weights, which an adapter is folded "
+            f"into; ivlkit export {vlm.folder} --to merged"
+        )
     weights = Loaded(vlm.adapter or vlm.model)
     return Source(
         weights=weights,

@@ -42,12 +42,23 @@ class Proof:
     equal_replies: int  # greedy, of `samples`, between source and the weights as written
     samples: int
     tensors: int  # compared bit for bit after reloading; 0 for an adapter
+    from_float8: tuple | None = None  # largest difference and equal replies beside a run's own answers on float8
 
     def __str__(self):
         return (
             f"reloaded in {self.where}: logits differ by at most {self.largest_difference:.1e}, "
             f"{self.equal_replies} of {self.samples} greedy replies are equal"
             + (f", {self.tensors} tensors are equal bit for bit" if self.tensors else "")
+            + self._say_float8()
+        )
+
+    def _say_float8(self):
+        if self.from_float8 is None:
+            return ""
+        difference, equal = self.from_float8
+        return (
+            "; the adapter was trained on weights in float8 and folded into the original ones: beside the run on "
+            f"float8, logits differ by at most {difference:.1e}, {equal} of {self.samples} greedy replies are equal"
         )
 
 
@@ -113,6 +124,11 @@ def compare(before, after, *, dtype, what):
     if exact and count_equal(before, after) < len(before.replies):
         raise ExportError(f"{what} changed a greedy reply to a stored question; nothing was written")
     return worst
+
+
+def largest_difference(first, second):
+    """Of logits."""
+    return max((one - other).abs().max().item() for one, other in zip(first.logits, second.logits, strict=True))
 
 
 def count_equal(before, after):

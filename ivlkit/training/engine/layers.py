@@ -11,6 +11,9 @@ import torch
 from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from .distributed import is_sharded
+from .shared_input import share_inputs
+
 BACKEND = "inductor"
 VARYING = {  # dimensions of a layer's arguments that a bin's tokens and samples decide
     "attention_mask": (2, 3),  # [1, 1, L, L]
@@ -22,13 +25,15 @@ VARYING = {  # dimensions of a layer's arguments that a bin's tokens and samples
 
 
 def wrap_layers(model, recipe):
-    """Recompute and compile the layers of what `tuning.prepare` returned, as the recipe says.
+    """Share inputs, recompute and compile the layers of what `tuning.prepare` returned, as the recipe says.
 
     Layers of one kind share one compiled graph, since they differ in their weights only. It serves bins of any length
     and any number of samples and tiles: `VARYING` says which dimensions differ, and the longest row there can be
     stands for the bin's own (`collate.collate_packed`), since an int would be a constant.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not (is_sharded(recipe) and recipe.zero_stage == 3):  # which fetches a weight for its own layer alone
+        share_inputs(base)
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
     if recipe.compile:
         base.least_tiles = 2
@@ -70,6 +75,6 @@ def _selective(rank):
 def _keep_products(context, operation, *args, rank, **kwargs):
     """A product's inner size tells an adapter's second matrix, of the rank's, from the others."""
     name = operation.name()
-    is_product = name in ("aten::mm", "aten::addmm") and args[-1].shape[0] > rank
+    is_product = "scaled_mm" in name or (name in ("aten::mm", "aten::addmm") and args[-1].shape[0] > rank)
     keep = is_product or "attention" in name or "varlen_attn" in name
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

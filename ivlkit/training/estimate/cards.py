@@ -114,7 +114,7 @@ def probe_cpu(size=768, repeats=3):
 def find_measured(recipe):
     """What was measured with a recipe's settings, in words; "" if nothing was."""
     names = ("model", "language", "gradient_checkpointing", "compile", "vision_int8")
-    plain = recipe.packing and recipe.vision == "frozen" and not recipe.vision_offload
+    plain = recipe.packing and recipe.weights == "bf16" and recipe.vision == "frozen" and not recipe.vision_offload
     found = [
         f"{one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by {one.by} on an {one.card}"
         for one in MEASURED

@@ -33,6 +33,7 @@ class Layer:
     rank: int = 16
     compiled: bool = False
     sdpa: bool = False  # attention that copies its output for the next product, and takes values as they come
+    shared: bool = False  # adapters of one input share its dropout, as `engine.shared_input` has it
     cast: bool = False  # PEFT's own float32 copy of adapter inputs: what plain PEFT does without autocast's help
 
 
@@ -139,7 +140,8 @@ def _input_bytes(width, readers, layer, *, kept_anyway=False, computed=False):
         return 0
     adapters = readers * compute * layer.rank if layer.tuning == "lora" else 0
     if layer.tuning == "lora" and layer.dropout:
-        return readers * ((4 if layer.cast else compute) + layer.precision.mask) * width + adapters
+        copies = 1 if layer.shared else readers
+        return copies * ((4 if layer.cast else compute) + layer.precision.mask) * width + adapters
     is_cast = layer.precision.stream > compute and not (kept_anyway or computed or layer.compiled)
     return (0 if kept_anyway else (readers if is_cast else 1) * compute * width) + adapters
 
@@ -170,8 +172,11 @@ def _stored_bytes(name, parameter, recipe, frozen_bytes):
     name, count = name.removeprefix("base_model.model."), parameter.numel()
     if parameter.ndim == 2 and recipe.language == "qlora" and name.startswith(QUANTISED["language"]):
         return NF4_BYTES * count
-    if parameter.ndim == 2 and recipe.vision_int8 and name.startswith(QUANTISED["vision"]):
-        return count + 4 * len(parameter)  # int8, and a float32 scale a row
+    in_8_bits = ["language"] if recipe.weights == "float8" else []
+    if recipe.vision_int8 or (in_8_bits and not recipe.vision_offload):
+        in_8_bits.append("vision")
+    if parameter.ndim == 2 and name.startswith(tuple(QUANTISED[part] for part in in_8_bits)):
+        return count + 4 * len(parameter)  # and a float32 scale a row
     return frozen_bytes * count
 
 

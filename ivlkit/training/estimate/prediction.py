@@ -21,11 +21,12 @@ CONTEXT_GIB = 0.6  # CUDA's context and libraries: assumed, not measured
 ALLOCATOR_SLACK = 0.1  # of activations, reserved in pieces that fit nothing: assumed, not measured
 
 
-def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
+def batch_parts(model, config, recipe, batch, *, device_type, cast=False, shared=True):
     """Bytes of each part at the step's peak, for a batch of `tokens` and `tiles`.
 
     Args: model: what `tuning.prepare` returned, without memory or with; cast: adapters computed in float32 (PEFT's own
-        way without autocast), as in the prototype.
+        way without autocast), as in the prototype; shared: adapters of one input share its dropout, as they do but for
+            ZeRO-3 since `engine.shared_input`.
     Returns: {part: bytes}; the last, "working", is the largest of what is alive for a moment only.
     """
     zero, sdpa = is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
@@ -36,7 +37,8 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False):
         frozen += buffers - (layers if device_type == "cuda" else 0)
     state = optimizer_bytes(model, recipe.optimizer)
     copies = 0 if zero or precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
-    kept, working = _activations(config, recipe, batch, _layers(recipe, precision, cast=cast, sdpa=sdpa), copies)
+    how = _layers(recipe, precision, cast=cast, sdpa=sdpa, shared=shared)
+    kept, working = _activations(config, recipe, batch, how, copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
     if zero:
         held = _sharded(recipe, frozen=frozen, trained=trained, state=state)
@@ -61,10 +63,11 @@ def _buckets(recipe, trained):
     return round(2 * (min(zero["reduce_bucket_size"], trained // 4) + live))
 
 
-def _layers(recipe, precision, *, cast=False, sdpa=False):
+def _layers(recipe, precision, *, cast=False, sdpa=False, shared=True):
     language = "lora" if recipe.language == "qlora" else recipe.language
     common = {"precision": precision, "dropout": recipe.lora_dropout > 0, "rank": recipe.lora_rank}
     common |= {"compiled": recipe.compile, "cast": cast, "sdpa": sdpa}
+    common |= {"shared": shared and not (is_sharded(recipe) and recipe.zero_stage == 3)}
     vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
     return SimpleNamespace(language=footprint.Layer(language, **common), vision=footprint.Layer(vision, **common))
 
@@ -85,13 +88,17 @@ def _activations(config, recipe, batch, how, copies):
     kept += tower
     logits = footprint.logits_bytes(batch.tokens, text.vocab_size, compute=precision.compute) + copies
     held = copies if policy == "none" else copies // text.num_hidden_layers
-    backward = batch.tokens * (again + footprint.backward_bytes(text, precision)) + held + _dequantised(text, recipe)
+    backward = batch.tokens * (again + footprint.backward_bytes(text, precision)) + held
+    backward += _beside_products(text, recipe, batch.tokens)
     return kept, max(logits, backward, tower_moment - kept)
 
 
-def _dequantised(text, recipe):
-    """One matrix of NF4 as bf16, while it is multiplied."""
-    return 2 * text.hidden_size * text.intermediate_size if recipe.language == "qlora" else 0
+def _beside_products(text, recipe, tokens):
+    """One matrix of NF4 as bf16, or of float8 turned, and a gradient in float8 (eager: in float32 before)."""
+    each = 1 if recipe.compile else 9
+    float8 = text.hidden_size * text.intermediate_size + tokens * each * text.intermediate_size
+    nf4 = 2 * text.hidden_size * text.intermediate_size
+    return {None: 0, "4bit": nf4, "float8": float8}[recipe.quantize]
 
 
 def _tower_activations(config, recipe, batch, layer):
@@ -126,12 +133,12 @@ def needed_gib(parts, device_type):
     return allocated if device_type == "cpu" else allocated + slack + CONTEXT_GIB
 
 
-def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=False):
+def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=False, shared=True):
     """Products at `MATRIX_SHARE` of the card's rate, activations moved `PASSES` times, NF4 made bf16 thrice a bin, the
     layers of a tower on the host copied once a bin, as if nothing were computed meanwhile.
     """
     precision = footprint.precision_of(recipe, place.device_type)
-    how, vision, text = _layers(recipe, precision, cast=cast), config.vision_config, config.text_config
+    how, vision, text = _layers(recipe, precision, cast=cast, shared=shared), config.vision_config, config.text_config
     tile, token = operations(config, recipe)
     moved = tokens * footprint.decoder_layer_bytes(text, how.language) * text.num_hidden_layers
     trained = recipe.trained_vision_layers(vision.num_hidden_layers)

@@ -247,7 +247,7 @@ def _load_base(recipe, device, dtype):
         recipe.model,
         device=device,
         dtype=dtype,
-        quantize="4bit" if recipe.language == "qlora" else None,
+        quantize=recipe.quantize,
         tower_device="cpu" if recipe.vision_offload else None,
     )
     vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
