@@ -43,7 +43,7 @@ SLOW = (
     "training/test_layers.py::test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice[full",
     "training/test_layers.py::test_the_time_that_compiling",
     "training/test_layers.py::test_a_loss_under",
-    "training/test_float8.py::test_compiled_layers",
+    "training/test_float8_weights.py::test_compiled_layers",
     "training/test_overfit.py::test_answers_that_belong_to_other_pictures_are_learned_by_heart",
     "training/test_suggest.py::test_where_only_fewer_tiles",
     "training/test_suggest.py::test_the_card_decides_how_it_computes_and_not_what_it_sees[26b",

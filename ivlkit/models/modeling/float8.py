@@ -17,6 +17,7 @@ LARGEST = 448.0  # of e4m3
 SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
 MULTIPLE = 16  # values: CUDA's rule for both sides of a matrix
 HAS_SCALED_MM = hasattr(F, "scaled_mm") and torch.__version__ >= (2, 13)  # the first one known to compile it
+RUNS_COMPILED_ON_GPU = False  # not since gradients of compiled layers were found wrong there: see `multiply_turned`
 PARTS = ("model.language_model.layers.", "model.vision_tower.encoder.")  # embeddings, projector and head stay
 
 
@@ -74,7 +75,7 @@ class Float8Linear(nn.Linear):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         rows = x.reshape(-1, self.in_features)
         values, scale = (None, None) if not self.multiplies else quantised or quantise(rows.detach())
-        out = _Product.apply(rows, values, scale, self.weight.view(E4M3), self.scale_bits.view(torch.float32), dtype)
+        out = _Product.apply(rows, values, scale, self.weight, self.scale_bits.view(torch.float32), dtype)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(dtype)
 
@@ -105,24 +106,48 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(weight, weight_scale)
         ctx.dtype, ctx.multiplies = x.dtype, values is not None
         if values is None:
-            return x.to(dtype) @ _widened(weight, weight_scale, dtype).t()
-        return multiply(values, weight.t(), scale, weight_scale.t()).to(dtype)
+            return x.to(dtype) @ widen(weight, weight_scale, dtype).t()
+        return multiply(values, weight.view(E4M3).t(), scale, weight_scale.t()).to(dtype)
 
     @staticmethod
     def backward(ctx, gradient):
         """A row of W has one scale, so it belongs to a column of the gradient, which is quantised with it by row."""
         weight, weight_scale = ctx.saved_tensors
         if ctx.multiplies:
-            values, scale = quantise(gradient * weight_scale.t())
-            turned = weight.view(torch.uint8).t().contiguous().view(E4M3).t()  # [N, K] with N side by side, for CUDA
-            found = multiply(values, turned, scale, torch.ones_like(weight[:1], dtype=torch.float32))
+            found = multiply_turned(*quantise(gradient * weight_scale.t()), weight)
         else:
-            found = gradient @ _widened(weight, weight_scale, gradient.dtype)
+            found = gradient @ widen(weight, weight_scale, gradient.dtype)
         return found.to(ctx.dtype), None, None, None, None, None
 
 
-def _widened(weight, scale, dtype):
-    return (weight.to(torch.float32) * scale).to(dtype)
+# Two operators of our own, which torch.compile takes as they are. Compiled on an H200 (torch 2.11) the losses of the
+# first step were right and the norm of the gradients a fifth of what it should be, with these products made by plain
+# operations; not compiled, and compiled on a CPU, both were right. Bytes that inductor turns and then reads as e4m3 are
+# the likely cause. Whether this mends it has not been tried on a GPU.
+
+
+@torch.library.custom_op("ivlkit::multiply_turned", mutates_args=())
+def multiply_turned(values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """e4m3 values [M, N] with scales [M, 1] times bytes [N, K] that are e4m3 → [M, K], as `multiply` gives it."""
+    turned = weight.t().contiguous().view(E4M3).t()  # [N, K] with N side by side, for CUDA
+    return multiply(values, turned, scale, scale.new_ones(1, weight.shape[1]))
+
+
+@multiply_turned.register_fake
+def _(values, scale, weight):
+    dtype = torch.bfloat16 if values.device.type == "cuda" else torch.float32
+    return values.new_empty(values.shape[0], weight.shape[1], dtype=dtype)
+
+
+@torch.library.custom_op("ivlkit::widen", mutates_args=())
+def widen(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bytes [N, K] that are e4m3, with scales [N, 1] → [N, K] in another dtype."""
+    return (weight.view(E4M3).to(torch.float32) * scale).to(dtype)
+
+
+@widen.register_fake
+def _(weight, scale, dtype):
+    return torch.empty_like(weight, dtype=dtype)
 
 
 def multiply(a, b, scale_a, scale_b):
