@@ -21,7 +21,7 @@ from ..datasets.mixture import Data, Source, check_repeat, read_entries, read_so
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, as_problem, make_problem
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -172,19 +172,15 @@ def readable_sources(data, root=None):
 def _read_meta(path, findings):
     try:
         entries = read_entries(path)
-    except DataError as error:
-        findings.add(make_problem("meta", str(path), str(error).removeprefix(f"{path}: ").split("; ")[0]))
+    except DataError as fault:
+        findings.add(as_problem(fault))
         return []
     sources = []
     for name, entry in entries.items():
         try:
             sources.append(read_source(name, entry, path))
-        except DataError as error:
-            found, _, rest = str(error).removeprefix(f"{path}: ").partition("; expected ")
-            expected, _, todo = rest.partition("; ")
-            findings.add(
-                make_problem("meta", str(path), found, expected=expected or None, todo=todo or None, source=name)
-            )
+        except DataError as fault:
+            findings.add(as_problem(fault, source=name))
     return sources
 
 
@@ -196,20 +192,16 @@ def _can_be_read(source, findings):
         return False
     try:
         index = LineIndex(source.annotation)
-    except DataError as error:
-        code = "no_rows" if "no rows" in str(error) else "missing_file"
-        findings.add(
-            make_problem(code, where, str(error).removeprefix(f"{where}: ").split("; ")[0], source=source.name)
-        )
+    except DataError as fault:
+        findings.add(as_problem(fault, source=source.name))
         return False
     if source.length is not None and source.length != len(index):
         found = f"{len(index):,} rows, `length` says {source.length:,}"
         findings.add(make_problem("declared_length", where, found, source=source.name))
     try:
         check_repeat(source, len(index))
-    except DataError as error:
-        found, expected, todo = str(error).removeprefix(f"{where}: ").split("; ")
-        findings.add(make_problem("meta", where, found, expected=expected, todo=todo, source=source.name))
+    except DataError as fault:
+        findings.add(as_problem(fault, source=source.name))
     if not os.path.isdir(source.root):
         findings.add(make_problem("missing_root", str(source.root), "no such folder", source=source.name))
     return True

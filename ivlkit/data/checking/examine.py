@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
-from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long_text
+from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
-from ..rows.formats import IMAGE_PLACEHOLDER, as_released
-from ..rows.media import MAX_PIXELS, is_data_uri, is_remote
-from ..rows.records import parse_row, read_released
-from .faults import find_faults
-from .findings import ERROR, KINDS, in_three, short
-from .pictures import declared_sizes, escapes, hash_text, look_at
+from ..rows.formats import IMAGE_PLACEHOLDER, short
+from ..rows.media import MAX_PIXELS, is_data_uri
+from ..rows.records import parse_row, read_row
+from .findings import ERROR, KINDS
+from .pictures import declared_sizes, hash_text, look_at
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
 LONG_LINE_BYTES = 1 << 20
@@ -34,7 +33,6 @@ _IMAGE_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 _GROUNDING = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 _MARK = re.compile(r"<(?!image>)")  # anything that may be a token or a tag
 control_characters = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_TOO_LONG = re.compile(" tokens (at the fewest tiles|with a single frame)")  # the encoder's words
 _BOX = re.compile(r"<box>(.*?)</box>", re.S)
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
 _BOXES = re.compile(r"\s*\[\s*(?:\[[^\[\]]*\]\s*,?\s*)+\]\s*")
@@ -162,22 +160,16 @@ class _BlockState:
         where = self.index.where(row)
         try:
             parsed = parse_row(line, where, object_pairs_hook=self._pairs)
-        except DataError as error:
+        except DataError as fault:
             self.duplicate_keys.clear()
-            return self._say_error(place, _line_code(line, error), error, where)
+            return self._say_fault(place, fault)
         for key in self.duplicate_keys:
             self.say(place, "duplicate_key", f"the key {short(key)} twice")
         self.duplicate_keys.clear()
-        try:
-            parsed = as_released(parsed, where, format=self.source.format)
-        except DataError as error:
-            return self._say_error(place, "unusable", error, where)
-        try:
-            record = self.source.complete(read_released(parsed, where, self.source.root))
-        except DataError as error:
-            return self._diagnose(place, parsed, error, where)
-        self._check_record(place, parsed, record)
-        return None
+        (parsed, record), faults = all_faults(read_row(parsed, where, self.source.root, format=self.source.format))
+        if faults:
+            return self._say_faults(place, record, faults)
+        return self._check_record(place, parsed, self.source.complete(record))
 
     def _pairs(self, pairs):
         made = dict(pairs)
@@ -185,10 +177,18 @@ class _BlockState:
             self.duplicate_keys += [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
         return made
 
-    def _say_error(self, place, code, error, where):
-        """A DataError of a reader or the encoder as a problem of this row, in its own words."""
-        found, expected, todo = in_three(str(error).removeprefix(f"{where}: "))
-        self.say(place, code, found, expected=expected, todo=todo)
+    def _say_fault(self, place, fault):
+        """What a reader or the encoder refuses, in its own words."""
+        self.say(place, fault.code, fault.found, expected=fault.expected, todo=fault.todo)
+
+    def _say_faults(self, place, record, faults):
+        """Everything that is wrong with a refused row, and with the pictures that it names."""
+        for fault in faults:
+            self._say_fault(place, fault)
+        for image in record.images if record else ():
+            look = None if is_data_uri(image) else self.examiner.look(image)
+            if look and look.fault:
+                self._say_fault(place, look.fault)
 
     def _check_line(self, place, row, line):
         if line.endswith(b"\r\n"):
@@ -292,8 +292,8 @@ class _BlockState:
         for number, look in enumerate(looks):
             if look is None:
                 continue
-            if look.code:
-                self.say(place, look.code, look.found, expected=look.expected, todo=look.todo)
+            if look.fault:
+                self._say_fault(place, look.fault)
             for code, found in look.remarks:
                 self.say(place, code, found)
             width_px, height_px = look.size or (0, 0)
@@ -353,9 +353,8 @@ class _BlockState:
         try:
             sizes = picture_sizes(record, processor, draw=self.examiner.task.draw)
             text = encode_text(record, processor, sizes=sizes, max_length=max_length)
-        except DataError as error:
-            code = "too_long" if _TOO_LONG.search(str(error)) else "unusable"
-            return self._say_error(place, code, error, record.where)
+        except DataError as fault:
+            return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
         self.lengths[:, place] = tokens - processor.num_image_token * tiles, tiles, supervised
@@ -395,43 +394,11 @@ class _BlockState:
         if max_length is not None and tokens > max_length:
             _, fewer, tokens = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
             if tokens > max_length:
-                found, expected, todo = in_three(too_long_text(text_tokens, fewer, tokens, max_length))
-                return self.say(place, "too_long", found, expected=expected, todo=todo)
+                return self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
             self.say(place, "fewer_tiles", shrunk_text(full, fewer, max_length))
             tiles = sum(fewer)
         self.final[:, place] = tokens, tiles
         return None
-
-    # rows that a reader refused --------------------------------------------------------------------------------------
-
-    def _diagnose(self, place, parsed, error, where):
-        """Everything that is wrong with a refused row; the reader's own words where nothing else explains them."""
-        if not parsed.get("video"):
-            for code, found in find_faults(parsed):
-                self.say(place, code, found)
-            self._find_missing(place, parsed)
-        if self.state[place] != BAD:
-            self._say_error(place, "unusable", error, where)
-
-    def _find_missing(self, place, parsed):
-        names = parsed.get("image")
-        for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
-            if not isinstance(name, str) or not name or is_data_uri(name):
-                continue
-            if is_remote(name):
-                self.say(place, "remote_media", f"the address {short(name)}")
-                continue
-            look = self.examiner.look(self.source.root / name)
-            if look.code:
-                self.say(place, look.code, look.found, expected=look.expected, todo=look.todo)
-            elif escapes(os.fspath(self.source.root / name), self.source.root):
-                self.say(place, "outside_root", f"the picture {short(name)} outside {self.source.root}")
-
-
-def _line_code(line, error):
-    if isinstance(error.__cause__, UnicodeDecodeError):
-        return "not_utf8"
-    return "broken_json" if error.__cause__ is not None else "not_an_object"
 
 
 def count_supervised(offsets, answers):

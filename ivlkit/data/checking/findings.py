@@ -117,18 +117,9 @@ def make_problem(code, where, found, *, expected=None, todo=None, source="", row
     return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row)
 
 
-def in_three(message):
-    """ "found; expected …; do" → its three parts; None for those it lacks."""
-    found, *rest = message.split("; ", 2)
-    expected = rest.pop(0).removeprefix("expected ") if rest and rest[0].startswith("expected ") else None
-    return found, expected, "; ".join(rest) or None
-
-
-def short(value, limit=80):
-    """A value as a message quotes it, in 80 characters at most."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return repr(text) if isinstance(value, str) else text
+def as_problem(fault, *, source=""):
+    """A `DataError` as a problem of its kind."""
+    return make_problem(fault.code, fault.where, fault.found, expected=fault.expected, todo=fault.todo, source=source)
 
 
 class Findings:

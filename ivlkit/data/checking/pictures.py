@@ -8,9 +8,9 @@ from itertools import compress
 
 from ...errors import DataError
 from ..encode import picture_sizes
+from ..rows.formats import short
 from ..rows.media import image_size, open_image
 from ..rows.records import Record
-from .findings import in_three, short
 
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
@@ -39,10 +39,7 @@ class Look:
     hash: int
     bytes: int = 0
     size: tuple | None = None  # (width_px, height_px)
-    code: str | None = None
-    found: str = ""
-    expected: str | None = None
-    todo: str | None = None
+    fault: DataError | None = None
     remarks: tuple = ()
 
 
@@ -50,41 +47,40 @@ def look_at(name, pictures, processor):
     """Look at a file: whether it is there, what its header says, whether it decodes."""
     number = hash_text(os.path.normpath(name))
     if _ADDRESS.search(name) and not os.path.exists(name):
-        return Look(number, code="remote_media", found=f"the address {short(name)}")
+        return Look(number, fault=DataError(f"the address {short(name)}", code="remote_media"))
     try:
         size_bytes = os.stat(name).st_size
     except (OSError, ValueError):
-        return _missing(name, number)
+        return Look(number, fault=_missing(name))
     if not size_bytes:
-        return Look(number, code="empty_media", found=f"{name} has no bytes")
+        return Look(number, fault=DataError(f"{name} has no bytes", code="empty_media"))
     if pictures == "exist":
         return Look(number, size_bytes)
     try:
         size = _header_size(name, processor)
         if pictures == "decode":
-            open_image(name, "row")
-    except DataError as error:
-        found, expected, todo = in_three(str(error).removeprefix("row: "))
-        return Look(number, size_bytes, code="unreadable_media", found=found, expected=expected, todo=todo)
+            open_image(name)
+    except DataError as fault:
+        return Look(number, size_bytes, fault=fault)
     return Look(number, size_bytes, tuple(size), remarks=tuple(_remarks(name, *size)))
 
 
 def _header_size(name, processor):
     """As the encoder reads it, which may depend on the model."""
     if processor is None:
-        return image_size(name, "row")
-    return picture_sizes(Record(None, (), (name,), "row"), processor)[0]
+        return image_size(name)
+    return picture_sizes(Record(None, (), (name,)), processor)[0]
 
 
-def _missing(name, number):
+def _missing(name):
     slashed = name.replace("\\", "/")
     if slashed != name and os.path.exists(slashed):
-        return Look(number, code="backslash_path", found=f"backslashes in {short(name)}")
+        return DataError(f"backslashes in {short(name)}", code="backslash_path")
     stem = os.path.splitext(name)[0]
     others = [stem + suffix for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)) if stem + suffix != name]
     near = next((other for other in others if os.path.exists(other)), None)
     todo = f"there is {os.path.basename(near)}; write that" if near else None
-    return Look(number, code="missing_media", found=f"picture {name} does not exist", todo=todo)
+    return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
 def _remarks(name, width_px, height_px):
@@ -110,13 +106,6 @@ def file_kind(name):
         ("tiff", head[:4] in (b"II*\0", b"MM\0*")),
     )
     return next((kind for kind, is_it in signs if is_it), None)
-
-
-def escapes(name, root):
-    """Whether a path leaves the folder of the pictures."""
-    if name.startswith(f"{root}{os.sep}") and ".." not in name:
-        return False
-    return os.path.relpath(name, root).startswith(os.pardir)
 
 
 def declared_sizes(parsed):

@@ -7,17 +7,20 @@ goes; in an answer or in a row without pictures it is plain text. `formats` brin
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...errors import DataError, first_raised
 from ...views import shown
-from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, as_released
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, release, short
 from .media import is_data_uri, is_remote
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_USED = {"id", "image", "conversations", "video", "clip", "system"}
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # half a surrogate pair: valid JSON and no character
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def _numbered_lines(path):
 
 def parse_line(line, where, root=".", *, format=None):
     """One line (bytes) → Record, by the reader of `format` (a name of `formats.FORMATS`) or of the detected one."""
-    return read_released(as_released(parse_row(line, where), where, format=format), where, Path(root))
+    return first_raised(read_row(parse_row(line, where), where, Path(root), format=format))[1]
 
 
 def parse_row(line, where, *, object_pairs_hook=None):
@@ -112,14 +115,24 @@ def parse_row(line, where, *, object_pairs_hook=None):
     try:
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
+        found = f"not UTF-8 ({error.reason} at byte {error.start})"
+        raise DataError(found, None, "save the file as UTF-8", where=where, code="not_utf8") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: broken JSON ({error}); expected one object on one line; mend or remove it"
-        ) from error
+        said = f"broken JSON ({error})", "one object on one line", "mend or remove it"
+        raise DataError(*said, where=where, code="broken_json") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__}; expected a JSON object with `conversations`")
+        found = f"a {type(row).__name__}"
+        raise DataError(found, "a JSON object with `conversations`", where=where, code="not_an_object")
     return row
+
+
+def read_row(row, where, root, *, format=None):
+    """Yield every fault of a row of any format; returns (the row in the released shape, its `Record`).
+
+    With faults the record holds what could be read, and is None where the row has no released shape.
+    """
+    released = yield from release(row, where, format=format)
+    return released, None if released is None else (yield from _read(released, where, root))
 
 
 def read_released(row, where, root):
@@ -127,24 +140,44 @@ def read_released(row, where, root):
 
     Raises: DataError for whatever the row lacks or has too much, and for a path that leaves `root`.
     """
-    video = _read_video(row, where, root)
-    images = _image_sources(row.get("image"), where, root)
+    return first_raised(_read(row, where, root))
+
+
+def _read(row, where, root):
+    video = yield from _read_video(row, where, root)
+    images = yield from _image_sources(row.get("image"), where, root)
     if video and images:
-        raise DataError(f"{where}: both `image` and `video`; expected one of them; split the row")
-    turns = _read_turns(row.get("conversations"), where)
-    turns = _place_video(turns, where) if video else _place_images(turns, images, where)
-    used = {"id", "image", "conversations", "video", "clip"}
-    extra = {key: value for key, value in row.items() if key not in used}
+        yield DataError("both `image` and `video`", "one of them", "split the row", where=where)
+    turns = yield from _read_turns(row.get("conversations"), where)
+    turns = yield from _with_system(row.get("system"), turns, where)
+    if turns:
+        turns = yield from (_place_video if video else _place_images)(turns, images, where)
+    extra = {key: value for key, value in row.items() if key not in _USED}
+    images = tuple(image for image in images if image is not None)
     return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra, video=video)
 
 
 def _image_sources(value, where, root):
+    """Paths and data URIs in the order of the row; None for one that can't be taken."""
     if value is None or value == "" or value == []:
         return ()
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{where}: `image` is {_short(value)}; expected a path or a list of paths")
-    return tuple(name if is_data_uri(name) else path_inside(root, name, where) for name in names)
+        said = f"`image` is {short(value)}", "a path or a list of paths", None
+        yield DataError(*said, where=where, code="image_field")
+        return ()
+    sources = []
+    for name in names:
+        sources.append(name if is_data_uri(name) else (yield from _path(name, where, root)))
+    return tuple(sources)
+
+
+def _path(name, where, root):
+    """The path, or None."""
+    try:
+        return path_inside(root, name, where)
+    except DataError as fault:
+        yield fault
 
 
 def _read_video(row, where, root):
@@ -152,73 +185,101 @@ def _read_video(row, where, root):
     if name is None or name == "" or name == []:
         return None
     if not isinstance(name, str):
-        raise DataError(f"{where}: `video` is {_short(name)}; expected one path; split the row if there are several")
-    return Video(path_inside(root, name, where), _read_clip(clip, where) if clip is not None else None)
+        yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several", where=where)
+        return None
+    path = yield from _path(name, where, root)
+    clip = None if clip is None else (yield from _read_clip(clip, where))
+    return None if path is None else Video(path, clip)
 
 
 def _read_clip(clip, where):
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
-    if not numbers or not 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
-        raise DataError(f"{where}: `clip` is {_short(clip)}; expected [start, end] in seconds, 0 <= start < end")
-    return float(clip[0]), float(clip[1])
+    if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
+        return float(clip[0]), float(clip[1])
+    yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", where=where)
+    return None
 
 
 def path_inside(root, name, where):
     """The path of a picture or video, which has to lie in `root`; links on the way may lead anywhere."""
     if is_remote(name):
-        raise DataError(
-            f"{where}: {_short(name)} is on another machine; expected a file; fetch it first "
-            "(ivlkit convert --fetch does)"
-        )
-    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
-        raise DataError(f"{where}: the path {_short(name)} has characters that no file name has; correct it")
+        said = f"{short(name)} is on another machine", "a file", "fetch it first (ivlkit convert --fetch does)"
+        raise DataError(*said, where=where, code="remote_media")
+    if "\0" in name or _HALF_CHARACTER.search(name):
+        found = f"the path {short(name)} has characters that no file name has"
+        raise DataError(found, None, "correct it", where=where, code="image_field")
     if name[0] not in "/\\" and ".." not in name and not os.path.isabs(name):
         return root / name
     path = os.path.normpath(os.path.join(os.path.abspath(root), name))
     base = os.path.join(os.path.abspath(root), "")
     if not (path + os.sep).startswith(base):
-        raise DataError(
-            f"{where}: {_short(name)} leaves the folder {root}; expected a path inside it; set `root` to a folder "
-            'that holds the pictures ("/" allows every absolute path)'
-        )
+        found, expected = f"{short(name)} leaves the folder {root}", "a path inside it"
+        todo = 'set `root` to a folder that holds the pictures ("/" allows every absolute path)'
+        raise DataError(found, expected, todo, where=where, code="outside_root")
     return Path(path)
 
 
 def _read_turns(conversations, where):
     if not isinstance(conversations, list) or not conversations:
-        raise DataError(f"{where}: no `conversations`; expected a list of turns, a question and its answer at least")
-    turns = tuple(_read_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(conversations, start=1))
-    check_turn_order(turns, where)
-    if turns[-1].role != "assistant":
-        raise DataError(f"{where}: ends with a user turn; expected an answer last; add it or remove the question")
-    return turns
+        said = "no `conversations`", "a list of turns, a question and its answer at least"
+        yield DataError(*said, where=where, code="no_conversations")
+        return ()
+    turns = []
+    for number, turn in enumerate(conversations, start=1):
+        turns.append((yield from _read_turn(turn, number, where)))
+    if None in turns:
+        return ()
+    yield from _order_faults(turns, where)
+    return tuple(turns)
 
 
-def _read_turn(turn, where):
+def _read_turn(turn, number, where):
+    """The `Turn`, or None."""
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise DataError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {_short(turn)}")
+        found = f"turn {number}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {short(turn)}"
+        yield DataError(found, where=where, code="bad_turn")
+        return None
     role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
     if role is None:
-        raise DataError(f"{where}: unknown role {turn.get('from')!r}; expected 'human' or 'gpt' (or a first 'system')")
-    if any("\ud800" <= character <= "\udfff" for character in turn["value"]):
-        raise DataError(
-            f"{where}: half a surrogate pair in {_short(turn['value'])}; expected characters; mend the text"
-        )
+        said = f"turn {number}: unknown role {turn.get('from')!r}", "'human' or 'gpt' (or a first 'system')"
+        yield DataError(*said, where=where, code="unknown_role")
+        return None
+    if _HALF_CHARACTER.search(turn["value"]):
+        found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
+        yield DataError(found, "characters", "mend the text", where=where, code="half_surrogate")
+        return None
     return Turn(role, turn["value"])
 
 
-def check_turn_order(turns, where):
-    """Raise DataError unless an optional first system turn is followed by user and assistant in turn."""
+def _with_system(system, turns, where):
+    """The turns after the row's own system prompt, if its field `system` holds one."""
+    if not system:
+        return turns
+    if not isinstance(system, str) or _HALF_CHARACTER.search(system):
+        yield DataError(f"`system` is {short(system)}", "a text", "correct it", where=where)
+    elif turns and turns[0].role == "system":
+        yield DataError("both `system` and a system turn", "one of them", "remove the other", where=where)
+    elif turns:
+        return (Turn("system", system), *turns)
+    return turns
+
+
+def _order_faults(turns, where):
+    """An optional first system turn, then user and assistant in turn, an answer last."""
     spoken = turns[1:] if turns[0].role == "system" else turns
+    if not spoken:
+        yield DataError("only a system turn", "a question and its answer", where=where, code="no_answer")
+        return
     for number, turn in enumerate(spoken):
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
-            raise DataError(
-                f"{where}: turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}; "
-                "user and assistant take turns, the user begins"
-            )
-    if not spoken:
-        raise DataError(f"{where}: only a system turn; expected a question and its answer")
+            found = f"turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}"
+            todo = "user and assistant take turns, the user begins"
+            yield DataError(found, None, todo, where=where, code="role_order")
+            return
+    if spoken[-1].role != "assistant":
+        said = "the row ends with a user turn", "an answer last", "add it or remove the question"
+        yield DataError(*said, where=where, code="no_answer")
 
 
 def _place_images(turns, images, where):
@@ -229,30 +290,28 @@ def _place_images(turns, images, where):
     if len(images) == 1 and placeholders == 0:
         return _prepend(IMAGE_PLACEHOLDER, turns)
     if placeholders != len(images):
-        raise DataError(
-            f'{where}: {len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns; '
-            "expected one for each picture; add or remove placeholders"
-        )
+        found = f'{len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns'
+        said = found, "one for each picture", "add or remove placeholders"
+        yield DataError(*said, where=where, code="placeholder_count")
     return turns
 
 
-def _place_video(turns, where):
+def _place_video(turns, images, where):
     """One `<video>` in a user turn; without one the video is put before the first question."""
     spoken = [turn.text for turn in turns if turn.role == "user"]
     if any(IMAGE_PLACEHOLDER in text for text in spoken):
-        raise DataError(f"{where}: {IMAGE_PLACEHOLDER} in the row of a video; expected {VIDEO_PLACEHOLDER}; replace it")
+        said = f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"
+        yield DataError(*said, where=where, code="placeholder_count")
     found = sum(text.count(VIDEO_PLACEHOLDER) for text in spoken)
     if found > 1:
-        raise DataError(f"{where}: {found} {VIDEO_PLACEHOLDER} in user turns; expected one; remove the others")
+        said = f"{found} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"
+        yield DataError(*said, where=where, code="placeholder_count")
     return turns if found else _prepend(VIDEO_PLACEHOLDER, turns)
 
 
 def _prepend(placeholder, turns):
-    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:  # said already: the order of its turns is wrong
+        return turns
     opened = replace(turns[first], text=f"{placeholder}\n{turns[first].text}")
     return (*turns[:first], opened, *turns[first + 1 :])
-
-
-def _short(value, limit=80):
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from .media import FILE_FORMATS, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
+from .media import FILE_FORMATS, UNREADABLE, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
 
 MIN_FRAMES, MAX_FRAMES = 8, 32
 EVALUATION_FRAMES = 16  # what the reference's video benchmark asks with
@@ -76,10 +76,9 @@ def frame_numbers(first, last, *, num_frames, rng=None):
 def read_header(video, where="video"):
     """The `VideoHeader` of a clip; no frame is decoded."""
     if not os.path.exists(video.path):
-        raise DataError(
-            f"{where}: video {video.path} does not exist; expected a file or a folder of frames there; "
-            "check the row's path and the data set's `root`"
-        )
+        found, expected = f"video {video.path} does not exist", "a file or a folder of frames there"
+        todo = "check the row's path and the data set's `root`"
+        raise DataError(found, expected, todo, where=where, code="missing_media")
     return _kind(video.path)[0](video, where)
 
 
@@ -105,11 +104,10 @@ def _folder_frames(video, numbers, header, where, rules):
 def _folder_header(video, where):
     files = _frame_files(video.path)
     if not files:
-        raise DataError(
-            f"{where}: {video.path} holds no frames; expected {', '.join(sorted(FRAME_SUFFIXES))} files named by number"
-        )
+        expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
+        raise DataError(f"{video.path} holds no frames", expected, where=where, code=UNREADABLE)
     if video.clip:
-        raise DataError(f"{where}: {video.path} is a folder of frames, which have no times; remove `clip`")
+        raise DataError(f"{video.path} is a folder of frames, which have no times", None, "remove `clip`", where=where)
     return VideoHeader(0, len(files), *image_size(files[0], where))
 
 
@@ -168,7 +166,7 @@ def _file_header(video, where):
     with _container(video, where) as (container, stream):
         fps, total = _rate_and_frames(container, stream)
         if not total:
-            raise DataError(f"{where}: {video.path} has no frames; replace or remove it")
+            raise DataError(f"{video.path} has no frames", None, "replace or remove it", where=where, code=UNREADABLE)
         first, last = _clip_frames(video, total, fps, where)
         return VideoHeader(first, last, stream.codec_context.width, stream.codec_context.height, fps=fps)
 
@@ -199,10 +197,9 @@ def _clip_frames(video, total, fps, where):
         return 0, total
     first, last = (min(total, round(second * fps)) for second in video.clip)
     if first >= last:
-        raise DataError(
-            f"{where}: clip {list(video.clip)} of {video.path}, which has {total} frames in {total / fps:.2f} s, "
-            "holds none; correct `clip`"
-        )
+        has = f"{total} frames in {total / fps:.2f} s"
+        found = f"clip {list(video.clip)} of {video.path}, which has {has}, holds none"
+        raise DataError(found, None, "correct `clip`", where=where)
     return first, last
 
 
@@ -215,10 +212,9 @@ def _file_frames(video, numbers, header, where, rules):
             seconds = start + number / header.fps
             frame, found = reader.at(seconds)
             if frame is None or found < seconds - slack:
-                raise DataError(
-                    f"{where}: {video.path} ends after {reader.last_seconds:.2f} s; expected a frame at "
-                    f"{seconds:.2f} s, as its header says; is the file complete?"
-                )
+                found = f"{video.path} ends after {reader.last_seconds:.2f} s"
+                expected = f"a frame at {seconds:.2f} s, as its header says"
+                raise DataError(found, expected, "is the file complete?", where=where, code=UNREADABLE)
             check_pixels(frame.width, frame.height, name=video.path, where=where)
             yield _upright(frame, rules)
 
@@ -268,12 +264,12 @@ def _container(video, where):
     try:
         import av
     except ImportError as error:
-        raise DataError(
-            f"{where}: {video.path} needs a library that reads videos: pip install av; or put its frames into a folder"
-        ) from error
+        found = f"{video.path} needs a library that reads videos: pip install av"
+        raise DataError(found, None, "or put its frames into a folder", where=where) from error
     with _explained(video.path, where), av.open(str(video.path)) as container:
         if not container.streams.video:
-            raise DataError(f"{where}: {video.path} has no pictures; expected a video; replace or remove it")
+            said = f"{video.path} has no pictures", "a video", "replace or remove it"
+            raise DataError(*said, where=where, code=UNREADABLE)
         stream = container.streams.video[0]
         check_pixels(stream.codec_context.width, stream.codec_context.height, name=video.path, where=where)
         yield container, stream
@@ -286,4 +282,5 @@ def _explained(path, where):
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: {path} can't be decoded ({error}); replace or remove it") from error
+        found = f"{path} can't be decoded ({error})"
+        raise DataError(found, None, "replace or remove it", where=where, code=UNREADABLE) from error
