@@ -21,7 +21,7 @@ from ..datasets.mixture import Data, Source, check_repeat, read_entries, read_so
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, as_problem, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, Findings, Problem, as_problem, grouped, make_problem
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -84,11 +84,18 @@ class DataReport:
     def __str__(self):
         levels = ", ".join(f"{self.count(level):,} {_plural(level, self.count(level))}" for level in LEVELS)
         head = f"{self.path}: {self.stats['rows']:,} rows, {self.stats['good']:,} usable; {levels}"
-        lines = [f"  {problem}" for problem in self.problems[:20]]
-        more = sum(self.counts.values()) - len(lines)
+        kinds = grouped(self.problems, lambda problem: problem.code)
+        lines = [f"  {same[0]}{self._more_places(same)}" for same in kinds]
+        more = sum(self.counts.values()) - sum(self.counts[same[0].code] for same in kinds)
         return "\n".join([head, *lines, *([f"  … and {more:,} more"] if more else [])])
 
     __repr__ = __str__
+
+    def _more_places(self, same):
+        """Where else this kind was found: its number and the first places."""
+        more = self.counts[same[0].code] - 1
+        places = ", ".join(problem.where for problem in same[1 : 1 + PLACES])
+        return f" and {more:,} more: {places}{', …' if more > PLACES else ''}" if more and places else ""
 
 
 def _plural(level, number):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 LEVELS = (ERROR, WARNING, INFO)
+PLACES = 5  # further places that a line about several findings names
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,14 @@ def make_problem(code, where, found, *, expected=None, todo=None, source="", row
 def as_problem(fault, *, source=""):
     """A `DataError` as a problem of its kind."""
     return make_problem(fault.code, fault.where, fault.found, expected=fault.expected, todo=fault.todo, source=source)
+
+
+def grouped(problems, key):
+    """[[problems of an equal key, …], …], in the order of the first of each."""
+    groups = {}
+    for problem in problems:
+        groups.setdefault(key(problem), []).append(problem)
+    return list(groups.values())
 
 
 class Findings:
