@@ -45,7 +45,7 @@ def group_keys(keys):
 
 def _media(record):
     """(key, medium) of everything a row shows; its text stands for a row without."""
-    shown = [*record.images, *([record.video.path] if record.video else [])]
+    shown = [*record.images, *(record.video.files if record.video else ())]
     if not shown:
         return [(text_key(record.turns), None)]
     return [_key_and_medium(one, record.where) for one in shown]

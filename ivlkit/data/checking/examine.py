@@ -19,6 +19,7 @@ from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
 from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
+from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
 from ..rows.media import MAX_PIXELS, is_data_uri
 from ..rows.records import parse_row, read_row
@@ -209,12 +210,14 @@ class _BlockState:
             self.say(
                 place, "control_character", f"the control character {control_characters.search(whole)[0]!r} in a text"
             )
+        for name, todo in unused_fields(parsed, record.extra):
+            self.say(place, "unused_field", f"{name}, which nothing reads", todo=todo)
         answer = self._check_turns(place, record)
         looks = [None if is_data_uri(image) else self.examiner.look(image) for image in record.images]
         if looks:
             self._check_pictures(place, parsed, record, looks)
         elif record.video:
-            self._check_video(place, record.video.path)
+            self._check_video(place, record.video)
         else:
             self._check_text_row(place, parsed)
         self._hash(place, parsed, record, texts, answer)
@@ -247,11 +250,12 @@ class _BlockState:
                     self.say(place, "empty_question", "a user turn without text")
         return answer
 
-    def _check_video(self, place, path):
-        if not os.path.exists(path):
-            self.say(place, "missing_media", f"video {path} does not exist")
-        elif os.path.isfile(path) and not os.path.getsize(path):
-            self.say(place, "empty_media", f"{path} has no bytes")
+    def _check_video(self, place, video):
+        for path in video.files:
+            if not os.path.exists(path):
+                self.say(place, "missing_media", f"video {path} does not exist")
+            elif os.path.isfile(path) and not os.path.getsize(path):
+                self.say(place, "empty_media", f"{path} has no bytes")
 
     def _check_text_row(self, place, parsed):
         named = [key for key in _MISNAMED if parsed.get(key)]
@@ -268,6 +272,9 @@ class _BlockState:
             found = others.search(turn.text)
             if found:
                 self.say(place, "special_token", f"{found[0]} in a turn of the {turn.role}")
+            found = FOREIGN_MARK.search(turn.text)
+            if found:
+                self.say(place, "foreign_mark", f"{found[0]} in a turn of the {turn.role}, a mark of other models")
             self._check_tags(place, turn.text)
             for content in _BOX.findall(turn.text):
                 self._check_box(place, parsed, content)

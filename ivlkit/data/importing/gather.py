@@ -57,7 +57,11 @@ class PictureTaker:
             paths = [self._picture(value, where) for value in values]
             hashes += [self._hash(path, where, image_size) for path in paths]
             taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
-        if isinstance(row.get("video"), str) and row["video"]:
+        if isinstance(row.get("video"), list):
+            paths = [self._find(name, where) for name in row["video"]]
+            hashes += [self._hash(path, where, image_size) for path in paths]
+            taken["video"] = [str(path) for path in paths]
+        elif isinstance(row.get("video"), str) and row["video"]:
             path = self._find(row["video"], where)
             hashes.append(self._hash(path, where, lambda found, place: read_header(Video(found), place)))
             taken["video"] = str(path)

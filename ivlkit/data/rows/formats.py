@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from ...errors import DataError, first_raised
+from .fields import REFUSED_IN_ROW, REFUSED_IN_TURN, TRAINED, UNUSED_IN_TURN, refused
+from .media import FRAME_SUFFIXES, written_out
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
@@ -34,8 +36,10 @@ def release(row, where, *, format=None):
     name = format or detect_format(row)
     if name not in FORMATS:
         raise DataError(f"format {name!r}", f"one of {', '.join(FORMATS)}", where=where)
-    if row.get("tools"):
-        yield DataError("`tools`", None, "these models were trained without; remove them or the row", where=where)
+    yield from refused(row, REFUSED_IN_ROW, "", where)
+    if not is_nothing(row.get("conversations")) and not is_nothing(row.get("messages")):
+        said = "both `conversations` and `messages`", "one of them", "remove the other"
+        yield DataError(*said, where=where, code="refused_field")
     media = yield from _media(row, where)
     turns, found = yield from FORMATS[name](row, where)
     media = yield from _fill(found, media, where)
@@ -88,7 +92,7 @@ def from_openai(row, where):
 
 
 FORMATS = {"released": from_released, "llava": from_released, "sharegpt": from_sharegpt, "openai": from_openai}
-_REWRITTEN = {"conversations", "messages", "tools", "image", "images", "video", "videos"}
+_REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos", *REFUSED_IN_ROW}
 
 
 def _turns(turns, field, read_turn, where):
@@ -108,17 +112,31 @@ def _media(row, where):
     media = {}
     for medium in ("image", "video"):
         one, several = row.get(medium), row.get(f"{medium}s")
-        if not is_nothing(several):
-            media |= yield from _named(medium, [*_listed(several), *_listed(one)], where)
-        elif not is_nothing(one):
-            media[medium] = one
+        if is_nothing(several):
+            media |= {} if is_nothing(one) else {medium: one}
+            continue
+        twice = [name for name in _listed(one) if isinstance(name, str) and name in _listed(several)]
+        if twice:
+            found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
+            yield DataError(found, "one of them", f"remove `{medium}`", where=where, code="refused_field")
+        media |= yield from _named(medium, [*_listed(several), *_listed(one)], where)
+    if "image" in media:
+        images = media["image"]
+        media["image"] = [written_out(image) for image in images] if isinstance(images, list) else written_out(images)
     return media
 
 
 def _named(medium, sources, where):
+    if medium == "video" and len(sources) > 1 and are_frames(sources):
+        return {medium: sources}
     if medium == "video" and len(sources) > 1:
         yield DataError(f"{len(sources)} videos", "one", "split the row", where=where)
     return {medium: sources if len(sources) > 1 and medium == "image" else sources[0]} if sources else {}
+
+
+def are_frames(names):
+    """Whether these are the files of pictures: a video as a list of its frames."""
+    return all(isinstance(name, str) and name.lower().endswith(tuple(FRAME_SUFFIXES)) for name in names)
 
 
 def _listed(value):
@@ -137,7 +155,8 @@ def _sharegpt_turn(turn, number, where):
         expected = f"one of {', '.join(SHAREGPT_ROLES)} (tool calls can't be trained here)"
         yield DataError(f"turn {number}: role {role!r}", expected, where=where, code="unknown_role")
         return None
-    return {"from": SHAREGPT_ROLES[role], "value": turn.get("value", turn.get("content"))}
+    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ", where)
+    return {"from": SHAREGPT_ROLES[role], "value": turn.get("value", turn.get("content"))} | _about(turn)
 
 
 def _openai_turn(message, number, where, *, found):
@@ -151,16 +170,19 @@ def _openai_turn(message, number, where, *, found):
         said = f"{place}: role {role!r}", f"one of {', '.join(OPENAI_ROLES)}", "remove tool messages"
         yield DataError(*said, where=where, code="unknown_role")
         return None
-    if message.get("tool_calls") or message.get("function_call"):
-        todo = "these models were trained without; remove it or the row"
-        yield DataError(f"{place}: a tool call", None, todo, where=where)
+    yield from refused(message, REFUSED_IN_TURN, f"{place}: ", where)
     content = message.get("content")
     if isinstance(content, list):
         texts = []
         for part in content:
             texts.append((yield from _part_text(part, role, found, place, where)))
         content = "\n".join(texts)
-    return {"from": OPENAI_ROLES[role], "value": content}
+    return {"from": OPENAI_ROLES[role], "value": content} | _about(message)
+
+
+def _about(turn):
+    """What else a turn says of itself: whether it is trained, and fields that nothing reads but the doctor."""
+    return {name: turn[name] for name in (*TRAINED, *UNUSED_IN_TURN) if turn.get(name) is not None}
 
 
 def _part_text(part, role, found, place, where):

@@ -8,7 +8,9 @@ import base64
 import binascii
 import io
 import os
+import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,11 @@ FILE_FORMATS = (
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+LONGEST_PATH = 4096  # characters
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}={0,2}\s*")
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,6 +103,18 @@ def degrade_jpeg(image, quality):
 def is_data_uri(source):
     """Whether this is a picture written out in the row itself, `data:image/png;base64,…`."""
     return isinstance(source, str) and source[:5].lower() == "data:"
+
+
+def written_out(source):
+    """A picture that is written into its row as base64, plain or as `{"bytes": …}`, as a data URI; else as it is."""
+    text = source
+    if isinstance(source, Mapping) and "bytes" in source:
+        if source["bytes"] is None:
+            return source.get("path")
+        text = source["bytes"]
+    elif isinstance(source, str) and not source.startswith(_BASE64_STARTS) and len(source) <= LONGEST_PATH:
+        return source
+    return f"data:;base64,{text}" if isinstance(text, str) and _BASE64.fullmatch(text) else source
 
 
 def is_remote(source):

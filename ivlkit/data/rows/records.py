@@ -8,6 +8,7 @@ goes; in an answer or in a row without pictures it is plain text. `formats` brin
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 
 from ...errors import DataError, first_raised
 from ...views import shown
-from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, release, short
+from .fields import REFUSED_IN_TURN, read_trained, refused
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short
 from .media import is_data_uri, is_remote
+from .objects import fill_objects
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_USED = {"id", "image", "conversations", "video", "clip", "system"}
+_USED = {"id", "image", "conversations", "video", "clip", "system", "objects"}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # half a surrogate pair: valid JSON and no character
 
 
@@ -29,14 +32,21 @@ class Turn:
 
     role: str
     text: str
+    trained: bool = True  # an answer that is not trained is read, and no loss is taken on it
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file, an animation or a folder of frames."""
+    """A video file, an animation, a folder of frames or a list of them."""
 
-    path: Path
+    path: Path  # of a list of frames the first
     clip: tuple[float, float] | None = None  # seconds, [start, end)
+    frames: tuple[Path, ...] = ()
+
+    @property
+    def files(self):
+        """The path, or those of all frames of a list."""
+        return self.frames or (self.path,)
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,8 @@ def _read(row, where, root):
     if video and images:
         yield DataError("both `image` and `video`", "one of them", "split the row", where=where)
     turns = yield from _read_turns(row.get("conversations"), where)
+    if row.get("objects") and turns:
+        turns = yield from fill_objects(row["objects"], turns, images, where)
     turns = yield from _with_system(row.get("system"), turns, where)
     if turns:
         turns = yield from (_place_video if video else _place_images)(turns, images, where)
@@ -184,12 +196,15 @@ def _read_video(row, where, root):
     name, clip = row.get("video"), row.get("clip")
     if name is None or name == "" or name == []:
         return None
-    if not isinstance(name, str):
+    names = name if isinstance(name, list) and are_frames(name) else [name]
+    if not isinstance(names[0], str):
         yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several", where=where)
         return None
-    path = yield from _path(name, where, root)
+    paths = []
+    for one in names:
+        paths.append((yield from _path(one, where, root)))
     clip = None if clip is None else (yield from _read_clip(clip, where))
-    return None if path is None else Video(path, clip)
+    return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
 
 
 def _read_clip(clip, where):
@@ -209,14 +224,25 @@ def path_inside(root, name, where):
         found = f"the path {short(name)} has characters that no file name has"
         raise DataError(found, None, "correct it", where=where, code="image_field")
     if name[0] not in "/\\" and ".." not in name and not os.path.isabs(name):
-        return root / name
+        return root / name if name.isascii() else in_its_form(root / name)
     path = os.path.normpath(os.path.join(os.path.abspath(root), name))
     base = os.path.join(os.path.abspath(root), "")
     if not (path + os.sep).startswith(base):
         found, expected = f"{short(name)} leaves the folder {root}", "a path inside it"
         todo = 'set `root` to a folder that holds the pictures ("/" allows every absolute path)'
         raise DataError(found, expected, todo, where=where, code="outside_root")
-    return Path(path)
+    return in_its_form(Path(path))
+
+
+def in_its_form(path):
+    """The path in the Unicode form that the disk has it in: a Mac's archive writes "é" as "e" and an accent."""
+    if os.fspath(path).isascii() or os.path.exists(path):
+        return path
+    found = Path()
+    for part in path.parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found = next((found / form for form in forms if os.path.exists(found / form)), found / part)
+    return found
 
 
 def _read_turns(conversations, where):
@@ -248,7 +274,10 @@ def _read_turn(turn, number, where):
         found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
         yield DataError(found, "characters", "mend the text", where=where, code="half_surrogate")
         return None
-    return Turn(role, turn["value"])
+    if len(turn) == 2:
+        return Turn(role, turn["value"])
+    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ", where)
+    return Turn(role, turn["value"], (yield from read_trained(turn, role, number, where)))
 
 
 def _with_system(system, turns, where):

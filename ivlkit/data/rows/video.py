@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from .media import FILE_FORMATS, UNREADABLE, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
+from .media import FILE_FORMATS, FRAME_SUFFIXES, UNREADABLE, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
 
 MIN_FRAMES, MAX_FRAMES = 8, 32
 EVALUATION_FRAMES = 16  # what the reference's video benchmark asks with
 ANIMATIONS = {".gif", ".webp", ".png", ".apng"}
-FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 SEEK_SECONDS = 4  # a frame further ahead is sought, a nearer one decoded up to
 END_SHARE = 0.05  # of the duration that a header may promise too much
 
@@ -63,7 +62,7 @@ def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=No
     header = read_header(video, where)
     rng = random.Random(f"{draw}:{where}:places") if draw else None
     numbers = frame_numbers(header.first, header.last, num_frames=num_frames, rng=rng)
-    yield from _kind(video.path)[1](video, numbers, header, where, rules)
+    yield from _kind(video)[1](video, numbers, header, where, rules)
 
 
 def frame_numbers(first, last, *, num_frames, rng=None):
@@ -75,17 +74,18 @@ def frame_numbers(first, last, *, num_frames, rng=None):
 
 def read_header(video, where="video"):
     """The `VideoHeader` of a clip; no frame is decoded."""
-    if not os.path.exists(video.path):
-        found, expected = f"video {video.path} does not exist", "a file or a folder of frames there"
+    missing = next((path for path in video.files if not os.path.exists(path)), None)
+    if missing:
+        found, expected = f"video {missing} does not exist", "a file or a folder of frames there"
         todo = "check the row's path and the data set's `root`"
         raise DataError(found, expected, todo, where=where, code="missing_media")
-    return _kind(video.path)[0](video, where)
+    return _kind(video)[0](video, where)
 
 
-def _kind(path):
+def _kind(video):
     """(reader of the header, reader of frames) for this file."""
-    path = Path(path)
-    if path.is_dir():
+    path = Path(video.path)
+    if video.frames or path.is_dir():
         return _folder_header, _folder_frames
     if path.suffix.lower() in ANIMATIONS:
         return _animation_header, _animation_frames
@@ -96,24 +96,29 @@ def _kind(path):
 
 
 def _folder_frames(video, numbers, header, where, rules):
-    files = _frame_files(video.path)
+    files = _frame_files(video)
     for number in numbers:
         yield open_image(files[number], where, rules=rules)
 
 
 def _folder_header(video, where):
-    files = _frame_files(video.path)
+    files = _frame_files(video)
     if not files:
         expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
         raise DataError(f"{video.path} holds no frames", expected, where=where, code=UNREADABLE)
     if video.clip:
-        raise DataError(f"{video.path} is a folder of frames, which have no times", None, "remove `clip`", where=where)
+        kind = "the first of a list" if video.frames else "a folder"
+        raise DataError(f"{video.path} is {kind} of frames, which have no times", None, "remove `clip`", where=where)
     return VideoHeader(0, len(files), *image_size(files[0], where))
 
 
-def _frame_files(folder):
-    """By the numbers in their names: frame_2 before frame_10."""
-    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."]
+def _frame_files(video):
+    """Those of a list as they stand; those of a folder by the numbers in their names: frame_2 before frame_10."""
+    if video.frames:
+        return video.frames
+    found = [
+        path for path in Path(video.path).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."
+    ]
     return sorted(found, key=lambda path: [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(path)])
 
 
