@@ -360,14 +360,14 @@ def test_without_a_model_everything_but_lengths_is_checked(check_lines, tmp_path
     assert "tokens" not in report.stats and report.stats["good"] == 2
 
 
-def test_decoding_finds_a_picture_that_ends_early(check_lines, pictures):
+def test_a_picture_that_ends_early_is_found(check_lines, pictures):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(pictures / "half.png")
     whole = (pictures / "half.png").read_bytes()
     (pictures / "half.png").write_bytes(whole[: len(whole) // 2])
     try:
-        assert check_lines([picture_row(image="half.png")]).ok
-        (problem,) = check_lines([picture_row(image="half.png")], pictures="decode").by_code("unreadable_media")
+        assert check_lines([picture_row(image="half.png")], pictures="exist").ok
+        (problem,) = check_lines([picture_row(image="half.png")], pictures="header").by_code("unreadable_media")
     finally:
         (pictures / "half.png").unlink()
     assert problem.where == "train.jsonl:1" and "half.png can't be decoded" in problem.found

@@ -24,7 +24,7 @@ from ..rows.formats import IMAGE_PLACEHOLDER, short
 from ..rows.media import MAX_PIXELS, is_data_uri
 from ..rows.records import parse_row, read_row
 from .findings import ERROR, KINDS
-from .pictures import declared_sizes, hash_text, look_at
+from .pictures import declared_sizes, hash_text, look_at, video_faults
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
 LONG_LINE_BYTES = 1 << 20
@@ -87,6 +87,7 @@ class Examiner:
         self.indexes = [LineIndex(source.annotation) for source in task.sources]
         self._tokens = _token_pattern(task.processor)
         self._looked = {}
+        self.video_faults = lru_cache(maxsize=20_000)(self._video_faults_of)
         self._count_tiles = lru_cache(maxsize=20_000)(self._count_tiles_of)
 
     def block(self, source, start, stop, *, rows=None):
@@ -102,14 +103,21 @@ class Examiner:
         return state.result()
 
     def look(self, path):
-        """`Look` at a picture's file; remembered, as rows often share pictures."""
+        """`Look` at a picture; that of a file is remembered, as rows often share pictures."""
         key = os.fspath(path)
         found = self._looked.get(key)
         if found is None:
             if len(self._looked) >= _CACHED_PICTURES:
                 self._looked.clear()
-            found = self._looked[key] = look_at(key, self.task.pictures, self.processor)
+            found = look_at(key, self.task.pictures, self.processor)
+            if not is_data_uri(key):
+                self._looked[key] = found
         return found
+
+    def _video_faults_of(self, video):
+        """Where only lengths are wanted, the headers are enough."""
+        pictures = "exist" if self.task.wanted == frozenset() else self.task.pictures
+        return video_faults(video, pictures, self.processor)
 
     def _count_tiles_of(self, sizes, wanted):
         return self.processor.count_tiles(list(sizes), max_tiles=wanted)
@@ -187,8 +195,8 @@ class _BlockState:
         for fault in faults:
             self._say_fault(place, fault)
         for image in record.images if record else ():
-            look = None if is_data_uri(image) else self.examiner.look(image)
-            if look and look.fault:
+            look = self.examiner.look(image)
+            if look.fault and look.fault.code not in {fault.code for fault in faults}:
                 self._say_fault(place, look.fault)
 
     def _check_line(self, place, row, line):
@@ -213,11 +221,12 @@ class _BlockState:
         for name, todo in unused_fields(parsed, record.extra):
             self.say(place, "unused_field", f"{name}, which nothing reads", todo=todo)
         answer = self._check_turns(place, record)
-        looks = [None if is_data_uri(image) else self.examiner.look(image) for image in record.images]
+        looks = [self.examiner.look(image) for image in record.images]
         if looks:
             self._check_pictures(place, parsed, record, looks)
         elif record.video:
-            self._check_video(place, record.video)
+            for fault in self.examiner.video_faults(record.video):
+                self._say_fault(place, fault)
         else:
             self._check_text_row(place, parsed)
         self._hash(place, parsed, record, texts, answer)
@@ -249,13 +258,6 @@ class _BlockState:
                 if not text.strip():
                     self.say(place, "empty_question", "a user turn without text")
         return answer
-
-    def _check_video(self, place, video):
-        for path in video.files:
-            if not os.path.exists(path):
-                self.say(place, "missing_media", f"video {path} does not exist")
-            elif os.path.isfile(path) and not os.path.getsize(path):
-                self.say(place, "empty_media", f"{path} has no bytes")
 
     def _check_text_row(self, place, parsed):
         named = [key for key in _MISNAMED if parsed.get(key)]
@@ -297,12 +299,12 @@ class _BlockState:
 
     def _check_pictures(self, place, parsed, record, looks):
         for number, look in enumerate(looks):
-            if look is None:
-                continue
             if look.fault:
                 self._say_fault(place, look.fault)
             for code, found in look.remarks:
                 self.say(place, code, found)
+            if is_data_uri(record.images[number]):  # no file that could be compared with others
+                continue
             width_px, height_px = look.size or (0, 0)
             row = int(self.rows[place])
             self.pictures.append((look.hash, look.bytes, row, number, width_px, height_px))
@@ -316,7 +318,7 @@ class _BlockState:
             self.say(place, "declared_size", f"{len(declared)} declared sizes for {len(looks)} pictures")
             return
         for (width_px, height_px), look in zip(declared, looks, strict=True):
-            if look and look.size and look.size != (width_px, height_px):
+            if look.size and look.size != (width_px, height_px):
                 real = f"{look.size[0]} x {look.size[1]}"
                 self.say(place, "declared_size", f"declared {width_px} x {height_px} px, the file has {real}")
 
@@ -325,7 +327,7 @@ class _BlockState:
 
         Where files are not opened, the declared sizes count.
         """
-        if record.video or any(look is None for look in looks):
+        if record.video:
             return None
         if all(look.size for look in looks):
             return [look.size for look in looks]

@@ -65,6 +65,13 @@ def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=No
     yield from _kind(video)[1](video, numbers, header, where, rules)
 
 
+def check_end(video, where="video"):
+    """Decode the last frame of a clip. Raises: DataError if the file ends before it, as `sample_frames` does."""
+    header = read_header(video, where)
+    for _ in _kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE):
+        pass
+
+
 def frame_numbers(first, last, *, num_frames, rng=None):
     """One frame number of each interval of [first, last): [1, 4, 7] for 9 frames in 3; with `rng` a drawn one."""
     bounds = np.linspace(first, last, min(num_frames, last - first) + 1).astype(int).tolist()
@@ -96,13 +103,13 @@ def _kind(video):
 
 
 def _folder_frames(video, numbers, header, where, rules):
-    files = _frame_files(video)
+    files = frame_files(video)
     for number in numbers:
         yield open_image(files[number], where, rules=rules)
 
 
 def _folder_header(video, where):
-    files = _frame_files(video)
+    files = frame_files(video)
     if not files:
         expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
         raise DataError(f"{video.path} holds no frames", expected, where=where, code=UNREADABLE)
@@ -112,9 +119,12 @@ def _folder_header(video, where):
     return VideoHeader(0, len(files), *image_size(files[0], where))
 
 
-def _frame_files(video):
-    """Those of a list as they stand; those of a folder by the numbers in their names: frame_2 before frame_10."""
-    if video.frames:
+def frame_files(video):
+    """Those of a list as they stand; those of a folder by the numbers in their names: frame_2 before frame_10.
+
+    () for a video that is one file.
+    """
+    if video.frames or not os.path.isdir(video.path):
         return video.frames
     found = [
         path for path in Path(video.path).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."
