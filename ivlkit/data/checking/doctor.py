@@ -17,7 +17,7 @@ from pathlib import Path
 from ...errors import DataError
 from ...views import shown
 from ..datasets.index import LineIndex
-from ..datasets.mixture import Data, Source, check_repeat, read_entries, read_source
+from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_entries, read_source
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
@@ -188,6 +188,10 @@ def _read_meta(path, findings):
             sources.append(read_source(name, entry, path))
         except DataError as fault:
             findings.add(as_problem(fault, source=name))
+    try:
+        check_weights(sources, path)
+    except DataError as fault:
+        findings.add(as_problem(fault))
     return sources
 
 

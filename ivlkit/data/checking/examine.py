@@ -218,7 +218,7 @@ class _BlockState:
             self.say(
                 place, "control_character", f"the control character {control_characters.search(whole)[0]!r} in a text"
             )
-        for name, todo in unused_fields(parsed, record.extra):
+        for name, todo in unused_fields(parsed["conversations"], record.extra):
             self.say(place, "unused_field", f"{name}, which nothing reads", todo=todo)
         answer = self._check_turns(place, record)
         looks = [self.examiner.look(image) for image in record.images]

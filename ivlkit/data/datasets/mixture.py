@@ -64,6 +64,8 @@ class Source:
 
     def complete(self, record):
         """A record of this set with what the entry says about its rows."""
+        if self.system is None and self.max_tiles is None and not self.augment_jpeg:
+            return record
         turns = record.turns
         if self.system is not None and turns[0].role != "system":
             turns = (Turn("system", self.system), *turns)
@@ -215,7 +217,18 @@ class Data:
 
 def read_meta(path):
     """`[Source, …]` of a meta file; DataError names the entry at fault."""
-    return [read_source(name, entry, path) for name, entry in read_entries(path).items()]
+    sources = [read_source(name, entry, path) for name, entry in read_entries(path).items()]
+    check_weights(sources, path)
+    return sources
+
+
+def check_weights(sources, path):
+    """Raise DataError for the only `weight` of a split: it has nothing to share the epoch with."""
+    weighted = [source for source in sources if source.weight is not None]
+    for source in weighted:
+        if [other.split for other in weighted].count(source.split) == 1:
+            found = f"{source.name!r}: `weight` of a single set of {source.split} changes nothing"
+            raise _fault(path, found, "two sets with one at least", "to draw or repeat its rows use `repeat_time`")
 
 
 def read_entries(path):

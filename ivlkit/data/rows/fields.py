@@ -64,12 +64,12 @@ def read_trained(turn, role, number, where):
     return all(said.values())
 
 
-def unused_fields(row, extra):
-    """(name, what to do) of each field that another kit uses and nothing here reads; `row` is a released row."""
+def unused_fields(turns, extra):
+    """(name, what to do) of each field of a released row and its turns that other kits use and nothing here reads."""
     for name in extra.keys() & UNUSED_IN_ROW.keys():
         if extra[name]:
             yield f"`{name}`", UNUSED_IN_ROW[name]
-    for number, turn in enumerate(row["conversations"], start=1):
+    for number, turn in enumerate(turns, start=1):
         if len(turn) > 2:
             for name in turn.keys() & UNUSED_IN_TURN.keys():
                 if turn[name]:

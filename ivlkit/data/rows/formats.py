@@ -36,6 +36,9 @@ def release(row, where, *, format=None):
     name = format or detect_format(row)
     if name not in FORMATS:
         raise DataError(f"format {name!r}", f"one of {', '.join(FORMATS)}", where=where)
+    if FORMATS[name] is from_released and _BESIDE_RELEASED.isdisjoint(row):  # nearly every row of a large file
+        image = written_out(row.get("image"))
+        return row if image is row.get("image") else row | {"image": image}
     yield from refused(row, REFUSED_IN_ROW, "", where)
     if not is_nothing(row.get("conversations")) and not is_nothing(row.get("messages")):
         said = "both `conversations` and `messages`", "one of them", "remove the other"
@@ -92,6 +95,7 @@ def from_openai(row, where):
 
 
 FORMATS = {"released": from_released, "llava": from_released, "sharegpt": from_sharegpt, "openai": from_openai}
+_BESIDE_RELEASED = {"messages", "images", "videos", *REFUSED_IN_ROW}
 _REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos", *REFUSED_IN_ROW}
 
 
@@ -119,10 +123,10 @@ def _media(row, where):
         if twice:
             found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
             yield DataError(found, "one of them", f"remove `{medium}`", where=where, code="refused_field")
+            one = None
         media |= yield from _named(medium, [*_listed(several), *_listed(one)], where)
     if "image" in media:
-        images = media["image"]
-        media["image"] = [written_out(image) for image in images] if isinstance(images, list) else written_out(images)
+        media["image"] = written_out(media["image"])
     return media
 
 

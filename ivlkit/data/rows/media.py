@@ -106,7 +106,12 @@ def is_data_uri(source):
 
 
 def written_out(source):
-    """A picture that is written into its row as base64, plain or as `{"bytes": …}`, as a data URI; else as it is."""
+    """A picture that is written into its row as base64, plain or as `{"bytes": …}`, as a data URI; else as it is.
+
+    Of a list each one.
+    """
+    if isinstance(source, list):
+        return [written_out(one) for one in source]
     text = source
     if isinstance(source, Mapping) and "bytes" in source:
         if source["bytes"] is None:

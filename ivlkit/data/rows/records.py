@@ -154,15 +154,16 @@ def read_released(row, where, root):
 
 
 def _read(row, where, root):
-    video = yield from _read_video(row, where, root)
+    video = (yield from _read_video(row, where, root)) if "video" in row else None
     images = yield from _image_sources(row.get("image"), where, root)
     if video and images:
         yield DataError("both `image` and `video`", "one of them", "split the row", where=where)
     turns = yield from _read_turns(row.get("conversations"), where)
     if row.get("objects") and turns:
         turns = yield from fill_objects(row["objects"], turns, images, where)
-    turns = yield from _with_system(row.get("system"), turns, where)
-    if turns:
+    if row.get("system"):
+        turns = yield from _with_system(row["system"], turns, where)
+    if turns and (video or images):
         turns = yield from (_place_video if video else _place_images)(turns, images, where)
     extra = {key: value for key, value in row.items() if key not in _USED}
     images = tuple(image for image in images if image is not None)
@@ -252,11 +253,20 @@ def _read_turns(conversations, where):
         return ()
     turns = []
     for number, turn in enumerate(conversations, start=1):
-        turns.append((yield from _read_turn(turn, number, where)))
+        turns.append(_plain_turn(turn) or (yield from _read_turn(turn, number, where)))
     if None in turns:
         return ()
     yield from _order_faults(turns, where)
     return tuple(turns)
+
+
+def _plain_turn(turn):
+    """The `Turn` of two fields in which nothing is wrong, as nearly all are; else None."""
+    if type(turn) is dict and len(turn) == 2:
+        role, text = turn.get("from"), turn.get("value")
+        if type(role) is str and type(text) is str and role in ROLES and not _HALF_CHARACTER.search(text):
+            return Turn(ROLES[role], text)
+    return None
 
 
 def _read_turn(turn, number, where):
@@ -274,16 +284,12 @@ def _read_turn(turn, number, where):
         found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
         yield DataError(found, "characters", "mend the text", where=where, code="half_surrogate")
         return None
-    if len(turn) == 2:
-        return Turn(role, turn["value"])
     yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ", where)
     return Turn(role, turn["value"], (yield from read_trained(turn, role, number, where)))
 
 
 def _with_system(system, turns, where):
-    """The turns after the row's own system prompt, if its field `system` holds one."""
-    if not system:
-        return turns
+    """The turns after the row's own system prompt."""
     if not isinstance(system, str) or _HALF_CHARACTER.search(system):
         yield DataError(f"`system` is {short(system)}", "a text", "correct it", where=where)
     elif turns and turns[0].role == "system":
@@ -313,8 +319,6 @@ def _order_faults(turns, where):
 
 def _place_images(turns, images, where):
     """Count placeholders in user turns; a single picture without one is put before the first question."""
-    if not images:
-        return turns
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
     if len(images) == 1 and placeholders == 0:
         return _prepend(IMAGE_PLACEHOLDER, turns)
