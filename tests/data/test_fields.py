@@ -6,9 +6,13 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from ivlkit.data.checking.doctor import diagnose
+from ivlkit.data.checking.findings import KINDS
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.rows.records import Turn, parse_line
@@ -346,3 +350,83 @@ def test_a_mark_of_another_model_is_a_warning_that_names_ours(mark, root):
 @pytest.mark.parametrize("text", ["a < b", "<b>bold</b>", "<image>", "<video>", "<div>", "x<loc>", "<imagery>"])
 def test_other_words_in_angles_are_none(text, root):
     assert "foreign_mark" not in codes([talk("released", text, "A", image="0.png")], root)
+
+
+# any row
+
+
+TEXTS = st.sampled_from(
+    ["Q", "", "<image>", "<image>Q", "<video>", "<bbox>", "<ref-object>", "<IMAGE>", "0.png", "\ud83d"]
+)
+SMALL = st.sampled_from([None, True, False, 0, 1, 0.5, "", "x", [], {}, [1], {"a": 1}])
+FILES = st.sampled_from(
+    ["0.png", "gone.png", "../0.png", "a\0", "é.png", "iVBORw0KGgo=", "data:,", "", "http://x/a.png"]
+)
+MEDIA = FILES | st.lists(FILES | SMALL, max_size=3) | st.lists(st.lists(FILES, max_size=2), max_size=2) | SMALL
+ROLES = st.sampled_from(["human", "gpt", "user", "assistant", "system", "tool", "chatgpt", None])
+ABOUT = {
+    name: SMALL
+    for name in ("loss", "weight", "loss_scale", "train", "tool_calls", "images", "reasoning_content", "name")
+}
+PARTS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "image", "video", "sound"])}, optional={"text": TEXTS, "image": FILES}
+    ),
+    max_size=2,
+)
+TURNS = st.one_of(
+    st.fixed_dictionaries({"from": ROLES, "value": TEXTS | SMALL}, optional=ABOUT),
+    st.fixed_dictionaries({"role": ROLES, "content": TEXTS | PARTS | SMALL}, optional=ABOUT),
+)
+PAIRS = st.tuples(TEXTS, TEXTS, st.fixed_dictionaries({}, optional=ABOUT)).map(
+    lambda said: [{"from": "human", "value": said[0]}, {"from": "gpt", "value": said[1]} | said[2]]
+)
+BOXES = st.lists(st.just([1, 2, 30, 40]) | st.lists(st.integers(-5, 300), max_size=4) | SMALL, max_size=2)
+OBJECTS = st.fixed_dictionaries(
+    {},
+    optional={"ref": st.lists(TEXTS, max_size=2) | SMALL, "bbox": BOXES | SMALL, "bbox_type": SMALL, "image_id": SMALL},
+)
+ROWS = st.fixed_dictionaries(
+    {"conversations": PAIRS | PAIRS | st.lists(TURNS, max_size=3) | SMALL},
+    optional={
+        **dict.fromkeys(("image", "images", "video", "videos"), MEDIA),
+        **dict.fromkeys(("clip", "system", "tools", "history", "weight", "width", "audios"), SMALL),
+        "messages": st.lists(TURNS, max_size=3) | SMALL,
+        "objects": OBJECTS | SMALL,
+    },
+)
+ANY_ROWS = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@ANY_ROWS
+@given(rows=st.lists(ROWS, min_size=1, max_size=15))
+def test_an_error_is_exactly_what_encoding_refuses_in_every_format(rows, root, processor):
+    path = root / "train.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    report = diagnose(path, processor, root=root, limit=1000, max_length=2000)
+    refused, data = set(), open_data(path, root=root)
+    for number in range(len(data)):
+        try:
+            encode(data[number], processor, max_length=2000)
+        except DataError as fault:
+            assert str(fault).startswith(f"train.jsonl:{number + 1}: ") and fault.where == f"train.jsonl:{number + 1}"
+            refused.add(number)
+    assert {problem.row for problem in report.problems if problem.level == "error"} == refused
+    assert report.stats["rows"] == report.stats["good"] + len(refused) == len(rows)
+    assert {problem.code for problem in report.problems} <= set(KINDS)
+
+
+@ANY_ROWS
+@given(rows=st.lists(ROWS, min_size=1, max_size=15))
+def test_rows_in_are_rows_out_and_rejects_and_what_is_written_can_be_trained(rows, root, processor):
+    path, out = root / "rows.jsonl", root / "out"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, talk("released", "Q", "A")]))
+    done = convert(path, out, shares={"train": 1.0})
+    assert sum(done.rows.values()) + done.rejected == len(rows) + 1
+    written = (out / "train.jsonl").read_bytes().splitlines()
+    rejected = (out / "rejects.jsonl").read_bytes().splitlines() if done.rejected else []
+    places = [json.loads(line)["source"] for line in written] + [json.loads(line)["where"] for line in rejected]
+    assert sorted(places) == sorted(f"rows.jsonl:{number}" for number in range(1, len(rows) + 2))
+    assert len(open_data(done.meta)) == len([read for read in open_data(done.meta)]) == len(written)
