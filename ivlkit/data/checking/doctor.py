@@ -21,7 +21,7 @@ from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_e
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, Findings, Problem, as_problem, grouped, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, as_problem, grouped, make_problem
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -85,17 +85,22 @@ class DataReport:
         levels = ", ".join(f"{self.count(level):,} {_plural(level, self.count(level))}" for level in LEVELS)
         head = f"{self.path}: {self.stats['rows']:,} rows, {self.stats['good']:,} usable; {levels}"
         kinds = grouped(self.problems, lambda problem: problem.code)
-        lines = [f"  {same[0]}{self._more_places(same)}" for same in kinds]
+        lines = [f"  {line}" for same in kinds for line in self._kind_lines(same)]
         more = sum(self.counts.values()) - sum(self.counts[same[0].code] for same in kinds)
         return "\n".join([head, *lines, *([f"  … and {more:,} more"] if more else [])])
 
     __repr__ = __str__
 
-    def _more_places(self, same):
-        """Where else this kind was found: its number and the first places."""
-        more = self.counts[same[0].code] - 1
-        places = ", ".join(problem.where for problem in same[1 : 1 + PLACES])
-        return f" and {more:,} more: {places}{', …' if more > PLACES else ''}" if more and places else ""
+    def _kind_lines(self, same):
+        """One kind in its first wordings; behind them how many more there are, and the first places of those."""
+        shown = [equal[0] for equal in grouped(same, lambda problem: problem.found)[:WORDINGS]]
+        more = self.counts[same[0].code] - len(shown)
+        places = ", ".join(problem.where for problem in [one for one in same if one not in shown][:PLACES])
+        *lines, last = map(str, shown)
+        return [
+            *lines,
+            f"{last} and {more:,} more: {places}{', …' if more > PLACES else ''}" if more and places else last,
+        ]
 
 
 def _plural(level, number):
@@ -120,7 +125,8 @@ def diagnose(
         data: a meta JSON (entries of every split), a JSONL, what `open_data` converts, or `Data` (only its rows).
         processor: of a model, for exact lengths; None checks everything else.
         max_length: tokens a row may have; the guide's `max_seq_length`.
-        pictures: "exist" looks whether files are there, "header" reads their sizes, "decode" every pixel.
+        pictures: "exist" looks whether files are there, "header" reads their sizes and looks at their ends, a video's last
+            frame included, "decode" reads every pixel of every picture.
         workers: processes; default one a core for large data.
         limit: problems of a kind that are listed; the others are counted.
         problems_to: a JSON-lines file for all of them.

@@ -212,7 +212,8 @@ def _read_clip(clip, where):
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
     if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
         return float(clip[0]), float(clip[1])
-    yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", where=where)
+    said = f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end"
+    yield DataError(*said, where=where, code="clip")
     return None
 
 

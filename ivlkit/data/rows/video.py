@@ -114,8 +114,10 @@ def _folder_header(video, where):
         expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
         raise DataError(f"{video.path} holds no frames", expected, where=where, code=UNREADABLE)
     if video.clip:
-        kind = "the first of a list" if video.frames else "a folder"
-        raise DataError(f"{video.path} is {kind} of frames, which have no times", None, "remove `clip`", where=where)
+        found = (
+            f"{video.path} is {'the first of a list' if video.frames else 'a folder'} of frames, which have no times"
+        )
+        raise DataError(found, None, "remove `clip`", where=where, code="clip")
     return VideoHeader(0, len(files), *image_size(files[0], where))
 
 
@@ -214,7 +216,7 @@ def _clip_frames(video, total, fps, where):
     if first >= last:
         has = f"{total} frames in {total / fps:.2f} s"
         found = f"clip {list(video.clip)} of {video.path}, which has {has}, holds none"
-        raise DataError(found, None, "correct `clip`", where=where)
+        raise DataError(found, None, "correct `clip`", where=where, code="clip")
     return first, last
 
 
