@@ -26,14 +26,18 @@ class DataError(IvlkitError, ValueError):
         super().__init__(f"{where}: {said}" if where else said)
         self.code, self.where, self.found, self.expected, self.todo = code, str(where), found, expected, todo
 
+    def at(self, where):
+        """The same fault of a row or file, which a reader of its parts does not know."""
+        return DataError(self.found, self.expected, self.todo, where=where, code=self.code)
 
-def first_raised(reading):
-    """What a reader returns; the first fault that it yields is raised."""
+
+def first_raised(reading, where):
+    """What a reader returns; the first fault that it yields is raised, as one of `where`."""
     try:
         fault = next(reading)
     except StopIteration as done:
         return done.value
-    raise fault
+    raise fault.at(where)
 
 
 def all_faults(reading):

@@ -225,7 +225,7 @@ def _render(record, processor, num_tiles):
             system_message=processor.system_message,
         )
     except DataError as error:
-        raise DataError(error.found, error.expected, error.todo, where=record.where, code=error.code) from error
+        raise error.at(record.where) from error
 
 
 def _supervise(rendered, tokenizer):

@@ -125,8 +125,8 @@ def diagnose(
         data: a meta JSON (entries of every split), a JSONL, what `open_data` converts, or `Data` (only its rows).
         processor: of a model, for exact lengths; None checks everything else.
         max_length: tokens a row may have; the guide's `max_seq_length`.
-        pictures: "exist" looks whether files are there, "header" reads their sizes and looks at their ends, a video's last
-            frame included, "decode" reads every pixel of every picture.
+        pictures: "exist" looks whether files are there, "header" reads their sizes and looks at their ends (of a video
+            at the last frame), "decode" reads every pixel of every picture.
         workers: processes; default one a core for large data.
         limit: problems of a kind that are listed; the others are counted.
         problems_to: a JSON-lines file for all of them.

@@ -40,27 +40,27 @@ FOREIGN_MARK = re.compile(
 )
 
 
-def refused(fields, known, place, where):
+def refused(fields, known, place):
     """Yield a fault for each field that is refused and not empty; `place` is "turn 2: ", or "" for the row."""
     for name in fields.keys() & known.keys():
         if fields[name]:
             found, todo = known[name]
-            yield DataError(f"{place}{found}", None, todo, where=where, code="refused_field")
+            yield DataError(f"{place}{found}", None, todo, code="refused_field")
 
 
-def read_trained(turn, role, number, where):
+def read_trained(turn, role, number):
     """Yield what is wrong with a turn's own weight; returns whether its answer is trained."""
     said = {name: turn[name] for name in TRAINED if turn.get(name) is not None}
     for name, value in said.items():
         found = f"turn {number}: `{name}` is {value!r:.40}"
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             todo = "an answer is trained or not; to weigh rows use `repeat_time` of their set"
-            yield DataError(found, "true or false (1 or 0)", todo, where=where, code="turn_weight")
+            yield DataError(found, "true or false (1 or 0)", todo, code="turn_weight")
         elif value and role != "assistant":
-            yield DataError(found, "it in answers only", "remove it", where=where, code="turn_weight")
+            yield DataError(found, "it in answers only", "remove it", code="turn_weight")
     if len({bool(value) for value in said.values()}) > 1:
         found = f"turn {number}: {' and '.join(f'`{name}` {value!r:.40}' for name, value in said.items())}"
-        yield DataError(found, "one of them", "remove the other", where=where, code="turn_weight")
+        yield DataError(found, "one of them", "remove the other", code="turn_weight")
     return all(said.values())
 
 

@@ -1,6 +1,6 @@
 """Shapes a row may have → the released row: `{"id", "image" | "video", "conversations"}`.
 
-Every reader takes a row (dict) and its place, yields the faults it finds, and returns the row's turns in the released
+Every reader takes a row (dict), yields the faults it finds, and returns the row's turns in the released
 shape and the pictures that they name; `records` reads only that shape. A picture stays what it was: a path, a data URI,
 an address, an object.
 """
@@ -28,24 +28,24 @@ def as_released(row, where, *, format=None):
 
     Raises: DataError with what was found if the row's format has no place for it (tools, audio, two videos).
     """
-    return first_raised(release(row, where, format=format))
+    return first_raised(release(row, format=format), where)
 
 
-def release(row, where, *, format=None):
+def release(row, *, format=None):
     """Yield every fault of a row's format; returns the released row, or None where its turns have no released shape."""
     name = format or detect_format(row)
     if name not in FORMATS:
-        raise DataError(f"format {name!r}", f"one of {', '.join(FORMATS)}", where=where)
+        yield DataError(f"format {name!r}", f"one of {', '.join(FORMATS)}")
+        return None
     if FORMATS[name] is from_released and _BESIDE_RELEASED.isdisjoint(row):  # nearly every row of a large file
         image = written_out(row.get("image"))
         return row if image is row.get("image") else row | {"image": image}
-    yield from refused(row, REFUSED_IN_ROW, "", where)
+    yield from refused(row, REFUSED_IN_ROW, "")
     if not is_nothing(row.get("conversations")) and not is_nothing(row.get("messages")):
-        said = "both `conversations` and `messages`", "one of them", "remove the other"
-        yield DataError(*said, where=where, code="refused_field")
-    media = yield from _media(row, where)
-    turns, found = yield from FORMATS[name](row, where)
-    media = yield from _fill(found, media, where)
+        yield DataError("both `conversations` and `messages`", "one of them", "remove the other", code="refused_field")
+    media = yield from _media(row)
+    turns, found = yield from FORMATS[name](row)
+    media = yield from _fill(found, media)
     if turns is None:
         return None
     return {key: value for key, value in row.items() if key not in _REWRITTEN} | media | {"conversations": turns}
@@ -74,23 +74,23 @@ def _has(turns, key):
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and key in turns[0]
 
 
-def from_released(row, where):
+def from_released(row):
     """The released row, as it is. LLaVA's rows have the same shape."""
     yield from ()
     return row.get("conversations") or (), {}
 
 
-def from_sharegpt(row, where):
+def from_sharegpt(row):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
     turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
-    released = yield from _turns(turns, "conversations", _sharegpt_turn, where)
+    released = yield from _turns(turns, "conversations", _sharegpt_turn)
     return released, {}
 
 
-def from_openai(row, where):
+def from_openai(row):
     """OpenAI's `messages`: role and content, content a text or a list of parts of text, pictures or a video."""
     found = {"image": [], "video": []}
-    turns = yield from _turns(row.get("messages"), "messages", partial(_openai_turn, found=found), where)
+    turns = yield from _turns(row.get("messages"), "messages", partial(_openai_turn, found=found))
     return turns, found
 
 
@@ -99,19 +99,18 @@ _BESIDE_RELEASED = {"messages", "images", "videos", *REFUSED_IN_ROW}
 _REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos", *REFUSED_IN_ROW}
 
 
-def _turns(turns, field, read_turn, where):
+def _turns(turns, field, read_turn):
     """The turns of a list in the released shape, or None if one of them has none."""
     if not isinstance(turns, list) or not turns:
-        said = f"no `{field}`", "a list of turns, a question and its answer at least"
-        yield DataError(*said, where=where, code="no_conversations")
+        yield DataError(f"no `{field}`", "a list of turns, a question and its answer at least", code="no_conversations")
         return None
     released = []
     for number, turn in enumerate(turns, start=1):
-        released.append((yield from read_turn(turn, number, where)))
+        released.append((yield from read_turn(turn, number)))
     return None if None in released else released
 
 
-def _media(row, where):
+def _media(row):
     """`image` and `video` of a row that may name them in the plural."""
     media = {}
     for medium in ("image", "video"):
@@ -122,19 +121,19 @@ def _media(row, where):
         twice = [name for name in _listed(one) if isinstance(name, str) and name in _listed(several)]
         if twice:
             found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
-            yield DataError(found, "one of them", f"remove `{medium}`", where=where, code="refused_field")
+            yield DataError(found, "one of them", f"remove `{medium}`", code="refused_field")
             one = None
-        media |= yield from _named(medium, [*_listed(several), *_listed(one)], where)
+        media |= yield from _named(medium, [*_listed(several), *_listed(one)])
     if "image" in media:
         media["image"] = written_out(media["image"])
     return media
 
 
-def _named(medium, sources, where):
+def _named(medium, sources):
     if medium == "video" and len(sources) > 1 and are_frames(sources):
         return {medium: sources}
     if medium == "video" and len(sources) > 1:
-        yield DataError(f"{len(sources)} videos", "one", "split the row", where=where)
+        yield DataError(f"{len(sources)} videos", "one", "split the row")
     return {medium: sources if len(sources) > 1 and medium == "image" else sources[0]} if sources else {}
 
 
@@ -149,37 +148,36 @@ def _listed(value):
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _sharegpt_turn(turn, number, where):
+def _sharegpt_turn(turn, number):
     if not isinstance(turn, Mapping):
         said = f"turn {number}: a {type(turn).__name__}", "{'from': 'human' or 'gpt', 'value': text}"
-        yield DataError(*said, where=where, code="bad_turn")
+        yield DataError(*said, code="bad_turn")
         return None
     role = turn.get("from", turn.get("role"))
     if not isinstance(role, str) or role not in SHAREGPT_ROLES:
         expected = f"one of {', '.join(SHAREGPT_ROLES)} (tool calls can't be trained here)"
-        yield DataError(f"turn {number}: role {role!r}", expected, where=where, code="unknown_role")
+        yield DataError(f"turn {number}: role {role!r}", expected, code="unknown_role")
         return None
-    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ", where)
+    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
     return {"from": SHAREGPT_ROLES[role], "value": turn.get("value", turn.get("content"))} | _about(turn)
 
 
-def _openai_turn(message, number, where, *, found):
+def _openai_turn(message, number, *, found):
     place = f"message {number}"
     if not isinstance(message, Mapping):
-        said = f"{place}: a {type(message).__name__}", "{'role': …, 'content': …}"
-        yield DataError(*said, where=where, code="bad_turn")
+        yield DataError(f"{place}: a {type(message).__name__}", "{'role': …, 'content': …}", code="bad_turn")
         return None
     role = message.get("role")
     if not isinstance(role, str) or role not in OPENAI_ROLES:
         said = f"{place}: role {role!r}", f"one of {', '.join(OPENAI_ROLES)}", "remove tool messages"
-        yield DataError(*said, where=where, code="unknown_role")
+        yield DataError(*said, code="unknown_role")
         return None
-    yield from refused(message, REFUSED_IN_TURN, f"{place}: ", where)
+    yield from refused(message, REFUSED_IN_TURN, f"{place}: ")
     content = message.get("content")
     if isinstance(content, list):
         texts = []
         for part in content:
-            texts.append((yield from _part_text(part, role, found, place, where)))
+            texts.append((yield from _part_text(part, role, found, place)))
         content = "\n".join(texts)
     return {"from": OPENAI_ROLES[role], "value": content} | _about(message)
 
@@ -189,7 +187,7 @@ def _about(turn):
     return {name: turn[name] for name in (*TRAINED, *UNUSED_IN_TURN) if turn.get(name) is not None}
 
 
-def _part_text(part, role, found, place, where):
+def _part_text(part, role, found, place):
     """The text of one part; a picture or video is put into `found` and leaves its placeholder."""
     if isinstance(part, str):
         return part
@@ -197,16 +195,15 @@ def _part_text(part, role, found, place, where):
     if kind in ("text", "input_text", "output_text"):
         if isinstance(part.get("text"), str):
             return part["text"]
-        yield DataError(f"{place}: a text part without `text`", "a string", where=where, code="bad_turn")
+        yield DataError(f"{place}: a text part without `text`", "a string", code="bad_turn")
         return ""
     medium = {"image_url": "image", "input_image": "image", "image": "image", "video_url": "video", "video": "video"}
     if not isinstance(kind, str) or kind not in medium:
         said = f"{place}: a part of type {kind!r}", "text, image_url, image, video_url or video"
-        yield DataError(*said, where=where, code="bad_turn")
+        yield DataError(*said, code="bad_turn")
         return ""
     if role != "user":
-        said = f"{place}: a picture in a message of {role}", "pictures in user messages only"
-        yield DataError(*said, where=where, code="bad_turn")
+        yield DataError(f"{place}: a picture in a message of {role}", "pictures in user messages only", code="bad_turn")
     found[medium[kind]].append(_part_source(part, kind, medium[kind]))
     return {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}[medium[kind]]
 
@@ -222,7 +219,7 @@ def _part_source(part, kind, medium):
     return value
 
 
-def _fill(found, media, where):
+def _fill(found, media):
     """Pictures named in the parts, or, for parts that name none, the row's own `images` in order."""
     for medium, sources in found.items():
         if not sources:
@@ -231,11 +228,11 @@ def _fill(found, media, where):
         empty = sum(value is None for value in sources)
         if empty != len(own):
             found_text = f"{empty} parts without a {medium} of their own, {len(own)} in the row's `{medium}s`"
-            yield DataError(found_text, "one for each", where=where, code="placeholder_count")
+            yield DataError(found_text, "one for each", code="placeholder_count")
             return media
         rest = iter(own)
         sources = [next(rest) if value is None else value for value in sources]
-        media = media | (yield from _named(medium, sources, where))
+        media = media | (yield from _named(medium, sources))
     return media
 
 

@@ -117,7 +117,7 @@ def _numbered_lines(path):
 
 def parse_line(line, where, root=".", *, format=None):
     """One line (bytes) → Record, by the reader of `format` (a name of `formats.FORMATS`) or of the detected one."""
-    return first_raised(read_row(parse_row(line, where), where, Path(root), format=format))[1]
+    return first_raised(read_row(parse_row(line, where), where, Path(root), format=format), where)[1]
 
 
 def parse_row(line, where, *, object_pairs_hook=None):
@@ -141,7 +141,7 @@ def read_row(row, where, root, *, format=None):
 
     With faults the record holds what could be read, and is None where the row has no released shape.
     """
-    released = yield from release(row, where, format=format)
+    released = yield from release(row, format=format)
     return released, None if released is None else (yield from _read(released, where, root))
 
 
@@ -150,70 +150,68 @@ def read_released(row, where, root):
 
     Raises: DataError for whatever the row lacks or has too much, and for a path that leaves `root`.
     """
-    return first_raised(_read(row, where, root))
+    return first_raised(_read(row, where, root), where)
 
 
 def _read(row, where, root):
-    video = (yield from _read_video(row, where, root)) if "video" in row else None
-    images = yield from _image_sources(row.get("image"), where, root)
+    video = (yield from _read_video(row, root)) if "video" in row else None
+    images = yield from _image_sources(row.get("image"), root)
     if video and images:
-        yield DataError("both `image` and `video`", "one of them", "split the row", where=where)
-    turns = yield from _read_turns(row.get("conversations"), where)
-    if row.get("objects") and turns:
-        turns = yield from fill_objects(row["objects"], turns, images, where)
+        yield DataError("both `image` and `video`", "one of them", "split the row")
+    turns = yield from _read_turns(row.get("conversations"))
+    if row.get("objects") and turns and None not in images:
+        turns = yield from fill_objects(row["objects"], turns, images)
     if row.get("system"):
-        turns = yield from _with_system(row["system"], turns, where)
+        turns = yield from _with_system(row["system"], turns)
     if turns and (video or images):
-        turns = yield from (_place_video if video else _place_images)(turns, images, where)
+        turns = yield from (_place_video if video else _place_images)(turns, images)
     extra = {key: value for key, value in row.items() if key not in _USED}
     images = tuple(image for image in images if image is not None)
     return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra, video=video)
 
 
-def _image_sources(value, where, root):
+def _image_sources(value, root):
     """Paths and data URIs in the order of the row; None for one that can't be taken."""
     if value is None or value == "" or value == []:
         return ()
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        said = f"`image` is {short(value)}", "a path or a list of paths", None
-        yield DataError(*said, where=where, code="image_field")
+        yield DataError(f"`image` is {short(value)}", "a path or a list of paths", None, code="image_field")
         return ()
     sources = []
     for name in names:
-        sources.append(name if is_data_uri(name) else (yield from _path(name, where, root)))
+        sources.append(name if is_data_uri(name) else (yield from _path(name, root)))
     return tuple(sources)
 
 
-def _path(name, where, root):
+def _path(name, root):
     """The path, or None."""
     try:
-        return path_inside(root, name, where)
+        return path_inside(root, name, "")
     except DataError as fault:
         yield fault
 
 
-def _read_video(row, where, root):
+def _read_video(row, root):
     name, clip = row.get("video"), row.get("clip")
     if name is None or name == "" or name == []:
         return None
     names = name if isinstance(name, list) and are_frames(name) else [name]
     if not isinstance(names[0], str):
-        yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several", where=where)
+        yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several")
         return None
     paths = []
     for one in names:
-        paths.append((yield from _path(one, where, root)))
-    clip = None if clip is None else (yield from _read_clip(clip, where))
+        paths.append((yield from _path(one, root)))
+    clip = None if clip is None else (yield from _read_clip(clip))
     return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
 
 
-def _read_clip(clip, where):
+def _read_clip(clip):
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
     if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
         return float(clip[0]), float(clip[1])
-    said = f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end"
-    yield DataError(*said, where=where, code="clip")
+    yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", code="clip")
     return None
 
 
@@ -247,17 +245,17 @@ def in_its_form(path):
     return found
 
 
-def _read_turns(conversations, where):
+def _read_turns(conversations):
     if not isinstance(conversations, list) or not conversations:
         said = "no `conversations`", "a list of turns, a question and its answer at least"
-        yield DataError(*said, where=where, code="no_conversations")
+        yield DataError(*said, code="no_conversations")
         return ()
     turns = []
     for number, turn in enumerate(conversations, start=1):
-        turns.append(_plain_turn(turn) or (yield from _read_turn(turn, number, where)))
+        turns.append(_plain_turn(turn) or (yield from _read_turn(turn, number)))
     if None in turns:
         return ()
-    yield from _order_faults(turns, where)
+    yield from _order_faults(turns)
     return tuple(turns)
 
 
@@ -270,76 +268,74 @@ def _plain_turn(turn):
     return None
 
 
-def _read_turn(turn, number, where):
+def _read_turn(turn, number):
     """The `Turn`, or None."""
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         found = f"turn {number}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {short(turn)}"
-        yield DataError(found, where=where, code="bad_turn")
+        yield DataError(found, code="bad_turn")
         return None
     role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
     if role is None:
         said = f"turn {number}: unknown role {turn.get('from')!r}", "'human' or 'gpt' (or a first 'system')"
-        yield DataError(*said, where=where, code="unknown_role")
+        yield DataError(*said, code="unknown_role")
         return None
     if _HALF_CHARACTER.search(turn["value"]):
         found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
-        yield DataError(found, "characters", "mend the text", where=where, code="half_surrogate")
+        yield DataError(found, "characters", "mend the text", code="half_surrogate")
         return None
-    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ", where)
-    return Turn(role, turn["value"], (yield from read_trained(turn, role, number, where)))
+    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
+    return Turn(role, turn["value"], (yield from read_trained(turn, role, number)))
 
 
-def _with_system(system, turns, where):
+def _with_system(system, turns):
     """The turns after the row's own system prompt."""
     if not isinstance(system, str) or _HALF_CHARACTER.search(system):
-        yield DataError(f"`system` is {short(system)}", "a text", "correct it", where=where)
+        yield DataError(f"`system` is {short(system)}", "a text", "correct it")
     elif turns and turns[0].role == "system":
-        yield DataError("both `system` and a system turn", "one of them", "remove the other", where=where)
+        yield DataError("both `system` and a system turn", "one of them", "remove the other")
     elif turns:
         return (Turn("system", system), *turns)
     return turns
 
 
-def _order_faults(turns, where):
+def _order_faults(turns):
     """An optional first system turn, then user and assistant in turn, an answer last."""
     spoken = turns[1:] if turns[0].role == "system" else turns
     if not spoken:
-        yield DataError("only a system turn", "a question and its answer", where=where, code="no_answer")
+        yield DataError("only a system turn", "a question and its answer", code="no_answer")
         return
     for number, turn in enumerate(spoken):
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
             found = f"turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}"
-            todo = "user and assistant take turns, the user begins"
-            yield DataError(found, None, todo, where=where, code="role_order")
+            yield DataError(found, None, "user and assistant take turns, the user begins", code="role_order")
             return
     if spoken[-1].role != "assistant":
         said = "the row ends with a user turn", "an answer last", "add it or remove the question"
-        yield DataError(*said, where=where, code="no_answer")
+        yield DataError(*said, code="no_answer")
 
 
-def _place_images(turns, images, where):
+def _place_images(turns, images):
     """Count placeholders in user turns; a single picture without one is put before the first question."""
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
     if len(images) == 1 and placeholders == 0:
         return _prepend(IMAGE_PLACEHOLDER, turns)
     if placeholders != len(images):
         found = f'{len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns'
-        said = found, "one for each picture", "add or remove placeholders"
-        yield DataError(*said, where=where, code="placeholder_count")
+        yield DataError(found, "one for each picture", "add or remove placeholders", code="placeholder_count")
     return turns
 
 
-def _place_video(turns, images, where):
+def _place_video(turns, images):
     """One `<video>` in a user turn; without one the video is put before the first question."""
     spoken = [turn.text for turn in turns if turn.role == "user"]
     if any(IMAGE_PLACEHOLDER in text for text in spoken):
         said = f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"
-        yield DataError(*said, where=where, code="placeholder_count")
+        yield DataError(*said, code="placeholder_count")
     found = sum(text.count(VIDEO_PLACEHOLDER) for text in spoken)
     if found > 1:
         said = f"{found} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"
-        yield DataError(*said, where=where, code="placeholder_count")
+        yield DataError(*said, code="placeholder_count")
     return turns if found else _prepend(VIDEO_PLACEHOLDER, turns)
 
 
