@@ -313,6 +313,14 @@ def test_a_name_in_another_unicode_form_is_found(written, on_disk, root, process
         assert codes([row], root) == {}
         assert len(encode(read(row, root), processor).tiles)
     assert codes([talk("released", "<image>Q", "A", image="Café/Ä.png")], root) == {"missing_media": 1}
+    (folder / "rows.jsonl").write_text(json.dumps(talk("released", "<image>Q", "A", image="0.png")))
+    (folder / "0.png").write_bytes((root / "0.png").read_bytes())
+    name = unicodedata.normalize(written, "Café")
+    entry = {"root": str(root / name), "annotation": f"{name}/rows.jsonl"}
+    (root / "meta.json").write_text(json.dumps({"a": entry}, ensure_ascii=False))
+    assert diagnose(root / "meta.json").ok and open_data(root / "meta.json")[0].images == (folder / "0.png",)
+    (root / "labels.csv").write_text(f"image,question,answer\n{unicodedata.normalize(written, 'Café/Übung.png')},Q,A\n")
+    assert convert(root / "labels.csv", root / "out", shares={"train": 1.0}).rows == {"train": 1}
 
 
 # marks of other models

@@ -19,7 +19,7 @@ from ...errors import DataError
 from ...views import shown
 from ..groups import group_rows, part_of_groups
 from ..rows.formats import FORMATS
-from ..rows.records import Turn, parse_line
+from ..rows.records import Turn, in_its_form, parse_line
 from ..tiling import MOST_TILES
 from .index import LineIndex
 
@@ -325,7 +325,7 @@ def _positive(value, key, where, *, most=sys.float_info.max):
 
 def _resolve(name, meta_path):
     path = Path(name)
-    return path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path
+    return in_its_form(path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path)
 
 
 def _check_files(sources):

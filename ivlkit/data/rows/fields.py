@@ -42,10 +42,15 @@ FOREIGN_MARK = re.compile(
 
 def refused(fields, known, place):
     """Yield a fault for each field that is refused and not empty; `place` is "turn 2: ", or "" for the row."""
-    for name in fields.keys() & known.keys():
-        if fields[name]:
+    for name in known:
+        if not _is_empty(fields.get(name)):
             found, todo = known[name]
             yield DataError(f"{place}{found}", None, todo, code="refused_field")
+
+
+def _is_empty(value):
+    """Whether a field says nothing; a row in memory may hold arrays, which have no truth."""
+    return value is None or isinstance(value, (str, list, tuple, dict, int, float)) and not value
 
 
 def read_trained(turn, role, number):
@@ -66,11 +71,11 @@ def read_trained(turn, role, number):
 
 def unused_fields(turns, extra):
     """(name, what to do) of each field of a released row and its turns that other kits use and nothing here reads."""
-    for name in extra.keys() & UNUSED_IN_ROW.keys():
+    for name in sorted(extra.keys() & UNUSED_IN_ROW.keys()):
         if extra[name]:
             yield f"`{name}`", UNUSED_IN_ROW[name]
     for number, turn in enumerate(turns, start=1):
         if len(turn) > 2:
-            for name in turn.keys() & UNUSED_IN_TURN.keys():
+            for name in sorted(turn.keys() & UNUSED_IN_TURN.keys()):
                 if turn[name]:
                     yield f"`{name}` of turn {number}", UNUSED_IN_TURN[name]

@@ -39,7 +39,7 @@ def release(row, *, format=None):
         return None
     if FORMATS[name] is from_released and _BESIDE_RELEASED.isdisjoint(row):  # nearly every row of a large file
         image = written_out(row.get("image"))
-        return row if image is row.get("image") else row | {"image": image}
+        return row if image is row.get("image") else {**row, "image": image}
     yield from refused(row, REFUSED_IN_ROW, "")
     if not is_nothing(row.get("conversations")) and not is_nothing(row.get("messages")):
         yield DataError("both `conversations` and `messages`", "one of them", "remove the other", code="refused_field")
@@ -118,7 +118,8 @@ def _media(row):
         if is_nothing(several):
             media |= {} if is_nothing(one) else {medium: one}
             continue
-        twice = [name for name in _listed(one) if isinstance(name, str) and name in _listed(several)]
+        names = [[name for name in _listed(value) if isinstance(name, str)] for value in (one, several)]
+        twice = [name for name in names[0] if name in names[1]]
         if twice:
             found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
             yield DataError(found, "one of them", f"remove `{medium}`", code="refused_field")
