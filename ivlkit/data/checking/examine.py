@@ -188,6 +188,7 @@ class _BlockState:
 
     def _say_fault(self, place, fault):
         """What a reader or the encoder refuses, in its own words."""
+        assert KINDS[fault.code].level == ERROR, fault.code  # what trains is no fault
         self.say(place, fault.code, fault.found, expected=fault.expected, todo=fault.todo)
 
     def _say_faults(self, place, record, faults):
