@@ -10,7 +10,44 @@ class IvlkitError(Exception):
 
 
 class DataError(IvlkitError, ValueError):
-    """A row, a picture or a meta file that can't be used as it is."""
+    """A row, a picture or a meta file that can't be used as it is: a value with its parts, and as text their sentence.
+
+    `DataError("no answer", "one last", "add it", where="a.jsonl:3")` reads "a.jsonl:3: no answer; expected one last;
+    add it". Readers yield such values; training raises the first, the doctor keeps all.
+
+    Args:
+        found: what was found; alone it is the whole sentence.
+        expected, todo: what was expected, and what to do; None where nothing is to be added.
+        where: file and line, or a file. code: its kind, of `ivlkit.data.checking.findings.KINDS`.
+    """
+
+    def __init__(self, found, expected=None, todo=None, *, where="", code="unusable"):
+        said = "; ".join(part for part in (found, expected and f"expected {expected}", todo) if part)
+        super().__init__(f"{where}: {said}" if where else said)
+        self.code, self.where, self.found, self.expected, self.todo = code, str(where), found, expected, todo
+
+    def at(self, where):
+        """The same fault of a row or file, which a reader of its parts does not know."""
+        return DataError(self.found, self.expected, self.todo, where=where, code=self.code)
+
+
+def first_raised(reading, where):
+    """What a reader returns; the first fault that it yields is raised, as one of `where`."""
+    try:
+        fault = next(reading)
+    except StopIteration as done:
+        return done.value
+    raise fault.at(where)
+
+
+def all_faults(reading):
+    """(what a reader returns, every fault that it yields)."""
+    faults = []
+    while True:
+        try:
+            faults.append(next(reading))
+        except StopIteration as done:
+            return done.value, faults
 
 
 class CheckpointError(IvlkitError, ValueError):

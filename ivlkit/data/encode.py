@@ -18,6 +18,7 @@ from .rows.media import degrade_jpeg, image_size, open_image
 from .rows.video import sample_frames, video_sizes
 
 IGNORE_INDEX = -100
+_SHORTEN = "raise max_seq_length or shorten the row"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def encode_text(record, processor, *, sizes, max_length=None):
     input_ids, labels = _supervise(rendered, processor.tokenizer)
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
     if (labels == IGNORE_INDEX).all():
-        raise DataError(f"{record.where}: no supervised token; expected an assistant turn; add the answer")
+        said = "no supervised token", "an assistant turn", "add the answer"
+        raise DataError(*said, where=record.where, code="no_supervised_token")
     return EncodedText(input_ids, labels, budget, num_tiles, notes, rendered.stripped)
 
 
@@ -156,7 +158,7 @@ def fit_tiles(record, processor, *, sizes, max_length=None):
         text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length
     )
     if length > max_length:
-        raise DataError(f"{record.where}: {too_long_text(text_tokens, num_tiles, length, max_length)}")
+        raise too_long(record.where, text_tokens, num_tiles, length, max_length)
     notes = (shrunk_text(full, num_tiles, max_length),) if num_tiles != full else ()
     return processor.share(max_tiles, len(sizes)), num_tiles, notes
 
@@ -176,12 +178,10 @@ def shrunk_text(full, num_tiles, max_length):
     return f"{sum(full)} → {sum(num_tiles)} tiles to fit {max_length} tokens"
 
 
-def too_long_text(text_tokens, num_tiles, length, max_length):
-    """What is said of a row that fits at no number of tiles."""
-    return (
-        f"{length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles); "
-        f"expected at most {max_length}; raise max_seq_length or shorten the row"
-    )
+def too_long(where, text_tokens, num_tiles, length, max_length):
+    """The DataError of a row that fits at no number of tiles."""
+    found = f"{length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles)"
+    return DataError(found, f"at most {max_length}", _SHORTEN, where=where, code="too_long")
 
 
 def _fit_frames(record, processor, *, num_frames, max_length):
@@ -194,10 +194,8 @@ def _fit_frames(record, processor, *, num_frames, max_length):
     if max_length is None or fits == num_frames:
         return 1, [1] * num_frames, ()
     if not fits:
-        raise DataError(
-            f"{record.where}: {length} tokens with a single frame; expected at most {max_length}; "
-            "raise max_seq_length or shorten the row"
-        )
+        found = f"{length} tokens with a single frame"
+        raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")
     return 1, [1] * fits, (f"{num_frames} → {fits} frames to fit {max_length} tokens",)
 
 
@@ -227,7 +225,7 @@ def _render(record, processor, num_tiles):
             system_message=processor.system_message,
         )
     except DataError as error:
-        raise DataError(f"{record.where}: {error}") from error
+        raise error.at(record.where) from error
 
 
 def _supervise(rendered, tokenizer):
@@ -252,7 +250,6 @@ def check_image_tokens(input_ids, processor, *, num_tiles, where):
     for token, count in expected.items():
         found = int((np.asarray(input_ids) == processor.token_id(token)).sum())
         if found != count:
-            raise DataError(
-                f"{where}: {found} {token} tokens but its pictures make {count}; "
-                f"does the text itself contain {token}? Remove it"
-            )
+            said = f"{found} {token} tokens but its pictures make {count}"
+            todo = f"does the text itself contain {token}? Remove it"
+            raise DataError(said, None, todo, where=where, code="image_token")

@@ -39,7 +39,7 @@ def row_keys(data, *, group=None):
     owners, rows = {}, []  # file → the row that a message names; of each row its files, digests, whether no video
     for record in data:
         files = [str(one) for one in record.images if not is_data_uri(one)]
-        files += [str(record.video.path)] if record.video else []
+        files += map(str, record.video.files) if record.video else ()
         for file in files:
             owners.setdefault(file, record.where)
         written = [_digest(uri_bytes(one, record.where)) for one in record.images if is_data_uri(one)]

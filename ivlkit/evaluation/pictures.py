@@ -93,7 +93,7 @@ def picture_key(source):
 
 def content_key(row):
     """What the files hold that a row shows: a hash of each one's size and both ends; None for what is no file."""
-    sources = (row.video.path,) if row.video else row.images
+    sources = row.video.files if row.video else row.images
     return tuple(_ends_digest(source) for source in sources if isinstance(source, (str, os.PathLike)))
 
 

@@ -272,6 +272,8 @@ def _plain_row(row):
     values = {each.name: getattr(row, each.name) for each in fields(row)}
     paths = [str(image) for image in row.images if isinstance(image, (str, os.PathLike))]
     video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
+    if row.video and row.video.frames:
+        video["frames"] = [str(path) for path in row.video.frames]
     return values | {"images": paths, "answers": list(row.answers), "video": video}
 
 
@@ -279,5 +281,6 @@ def _read_row(saved):
     row = Row(**saved)
     if not all(isinstance(text, str) for text in (row.where, row.question, row.truth, row.reply)):
         raise TypeError(f"row {row.where} has a field that is no text")
-    video = row.video and Video(Path(row.video["path"]), row.video["clip"] and tuple(row.video["clip"]))
+    video, clip = row.video, row.video and row.video["clip"] and tuple(row.video["clip"])
+    video = video and Video(Path(video["path"]), clip, tuple(map(Path, video.get("frames", ()))))
     return replace(row, score=float(row.score), images=tuple(row.images), answers=tuple(row.answers), video=video)

@@ -9,7 +9,7 @@ from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..evaluation.metrics import parse_boxes
 from .figure import BLUE, GREEN, ORANGE, PINK, RED
-from .findings import LISTED_IN_NOTEBOOK, figures_html, problem_table, remarks_html, row_anchor
+from .findings import figures_html, kind_table, remarks_html, row_anchor
 from .html import cards_html, fragment, picture_html, text_html
 from .live import Live, make_controls
 
@@ -57,7 +57,7 @@ def _findings(report):
 def _found_html(report):
     if report is None:
         return ""
-    return figures_html(report) + problem_table(report.problems[:LISTED_IN_NOTEBOOK])
+    return figures_html(report) + kind_table(report)
 
 
 def _row_card(data, number, found):

@@ -2,15 +2,15 @@
 
 from ..data.checking.findings import KINDS, LEVELS
 from .dataset import pictures_html
-from .findings import LISTED_IN_NOTEBOOK, figures_html, problem_table, remarks_html, row_anchor
+from .findings import figures_html, kind_table, problem_table, remarks_html, row_anchor
 from .html import cards_html, fragment, page_html, table_html, text_html
+
+NOTHING_FOUND = "<div>Nothing found.</div>"
 
 
 def report_html(report):
     """The report in a notebook: a line of numbers, the first problems and the histograms."""
-    listed = problem_table(report.problems[:LISTED_IN_NOTEBOOK])
-    more = _more(report, LISTED_IN_NOTEBOOK)
-    return fragment(f"{_head(report)}{_count_table(report)}{listed}{more}{figures_html(report)}")
+    return fragment(f"{_head(report)}{kind_table(report) or NOTHING_FOUND}{figures_html(report)}")
 
 
 def report_page(report):
@@ -19,7 +19,7 @@ def report_page(report):
     parts = [
         _head(report),
         _count_table(report),
-        f"<h2>Problems</h2>{problem_table(report.problems)}{_more(report, len(report.problems))}",
+        f"<h2>Problems</h2>{problem_table(report.problems)}{_more(report)}",
         f"<h2>Pictures with a finding</h2>{samples}" if report.samples else "",
         f"<h2>Figures</h2>{figures_html(report)}",
         _source_table(report),
@@ -63,11 +63,11 @@ def _head(report):
 def _count_table(report):
     order = sorted(report.counts, key=lambda code: (LEVELS.index(KINDS[code].level), -report.counts[code]))
     rows = [(KINDS[code].level, code, f"{report.counts[code]:,}", KINDS[code].expected) for code in order]
-    return table_html(rows, header=("level", "kind", "found", "expected")) if rows else "<div>Nothing found.</div>"
+    return table_html(rows, header=("level", "kind", "found", "expected")) if rows else NOTHING_FOUND
 
 
-def _more(report, listed):
-    left = sum(report.counts.values()) - min(listed, len(report.problems))
+def _more(report):
+    left = sum(report.counts.values()) - len(report.problems)
     return f'<div class="dim">… and {left:,} more</div>' if left > 0 else ""
 
 

@@ -4,27 +4,45 @@ import hashlib
 
 from matplotlib.ticker import MaxNLocator
 
+from ..data.checking.findings import PLACES, grouped
 from .figure import ShownFigure, plain_text
 from .html import escape_text, text_html
 
 LEVEL_COLOURS = {"error": "#d55e00", "warning": "#b07b00", "info": "#0072b2"}
-LISTED_IN_NOTEBOOK = 20  # problems
+
+
+def kind_table(report):
+    """A line for each kind of problem: the first in full, and where else it was found."""
+    kinds = grouped(report.problems, lambda problem: problem.code)
+    return _table("".join(_problem_row(same, report.counts[same[0].code]) for same in kinds))
 
 
 def problem_table(problems):
-    """Problems as lines of a table, each linked to the card of its row where the page has one."""
-    rows = "".join(_problem_row(problem) for problem in problems)
+    """Problems as lines of a table, equal ones in one, each linked to the card of its row where the page has one."""
+    equal = grouped(problems, lambda problem: (problem.code, problem.found, problem.source))
+    return _table("".join(_problem_row(same, len(same)) for same in equal))
+
+
+def _table(rows):
     head = "<tr><th>where</th><th>level</th><th>found</th><th>expected</th><th>what to do</th></tr>"
-    return f"<table>{head}{rows}</table>" if problems else ""
+    return f"<table>{head}{rows}</table>" if rows else ""
 
 
-def _problem_row(problem):
-    where = text_html(problem.where, 300)
-    if problem.row is not None:
-        where = f'<a href="#{row_anchor(problem.where)}">{where}</a>'
+def _problem_row(same, number):
+    problem, *others = same
+    places = ", ".join(_place_html(one) for one in same[: 1 + PLACES])
+    hidden = "".join(f'<a id="{anchor(one)}"></a>' for one in others[PLACES:])
+    more = f" and {number - 1 - PLACES:,} more" if number > 1 + PLACES else ""
+    where = f"{places}{more}{hidden}"
     said = (problem.found, problem.expected, problem.todo)
     cells = "".join(f"<td>{text_html(cell, 400)}</td>" for cell in said)
-    return f'<tr id="{anchor(problem)}"><td>{where}</td><td>{_level_html(problem.level)}</td>{cells}</tr>'
+    return f"<tr><td>{where}</td><td>{_level_html(problem.level)}</td>{cells}</tr>"
+
+
+def _place_html(problem):
+    where = text_html(problem.where, 300)
+    link = where if problem.row is None else f'<a href="#{row_anchor(problem.where)}">{where}</a>'
+    return f'<span id="{anchor(problem)}">{link}</span>'
 
 
 def _level_html(level):

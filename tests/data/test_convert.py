@@ -221,7 +221,7 @@ def test_absolute_paths_need_a_root_that_holds_them(tmp_path, write_rows, draw_p
     [
         ("  ", "a picture without a name; expected a path"),
         ("#page=2", "a picture without a name; expected a path"),
-        ("iVBOR" + "w0KGgo" * 60, "does not exist; expected a file there"),
+        ("iVBOR" + "w0KGgo" * 60, "a data URI that is no base64"),
         ("iVBOR" + "w0KGgo" * 60 + "/a.png", "does not exist; expected a file there"),
         ({"bytes": "x"}, "does not exist; expected a file there"),
     ],

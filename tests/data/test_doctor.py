@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -359,14 +360,14 @@ def test_without_a_model_everything_but_lengths_is_checked(check_lines, tmp_path
     assert "tokens" not in report.stats and report.stats["good"] == 2
 
 
-def test_decoding_finds_a_picture_that_ends_early(check_lines, pictures):
+def test_a_picture_that_ends_early_is_found(check_lines, pictures):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(pictures / "half.png")
     whole = (pictures / "half.png").read_bytes()
     (pictures / "half.png").write_bytes(whole[: len(whole) // 2])
     try:
-        assert check_lines([picture_row(image="half.png")]).ok
-        (problem,) = check_lines([picture_row(image="half.png")], pictures="decode").by_code("unreadable_media")
+        assert check_lines([picture_row(image="half.png")], pictures="exist").ok
+        (problem,) = check_lines([picture_row(image="half.png")], pictures="header").by_code("unreadable_media")
     finally:
         (pictures / "half.png").unlink()
     assert problem.where == "train.jsonl:1" and "half.png can't be decoded" in problem.found
@@ -614,6 +615,51 @@ def test_a_report_and_a_problem_are_readable_as_text(check_lines):
         "train.jsonl:2: error: the row ends with a user turn; expected an answer last; "
         "add it or remove the question [no_answer]"
     )
+
+
+def test_findings_of_one_kind_are_one_line_with_a_count_and_the_first_places(check_lines):
+    lines = [_as_line(row(id=0, conversations=talk(f"Q{number}", f"A{number}"))) + b"\r" for number in range(300)]
+    first, crlf, ids = str(check_lines(lines)).splitlines()
+    assert first.endswith("300 rows, 300 usable; 0 errors, 0 warnings, 599 info")
+    places = "train.jsonl:2, train.jsonl:3, train.jsonl:4, train.jsonl:5, train.jsonl:6, …"
+    assert crlf.endswith(f"[crlf] and 299 more: {places}")
+    assert ids.startswith("  train.jsonl:2: info: the id of train.jsonl:1; ")
+    assert ids.endswith(
+        "[duplicate_id] and 298 more: train.jsonl:3, train.jsonl:4, train.jsonl:5, train.jsonl:6, train.jsonl:7, …"
+    )
+    assert check_lines(lines)._repr_html_().count("the line ends with") == 1
+    assert check_lines(lines[:2]).problems[0].where == "train.jsonl:1"
+
+
+def test_a_fault_has_its_parts_and_its_sentence_and_survives_a_process():
+    fault = DataError("no answer", "one last", "add it", where="a.jsonl:3", code="no_answer")
+    assert str(fault) == "a.jsonl:3: no answer; expected one last; add it"
+    again = pickle.loads(pickle.dumps(fault))
+    assert (str(again), again.code, again.where, again.found) == (str(fault), "no_answer", "a.jsonl:3", "no answer")
+    assert (again.expected, again.todo) == ("one last", "add it")
+    assert str(type(fault)(str(fault))) == str(fault)  # as a data loader raises it again
+
+
+def test_a_reader_yields_every_fault_of_a_row_and_training_raises_the_first(check_lines, tmp_path, pictures):
+    broken = {
+        "image": ["gone.png", "../outside.png", 3],
+        "clip": 4,
+        "conversations": [{"from": "bard"}, {"value": "A"}, 7],
+    }
+    broken |= {"system": 5}
+    two = {"image": ["gone.png", "../outside.png"], "conversations": [*talk("Q"), {"from": "bard", "value": ""}]}
+    report = check_lines([broken, two])
+    found = {
+        place: [one.code for one in report.problems if one.where == place]
+        for place in ("train.jsonl:1", "train.jsonl:2")
+    }
+    assert found == {
+        "train.jsonl:1": ["image_field", "bad_turn", "unknown_role", "bad_turn", "unusable"],
+        "train.jsonl:2": ["outside_root", "unknown_role", "missing_media"],
+    }
+    with pytest.raises(DataError) as caught:
+        open_data(tmp_path / "train.jsonl", root=pictures)[1]
+    assert (caught.value.code, caught.value.where) == ("outside_root", "train.jsonl:2")
 
 
 def test_check_takes_a_models_name(write_rows):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ivlkit.data.rows.formats import FORMATS, as_released, detect_format
@@ -204,3 +205,12 @@ def test_a_system_message_takes_the_models_own_place(processor):
     record = read({"messages": [message("developer", "Be a cat."), message("user", "Q"), message("assistant", "A")]})
     text = processor.tokenizer.decode(encode(record, processor).input_ids)
     assert text.startswith("<s><|im_start|>system\nBe a cat.<|im_end|><|im_start|>user\nQ")
+
+
+def test_a_row_in_memory_may_hold_arrays_in_any_field():
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    row = {"image": "a.png", "images": [pixels, pixels], "conversations": [HUMAN, GPT], "audio": pixels[:0, 0, 0]}
+    with pytest.raises(DataError, match="^train.jsonl:17: `audio`; these models hear nothing"):
+        as_released(row, WHERE)
+    released = as_released({key: value for key, value in row.items() if key != "audio"}, WHERE)
+    assert [type(image) for image in released["image"]] == [np.ndarray, np.ndarray, str]

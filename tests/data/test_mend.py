@@ -7,7 +7,8 @@ from PIL import Image
 
 from ivlkit.cli import main
 from ivlkit.data.checking.doctor import diagnose
-from ivlkit.data.checking.mend import mend, mend_line
+from ivlkit.data.checking.findings import KINDS
+from ivlkit.data.checking.mend import LINE_MENDERS, ROW_MENDERS, mend, mend_line
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import DataError
 
@@ -68,6 +69,10 @@ def test_a_copy_is_written_beside_the_file_and_has_no_finding_left(root):
     assert diagnose(fixed).problems == []
     with pytest.raises(DataError, match="train.fixed.jsonl: exists"):
         mend(open_data(path).sources[0])
+
+
+def test_what_is_mended_is_a_kind_of_problem():
+    assert {*LINE_MENDERS, *ROW_MENDERS} <= set(KINDS)
 
 
 def test_nothing_is_written_where_nothing_is_to_be_mended(root):

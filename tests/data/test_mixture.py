@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivlkit.data.checking.doctor import diagnose
 from ivlkit.data.datasets.mixture import read_entries, read_meta
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import DataError
@@ -259,6 +260,18 @@ def test_entries_of_other_splits_are_left_to_those_who_ask(write_sets):
     assert len(open_data(path, split="all")) == 6
     with pytest.raises(DataError, match="no entry of split 'validation'; expected one of test, train, all"):
         open_data(path, split="validation")
+
+
+@pytest.mark.parametrize(
+    "fields", [[{"weight": 0.5}], [{"weight": 0.5}, {}], [{"weight": 1}, {"weight": 3, "split": "test"}]]
+)
+def test_a_weight_that_has_nothing_to_share_with_is_refused(write_sets, fields):
+    meta = write_sets(**{name: (10, own) for name, own in zip("ab", fields, strict=False)})
+    said = "'a': `weight` of a single set of train changes nothing; expected two sets with one at least; to draw or"
+    with pytest.raises(DataError, match=said):
+        open_data(meta)
+    (problem,) = diagnose(meta).by_code("meta")
+    assert problem.found == "'a': `weight` of a single set of train changes nothing"
 
 
 def test_weights_share_the_epoch_and_leave_the_others_alone(write_sets):

@@ -131,6 +131,11 @@ class TestFiles:
         assert Report.load(found.save_json(tmp_path / "r.json")) == found
         assert found.groups("images") == [(repr(Video(Path("v.mp4"), clip)),)]
 
+    def test_a_list_of_frames_comes_back(self, tmp_path):
+        video = Video(Path("0.png"), None, (Path("0.png"), Path("1.png")))
+        found = Report("m", (Row("a:1", "Q", "a", "a", 1.0, video=video),), {})
+        assert Report.load(found.save_json(tmp_path / "r.json")) == found
+
     def test_pictures_in_memory_are_left_out(self, tmp_path):
         rows = (Row("a:1", "Q", "a", "a", 1, images=(Image.new("RGB", (2, 2)), Path("a.png"))),)
         assert Report.load(Report("m", rows, {}).save_json(tmp_path / "r.json")).rows[0].images == ("a.png",)

@@ -17,11 +17,11 @@ from pathlib import Path
 from ...errors import DataError
 from ...views import shown
 from ..datasets.index import LineIndex
-from ..datasets.mixture import Data, Source, check_repeat, read_entries, read_source
+from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_entries, read_source
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, Findings, Problem, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, as_problem, grouped, make_problem
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -84,11 +84,23 @@ class DataReport:
     def __str__(self):
         levels = ", ".join(f"{self.count(level):,} {_plural(level, self.count(level))}" for level in LEVELS)
         head = f"{self.path}: {self.stats['rows']:,} rows, {self.stats['good']:,} usable; {levels}"
-        lines = [f"  {problem}" for problem in self.problems[:20]]
-        more = sum(self.counts.values()) - len(lines)
+        kinds = grouped(self.problems, lambda problem: problem.code)
+        lines = [f"  {line}" for same in kinds for line in self._kind_lines(same)]
+        more = sum(self.counts.values()) - sum(self.counts[same[0].code] for same in kinds)
         return "\n".join([head, *lines, *([f"  … and {more:,} more"] if more else [])])
 
     __repr__ = __str__
+
+    def _kind_lines(self, same):
+        """One kind in its first wordings; behind them how many more there are, and the first places of those."""
+        shown = [equal[0] for equal in grouped(same, lambda problem: problem.found)[:WORDINGS]]
+        more = self.counts[same[0].code] - len(shown)
+        places = ", ".join(problem.where for problem in [one for one in same if one not in shown][:PLACES])
+        *lines, last = map(str, shown)
+        return [
+            *lines,
+            f"{last} and {more:,} more: {places}{', …' if more > PLACES else ''}" if more and places else last,
+        ]
 
 
 def _plural(level, number):
@@ -113,7 +125,8 @@ def diagnose(
         data: a meta JSON (entries of every split), a JSONL, what `open_data` converts, or `Data` (only its rows).
         processor: of a model, for exact lengths; None checks everything else.
         max_length: tokens a row may have; the guide's `max_seq_length`.
-        pictures: "exist" looks whether files are there, "header" reads their sizes, "decode" every pixel.
+        pictures: "exist" looks whether files are there, "header" reads their sizes and looks at their ends (of a video
+            at the last frame), "decode" reads every pixel of every picture.
         workers: processes; default one a core for large data.
         limit: problems of a kind that are listed; the others are counted.
         problems_to: a JSON-lines file for all of them.
@@ -172,19 +185,19 @@ def readable_sources(data, root=None):
 def _read_meta(path, findings):
     try:
         entries = read_entries(path)
-    except DataError as error:
-        findings.add(make_problem("meta", str(path), str(error).removeprefix(f"{path}: ").split("; ")[0]))
+    except DataError as fault:
+        findings.add(as_problem(fault))
         return []
     sources = []
     for name, entry in entries.items():
         try:
             sources.append(read_source(name, entry, path))
-        except DataError as error:
-            found, _, rest = str(error).removeprefix(f"{path}: ").partition("; expected ")
-            expected, _, todo = rest.partition("; ")
-            findings.add(
-                make_problem("meta", str(path), found, expected=expected or None, todo=todo or None, source=name)
-            )
+        except DataError as fault:
+            findings.add(as_problem(fault, source=name))
+    try:
+        check_weights(sources, path)
+    except DataError as fault:
+        findings.add(as_problem(fault))
     return sources
 
 
@@ -196,20 +209,16 @@ def _can_be_read(source, findings):
         return False
     try:
         index = LineIndex(source.annotation)
-    except DataError as error:
-        code = "no_rows" if "no rows" in str(error) else "missing_file"
-        findings.add(
-            make_problem(code, where, str(error).removeprefix(f"{where}: ").split("; ")[0], source=source.name)
-        )
+    except DataError as fault:
+        findings.add(as_problem(fault, source=source.name))
         return False
     if source.length is not None and source.length != len(index):
         found = f"{len(index):,} rows, `length` says {source.length:,}"
         findings.add(make_problem("declared_length", where, found, source=source.name))
     try:
         check_repeat(source, len(index))
-    except DataError as error:
-        found, expected, todo = str(error).removeprefix(f"{where}: ").split("; ")
-        findings.add(make_problem("meta", where, found, expected=expected, todo=todo, source=source.name))
+    except DataError as fault:
+        findings.add(as_problem(fault, source=source.name))
     if not os.path.isdir(source.root):
         findings.add(make_problem("missing_root", str(source.root), "no such folder", source=source.name))
     return True

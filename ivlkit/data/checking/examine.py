@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
-from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long_text
+from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
-from ..rows.formats import IMAGE_PLACEHOLDER, as_released
-from ..rows.media import MAX_PIXELS, is_data_uri, is_remote
-from ..rows.records import parse_row, read_released
-from .faults import find_faults
-from .findings import ERROR, KINDS, in_three, short
-from .pictures import declared_sizes, escapes, hash_text, look_at
+from ..rows.fields import FOREIGN_MARK, unused_fields
+from ..rows.formats import IMAGE_PLACEHOLDER, short
+from ..rows.media import MAX_PIXELS, is_data_uri
+from ..rows.records import parse_row, read_row
+from .findings import ERROR, KINDS
+from .pictures import declared_sizes, hash_text, look_at, video_faults
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
 LONG_LINE_BYTES = 1 << 20
@@ -34,7 +34,6 @@ _IMAGE_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 _GROUNDING = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 _MARK = re.compile(r"<(?!image>)")  # anything that may be a token or a tag
 control_characters = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_TOO_LONG = re.compile(" tokens (at the fewest tiles|with a single frame)")  # the encoder's words
 _BOX = re.compile(r"<box>(.*?)</box>", re.S)
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
 _BOXES = re.compile(r"\s*\[\s*(?:\[[^\[\]]*\]\s*,?\s*)+\]\s*")
@@ -88,6 +87,7 @@ class Examiner:
         self.indexes = [LineIndex(source.annotation) for source in task.sources]
         self._tokens = _token_pattern(task.processor)
         self._looked = {}
+        self.video_faults = lru_cache(maxsize=20_000)(self._video_faults_of)
         self._count_tiles = lru_cache(maxsize=20_000)(self._count_tiles_of)
 
     def block(self, source, start, stop, *, rows=None):
@@ -103,14 +103,21 @@ class Examiner:
         return state.result()
 
     def look(self, path):
-        """`Look` at a picture's file; remembered, as rows often share pictures."""
+        """`Look` at a picture; that of a file is remembered, as rows often share pictures."""
         key = os.fspath(path)
         found = self._looked.get(key)
         if found is None:
             if len(self._looked) >= _CACHED_PICTURES:
                 self._looked.clear()
-            found = self._looked[key] = look_at(key, self.task.pictures, self.processor)
+            found = look_at(key, self.task.pictures, self.processor)
+            if not is_data_uri(key):
+                self._looked[key] = found
         return found
+
+    def _video_faults_of(self, video):
+        """Where only lengths are wanted, the headers are enough."""
+        pictures = "exist" if self.task.wanted == frozenset() else self.task.pictures
+        return video_faults(video, pictures, self.processor)
 
     def _count_tiles_of(self, sizes, wanted):
         return self.processor.count_tiles(list(sizes), max_tiles=wanted)
@@ -162,22 +169,16 @@ class _BlockState:
         where = self.index.where(row)
         try:
             parsed = parse_row(line, where, object_pairs_hook=self._pairs)
-        except DataError as error:
+        except DataError as fault:
             self.duplicate_keys.clear()
-            return self._say_error(place, _line_code(line, error), error, where)
+            return self._say_fault(place, fault)
         for key in self.duplicate_keys:
             self.say(place, "duplicate_key", f"the key {short(key)} twice")
         self.duplicate_keys.clear()
-        try:
-            parsed = as_released(parsed, where, format=self.source.format)
-        except DataError as error:
-            return self._say_error(place, "unusable", error, where)
-        try:
-            record = self.source.complete(read_released(parsed, where, self.source.root))
-        except DataError as error:
-            return self._diagnose(place, parsed, error, where)
-        self._check_record(place, parsed, record)
-        return None
+        (parsed, record), faults = all_faults(read_row(parsed, where, self.source.root, format=self.source.format))
+        if faults:
+            return self._say_faults(place, record, faults)
+        return self._check_record(place, parsed, self.source.complete(record))
 
     def _pairs(self, pairs):
         made = dict(pairs)
@@ -185,10 +186,19 @@ class _BlockState:
             self.duplicate_keys += [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
         return made
 
-    def _say_error(self, place, code, error, where):
-        """A DataError of a reader or the encoder as a problem of this row, in its own words."""
-        found, expected, todo = in_three(str(error).removeprefix(f"{where}: "))
-        self.say(place, code, found, expected=expected, todo=todo)
+    def _say_fault(self, place, fault):
+        """What a reader or the encoder refuses, in its own words."""
+        assert KINDS[fault.code].level == ERROR, fault.code  # what trains is no fault
+        self.say(place, fault.code, fault.found, expected=fault.expected, todo=fault.todo)
+
+    def _say_faults(self, place, record, faults):
+        """Everything that is wrong with a refused row, and with the pictures that it names."""
+        for fault in faults:
+            self._say_fault(place, fault)
+        for image in record.images if record else ():
+            look = self.examiner.look(image)
+            if look.fault and look.fault.code not in {fault.code for fault in faults}:
+                self._say_fault(place, look.fault)
 
     def _check_line(self, place, row, line):
         if line.endswith(b"\r\n"):
@@ -209,12 +219,15 @@ class _BlockState:
             self.say(
                 place, "control_character", f"the control character {control_characters.search(whole)[0]!r} in a text"
             )
+        for name, todo in unused_fields(parsed["conversations"], record.extra):
+            self.say(place, "unused_field", f"{name}, which nothing reads", todo=todo)
         answer = self._check_turns(place, record)
-        looks = [None if is_data_uri(image) else self.examiner.look(image) for image in record.images]
+        looks = [self.examiner.look(image) for image in record.images]
         if looks:
             self._check_pictures(place, parsed, record, looks)
         elif record.video:
-            self._check_video(place, record.video.path)
+            for fault in self.examiner.video_faults(record.video):
+                self._say_fault(place, fault)
         else:
             self._check_text_row(place, parsed)
         self._hash(place, parsed, record, texts, answer)
@@ -247,12 +260,6 @@ class _BlockState:
                     self.say(place, "empty_question", "a user turn without text")
         return answer
 
-    def _check_video(self, place, path):
-        if not os.path.exists(path):
-            self.say(place, "missing_media", f"video {path} does not exist")
-        elif os.path.isfile(path) and not os.path.getsize(path):
-            self.say(place, "empty_media", f"{path} has no bytes")
-
     def _check_text_row(self, place, parsed):
         named = [key for key in _MISNAMED if parsed.get(key)]
         if named:
@@ -268,6 +275,9 @@ class _BlockState:
             found = others.search(turn.text)
             if found:
                 self.say(place, "special_token", f"{found[0]} in a turn of the {turn.role}")
+            found = FOREIGN_MARK.search(turn.text)
+            if found:
+                self.say(place, "foreign_mark", f"{found[0]} in a turn of the {turn.role}, a mark of other models")
             self._check_tags(place, turn.text)
             for content in _BOX.findall(turn.text):
                 self._check_box(place, parsed, content)
@@ -290,12 +300,12 @@ class _BlockState:
 
     def _check_pictures(self, place, parsed, record, looks):
         for number, look in enumerate(looks):
-            if look is None:
-                continue
-            if look.code:
-                self.say(place, look.code, look.found, expected=look.expected, todo=look.todo)
+            if look.fault:
+                self._say_fault(place, look.fault)
             for code, found in look.remarks:
                 self.say(place, code, found)
+            if is_data_uri(record.images[number]):  # no file that could be compared with others
+                continue
             width_px, height_px = look.size or (0, 0)
             row = int(self.rows[place])
             self.pictures.append((look.hash, look.bytes, row, number, width_px, height_px))
@@ -309,7 +319,7 @@ class _BlockState:
             self.say(place, "declared_size", f"{len(declared)} declared sizes for {len(looks)} pictures")
             return
         for (width_px, height_px), look in zip(declared, looks, strict=True):
-            if look and look.size and look.size != (width_px, height_px):
+            if look.size and look.size != (width_px, height_px):
                 real = f"{look.size[0]} x {look.size[1]}"
                 self.say(place, "declared_size", f"declared {width_px} x {height_px} px, the file has {real}")
 
@@ -318,7 +328,7 @@ class _BlockState:
 
         Where files are not opened, the declared sizes count.
         """
-        if record.video or any(look is None for look in looks):
+        if record.video:
             return None
         if all(look.size for look in looks):
             return [look.size for look in looks]
@@ -353,9 +363,8 @@ class _BlockState:
         try:
             sizes = picture_sizes(record, processor, draw=self.examiner.task.draw)
             text = encode_text(record, processor, sizes=sizes, max_length=max_length)
-        except DataError as error:
-            code = "too_long" if _TOO_LONG.search(str(error)) else "unusable"
-            return self._say_error(place, code, error, record.where)
+        except DataError as fault:
+            return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
         self.lengths[:, place] = tokens - processor.num_image_token * tiles, tiles, supervised
@@ -395,43 +404,11 @@ class _BlockState:
         if max_length is not None and tokens > max_length:
             _, fewer, tokens = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
             if tokens > max_length:
-                found, expected, todo = in_three(too_long_text(text_tokens, fewer, tokens, max_length))
-                return self.say(place, "too_long", found, expected=expected, todo=todo)
+                return self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
             self.say(place, "fewer_tiles", shrunk_text(full, fewer, max_length))
             tiles = sum(fewer)
         self.final[:, place] = tokens, tiles
         return None
-
-    # rows that a reader refused --------------------------------------------------------------------------------------
-
-    def _diagnose(self, place, parsed, error, where):
-        """Everything that is wrong with a refused row; the reader's own words where nothing else explains them."""
-        if not parsed.get("video"):
-            for code, found in find_faults(parsed):
-                self.say(place, code, found)
-            self._find_missing(place, parsed)
-        if self.state[place] != BAD:
-            self._say_error(place, "unusable", error, where)
-
-    def _find_missing(self, place, parsed):
-        names = parsed.get("image")
-        for name in [names] if isinstance(names, str) else names if isinstance(names, list) else []:
-            if not isinstance(name, str) or not name or is_data_uri(name):
-                continue
-            if is_remote(name):
-                self.say(place, "remote_media", f"the address {short(name)}")
-                continue
-            look = self.examiner.look(self.source.root / name)
-            if look.code:
-                self.say(place, look.code, look.found, expected=look.expected, todo=look.todo)
-            elif escapes(os.fspath(self.source.root / name), self.source.root):
-                self.say(place, "outside_root", f"the picture {short(name)} outside {self.source.root}")
-
-
-def _line_code(line, error):
-    if isinstance(error.__cause__, UnicodeDecodeError):
-        return "not_utf8"
-    return "broken_json" if error.__cause__ is not None else "not_an_object"
 
 
 def count_supervised(offsets, answers):

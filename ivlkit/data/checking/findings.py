@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 LEVELS = (ERROR, WARNING, INFO)
+PLACES = 5  # further places that a line about several findings names
+WORDINGS = 3  # lines of one kind, if what was found differs
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ KINDS = {
     "long_line": Kind(WARNING, "lines under 1 MB", "is a picture or a log inside the text?"),
     # the row
     "no_conversations": Kind(ERROR, "a list of turns, a question and its answer at least", "add `conversations`"),
-    "bad_turn": Kind(ERROR, "{'from': 'human' or 'gpt', 'value': text}", "write the turn like this"),
+    "bad_turn": Kind(ERROR, "a role and a text", "write the turn like this"),
     "unknown_role": Kind(ERROR, "'human' or 'gpt' (or a first 'system')", "rename the role"),
-    "role_order": Kind(ERROR, "user and assistant in turn, the user first", "add, merge or remove turns"),
+    "role_order": Kind(ERROR, "the other role", "add, merge or remove turns"),
     "no_answer": Kind(ERROR, "an answer last", "add it or remove the question"),
     "empty_question": Kind(WARNING, "a question", "write it or remove the turn"),
     "empty_answer": Kind(WARNING, "an answer", "write it; as it is the model learns to say nothing"),
@@ -53,6 +55,12 @@ KINDS = {
     "literal_placeholder": Kind(INFO, "placeholders in questions of rows with pictures", "nothing: it stays text"),
     "image_token": Kind(ERROR, "no image tokens in a text; they stand for pictures", "remove it, or write <image>"),
     "special_token": Kind(WARNING, "no tokens of the chat format in a text", "remove it; the model reads it as one"),
+    "refused_field": Kind(ERROR, "fields that these models can use", "remove it or the row"),
+    "unused_field": Kind(WARNING, "fields that are read", "remove it"),
+    "turn_weight": Kind(ERROR, "true or false in an answer", "correct it"),
+    "clip": Kind(ERROR, "[start, end] in seconds inside the video", "correct `clip`"),
+    "objects": Kind(ERROR, "names and boxes for <ref-object> and <bbox>", "correct `objects`"),
+    "foreign_mark": Kind(WARNING, "<image>, <video>, <ref>…</ref><box>[[x1, y1, x2, y2]]</box>", "write ours instead"),
     "unusable": Kind(ERROR, "a row that can be read", "mend or remove it"),
     "duplicate_row": Kind(WARNING, "every row once", "remove one; to repeat rows use repeat_time"),
     "contradiction": Kind(INFO, "one answer to one question", "correct one, unless both are right"),
@@ -70,7 +78,7 @@ KINDS = {
     "remote_media": Kind(ERROR, "a file on this machine", "download it first"),
     "backslash_path": Kind(ERROR, "/ between folders", "write / instead"),
     "empty_media": Kind(ERROR, "a picture", "copy the file again"),
-    "unreadable_media": Kind(ERROR, "a picture Pillow can read", "replace or remove it"),
+    "unreadable_media": Kind(ERROR, "a whole picture or video", "replace or remove it"),
     "wrong_extension": Kind(WARNING, "a name that says what is inside", "rename it; other tools go by the name"),
     "declared_size": Kind(WARNING, "the size of the file", "correct or remove the declared size"),
     "extreme_aspect": Kind(WARNING, "sides no more than 1 to 100", "crop it; stretched to tiles nothing can be seen"),
@@ -117,18 +125,17 @@ def make_problem(code, where, found, *, expected=None, todo=None, source="", row
     return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row)
 
 
-def in_three(message):
-    """ "found; expected …; do" → its three parts; None for those it lacks."""
-    found, *rest = message.split("; ", 2)
-    expected = rest.pop(0).removeprefix("expected ") if rest and rest[0].startswith("expected ") else None
-    return found, expected, "; ".join(rest) or None
+def as_problem(fault, *, source=""):
+    """A `DataError` as a problem of its kind."""
+    return make_problem(fault.code, fault.where, fault.found, expected=fault.expected, todo=fault.todo, source=source)
 
 
-def short(value, limit=80):
-    """A value as a message quotes it, in 80 characters at most."""
-    text = value if isinstance(value, str) else repr(value)
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return repr(text) if isinstance(value, str) else text
+def grouped(problems, key):
+    """[[problems of an equal key, …], …], in the order of the first of each."""
+    groups = {}
+    for problem in problems:
+        groups.setdefault(key(problem), []).append(problem)
+    return list(groups.values())
 
 
 class Findings:

@@ -1,8 +1,7 @@
 """Writes mended copies of JSONL files: only what has one right answer, and never into the file itself.
 
-Mended are byte order marks, \\r\\n, outer whitespace of answers, control characters, the spelling of roles, backslashes
-in paths that exist with slashes, and declared sizes that the file contradicts. All other rows stay as they are, byte
-for byte, and none is lost; blank lines are left out.
+`LINE_MENDERS` and `ROW_MENDERS` name the kinds of problems that are mended, each by one function. All other rows stay
+as they are, byte for byte, and none is lost; blank lines are left out.
 """
 
 import json
@@ -52,22 +51,23 @@ def _write_mended(index, root, path):
 
 def mend_line(line, root):
     """One line as it should be: b'{…"value": " A "…}\\r\\n' → b'{…"value": "A"…}\\n'."""
-    plain = line.removeprefix(b"\xef\xbb\xbf")
-    plain = plain[:-2] + b"\n" if plain.endswith(b"\r\n") else plain
+    for mend_bytes in LINE_MENDERS.values():
+        line = mend_bytes(line)
     keys = []
     try:
-        row = parse_row(plain, "", object_pairs_hook=lambda pairs: _unless_twice(pairs, keys))
+        row = parse_row(line, "", object_pairs_hook=lambda pairs: _unless_twice(pairs, keys))
     except DataError:
-        return plain
+        return line
     if keys:  # which of two equal keys was meant is for a person to say
-        return plain
+        return line
     before = json.dumps(row)
-    _mend_row(row, Path(root))
+    for mend_row in ROW_MENDERS.values():
+        mend_row(row, Path(root))
     if json.dumps(row) == before:
-        return plain
+        return line
     with suppress(UnicodeEncodeError):  # half a surrogate pair: for a person to mend
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    return plain
+    return line
 
 
 def _unless_twice(pairs, keys):
@@ -76,37 +76,53 @@ def _unless_twice(pairs, keys):
     return made
 
 
-def _mend_row(row, root):
+def _texts(row):
+    """The turns that are turns."""
     turns = row.get("conversations")
-    for turn in turns if isinstance(turns, list) else []:
-        if isinstance(turn, dict) and isinstance(turn.get("value"), str):
-            _mend_turn(turn)
-    if row.get("image"):
-        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        if all(isinstance(name, str) for name in names):
-            names = [_mend_name(name, root) for name in names]
-            row["image"] = names if isinstance(row["image"], list) else names[0]
-            _mend_sizes(row, [root / name for name in names])
+    turns = turns if isinstance(turns, list) else []
+    return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
 
 
-def _mend_turn(turn):
-    role = turn.get("from")
-    if isinstance(role, str) and role not in ROLES:
-        turn["from"] = _SPELLINGS.get(role.strip().lower(), role)
-    turn["value"] = control_characters.sub("", turn["value"])
-    if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant":
-        turn["value"] = turn["value"].strip()
+def _mend_roles(row, root):
+    for turn in _texts(row):
+        role = turn.get("from")
+        if isinstance(role, str) and role not in ROLES:
+            turn["from"] = _SPELLINGS.get(role.strip().lower(), role)
 
 
-def _mend_name(name, root):
+def _mend_characters(row, root):
+    for turn in _texts(row):
+        turn["value"] = control_characters.sub("", turn["value"])
+
+
+def _mend_whitespace(row, root):
+    for turn in _texts(row):
+        if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant":
+            turn["value"] = turn["value"].strip()
+
+
+def _names(row):
+    """The pictures' paths; [] where the row has none, or something else in their place."""
+    names = row.get("image") or []
+    names = names if isinstance(names, list) else [names]
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _mend_slashes(row, root):
+    names = [_slashed(name, root) for name in _names(row)]
+    if names:
+        row["image"] = names if isinstance(row["image"], list) else names[0]
+
+
+def _slashed(name, root):
     slashed = name.replace("\\", "/")
     meant = slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed)
     return slashed if meant else name
 
 
-def _mend_sizes(row, paths):
-    plural = "width_list" in row or "height_list" in row
-    if not plural and ("width" not in row and "height" not in row or len(paths) != 1):
+def _mend_sizes(row, root):
+    paths, plural = [root / name for name in _names(row)], "width_list" in row or "height_list" in row
+    if not paths or not plural and ("width" not in row and "height" not in row or len(paths) != 1):
         return
     try:
         sizes = [image_size(path, os.fspath(path)) for path in paths]
@@ -116,3 +132,17 @@ def _mend_sizes(row, paths):
         row["width_list"], row["height_list"] = [size[0] for size in sizes], [size[1] for size in sizes]
     else:
         row["width"], row["height"] = sizes[0]
+
+
+# The kinds of problems that have one right answer, in the order of their mending.
+LINE_MENDERS = {
+    "byte_order_mark": lambda line: line.removeprefix(b"\xef\xbb\xbf"),
+    "crlf": lambda line: line[:-2] + b"\n" if line.endswith(b"\r\n") else line,
+}
+ROW_MENDERS = {
+    "unknown_role": _mend_roles,
+    "control_character": _mend_characters,
+    "outer_whitespace": _mend_whitespace,
+    "backslash_path": _mend_slashes,
+    "declared_size": _mend_sizes,
+}

@@ -1,5 +1,6 @@
 """What is known of the picture that a row names: whether its file is there, its size, what is odd about it."""
 
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -7,10 +8,9 @@ from hashlib import blake2b
 from itertools import compress
 
 from ...errors import DataError
-from ..encode import picture_sizes
-from ..rows.media import image_size, open_image
-from ..rows.records import Record
-from .findings import in_three, short
+from ..rows.formats import short
+from ..rows.media import UPRIGHT_ON_WHITE, image_size, is_data_uri, open_image, uri_bytes
+from ..rows.video import check_end, frame_files
 
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
@@ -25,6 +25,9 @@ _SUFFIXES = {
     ".tiff": "tiff",
 }
 MEDIA_SUFFIXES = frozenset(_SUFFIXES)
+_HEAD_BYTES, _TAIL_BYTES = 12, 1024
+_PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
+_LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 
 
 def hash_text(text):
@@ -39,56 +42,95 @@ class Look:
     hash: int
     bytes: int = 0
     size: tuple | None = None  # (width_px, height_px)
-    code: str | None = None
-    found: str = ""
-    expected: str | None = None
-    todo: str | None = None
+    fault: DataError | None = None
     remarks: tuple = ()
 
 
 def look_at(name, pictures, processor):
-    """Look at a file: whether it is there, what its header says, whether it decodes."""
+    """Look at a file, or at a data URI: whether it is there, what its header says, whether its end is there."""
+    if is_data_uri(name):
+        return Look(0) if pictures == "exist" else _look_inside(name, 0, pictures, processor)
     number = hash_text(os.path.normpath(name))
     if _ADDRESS.search(name) and not os.path.exists(name):
-        return Look(number, code="remote_media", found=f"the address {short(name)}")
+        return Look(number, fault=DataError(f"the address {short(name)}", code="remote_media"))
     try:
         size_bytes = os.stat(name).st_size
     except (OSError, ValueError):
-        return _missing(name, number)
+        return Look(number, fault=_missing(name))
     if not size_bytes:
-        return Look(number, code="empty_media", found=f"{name} has no bytes")
-    if pictures == "exist":
-        return Look(number, size_bytes)
+        return Look(number, fault=DataError(f"{name} has no bytes", code="empty_media"))
+    return Look(number, size_bytes) if pictures == "exist" else _look_inside(name, number, pictures, processor)
+
+
+def _look_inside(name, number, pictures, processor):
+    size_bytes, rules = 0, processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
-        size = _header_size(name, processor)
-        if pictures == "decode":
-            open_image(name, "row")
-    except DataError as error:
-        found, expected, todo = in_three(str(error).removeprefix("row: "))
-        return Look(number, size_bytes, code="unreadable_media", found=found, expected=expected, todo=todo)
-    return Look(number, size_bytes, tuple(size), remarks=tuple(_remarks(name, *size)))
+        size = image_size(name, rules=rules)
+        head, tail, size_bytes = _ends(name)
+        kind = file_kind(head)
+        if pictures == "decode" or may_be_cut(kind, head, tail, size_bytes):
+            open_image(name, rules=rules)
+    except DataError as fault:
+        return Look(number, size_bytes, fault=fault)
+    remarks = () if is_data_uri(name) else tuple(_remarks(name, kind, *size))
+    return Look(number, size_bytes, tuple(size), remarks=remarks)
 
 
-def _header_size(name, processor):
-    """As the encoder reads it, which may depend on the model."""
-    if processor is None:
-        return image_size(name, "row")
-    return picture_sizes(Record(None, (), (name,), "row"), processor)[0]
+def _ends(name):
+    """(first bytes, last bytes, size) of a file or data URI."""
+    with io.BytesIO(uri_bytes(name)) if is_data_uri(name) else open(name, "rb") as file:
+        head, size_bytes = file.read(_HEAD_BYTES), file.seek(0, os.SEEK_END)
+        file.seek(max(0, size_bytes - _TAIL_BYTES))
+        return head, file.read(), size_bytes
 
 
-def _missing(name, number):
+def may_be_cut(kind, head, tail, size_bytes):
+    """Whether a picture's end may be missing: its last bytes are not those of its kind. Only such are decoded whole.
+
+    A motion photo or a picture with a note behind its end is decoded too, and is found to be whole.
+    """
+    if kind in _LAST_BYTES:
+        return not tail.rstrip(_PADDING).endswith(_LAST_BYTES[kind])
+    if kind == "webp":
+        return int.from_bytes(head[4:8], "little") + 8 > size_bytes
+    return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
+
+
+def video_faults(video, pictures, processor):
+    """[DataError, …] of a video: what is missing or empty, and whether its last frame can be read."""
+    looks = [look_at(os.fspath(path), "exist", processor) for path in video.files]
+    faults = [_of_video(look.fault, video) for look in looks if look.fault]
+    if faults or pictures == "exist":
+        return faults
+    if frames := frame_files(video):
+        looks = [look_at(os.fspath(path), pictures, processor) for path in frames]
+        return [look.fault for look in looks if look.fault]
+    try:
+        check_end(video)
+    except DataError as fault:
+        return [fault]
+    return []
+
+
+def _of_video(fault, video):
+    if video.frames or fault.code != "missing_media":
+        return fault
+    return DataError(f"video {video.path} does not exist", code=fault.code)
+
+
+def _missing(name):
     slashed = name.replace("\\", "/")
     if slashed != name and os.path.exists(slashed):
-        return Look(number, code="backslash_path", found=f"backslashes in {short(name)}")
+        return DataError(f"backslashes in {short(name)}", code="backslash_path")
     stem = os.path.splitext(name)[0]
     others = [stem + suffix for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)) if stem + suffix != name]
     near = next((other for other in others if os.path.exists(other)), None)
     todo = f"there is {os.path.basename(near)}; write that" if near else None
-    return Look(number, code="missing_media", found=f"picture {name} does not exist", todo=todo)
+    return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
-def _remarks(name, width_px, height_px):
-    kind, said = file_kind(name), _SUFFIXES.get(os.path.splitext(name)[1].lower())
+def _remarks(name, kind, width_px, height_px):
+    said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
     if kind and said and kind != said:
         yield "wrong_extension", f"{name} is a {kind.upper()}"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
@@ -97,10 +139,8 @@ def _remarks(name, width_px, height_px):
         yield "tiny_picture", f"{name} has {width_px} x {height_px} px"
 
 
-def file_kind(name):
+def file_kind(head):
     """ "jpeg", "png", "gif", "webp", "bmp", "tiff" or None, from the first bytes of a file."""
-    with open(name, "rb") as file:
-        head = file.read(12)
     signs = (
         ("jpeg", head[:3] == b"\xff\xd8\xff"),
         ("png", head[:8] == b"\x89PNG\r\n\x1a\n"),
@@ -110,13 +150,6 @@ def file_kind(name):
         ("tiff", head[:4] in (b"II*\0", b"MM\0*")),
     )
     return next((kind for kind, is_it in signs if is_it), None)
-
-
-def escapes(name, root):
-    """Whether a path leaves the folder of the pictures."""
-    if name.startswith(f"{root}{os.sep}") and ".." not in name:
-        return False
-    return os.path.relpath(name, root).startswith(os.pardir)
 
 
 def declared_sizes(parsed):

@@ -55,11 +55,12 @@ class LineIndex:
         except OSError as error:
             raise self._unreadable(error) from error
         if stat.S_ISDIR(found.st_mode):
-            raise DataError(f"{self.path}: a folder; expected a JSONL file; check the path")
+            raise DataError("a folder", "a JSONL file", "check the path", where=self.path, code="missing_file")
         return found.st_size, found.st_mtime_ns
 
     def _unreadable(self, error):
-        return DataError(f"{self.path}: can't be read ({error.strerror}); expected a JSONL file; check the path")
+        said = f"can't be read ({error.strerror})", "a JSONL file", "check the path"
+        return DataError(*said, where=self.path, code="missing_file")
 
     def _build(self, size, changed_ns):
         try:
@@ -67,9 +68,11 @@ class LineIndex:
         except OSError as error:
             raise self._unreadable(error) from error
         if self._stat() != (size, changed_ns):
-            raise DataError(f"{self.path}: changed while it was read; expected a finished file; try again later")
+            said = "changed while it was read", "a finished file", "try again later"
+            raise DataError(*said, where=self.path, code="missing_file")
         if not rows:
-            raise DataError(f"{self.path}: no rows; expected one JSON object a line; was the file written completely?")
+            said = "no rows", "one JSON object a line", "was the file written completely?"
+            raise DataError(*said, where=self.path, code="no_rows")
         head = np.array([_VERSION, size, changed_ns, rows], np.int64)
         parts = [head, np.frombuffer(digest, np.int64), *parts]
         return store_array(self.path, "index", parts) if size >= STORED_FROM_BYTES else np.concatenate(parts)

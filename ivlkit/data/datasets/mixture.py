@@ -21,7 +21,7 @@ from ...views import shown
 from ..groups import row_keys
 from ..importing.convert import META, conversion_note
 from ..rows.formats import FORMATS
-from ..rows.records import Turn, parse_line
+from ..rows.records import Turn, in_its_form, parse_line
 from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
@@ -67,6 +67,8 @@ class Source:
 
     def complete(self, record):
         """A record of this set with what the entry says about its rows."""
+        if self.system is None and self.max_tiles is None and not self.augment_jpeg:
+            return record
         turns = record.turns
         if self.system is not None and turns[0].role != "system":
             turns = (Turn("system", self.system), *turns)
@@ -250,20 +252,35 @@ class Data:
 
 def read_meta(path):
     """`[Source, …]` of a meta file; DataError names the entry at fault."""
-    return [read_source(name, entry, path) for name, entry in read_entries(path).items()]
+    sources = [read_source(name, entry, path) for name, entry in read_entries(path).items()]
+    check_weights(sources, path)
+    return sources
+
+
+def check_weights(sources, path):
+    """Raise DataError for the only `weight` of a split: it has nothing to share the epoch with."""
+    weighted = [source for source in sources if source.weight is not None]
+    for source in weighted:
+        if [other.split for other in weighted].count(source.split) == 1:
+            found = f"{source.name!r}: `weight` of a single set of {source.split} changes nothing"
+            raise _fault(path, found, "two sets with one at least", "to draw or repeat its rows use `repeat_time`")
 
 
 def read_entries(path):
     """`{name: entry as written}` of a meta file."""
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    except DataError as fault:
+        raise _fault(path, fault.found, fault.expected, fault.todo) from fault
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: broken JSON ({error}); expected a meta file") from error
+        raise _fault(path, f"broken JSON ({error})", "a meta file") from error
     if not isinstance(entries, dict) or not entries:
-        raise DataError(f"{path}: expected an object of data sets, {{name: {{root, annotation, …}}}}")
+        raise _fault(path, "expected an object of data sets, {name: {root, annotation, …}}")
     return entries
+
+
+def _fault(path, found, expected=None, todo=None):
+    return DataError(found, expected, todo, where=path, code="meta")
 
 
 def _unique(pairs):
@@ -271,25 +288,27 @@ def _unique(pairs):
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"{name!r} twice; expected every name once; rename or remove one")
+            raise DataError(f"{name!r} twice", "every name once", "rename or remove one")
     return dict(pairs)
 
 
 def read_source(name, entry, meta_path):
     """One entry of a meta file, checked."""
-    where = f"{meta_path}: {name!r}"
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is a {type(entry).__name__}; expected an object with `root` and `annotation`")
+        said = f"{name!r} is a {type(entry).__name__}", "an object with `root` and `annotation`"
+        raise _fault(meta_path, *said)
     unknown = sorted(set(entry) - set(META_FIELDS))
     if unknown:
-        raise DataError(f"{where} has the unknown field {unknown[0]!r}; expected only {', '.join(sorted(META_FIELDS))}")
+        known = f"only {', '.join(sorted(META_FIELDS))}"
+        raise _fault(meta_path, f"{name!r} has the unknown field {unknown[0]!r}", known)
     for key in ("root", "annotation"):
         if not isinstance(entry.get(key), str):
-            raise DataError(f"{where} has no `{key}`; expected a path")
+            raise _fault(meta_path, f"{name!r} has no `{key}`", "a path")
     for one, other in (("max_tiles", "max_dynamic_patch"), ("weight", "repeat_time")):
         if one in entry and other in entry:
-            raise DataError(f"{where} has both `{one}` and `{other}`; expected one of them; remove the other")
+            raise _fault(meta_path, f"{name!r} has both `{one}` and `{other}`", "one of them", "remove the other")
     tiles_key = "max_tiles" if "max_tiles" in entry else "max_dynamic_patch"
+    where = meta_path, name
     return Source(
         name=name,
         annotation=_resolve(entry["annotation"], meta_path),
@@ -306,15 +325,20 @@ def read_source(name, entry, meta_path):
     )
 
 
+def _field_fault(where, key, value, expected):
+    meta_path, name = where
+    return _fault(meta_path, f"{name!r}: `{key}` is {value!r:.40}", expected)
+
+
 def _known_format(name, where):
     if name is not None and name not in FORMATS:
-        raise DataError(f"{where}: `format` is {name!r}; expected one of {', '.join(FORMATS)}")
+        raise _field_fault(where, "format", name, f"one of {', '.join(FORMATS)}")
     return name
 
 
 def _split_name(name, where):
     if not name.strip() or name == ALL:
-        raise DataError(f"{where}: `split` is {name!r}; expected a name such as train, validation or test")
+        raise _field_fault(where, "split", name, "a name such as train, validation or test")
     return name
 
 
@@ -323,20 +347,20 @@ def _typed(entry, key, kinds, default, where):
     if value is default:
         return default
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise DataError(f"{where}: `{key}` is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}")
+        raise _field_fault(where, key, value, " or ".join(kind.__name__ for kind in kinds))
     return value
 
 
 def _positive(value, key, where, *, most=sys.float_info.max):
     if value is not None and not 0 < value <= most:
         at_most = f" and at most {most:,}" if most < sys.float_info.max else ""
-        raise DataError(f"{where}: `{key}` is {value!r:.40}; expected more than 0{at_most}")
+        raise _field_fault(where, key, value, f"more than 0{at_most}")
     return value
 
 
 def _resolve(name, meta_path):
     path = Path(name)
-    return path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path
+    return in_its_form(path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path)
 
 
 def _check_files(sources):
@@ -365,10 +389,8 @@ def _check_length(source, index):
 def check_repeat(source, num_rows):
     """Raise DataError if the entry takes no row of its file at all."""
     if round(source.repeat * num_rows) < 1:
-        raise DataError(
-            f"{source.annotation}: repeat_time {source.repeat} of {num_rows} rows leaves none; "
-            "expected one row at least; raise it or remove the entry"
-        )
+        found = f"repeat_time {source.repeat} of {num_rows} rows leaves none"
+        raise _fault(source.annotation, found, "one row at least", "raise it or remove the entry")
 
 
 def _weigh(sources, indexes):

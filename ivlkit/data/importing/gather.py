@@ -10,7 +10,7 @@ from urllib.request import urlopen
 from ...errors import DataError
 from ..files import write_if_changed
 from ..groups import file_digest
-from ..rows.formats import is_nothing
+from ..rows.formats import are_frames, is_nothing
 from ..rows.media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
 from ..rows.records import Video, path_inside
 from ..rows.video import read_header
@@ -58,7 +58,11 @@ class PictureTaker:
             paths = [self._picture(value, where) for value in values]
             hashes += [self._hash(path, where, image_size) for path in paths]
             taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
-        if isinstance(row.get("video"), str) and row["video"]:
+        if isinstance(row.get("video"), list) and are_frames(row["video"]):
+            paths = [self._find(name, where) for name in row["video"]]
+            hashes += [self._hash(path, where, image_size) for path in paths]
+            taken["video"] = [str(path) for path in paths]
+        elif isinstance(row.get("video"), str) and row["video"]:
             path = self._find(row["video"], where)
             hashes.append(self._hash(path, where, lambda found, place: read_header(Video(found), place)))
             taken["video"] = str(path)

@@ -86,7 +86,7 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
         if turn.role == "user" and num_tiles:
             message = _insert_pictures(message, pictures)
         prefix = template.prefix(turn.role)
-        if turn.role == "assistant":
+        if turn.role == "assistant" and turn.trained:
             start = length + len(prefix)
             answers.append((start, start + len(message) + len(template.end)))
             stripped += message != turn.text

@@ -1,12 +1,16 @@
 """Shapes a row may have → the released row: `{"id", "image" | "video", "conversations"}`.
 
-Every reader takes a row (dict) and its place and gives a row of the released shape; `records` reads only that one. A
-picture stays what it was: a path, a data URI, an address, an object.
+Every reader takes a row (dict), yields the faults it finds, and returns the row's turns in the released
+shape and the pictures that they name; `records` reads only that shape. A picture stays what it was: a path, a data URI,
+an address, an object.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
-from ...errors import DataError
+from ...errors import DataError, first_raised
+from .fields import REFUSED_IN_ROW, REFUSED_IN_TURN, TRAINED, UNUSED_IN_TURN, refused
+from .media import FRAME_SUFFIXES, written_out
 
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
@@ -24,10 +28,27 @@ def as_released(row, where, *, format=None):
 
     Raises: DataError with what was found if the row's format has no place for it (tools, audio, two videos).
     """
+    return first_raised(release(row, format=format), where)
+
+
+def release(row, *, format=None):
+    """Yield every fault of a row's format; returns the released row, or None where its turns have no released shape."""
     name = format or detect_format(row)
     if name not in FORMATS:
-        raise DataError(f"{where}: format {name!r}; expected one of {', '.join(FORMATS)}")
-    return FORMATS[name](row, where)
+        yield DataError(f"format {name!r}", f"one of {', '.join(FORMATS)}")
+        return None
+    if FORMATS[name] is from_released and _BESIDE_RELEASED.isdisjoint(row):  # nearly every row of a large file
+        image = written_out(row.get("image"))
+        return row if image is row.get("image") else {**row, "image": image}
+    yield from refused(row, REFUSED_IN_ROW, "")
+    if not is_nothing(row.get("conversations")) and not is_nothing(row.get("messages")):
+        yield DataError("both `conversations` and `messages`", "one of them", "remove the other", code="refused_field")
+    media = yield from _media(row)
+    turns, found = yield from FORMATS[name](row)
+    media = yield from _fill(found, media)
+    if turns is None:
+        return None
+    return {key: value for key, value in row.items() if key not in _REWRITTEN} | media | {"conversations": turns}
 
 
 def detect_format(row):
@@ -53,61 +74,73 @@ def _has(turns, key):
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and key in turns[0]
 
 
-def from_released(row, where):
+def from_released(row):
     """The released row, as it is. LLaVA's rows have the same shape."""
-    return row
+    yield from ()
+    return row.get("conversations") or (), {}
 
 
-def from_sharegpt(row, where):
+def from_sharegpt(row):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
-    _refuse_tools(row, where)
     turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{where}: no `conversations`; expected a list of turns, a question and its answer at least")
-    released = [_sharegpt_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(turns, start=1)]
-    if row.get("system"):
-        released.insert(0, {"from": "system", "value": row["system"]})
-    media = _media(row, where)
-    rest = _rest(row, {"conversations", "messages", "system", "tools", "image", "images", "video", "videos"})
-    return rest | media | {"conversations": released}
+    released = yield from _turns(turns, "conversations", _sharegpt_turn)
+    return released, {}
 
 
-def from_openai(row, where):
+def from_openai(row):
     """OpenAI's `messages`: role and content, content a text or a list of parts of text, pictures or a video."""
-    _refuse_tools(row, where)
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: no `messages`; expected a list of messages, a question and its answer at least")
     found = {"image": [], "video": []}
-    turns = [_openai_turn(one, found, f"{where}: message {number}") for number, one in enumerate(messages, start=1)]
-    rest = _rest(row, {"messages", "tools", "image", "images", "video", "videos"})
-    return rest | _fill(found, _media(row, where), where) | {"conversations": turns}
+    turns = yield from _turns(row.get("messages"), "messages", partial(_openai_turn, found=found))
+    return turns, found
 
 
 FORMATS = {"released": from_released, "llava": from_released, "sharegpt": from_sharegpt, "openai": from_openai}
+_BESIDE_RELEASED = {"messages", "images", "videos", *REFUSED_IN_ROW}
+_REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos", *REFUSED_IN_ROW}
 
 
-def _rest(row, used):
-    return {key: value for key, value in row.items() if key not in used}
+def _turns(turns, field, read_turn):
+    """The turns of a list in the released shape, or None if one of them has none."""
+    if not isinstance(turns, list) or not turns:
+        yield DataError(f"no `{field}`", "a list of turns, a question and its answer at least", code="no_conversations")
+        return None
+    released = []
+    for number, turn in enumerate(turns, start=1):
+        released.append((yield from read_turn(turn, number)))
+    return None if None in released else released
 
 
-def _refuse_tools(row, where):
-    if row.get("tools"):
-        raise DataError(f"{where}: `tools`; these models were trained without; remove them or the row")
-
-
-def _media(row, where):
+def _media(row):
     """`image` and `video` of a row that may name them in the plural."""
-    images = [*_listed(row.get("images")), *_listed(row.get("image"))]
-    videos = [*_listed(row.get("videos")), *_listed(row.get("video"))]
-    return _named(images, videos, where)
+    media = {}
+    for medium in ("image", "video"):
+        one, several = row.get(medium), row.get(f"{medium}s")
+        if is_nothing(several):
+            media |= {} if is_nothing(one) else {medium: one}
+            continue
+        names = [[name for name in _listed(value) if isinstance(name, str)] for value in (one, several)]
+        twice = [name for name in names[0] if name in names[1]]
+        if twice:
+            found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
+            yield DataError(found, "one of them", f"remove `{medium}`", code="refused_field")
+            one = None
+        media |= yield from _named(medium, [*_listed(several), *_listed(one)])
+    if "image" in media:
+        media["image"] = written_out(media["image"])
+    return media
 
 
-def _named(images, videos, where):
-    if len(videos) > 1:
-        raise DataError(f"{where}: {len(videos)} videos; expected one; split the row")
-    named = {"image": images if len(images) > 1 else images[0]} if images else {}
-    return named | ({"video": videos[0]} if videos else {})
+def _named(medium, sources):
+    if medium == "video" and len(sources) > 1 and are_frames(sources):
+        return {medium: sources}
+    if medium == "video" and len(sources) > 1:
+        yield DataError(f"{len(sources)} videos", "one", "split the row")
+    return {medium: sources if len(sources) > 1 and medium == "image" else sources[0]} if sources else {}
+
+
+def are_frames(names):
+    """Whether these are the files of pictures: a video as a list of its frames."""
+    return all(isinstance(name, str) and name.lower().endswith(tuple(FRAME_SUFFIXES)) for name in names)
 
 
 def _listed(value):
@@ -116,50 +149,67 @@ def _listed(value):
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _sharegpt_turn(turn, where):
+def _sharegpt_turn(turn, number):
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: a {type(turn).__name__}; expected {{'from': 'human' or 'gpt', 'value': text}}")
+        said = f"turn {number}: a {type(turn).__name__}", "{'from': 'human' or 'gpt', 'value': text}"
+        yield DataError(*said, code="bad_turn")
+        return None
     role = turn.get("from", turn.get("role"))
     if not isinstance(role, str) or role not in SHAREGPT_ROLES:
-        raise DataError(
-            f"{where}: role {role!r}; expected one of {', '.join(SHAREGPT_ROLES)} (tool calls can't be trained here)"
-        )
-    return {"from": SHAREGPT_ROLES[role], "value": turn.get("value", turn.get("content"))}
+        expected = f"one of {', '.join(SHAREGPT_ROLES)} (tool calls can't be trained here)"
+        yield DataError(f"turn {number}: role {role!r}", expected, code="unknown_role")
+        return None
+    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
+    return {"from": SHAREGPT_ROLES[role], "value": turn.get("value", turn.get("content"))} | _about(turn)
 
 
-def _openai_turn(message, found, where):
+def _openai_turn(message, number, *, found):
+    place = f"message {number}"
     if not isinstance(message, Mapping):
-        raise DataError(f"{where}: a {type(message).__name__}; expected {{'role': …, 'content': …}}")
+        yield DataError(f"{place}: a {type(message).__name__}", "{'role': …, 'content': …}", code="bad_turn")
+        return None
     role = message.get("role")
     if not isinstance(role, str) or role not in OPENAI_ROLES:
-        raise DataError(f"{where}: role {role!r}; expected one of {', '.join(OPENAI_ROLES)}; remove tool messages")
-    if message.get("tool_calls") or message.get("function_call"):
-        raise DataError(f"{where}: a tool call; these models were trained without; remove it or the row")
+        said = f"{place}: role {role!r}", f"one of {', '.join(OPENAI_ROLES)}", "remove tool messages"
+        yield DataError(*said, code="unknown_role")
+        return None
+    yield from refused(message, REFUSED_IN_TURN, f"{place}: ")
     content = message.get("content")
     if isinstance(content, list):
-        content = "\n".join(_part_text(part, role, found, where) for part in content)
-    return {"from": OPENAI_ROLES[role], "value": content}
+        texts = []
+        for part in content:
+            texts.append((yield from _part_text(part, role, found, place)))
+        content = "\n".join(texts)
+    return {"from": OPENAI_ROLES[role], "value": content} | _about(message)
 
 
-def _part_text(part, role, found, where):
+def _about(turn):
+    """What else a turn says of itself: whether it is trained, and fields that nothing reads but the doctor."""
+    return {name: turn[name] for name in (*TRAINED, *UNUSED_IN_TURN) if turn.get(name) is not None}
+
+
+def _part_text(part, role, found, place):
     """The text of one part; a picture or video is put into `found` and leaves its placeholder."""
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("text", "input_text", "output_text"):
-        if not isinstance(part.get("text"), str):
-            raise DataError(f"{where}: a text part without `text`; expected a string")
-        return part["text"]
+        if isinstance(part.get("text"), str):
+            return part["text"]
+        yield DataError(f"{place}: a text part without `text`", "a string", code="bad_turn")
+        return ""
     medium = {"image_url": "image", "input_image": "image", "image": "image", "video_url": "video", "video": "video"}
     if not isinstance(kind, str) or kind not in medium:
-        raise DataError(f"{where}: a part of type {kind!r}; expected text, image_url, image, video_url or video")
+        said = f"{place}: a part of type {kind!r}", "text, image_url, image, video_url or video"
+        yield DataError(*said, code="bad_turn")
+        return ""
     if role != "user":
-        raise DataError(f"{where}: a picture in a message of {role}; expected pictures in user messages only")
-    found[medium[kind]].append(_part_source(part, kind, medium[kind], where))
+        yield DataError(f"{place}: a picture in a message of {role}", "pictures in user messages only", code="bad_turn")
+    found[medium[kind]].append(_part_source(part, kind, medium[kind]))
     return {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}[medium[kind]]
 
 
-def _part_source(part, kind, medium, where):
+def _part_source(part, kind, medium):
     """What a picture part points at; None where the picture stands in the row's own `images`."""
     value = next((part[key] for key in (kind, f"{medium}_url", medium, "url", "path") if part.get(key)), None)
     value = value.get("url") or None if isinstance(value, Mapping) and "url" in value else value
@@ -170,16 +220,24 @@ def _part_source(part, kind, medium, where):
     return value
 
 
-def _fill(found, media, where):
+def _fill(found, media):
     """Pictures named in the parts, or, for parts that name none, the row's own `images` in order."""
-    for medium in ("image", "video"):
+    for medium, sources in found.items():
+        if not sources:
+            continue
         own = _listed(media.get(medium))
-        empty = sum(value is None for value in found[medium])
-        if found[medium] and empty != len(own):
-            raise DataError(
-                f"{where}: {empty} parts without a {medium} of their own, {len(own)} in the row's `{medium}s`; "
-                "expected one for each"
-            )
+        empty = sum(value is None for value in sources)
+        if empty != len(own):
+            found_text = f"{empty} parts without a {medium} of their own, {len(own)} in the row's `{medium}s`"
+            yield DataError(found_text, "one for each", code="placeholder_count")
+            return media
         rest = iter(own)
-        found[medium] = [next(rest) if value is None else value for value in found[medium]] or own
-    return _named(found["image"], found["video"], where)
+        sources = [next(rest) if value is None else value for value in sources]
+        media = media | (yield from _named(medium, sources))
+    return media
+
+
+def short(value, limit=80):
+    """A value as a message quotes it, in 80 characters at most."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

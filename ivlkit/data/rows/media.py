@@ -8,7 +8,9 @@ import base64
 import binascii
 import io
 import os
+import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
 
+UNREADABLE = "unreadable_media"  # the code of every fault that is in a file itself
 MAX_PIXELS = 120_000_000  # a 10,000 × 12,000 scan; more is refused before decoding
 MAX_URI_CHARACTERS = 200_000_000  # a data URI of 150 MB
 # Formats that describe pixels. Pillow would start Ghostscript for EPS and read Windows' drawing commands for WMF.
@@ -25,7 +28,11 @@ FILE_FORMATS = (
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+LONGEST_PATH = 4096  # characters
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}={0,2}\s*")
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,6 +108,23 @@ def is_data_uri(source):
     return isinstance(source, str) and source[:5].lower() == "data:"
 
 
+def written_out(source):
+    """A picture that is written into its row as base64, plain or as `{"bytes": …}`, as a data URI; else as it is.
+
+    Of a list each one.
+    """
+    if isinstance(source, list):
+        return [written_out(one) for one in source]
+    text = source
+    if isinstance(source, Mapping) and "bytes" in source:
+        if source["bytes"] is None:
+            return source.get("path")
+        text = source["bytes"]
+    elif isinstance(source, str) and not source.startswith(_BASE64_STARTS) and len(source) <= LONGEST_PATH:
+        return source
+    return f"data:;base64,{text}" if isinstance(text, str) and _BASE64.fullmatch(text) else source
+
+
 def is_remote(source):
     """Whether this names a picture on another machine."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
@@ -110,32 +134,33 @@ def uri_bytes(uri, where="picture"):
     """The bytes of a base64 data URI. Raises: DataError if it is none or longer than MAX_URI_CHARACTERS."""
     head, _, body = uri.partition(",")
     if not head.lower().endswith(";base64"):
-        raise DataError(f"{where}: data URI {head[:40]!r}; expected data:image/png;base64,…; encode it as base64")
+        said = f"data URI {head[:40]!r}", "data:image/png;base64,…", "encode it as base64"
+        raise DataError(*said, where=where, code=UNREADABLE)
     if len(body) > MAX_URI_CHARACTERS:
-        raise DataError(
-            f"{where}: a data URI of {len(body):,} characters; expected at most {MAX_URI_CHARACTERS:,}; "
-            "put the picture into a file"
+        said = (
+            f"a data URI of {len(body):,} characters",
+            f"at most {MAX_URI_CHARACTERS:,}",
+            "put the picture into a file",
         )
+        raise DataError(*said, where=where, code=UNREADABLE)
     try:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{where}: a data URI that is no base64 ({error}); encode the picture again") from error
+        found = f"a data URI that is no base64 ({error})"
+        raise DataError(found, None, "encode the picture again", where=where, code=UNREADABLE) from error
 
 
 def check_pixels(width_px, height_px, *, name, where):
     """Raise DataError if a picture of this size is not to be decoded."""
     if width_px * height_px > MAX_PIXELS:
-        raise DataError(
-            f"{where}: {name} has {width_px} x {height_px} px; expected at most {MAX_PIXELS:,} "
-            "pixels; scale it down first"
-        )
+        said = f"{name} has {width_px} x {height_px} px", f"at most {MAX_PIXELS:,} pixels", "scale it down first"
+        raise DataError(*said, where=where, code=UNREADABLE)
 
 
 def _check_array(pixels, where):
     if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2 or 0 in pixels.shape:
-        raise DataError(
-            f"{where}: an array of {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W, 3]; convert it first"
-        )
+        found = f"an array of {pixels.dtype} {list(pixels.shape)}"
+        raise DataError(found, "uint8 [H, W, 3]", "convert it first", where=where, code=UNREADABLE)
 
 
 def _orientation(image, rules):
@@ -187,10 +212,8 @@ class _opened:
             self.name = f"{type(self.source).__name__} {self.source.mode}"
             return self.source
         if is_remote(self.source):
-            raise DataError(
-                f"{self.where}: {self.source} is a remote picture; expected a file; fetch it first "
-                "(ivlkit convert --fetch does)"
-            )
+            said = f"{self.source} is a remote picture", "a file", "fetch it first (ivlkit convert --fetch does)"
+            raise DataError(*said, where=self.where, code="remote_media")
         try:
             self.image = _open_file(self._file())
         except DataError:
@@ -210,12 +233,11 @@ class _opened:
         if isinstance(self.source, io.BytesIO):
             return io.BytesIO(self.source.getvalue())  # the caller's stays open
         if not isinstance(self.source, (str, os.PathLike)):
-            raise DataError(
-                f"{self.where}: picture of type {type(self.source).__name__}; expected a path, a PIL image or an array"
-            )
+            said = f"picture of type {type(self.source).__name__}", "a path, a PIL image or an array"
+            raise DataError(*said, where=self.where, code=UNREADABLE)
         kind = os.stat(self.source).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for ever
-            raise DataError(f"{self.where}: {self.source} is a device or pipe; expected a picture file")
+            raise DataError(f"{self.source} is a device or pipe", "a picture file", where=self.where, code=UNREADABLE)
         return Path(self.source)
 
     def __exit__(self, kind, error, trace):
@@ -226,13 +248,17 @@ class _opened:
 
     def _explain(self, error):
         if isinstance(error, FileNotFoundError):
-            return DataError(
-                f"{self.where}: picture {self.name} does not exist; expected a file there; "
-                "check the row's path and the data set's `root`"
+            said = (
+                f"picture {self.name} does not exist",
+                "a file there",
+                "check the row's path and the data set's `root`",
             )
-        if isinstance(error, UnidentifiedImageError):
-            return DataError(f"{self.where}: {self.name} is not a picture Pillow can read; replace or remove it")
-        return DataError(f"{self.where}: {self.name} can't be decoded ({error}); replace or remove it")
+            return DataError(*said, where=self.where, code="missing_media")
+        unknown = isinstance(error, UnidentifiedImageError)
+        found = (
+            f"{self.name} is not a picture Pillow can read" if unknown else f"{self.name} can't be decoded ({error})"
+        )
+        return DataError(found, None, "replace or remove it", where=self.where, code=UNREADABLE)
 
 
 def _open_file(file):

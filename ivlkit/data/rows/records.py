@@ -7,17 +7,23 @@ goes; in an answer or in a row without pictures it is plain text. `formats` brin
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...errors import DataError, first_raised
 from ...views import shown
-from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, as_released
+from .fields import REFUSED_IN_TURN, read_trained, refused
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short
 from .media import is_data_uri, is_remote
+from .objects import fill_objects
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_USED = {"id", "image", "conversations", "video", "clip", "system", "objects"}
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # half a surrogate pair: valid JSON and no character
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,21 @@ class Turn:
 
     role: str
     text: str
+    trained: bool = True  # an answer that is not trained is read, and no loss is taken on it
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file, an animation or a folder of frames."""
+    """A video file, an animation, a folder of frames or a list of them."""
 
-    path: Path
+    path: Path  # of a list of frames the first
     clip: tuple[float, float] | None = None  # seconds, [start, end)
+    frames: tuple[Path, ...] = ()
+
+    @property
+    def files(self):
+        """The path, or those of all frames of a list."""
+        return self.frames or (self.path,)
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,7 @@ def _numbered_lines(path):
 
 def parse_line(line, where, root=".", *, format=None):
     """One line (bytes) → Record, by the reader of `format` (a name of `formats.FORMATS`) or of the detected one."""
-    return read_released(as_released(parse_row(line, where), where, format=format), where, Path(root))
+    return first_raised(read_row(parse_row(line, where), where, Path(root), format=format), where)[1]
 
 
 def parse_row(line, where, *, object_pairs_hook=None):
@@ -112,14 +125,24 @@ def parse_row(line, where, *, object_pairs_hook=None):
     try:
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=object_pairs_hook)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
+        found = f"not UTF-8 ({error.reason} at byte {error.start})"
+        raise DataError(found, None, "save the file as UTF-8", where=where, code="not_utf8") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: broken JSON ({error}); expected one object on one line; mend or remove it"
-        ) from error
+        said = f"broken JSON ({error})", "one object on one line", "mend or remove it"
+        raise DataError(*said, where=where, code="broken_json") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__}; expected a JSON object with `conversations`")
+        found = f"a {type(row).__name__}"
+        raise DataError(found, "a JSON object with `conversations`", where=where, code="not_an_object")
     return row
+
+
+def read_row(row, where, root, *, format=None):
+    """Yield every fault of a row of any format; returns (the row in the released shape, its `Record`).
+
+    With faults the record holds what could be read, and is None where the row has no released shape.
+    """
+    released = yield from release(row, format=format)
+    return released, None if released is None else (yield from _read(released, where, root))
 
 
 def read_released(row, where, root):
@@ -127,132 +150,198 @@ def read_released(row, where, root):
 
     Raises: DataError for whatever the row lacks or has too much, and for a path that leaves `root`.
     """
-    video = _read_video(row, where, root)
-    images = _image_sources(row.get("image"), where, root)
+    return first_raised(_read(row, where, root), where)
+
+
+def _read(row, where, root):
+    video = (yield from _read_video(row, root)) if "video" in row else None
+    images = yield from _image_sources(row.get("image"), root)
     if video and images:
-        raise DataError(f"{where}: both `image` and `video`; expected one of them; split the row")
-    turns = _read_turns(row.get("conversations"), where)
-    turns = _place_video(turns, where) if video else _place_images(turns, images, where)
-    used = {"id", "image", "conversations", "video", "clip"}
-    extra = {key: value for key, value in row.items() if key not in used}
+        yield DataError("both `image` and `video`", "one of them", "split the row")
+    turns = yield from _read_turns(row.get("conversations"))
+    if row.get("objects") and turns and None not in images:
+        turns = yield from fill_objects(row["objects"], turns, images)
+    if row.get("system"):
+        turns = yield from _with_system(row["system"], turns)
+    if turns and (video or images):
+        turns = yield from (_place_video if video else _place_images)(turns, images)
+    extra = {key: value for key, value in row.items() if key not in _USED}
+    images = tuple(image for image in images if image is not None)
     return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra, video=video)
 
 
-def _image_sources(value, where, root):
+def _image_sources(value, root):
+    """Paths and data URIs in the order of the row; None for one that can't be taken."""
     if value is None or value == "" or value == []:
         return ()
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{where}: `image` is {_short(value)}; expected a path or a list of paths")
-    return tuple(name if is_data_uri(name) else path_inside(root, name, where) for name in names)
+        yield DataError(f"`image` is {short(value)}", "a path or a list of paths", None, code="image_field")
+        return ()
+    sources = []
+    for name in names:
+        sources.append(name if is_data_uri(name) else (yield from _path(name, root)))
+    return tuple(sources)
 
 
-def _read_video(row, where, root):
+def _path(name, root):
+    """The path, or None."""
+    try:
+        return path_inside(root, name, "")
+    except DataError as fault:
+        yield fault
+
+
+def _read_video(row, root):
     name, clip = row.get("video"), row.get("clip")
     if name is None or name == "" or name == []:
         return None
-    if not isinstance(name, str):
-        raise DataError(f"{where}: `video` is {_short(name)}; expected one path; split the row if there are several")
-    return Video(path_inside(root, name, where), _read_clip(clip, where) if clip is not None else None)
+    names = name if isinstance(name, list) and are_frames(name) else [name]
+    if not isinstance(names[0], str):
+        yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several")
+        return None
+    paths = []
+    for one in names:
+        paths.append((yield from _path(one, root)))
+    clip = None if clip is None else (yield from _read_clip(clip))
+    return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
 
 
-def _read_clip(clip, where):
+def _read_clip(clip):
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
-    if not numbers or not 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
-        raise DataError(f"{where}: `clip` is {_short(clip)}; expected [start, end] in seconds, 0 <= start < end")
-    return float(clip[0]), float(clip[1])
+    if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
+        return float(clip[0]), float(clip[1])
+    yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", code="clip")
+    return None
 
 
 def path_inside(root, name, where):
     """The path of a picture or video, which has to lie in `root`; links on the way may lead anywhere."""
     if is_remote(name):
-        raise DataError(
-            f"{where}: {_short(name)} is on another machine; expected a file; fetch it first "
-            "(ivlkit convert --fetch does)"
-        )
-    if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
-        raise DataError(f"{where}: the path {_short(name)} has characters that no file name has; correct it")
+        said = f"{short(name)} is on another machine", "a file", "fetch it first (ivlkit convert --fetch does)"
+        raise DataError(*said, where=where, code="remote_media")
+    if "\0" in name or _HALF_CHARACTER.search(name):
+        found = f"the path {short(name)} has characters that no file name has"
+        raise DataError(found, None, "correct it", where=where, code="image_field")
     if name[0] not in "/\\" and ".." not in name and not os.path.isabs(name):
-        return root / name
+        return root / name if name.isascii() else in_its_form(root / name)
     path = os.path.normpath(os.path.join(os.path.abspath(root), name))
     base = os.path.join(os.path.abspath(root), "")
     if not (path + os.sep).startswith(base):
-        raise DataError(
-            f"{where}: {_short(name)} leaves the folder {root}; expected a path inside it; set `root` to a folder "
-            'that holds the pictures ("/" allows every absolute path)'
-        )
-    return Path(path)
+        found, expected = f"{short(name)} leaves the folder {root}", "a path inside it"
+        todo = 'set `root` to a folder that holds the pictures ("/" allows every absolute path)'
+        raise DataError(found, expected, todo, where=where, code="outside_root")
+    return in_its_form(Path(path))
 
 
-def _read_turns(conversations, where):
+def in_its_form(path):
+    """The path in the Unicode form that the disk has it in: a Mac's archive writes "é" as "e" and an accent."""
+    if os.fspath(path).isascii() or os.path.exists(path):
+        return path
+    found = Path()
+    for part in path.parts:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found = next((found / form for form in forms if os.path.exists(found / form)), found / part)
+    return found
+
+
+def _read_turns(conversations):
     if not isinstance(conversations, list) or not conversations:
-        raise DataError(f"{where}: no `conversations`; expected a list of turns, a question and its answer at least")
-    turns = tuple(_read_turn(turn, f"{where}: turn {number}") for number, turn in enumerate(conversations, start=1))
-    check_turn_order(turns, where)
-    if turns[-1].role != "assistant":
-        raise DataError(f"{where}: ends with a user turn; expected an answer last; add it or remove the question")
+        said = "no `conversations`", "a list of turns, a question and its answer at least"
+        yield DataError(*said, code="no_conversations")
+        return ()
+    turns = []
+    for number, turn in enumerate(conversations, start=1):
+        turns.append(_plain_turn(turn) or (yield from _read_turn(turn, number)))
+    if None in turns:
+        return ()
+    yield from _order_faults(turns)
+    return tuple(turns)
+
+
+def _plain_turn(turn):
+    """The `Turn` of two fields in which nothing is wrong, as nearly all are; else None."""
+    if type(turn) is dict and len(turn) == 2:
+        role, text = turn.get("from"), turn.get("value")
+        if type(role) is str and type(text) is str and role in ROLES and not _HALF_CHARACTER.search(text):
+            return Turn(ROLES[role], text)
+    return None
+
+
+def _read_turn(turn, number):
+    """The `Turn`, or None."""
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+        found = f"turn {number}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {short(turn)}"
+        yield DataError(found, code="bad_turn")
+        return None
+    role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
+    if role is None:
+        said = f"turn {number}: unknown role {turn.get('from')!r}", "'human' or 'gpt' (or a first 'system')"
+        yield DataError(*said, code="unknown_role")
+        return None
+    if _HALF_CHARACTER.search(turn["value"]):
+        found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
+        yield DataError(found, "characters", "mend the text", code="half_surrogate")
+        return None
+    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
+    return Turn(role, turn["value"], (yield from read_trained(turn, role, number)))
+
+
+def _with_system(system, turns):
+    """The turns after the row's own system prompt."""
+    if not isinstance(system, str) or _HALF_CHARACTER.search(system):
+        yield DataError(f"`system` is {short(system)}", "a text", "correct it")
+    elif turns and turns[0].role == "system":
+        yield DataError("both `system` and a system turn", "one of them", "remove the other")
+    elif turns:
+        return (Turn("system", system), *turns)
     return turns
 
 
-def _read_turn(turn, where):
-    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise DataError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {_short(turn)}")
-    role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
-    if role is None:
-        raise DataError(f"{where}: unknown role {turn.get('from')!r}; expected 'human' or 'gpt' (or a first 'system')")
-    if any("\ud800" <= character <= "\udfff" for character in turn["value"]):
-        raise DataError(
-            f"{where}: half a surrogate pair in {_short(turn['value'])}; expected characters; mend the text"
-        )
-    return Turn(role, turn["value"])
-
-
-def check_turn_order(turns, where):
-    """Raise DataError unless an optional first system turn is followed by user and assistant in turn."""
+def _order_faults(turns):
+    """An optional first system turn, then user and assistant in turn, an answer last."""
     spoken = turns[1:] if turns[0].role == "system" else turns
+    if not spoken:
+        yield DataError("only a system turn", "a question and its answer", code="no_answer")
+        return
     for number, turn in enumerate(spoken):
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
-            raise DataError(
-                f"{where}: turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}; "
-                "user and assistant take turns, the user begins"
-            )
-    if not spoken:
-        raise DataError(f"{where}: only a system turn; expected a question and its answer")
+            found = f"turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}"
+            yield DataError(found, None, "user and assistant take turns, the user begins", code="role_order")
+            return
+    if spoken[-1].role != "assistant":
+        said = "the row ends with a user turn", "an answer last", "add it or remove the question"
+        yield DataError(*said, code="no_answer")
 
 
-def _place_images(turns, images, where):
+def _place_images(turns, images):
     """Count placeholders in user turns; a single picture without one is put before the first question."""
-    if not images:
-        return turns
     placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
     if len(images) == 1 and placeholders == 0:
         return _prepend(IMAGE_PLACEHOLDER, turns)
     if placeholders != len(images):
-        raise DataError(
-            f'{where}: {len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns; '
-            "expected one for each picture; add or remove placeholders"
-        )
+        found = f'{len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns'
+        yield DataError(found, "one for each picture", "add or remove placeholders", code="placeholder_count")
     return turns
 
 
-def _place_video(turns, where):
+def _place_video(turns, images):
     """One `<video>` in a user turn; without one the video is put before the first question."""
     spoken = [turn.text for turn in turns if turn.role == "user"]
     if any(IMAGE_PLACEHOLDER in text for text in spoken):
-        raise DataError(f"{where}: {IMAGE_PLACEHOLDER} in the row of a video; expected {VIDEO_PLACEHOLDER}; replace it")
+        said = f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"
+        yield DataError(*said, code="placeholder_count")
     found = sum(text.count(VIDEO_PLACEHOLDER) for text in spoken)
     if found > 1:
-        raise DataError(f"{where}: {found} {VIDEO_PLACEHOLDER} in user turns; expected one; remove the others")
+        said = f"{found} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"
+        yield DataError(*said, code="placeholder_count")
     return turns if found else _prepend(VIDEO_PLACEHOLDER, turns)
 
 
 def _prepend(placeholder, turns):
-    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:  # said already: the order of its turns is wrong
+        return turns
     opened = replace(turns[first], text=f"{placeholder}\n{turns[first].text}")
     return (*turns[:first], opened, *turns[first + 1 :])
-
-
-def _short(value, limit=80):
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from .media import FILE_FORMATS, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
+from .media import FILE_FORMATS, FRAME_SUFFIXES, UNREADABLE, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
 
 MIN_FRAMES, MAX_FRAMES = 8, 32
 EVALUATION_FRAMES = 16  # what the reference's video benchmark asks with
 ANIMATIONS = {".gif", ".webp", ".png", ".apng"}
-FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 SEEK_SECONDS = 4  # a frame further ahead is sought, a nearer one decoded up to
 END_SHARE = 0.05  # of the duration that a header may promise too much
 
@@ -63,7 +62,14 @@ def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=No
     header = read_header(video, where)
     rng = random.Random(f"{draw}:{where}:places") if draw else None
     numbers = frame_numbers(header.first, header.last, num_frames=num_frames, rng=rng)
-    yield from _kind(video.path)[1](video, numbers, header, where, rules)
+    yield from _kind(video)[1](video, numbers, header, where, rules)
+
+
+def check_end(video, where="video"):
+    """Decode the last frame of a clip. Raises: DataError if the file ends before it, as `sample_frames` does."""
+    header = read_header(video, where)
+    for _ in _kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE):
+        pass
 
 
 def frame_numbers(first, last, *, num_frames, rng=None):
@@ -75,18 +81,18 @@ def frame_numbers(first, last, *, num_frames, rng=None):
 
 def read_header(video, where="video"):
     """The `VideoHeader` of a clip; no frame is decoded."""
-    if not os.path.exists(video.path):
-        raise DataError(
-            f"{where}: video {video.path} does not exist; expected a file or a folder of frames there; "
-            "check the row's path and the data set's `root`"
-        )
-    return _kind(video.path)[0](video, where)
+    missing = next((path for path in video.files if not os.path.exists(path)), None)
+    if missing:
+        found, expected = f"video {missing} does not exist", "a file or a folder of frames there"
+        todo = "check the row's path and the data set's `root`"
+        raise DataError(found, expected, todo, where=where, code="missing_media")
+    return _kind(video)[0](video, where)
 
 
-def _kind(path):
+def _kind(video):
     """(reader of the header, reader of frames) for this file."""
-    path = Path(path)
-    if path.is_dir():
+    path = Path(video.path)
+    if video.frames or path.is_dir():
         return _folder_header, _folder_frames
     if path.suffix.lower() in ANIMATIONS:
         return _animation_header, _animation_frames
@@ -97,25 +103,34 @@ def _kind(path):
 
 
 def _folder_frames(video, numbers, header, where, rules):
-    files = _frame_files(video.path)
+    files = frame_files(video)
     for number in numbers:
         yield open_image(files[number], where, rules=rules)
 
 
 def _folder_header(video, where):
-    files = _frame_files(video.path)
+    files = frame_files(video)
     if not files:
-        raise DataError(
-            f"{where}: {video.path} holds no frames; expected {', '.join(sorted(FRAME_SUFFIXES))} files named by number"
-        )
+        expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
+        raise DataError(f"{video.path} holds no frames", expected, where=where, code=UNREADABLE)
     if video.clip:
-        raise DataError(f"{where}: {video.path} is a folder of frames, which have no times; remove `clip`")
+        found = (
+            f"{video.path} is {'the first of a list' if video.frames else 'a folder'} of frames, which have no times"
+        )
+        raise DataError(found, None, "remove `clip`", where=where, code="clip")
     return VideoHeader(0, len(files), *image_size(files[0], where))
 
 
-def _frame_files(folder):
-    """By the numbers in their names: frame_2 before frame_10."""
-    found = [path for path in Path(folder).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."]
+def frame_files(video):
+    """Those of a list as they stand; those of a folder by the numbers in their names: frame_2 before frame_10.
+
+    () for a video that is one file.
+    """
+    if video.frames or not os.path.isdir(video.path):
+        return video.frames
+    found = [
+        path for path in Path(video.path).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."
+    ]
     return sorted(found, key=lambda path: [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(path)])
 
 
@@ -168,7 +183,7 @@ def _file_header(video, where):
     with _container(video, where) as (container, stream):
         fps, total = _rate_and_frames(container, stream)
         if not total:
-            raise DataError(f"{where}: {video.path} has no frames; replace or remove it")
+            raise DataError(f"{video.path} has no frames", None, "replace or remove it", where=where, code=UNREADABLE)
         first, last = _clip_frames(video, total, fps, where)
         return VideoHeader(first, last, stream.codec_context.width, stream.codec_context.height, fps=fps)
 
@@ -199,10 +214,9 @@ def _clip_frames(video, total, fps, where):
         return 0, total
     first, last = (min(total, round(second * fps)) for second in video.clip)
     if first >= last:
-        raise DataError(
-            f"{where}: clip {list(video.clip)} of {video.path}, which has {total} frames in {total / fps:.2f} s, "
-            "holds none; correct `clip`"
-        )
+        has = f"{total} frames in {total / fps:.2f} s"
+        found = f"clip {list(video.clip)} of {video.path}, which has {has}, holds none"
+        raise DataError(found, None, "correct `clip`", where=where, code="clip")
     return first, last
 
 
@@ -215,10 +229,9 @@ def _file_frames(video, numbers, header, where, rules):
             seconds = start + number / header.fps
             frame, found = reader.at(seconds)
             if frame is None or found < seconds - slack:
-                raise DataError(
-                    f"{where}: {video.path} ends after {reader.last_seconds:.2f} s; expected a frame at "
-                    f"{seconds:.2f} s, as its header says; is the file complete?"
-                )
+                found = f"{video.path} ends after {reader.last_seconds:.2f} s"
+                expected = f"a frame at {seconds:.2f} s, as its header says"
+                raise DataError(found, expected, "is the file complete?", where=where, code=UNREADABLE)
             check_pixels(frame.width, frame.height, name=video.path, where=where)
             yield _upright(frame, rules)
 
@@ -268,12 +281,12 @@ def _container(video, where):
     try:
         import av
     except ImportError as error:
-        raise DataError(
-            f"{where}: {video.path} needs a library that reads videos: pip install av; or put its frames into a folder"
-        ) from error
+        found = f"{video.path} needs a library that reads videos: pip install av"
+        raise DataError(found, None, "or put its frames into a folder", where=where) from error
     with _explained(video.path, where), av.open(str(video.path)) as container:
         if not container.streams.video:
-            raise DataError(f"{where}: {video.path} has no pictures; expected a video; replace or remove it")
+            said = f"{video.path} has no pictures", "a video", "replace or remove it"
+            raise DataError(*said, where=where, code=UNREADABLE)
         stream = container.streams.video[0]
         check_pixels(stream.codec_context.width, stream.codec_context.height, name=video.path, where=where)
         yield container, stream
@@ -286,4 +299,5 @@ def _explained(path, where):
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: {path} can't be decoded ({error}); replace or remove it") from error
+        found = f"{path} can't be decoded ({error})"
+        raise DataError(found, None, "replace or remove it", where=where, code=UNREADABLE) from error

@@ -39,6 +39,7 @@ class MicroBatch:
 
 
 SKIPPED = MicroBatch((), masked=True)
+LISTED = 10  # broken rows that an error names
 
 
 def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0.0):
@@ -360,18 +361,19 @@ def check_rows(data, processor, recipe, *, progress=False):
         limit=None,
         wanted=wanted,
     )
-    examined = broken = 0
+    examined = broken = number = 0
     for block in examine_all(task, rows, progress=progress):
         examined, broken = examined + len(block.rows), broken + int((block.state == BAD).sum())
         for row, code, found, expected, todo in block.problems:
             where = data.indexes[block.source].where(row)
             if code == "fewer_tiles":
                 notes.append((where, found))
-            else:
+            elif len(errors) < LISTED:
                 errors.append(make_problem(code, where, found, expected=expected, todo=todo).message)
+        number += sum(count for code, count in block.counts.items() if KINDS[code].level == ERROR)
     if errors:
-        shown = "\n  ".join(errors[:10])
-        more = f"\n  … and {len(errors) - 10} more" if len(errors) > 10 else ""
+        shown = "\n  ".join(errors)
+        more = f"\n  … and {number - LISTED} more" if number > LISTED else ""
         raise DataError(
             f"{data.path}: {broken} of {examined} rows can't be used; mend or remove them:\n  {shown}{more}"
         )
