@@ -358,7 +358,7 @@ class _BlockState:
             return self._say_error(place, code, error, record.where)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
-        self.lengths[:, place] = tokens - processor.num_image_token * tiles, tiles, supervised
+        self.lengths[:, place] = tokens - processor.num_image_token * tiles, text.full_tiles, supervised
         self.final[:, place] = tokens, tiles
         if record.video:
             self.videos.append(int(self.rows[place]))
@@ -397,7 +397,7 @@ class _BlockState:
             if tokens > max_length:
                 found, expected, todo = in_three(too_long_text(text_tokens, fewer, tokens, max_length))
                 return self.say(place, "too_long", found, expected=expected, todo=todo)
-            self.say(place, "fewer_tiles", shrunk_text(full, fewer, max_length))
+            self.say(place, "fewer_tiles", shrunk_text(tiles, sum(fewer), max_length))
             tiles = sum(fewer)
         self.final[:, place] = tokens, tiles
         return None
