@@ -71,6 +71,8 @@ class Block:
     final: np.ndarray  # int32 [2, rows]: tokens and tiles as trained, after shrinking
     videos: np.ndarray  # int64, rows of the file whose length depends on the draw
     pictures: np.ndarray  # PICTURE [pictures]
+    media: np.ndarray  # int64 [3, pictures]: row, bytes and time of change of each file
+    names: str  # of these files, from `root` on, with "\0" between
     problems: list  # (row, code, found, expected, todo)
     counts: Counter  # of every problem, also those not described
 
@@ -127,7 +129,8 @@ class _BlockState:
         self.hashes = np.zeros((4, count), np.uint64)
         self.lengths = np.zeros((3, count), np.int32)
         self.final = np.zeros((2, count), np.int32)
-        self.videos, self.pictures, self.problems, self.counts = [], [], [], Counter()
+        self.videos, self.pictures, self.media, self.names = [], [], [], []
+        self.problems, self.counts = [], Counter()
         self.to_measure = []  # (place, record, sizes)
         self.duplicate_keys = []
 
@@ -142,6 +145,8 @@ class _BlockState:
             self.final,
             np.array(self.videos, np.int64),
             pictures,
+            np.array(self.media, np.int64).reshape(-1, 3).T,
+            "\0".join(self.names),
             sorted(self.problems, key=lambda problem: problem[0]),  # lengths were counted after the rest
             self.counts,
         )
@@ -299,6 +304,8 @@ class _BlockState:
             width_px, height_px = look.size or (0, 0)
             row = int(self.rows[place])
             self.pictures.append((look.hash, look.bytes, row, number, width_px, height_px))
+            self.media.append((row, look.bytes, look.changed_ns))
+            self.names.append(os.fspath(record.images[number]).removeprefix(f"{self.source.root}{os.sep}"))
         self._check_declared(place, parsed, looks)
 
     def _check_declared(self, place, parsed, looks):

@@ -44,6 +44,7 @@ class Look:
     expected: str | None = None
     todo: str | None = None
     remarks: tuple = ()
+    changed_ns: int = 0  # time of change of the file whose header was read
 
 
 def look_at(name, pictures, processor):
@@ -52,9 +53,10 @@ def look_at(name, pictures, processor):
     if _ADDRESS.search(name) and not os.path.exists(name):
         return Look(number, code="remote_media", found=f"the address {short(name)}")
     try:
-        size_bytes = os.stat(name).st_size
+        found = os.stat(name)
     except (OSError, ValueError):
         return _missing(name, number)
+    size_bytes = found.st_size
     if not size_bytes:
         return Look(number, code="empty_media", found=f"{name} has no bytes")
     if pictures == "exist":
@@ -66,7 +68,8 @@ def look_at(name, pictures, processor):
     except DataError as error:
         found, expected, todo = in_three(str(error).removeprefix("row: "))
         return Look(number, size_bytes, code="unreadable_media", found=found, expected=expected, todo=todo)
-    return Look(number, size_bytes, tuple(size), remarks=tuple(_remarks(name, *size)))
+    remarks = tuple(_remarks(name, *size))
+    return Look(number, size_bytes, tuple(size), remarks=remarks, changed_ns=found.st_mtime_ns)
 
 
 def _header_size(name, processor):
