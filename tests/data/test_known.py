@@ -261,6 +261,16 @@ def test_what_is_stored_is_plain_numbers_of_one_place(write_rows, rows, processo
     assert b"0.png\0001.png" in stored.tobytes() and str(tmp_path).encode() not in stored.tobytes()
 
 
+def test_as_many_files_are_kept_as_a_plan_asks_for(write_rows, rows, processor, monkeypatch):
+    monkeypatch.setattr("ivlkit.data.checking.known._MOST_FILES", 2)
+    path, other = write_rows(rows, "a[1].jsonl"), write_rows(rows, "b.jsonl")
+    lengths_of(other, processor)
+    for length in (250, 260, 270):
+        row_lengths(open_data(path), processor, max_length=length)
+    kept = [found.name[:6] for found in path.parent.glob(".ivlkit/*measured*")]
+    assert sorted(kept) == ["a[1].j", "a[1].j", "b.json"]
+
+
 def test_a_bar_is_shown_where_it_takes_a_while(write_rows, turns, processor, capsys, monkeypatch):
     data = open_data(write_rows([{"conversations": turns("Q", "A")}]))
     measure(data, processor, progress=True)

@@ -5,9 +5,12 @@ in bytes and the time of change that it had. Rows that can't be used are not kep
 the draw. It is a plain `.npy` of int64 with a checksum; one that is damaged counts as none.
 """
 
+import contextlib
+import glob
 import hashlib
 import os
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +20,8 @@ from .examine import GOOD
 _GONE = (-1, -1)  # size and time of change of a file that is not there
 _HEAD = 7  # version, size and time of change of the JSONL, checksum, rows, files, bytes of names
 _VERSION = 1  # another one when rows are counted or refused otherwise than before
+_KIND = "measured-"  # begins the kind of these arrays
+_MOST_FILES = 16  # of one JSONL: a plan tries every tile budget up to 12
 _LINES_AT_ONCE = 2048
 
 
@@ -51,7 +56,7 @@ class KnownRows:
         body = [_hash_lines(index), lengths.ravel(), self.media.ravel(), _as_numbers(names)]
         head = [_VERSION, *self.state, _checksum(body), lengths.shape[1], len(self.names), len(names)]
         if _state(source.annotation) == self.state:
-            store_array(source.annotation, kind, [np.array(head, np.int64), *body])
+            _tidy(store_array(source.annotation, kind, [np.array(head, np.int64), *body]), kind)
 
     def forget_changed(self, root):
         """Forget the rows of which a picture changed or is gone."""
@@ -97,11 +102,22 @@ def load_known(source, index, kind):
     return KnownRows(len(index), state)
 
 
+def _tidy(stored, kind):
+    """Remove the oldest files of one JSONL: each model, tile budget and max_length has one of its own."""
+    if not isinstance(stored, np.memmap):  # nothing could be written
+        return
+    place = Path(stored.filename)
+    others = place.parent.glob(glob.escape(place.name.removesuffix(f"{kind}.npy")) + f"{_KIND}*.npy")
+    with contextlib.suppress(OSError):  # another process tidies too
+        for old in sorted(others, key=lambda one: one.stat().st_mtime_ns)[:-_MOST_FILES]:
+            old.unlink()
+
+
 def kind_of(source, processor, max_length):
     """Names all that decides a row's length but its line and its pictures."""
     told = (source.max_tiles, source.system, source.format, str(source.root.resolve()))
     said = repr((processor.fingerprint, max_length, *told))
-    return f"measured-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    return f"{_KIND}{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _unpack(stored):
