@@ -10,7 +10,6 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,6 @@ class Examiner:
         self.indexes = [LineIndex(source.annotation) for source in task.sources]
         self._tokens = _token_pattern(task.processor)
         self._looked = {}
-        self._count_tiles = lru_cache(maxsize=20_000)(self._count_tiles_of)
 
     def block(self, source, start, stop, *, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
@@ -113,9 +111,6 @@ class Examiner:
                 self._looked.clear()
             found = self._looked[key] = look_at(key, self.task.pictures, self.processor)
         return found
-
-    def _count_tiles_of(self, sizes, wanted):
-        return self.processor.count_tiles(list(sizes), max_tiles=wanted)
 
 
 class _BlockState:
@@ -393,8 +388,7 @@ class _BlockState:
     def _note_length(self, place, record, sizes, text_tokens, supervised):
         processor, max_length = self.examiner.processor, self.examiner.task.max_length
         wanted = record.max_tiles or processor.max_tiles
-        full = self.examiner._count_tiles(tuple(sizes), wanted)
-        tiles = sum(full)
+        tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
         tokens = text_tokens + processor.num_image_token * tiles
         self.lengths[:, place] = text_tokens, tiles, supervised
         if not supervised:
