@@ -16,7 +16,9 @@ import numpy as np
 
 from ..datasets.index import STORED_FROM_BYTES, store_array, stored_arrays
 from .examine import GOOD
+from .findings import ERROR, KINDS
 
+ERRORS = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR)  # what makes a row unusable
 _GONE = (-1, -1)  # size and time of change of a file that is not there
 _HEAD = 7  # version, size and time of change of the JSONL, checksum, rows, files, bytes of names
 _VERSION = 1  # another one when rows are counted or refused otherwise than before
@@ -116,7 +118,7 @@ def _tidy(stored, kind):
 def kind_of(source, processor, max_length):
     """Names all that decides a row's length but its line and its pictures."""
     told = (source.max_tiles, source.system, source.format, str(source.root.resolve()))
-    said = repr((processor.fingerprint, max_length, *told))
+    said = repr((processor.fingerprint, max_length, *told, *sorted(ERRORS)))  # a new kind of error looks at all again
     return f"{_KIND}{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 

@@ -8,11 +8,9 @@ import numpy as np
 from ..encode import shrunk_text
 from ..processor import light_processor
 from .examine import BAD, Task
-from .findings import ERROR, KINDS, make_problem
-from .known import kind_of, load_known
+from .findings import make_problem
+from .known import ERRORS, kind_of, load_known
 from .processes import examine_all
-
-_ERRORS = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR)
 
 
 @dataclass
@@ -69,7 +67,7 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
 def _look(data, processor, rows, max_length, draw, **options):
     """Yield the blocks of an examination of these rows of each source: what can't be used is described, no more."""
     if any(map(len, rows)):
-        task = Task(data.sources, light_processor(processor), max_length, draw=draw, limit=None, wanted=_ERRORS)
+        task = Task(data.sources, light_processor(processor), max_length, draw=draw, limit=None, wanted=ERRORS)
         yield from examine_all(task, rows, **options)
 
 
