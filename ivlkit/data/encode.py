@@ -6,6 +6,7 @@ answer's span.
 """
 
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from ..errors import DataError
 from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
 from .rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from .rows.media import degrade_jpeg, image_size, open_image
+from .rows.media import OpenPicture, degrade_jpeg, image_size
 from .rows.video import sample_frames, video_sizes
 
 IGNORE_INDEX = -100
@@ -66,14 +67,21 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
     Returns: `Example`.
     Raises: DataError with file and line if the row is too long, has no supervised token, or types image tokens.
     """
-    sizes = picture_sizes(record, processor, draw=draw)
-    text = encode_text(record, processor, sizes=sizes, max_length=max_length)
-    stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
-    pictures = _open_pictures(record, processor, num_frames=len(text.num_tiles), draw=draw)
-    cut = [processor.tile(picture, max_tiles=text.budget) for picture in pictures]
+    rules = processor.picture_rules
+    with ExitStack() as files:
+        opened = [files.enter_context(OpenPicture(image, record.where, rules=rules)) for image in record.images]
+        sizes = picture_sizes(record, processor, draw=draw) if record.video else [one.size_px for one in opened]
+        text = encode_text(record, processor, sizes=sizes, max_length=max_length)
+        if record.video:
+            options = {"num_frames": len(text.num_tiles), "draw": draw, "rules": rules}
+            pictures = sample_frames(record.video, record.where, **options)
+        else:
+            pictures = (one.take_rgb() for one in opened)  # one at a time is held in memory
+        cut = [processor.tile(picture, max_tiles=text.budget) for picture in pictures]
     if record.augment_jpeg:
         rng = random.Random(f"{draw}:{record.where}")
         cut = [_degraded(tile, rng) for tiles in cut for tile in tiles]
+    stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
     return Example(
         text.input_ids,
         text.labels,
@@ -104,63 +112,57 @@ def with_frames(turns, num_frames):
     )
 
 
-def _open_pictures(record, processor, *, num_frames, draw):
-    rules = processor.picture_rules
-    if record.video:
-        return sample_frames(record.video, record.where, num_frames=num_frames, draw=draw, rules=rules)
-    return (open_image(image, record.where, rules=rules) for image in record.images)
-
-
 @dataclass(frozen=True)
 class EncodedText:
     """What a row's text and the sizes of its pictures decide; no pixel is read."""
 
     input_ids: np.ndarray
     labels: np.ndarray
+    stripped: int  # answers whose outer whitespace was removed
     budget: int  # tiles of one picture at most, thumbnail not counted
     num_tiles: list[int]
+    full_tiles: int  # of all pictures, were there no limit
     notes: tuple[str, ...]
-    stripped: int  # answers whose outer whitespace was removed
 
 
 def encode_text(record, processor, *, sizes, max_length=None):
-    """The tokens and labels of a row, checked. Arguments as in `fit_tiles`, errors as in `encode`."""
-    budget, num_tiles, notes = fit_tiles(record, processor, sizes=sizes, max_length=max_length)
-    rendered = _render(record, processor, num_tiles)
-    input_ids, labels = _supervise(rendered, processor.tokenizer)
-    check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
-    if (labels == IGNORE_INDEX).all():
-        said = "no supervised token", "an assistant turn", "add the answer"
-        raise DataError(*said, where=record.where, code="no_supervised_token")
-    return EncodedText(input_ids, labels, budget, num_tiles, notes, rendered.stripped)
+    """The tokens and labels of a row, checked, such that it has at most `max_length` tokens.
 
-
-def fit_tiles(record, processor, *, sizes, max_length=None):
-    """Budget a picture, tiles of each, and notes, such that the row has at most `max_length` tokens.
-
-    Image tokens are whole tokens of their own, so the length is (tokens without pictures) + num_image_token · tiles.
-
-    A video has one tile a frame; if it is too long it gets fewer frames.
+    The text is tokenised once, with empty pictures, and context tokens are put in behind each `<img>`: image tokens are
+    whole tokens of their own, so that the length is (tokens without pictures) + num_image_token · tiles. A row that is
+    too long gets fewer tiles; a video, which has one tile a frame, fewer frames.
 
     Args: sizes: (width_px, height_px) of each picture, as `picture_sizes` gives them.
-    Returns: (12, [13], ()) for a 640 × 480 picture that fits at the budget of 12.
-    Raises: DataError if the row does not fit even with one tile a picture, or one frame.
+    Raises: DataError as `encode`, also if the row does not fit even with one tile a picture, or one frame.
     """
+    text = _tokenise(record, processor, [0] * len(sizes))
     if record.video:
-        return _fit_frames(record, processor, num_frames=len(sizes), max_length=max_length)
+        budget, full = 1, [1] * len(sizes)
+        num_tiles = full[: _fit_frames(record, processor, text, len(sizes), max_length)]
+        text = text if num_tiles == full else _tokenise(record, processor, [0] * len(num_tiles))
+    else:
+        budget, full, num_tiles = _fit_tiles(record, processor, len(text.input_ids), sizes, max_length)
+    whole = _splice(text, processor, num_tiles) if processor.splices else _tokenise(record, processor, num_tiles)
+    check_image_tokens(whole.input_ids, processor, num_tiles=num_tiles, where=record.where)
+    if (whole.labels == IGNORE_INDEX).all():
+        said = "no supervised token", "an assistant turn", "add the answer"
+        raise DataError(*said, where=record.where, code="no_supervised_token")
+    notes = (shrunk_text(sum(full), sum(num_tiles), max_length, video=record.video),) if num_tiles != full else ()
+    return EncodedText(**vars(whole), budget=budget, num_tiles=num_tiles, full_tiles=sum(full), notes=notes)
+
+
+def _fit_tiles(record, processor, text_tokens, sizes, max_length):
+    """(budget of a picture, tiles of each at the full budget, tiles of each): (12, [13], [13]) for 640 × 480 px."""
     wanted = record.max_tiles or processor.max_tiles
     full = processor.count_tiles(sizes, max_tiles=wanted)
     if max_length is None:
-        return processor.share(wanted, len(sizes)), full, ()
-    text = _render(record, processor, [0] * len(sizes)).text
-    text_tokens = len(processor.tokenizer(text)["input_ids"])
+        return processor.share(wanted, len(sizes)), full, full
     max_tiles, num_tiles, length = shrink_to_fit(
         text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length
     )
     if length > max_length:
         raise too_long(record.where, text_tokens, num_tiles, length, max_length)
-    notes = (shrunk_text(full, num_tiles, max_length),) if num_tiles != full else ()
-    return processor.share(max_tiles, len(sizes)), num_tiles, notes
+    return processor.share(max_tiles, len(sizes)), full, num_tiles
 
 
 def shrink_to_fit(text_tokens, processor, *, sizes, wanted, max_length):
@@ -173,9 +175,9 @@ def shrink_to_fit(text_tokens, processor, *, sizes, wanted, max_length):
     return max_tiles, num_tiles, length
 
 
-def shrunk_text(full, num_tiles, max_length):
-    """What is said of a row that gets fewer tiles: "13 → 7 tiles to fit 4096 tokens"."""
-    return f"{sum(full)} → {sum(num_tiles)} tiles to fit {max_length} tokens"
+def shrunk_text(full, fewer, max_length, *, video=None):
+    """What is said of a row that gets fewer tiles, or of a video's frames: "13 → 7 tiles to fit 4096 tokens"."""
+    return f"{full} → {fewer} {'frames' if video else 'tiles'} to fit {max_length} tokens"
 
 
 def too_long(where, text_tokens, num_tiles, length, max_length):
@@ -184,24 +186,24 @@ def too_long(where, text_tokens, num_tiles, length, max_length):
     return DataError(found, f"at most {max_length}", _SHORTEN, where=where, code="too_long")
 
 
-def _fit_frames(record, processor, *, num_frames, max_length):
-    """Halving the range finds the most frames that fit: more frames are always more tokens."""
-    fits, too_many = 0, num_frames + 1
-    while too_many - fits > 1 and max_length is not None:
-        middle = num_frames if too_many > num_frames else (fits + too_many) // 2
+def _fit_frames(record, processor, text, num_frames, max_length):
+    """Halving the range finds the most frames that fit: more frames are always more tokens. `text` has all of them."""
+    if max_length is None or len(text.input_ids) + processor.num_image_token * num_frames <= max_length:
+        return num_frames
+    fits, too_many = 0, num_frames
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
         length = _video_length(record, processor, middle)
         fits, too_many = (middle, too_many) if length <= max_length else (fits, middle)
-    if max_length is None or fits == num_frames:
-        return 1, [1] * num_frames, ()
     if not fits:
-        found = f"{length} tokens with a single frame"
+        found = f"{_video_length(record, processor, 1)} tokens with a single frame"
         raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")
-    return 1, [1] * fits, (f"{num_frames} → {fits} frames to fit {max_length} tokens",)
+    return fits
 
 
 def _video_length(record, processor, num_frames):
-    text = _render(record, processor, [0] * num_frames).text
-    return len(processor.tokenizer(text)["input_ids"]) + processor.num_image_token * num_frames
+    text = _tokenise(record, processor, [0] * num_frames)
+    return len(text.input_ids) + processor.num_image_token * num_frames
 
 
 def stack_tiles(cut, tile_px):
@@ -215,9 +217,17 @@ def _degraded(tile, rng):
     return np.asarray(degrade_jpeg(Image.fromarray(tile), rng.randint(75, 100)))[None]
 
 
-def _render(record, processor, num_tiles):
+@dataclass(frozen=True)
+class _Tokenised:
+    input_ids: np.ndarray
+    labels: np.ndarray
+    stripped: int
+
+
+def _tokenise(record, processor, num_tiles):
+    """Render with pictures of so many tiles and tokenise; label the tokens that start inside an answer."""
     try:
-        return render(
+        rendered = render(
             with_frames(record.turns, len(num_tiles)) if record.video else record.turns,
             processor.template,
             num_tiles=num_tiles,
@@ -226,18 +236,21 @@ def _render(record, processor, num_tiles):
         )
     except DataError as error:
         raise error.at(record.where) from error
-
-
-def _supervise(rendered, tokenizer):
-    """Tokenise once; label the tokens that start inside an answer."""
-    encoded = tokenizer(rendered.text, return_offsets_mapping=True)
+    encoded = processor.tokenizer(rendered.text, return_offsets_mapping=True)
     input_ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-    starts = np.asarray(encoded["offset_mapping"], dtype=np.int64)[:, 0]
-    ends = np.asarray(encoded["offset_mapping"], dtype=np.int64)[:, 1]
+    starts, ends = np.asarray(encoded["offset_mapping"], dtype=np.int64).T
     inside = np.zeros(len(input_ids), dtype=bool)
     for first, last in rendered.answers:
         inside |= (starts >= first) & (starts < last) & (ends > starts)
-    return input_ids, np.where(inside, input_ids, IGNORE_INDEX)
+    return _Tokenised(input_ids, np.where(inside, input_ids, IGNORE_INDEX), rendered.stripped)
+
+
+def _splice(text, processor, num_tiles):
+    """A text of empty pictures with the context tokens of each behind its `<img>`; none of them is supervised."""
+    starts = np.flatnonzero(text.input_ids == processor.token_id(IMAGE_START))[: len(num_tiles)]
+    places = np.repeat(starts + 1, processor.num_image_token * np.asarray(num_tiles, np.int64))
+    input_ids = np.insert(text.input_ids, places, processor.token_id(IMAGE_CONTEXT))
+    return _Tokenised(input_ids, np.insert(text.labels, places, IGNORE_INDEX), text.stripped)
 
 
 def check_image_tokens(input_ids, processor, *, num_tiles, where):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import CheckpointError
 from ..views import shown
-from .rows.conversation import ConversationTemplate
+from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, ConversationTemplate
 from .rows.media import UPRIGHT_ON_WHITE, PictureRules
 from .tiling import choose_grid, count_tiles, cut_tiles
 
@@ -40,8 +40,24 @@ class Processor:
     def fingerprint(self):
         """SHA-256 of all that decides how many tokens a row has."""
         said = [getattr(self, one.name) for one in fields(self) if one.name not in ("folder", "family", "tokenizer")]
-        backend = getattr(self.tokenizer, "backend_tokenizer", None) or self.tokenizer.backend
-        return hashlib.sha256(f"{backend.to_str()}{said!r}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._backend.to_str()}{said!r}".encode()).hexdigest()
+
+    @cached_property
+    def splices(self):
+        """Whether pictures may be tokenised empty and their context tokens put in: nothing beside them changes.
+
+        True where the three image tokens are special, and take in no white space and nothing normalised.
+        """
+        added = {token.content: token for token in self._backend.get_added_tokens_decoder().values()}
+        tokens = [added.get(text) for text in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)]
+        return all(
+            token and token.special and not (token.lstrip or token.rstrip or token.normalized or token.single_word)
+            for token in tokens
+        )
+
+    @property
+    def _backend(self):
+        return getattr(self.tokenizer, "backend_tokenizer", None) or self.tokenizer.backend
 
     def count_tiles(self, sizes, *, max_tiles=None):
         """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""

@@ -29,6 +29,7 @@ def candidate_grids(max_tiles, min_tiles=1):
     return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)))
 
 
+@lru_cache(maxsize=20_000)  # a row asks several times, rows share sizes
 def choose_grid(width_px, height_px, *, max_tiles=MAX_TILES, min_tiles=1, tile_px=TILE_PX):
     """The grid (cols, rows) whose aspect ratio is closest to the picture's: (4, 3) for 640 × 480.
 

@@ -1,12 +1,17 @@
 """A record → exactly the tokens of the model, exactly the labels of its answers, its tiles."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 
-from ivlkit.data.encode import IGNORE_INDEX, encode, fit_tiles
+from ivlkit.data.encode import IGNORE_INDEX, encode, encode_text
+from ivlkit.data.processor import FastTokenizer, light_processor
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.models.processor import load_processor
@@ -143,7 +148,8 @@ def test_the_length_of_a_row_is_known_before_its_pictures_are_read(processor, dr
     row = record("<image>\nQ", "A", images=(draw_picture(640, 480),))
     for limit in (None, 180, 100):
         example = encode(row, processor, max_length=limit)
-        budget, num_tiles, _ = fit_tiles(row, processor, sizes=[(640, 480)], max_length=limit)
+        text = encode_text(row, processor, sizes=[(640, 480)], max_length=limit)
+        budget, num_tiles = text.budget, text.num_tiles
         assert tuple(num_tiles) == example.num_tiles
         assert len(processor.tile(draw_picture(640, 480), max_tiles=budget)) == num_tiles[0]
 
@@ -189,6 +195,112 @@ def test_jpeg_quality_is_drawn_for_seed_epoch_and_row_only(processor, draw_pictu
     assert first == tiles(row, (0, 0))
     assert first != tiles(record("<image>", "A", images=row.images), (0, 0))
     assert len({first, tiles(row, (0, 1)), tiles(row, (1, 0)), tiles(other, (0, 0))}) == 4
+
+
+# once ----------------------------------------------------------------------------------------------------------------
+
+PIECES = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "\n",
+            "▁",
+            "a",
+            "浦语",
+            "🍠\u200d",
+            "e\u0301",
+            "ﬁ",
+            "<",
+            ">",
+            "<img",
+            "img>",
+            "</img",
+            "<s>",
+            "<|im_end|>",
+        ]
+        + ["<|end|>", "<|user|>", " <|assistant|> ", "<box>[[1, 2, 3, 4]]</box>", "<IMG_CONTEXT>", "</img>"]
+    ),
+)
+TEXTS = st.lists(PIECES, max_size=6).map("".join)
+
+
+@st.composite
+def conversations(draw):
+    """(record of one to three exchanges with up to three pictures in any places, sizes of the pictures)."""
+    sizes = draw(st.lists(st.sampled_from(list(SIZES.values())), max_size=3))
+    questions = [draw(TEXTS).replace("<image>", "") for _ in range(draw(st.integers(1, 3)))]
+    for _ in sizes:
+        number = draw(st.integers(0, len(questions) - 1))
+        questions[number] = draw(st.sampled_from(["{}<image>", "<image>{}", "<image>\n{}"])).replace(
+            "{}", questions[number]
+        )
+    turns = [text for question in questions for text in (question, draw(TEXTS))]
+    return record(*turns, images=("not opened",) * len(sizes)), sizes
+
+
+def limit_of(row):
+    return (None, 300, 3000)[len(row.turns[0].text) % 3]
+
+
+def outcome(row, processor, sizes):
+    try:
+        text = encode_text(row, processor, sizes=sizes, max_length=limit_of(row))
+    except DataError as error:
+        return str(error)
+    return text.input_ids.tolist(), text.labels.tolist(), text.num_tiles, text.notes
+
+
+@pytest.mark.parametrize("model", ["nano", "2b", "26b", "4b"])
+def test_text_with_empty_pictures_gives_the_ids_and_labels_of_the_whole_text(processor, request, model):
+    if model != "nano":
+        processor = load_processor(request.getfixturevalue("reference") / "checkpoints" / f"internvl-{model}")
+    processor = light_processor(processor)
+    whole = replace(processor)
+    vars(whole)["splices"] = False
+    assert processor.splices and not whole.splices
+
+    @settings(derandomize=True, database=None, deadline=None, max_examples=200)
+    @given(conversations())
+    def compare(drawn):
+        row, sizes = drawn
+        assert outcome(row, processor, sizes) == outcome(row, whole, sizes)
+
+    compare()
+
+
+@pytest.mark.parametrize("token", ["<img>", "</img>", "<IMG_CONTEXT>"])
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "normalized", "single_word", "special"])
+def test_image_tokens_that_change_what_is_beside_them_are_tokenised_with_the_whole_text(processor, token, flag):
+    said = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    (added,) = [one for one in said["added_tokens"] if one["content"] == token]
+    added[flag] = not added[flag]
+    changed = FastTokenizer(Tokenizer.from_str(json.dumps(said)), processor.tokenizer.unk_token_id)
+    other = replace(processor, tokenizer=changed)
+    text = encode_text(record("<image> Q ", " A", images=("a",)), other, sizes=[(112, 112)])
+    assert not other.splices
+    whole = f"{processor.template.user_prefix}<img>{'<IMG_CONTEXT>' * 16}</img> Q<|im_end|>"
+    ids = changed(whole)["input_ids"][1:]
+    assert any(text.input_ids[n : n + len(ids)].tolist() == ids for n in range(len(text.input_ids)))
+
+
+def test_a_row_is_tokenised_once_and_its_picture_opened_once(processor, draw_picture, tmp_path, monkeypatch):
+    draw_picture(640, 480).save(tmp_path / "a.png")
+    seen = []
+
+    class Counted(FastTokenizer):
+        def __call__(self, text, **options):
+            seen.append("tokenised")
+            return super().__call__(text, **options)
+
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: seen.append("opened") or real(*args, **options))
+    tokenizer = light_processor(processor).tokenizer
+    counted = replace(processor, tokenizer=Counted(tokenizer.backend, tokenizer.unk_token_id))
+    row = record("<image>\nQ", "A", images=(tmp_path / "a.png",))
+    assert encode(row, counted, max_length=200).num_tiles == (7,)
+    assert seen == ["opened", "tokenised"]
 
 
 def _reference_record(row):

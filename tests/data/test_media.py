@@ -10,6 +10,7 @@ import warnings
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ from ivlkit.data.rows.media import AS_REFERENCE, degrade_jpeg, image_size, open_
 from ivlkit.errors import DataError
 
 WHERE = "train.jsonl:17"
+SEVERAL = ("a.gif", "a.tif", "a.mpo", "a.webp")  # frames in one file
 
 
 def png_header(width_px, height_px):
@@ -34,6 +36,29 @@ def test_every_mode_becomes_rgb(tmp_path, draw_picture, mode):
     opened = open_image(path, WHERE)
     assert (opened.mode, opened.size) == ("RGB", (12, 8))
     assert image_size(path, WHERE) == (12, 8)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.tif", "a.mpo", "a.webp", "a.bmp"])
+def test_pixels_outlive_their_file_which_is_closed(tmp_path, draw_picture, name):
+    frames = {"save_all": True, "append_images": [draw_picture(12, 8, seed=1)]} if name in SEVERAL else {}
+    draw_picture(12, 8).save(tmp_path / name, **frames)
+    with open(tmp_path / name, "rb") as file, Image.open(file) as image:
+        expected = np.asarray(image.convert("RGB"))
+    before = psutil.Process().num_fds()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        opened = open_image(tmp_path / name)
+        assert image_size(tmp_path / name) == (12, 8)
+    assert psutil.Process().num_fds() == before
+    (tmp_path / name).unlink()
+    assert np.array_equal(np.asarray(opened), expected)
+
+
+def test_a_picture_in_memory_stays_the_callers_own(draw_picture):
+    image, pixels = draw_picture(12, 8), np.zeros((8, 12, 3), np.uint8)
+    for source in (image, pixels):
+        open_image(source).putpixel((0, 0), (1, 2, 3))
+    assert image == draw_picture(12, 8) and not pixels.any()
 
 
 def transparent(mode):

@@ -141,8 +141,6 @@ def diagnose(
         described = limit if problems_to is None else None
         task = Task(tuple(sources), light_processor(processor), max_length, pictures=pictures, limit=described)
         overview = _overlook(task, rows, findings, workers=workers, progress=progress)
-    if processor is not None and overview.is_whole:
-        overview.store_lengths(processor)
     path = data.path if isinstance(data, Data) else data
     stats = overview.stats() | {"seconds": round(time.monotonic() - began, 2)}
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))

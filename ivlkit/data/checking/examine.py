@@ -70,6 +70,8 @@ class Block:
     final: np.ndarray  # int32 [2, rows]: tokens and tiles as trained, after shrinking
     videos: np.ndarray  # int64, rows of the file whose length depends on the draw
     pictures: np.ndarray  # PICTURE [pictures]
+    media: np.ndarray  # int64 [3, pictures]: row, bytes and time of change of each file
+    names: str  # of these files, from `root` on, with "\0" between
     problems: list  # (row, code, found, expected, todo)
     counts: Counter  # of every problem, also those not described
 
@@ -88,7 +90,6 @@ class Examiner:
         self._tokens = _token_pattern(task.processor)
         self._looked = {}
         self.video_faults = lru_cache(maxsize=20_000)(self._video_faults_of)
-        self._count_tiles = lru_cache(maxsize=20_000)(self._count_tiles_of)
 
     def block(self, source, start, stop, *, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
@@ -119,9 +120,6 @@ class Examiner:
         pictures = "exist" if self.task.wanted == frozenset() else self.task.pictures
         return video_faults(video, pictures, self.processor)
 
-    def _count_tiles_of(self, sizes, wanted):
-        return self.processor.count_tiles(list(sizes), max_tiles=wanted)
-
 
 class _BlockState:
     """A block while it is worked on."""
@@ -134,7 +132,8 @@ class _BlockState:
         self.hashes = np.zeros((4, count), np.uint64)
         self.lengths = np.zeros((3, count), np.int32)
         self.final = np.zeros((2, count), np.int32)
-        self.videos, self.pictures, self.problems, self.counts = [], [], [], Counter()
+        self.videos, self.pictures, self.media, self.names = [], [], [], []
+        self.problems, self.counts = [], Counter()
         self.to_measure = []  # (place, record, sizes)
         self.duplicate_keys = []
 
@@ -149,6 +148,8 @@ class _BlockState:
             self.final,
             np.array(self.videos, np.int64),
             pictures,
+            np.array(self.media, np.int64).reshape(-1, 3).T,
+            "\0".join(self.names),
             sorted(self.problems, key=lambda problem: problem[0]),  # lengths were counted after the rest
             self.counts,
         )
@@ -309,6 +310,8 @@ class _BlockState:
             width_px, height_px = look.size or (0, 0)
             row = int(self.rows[place])
             self.pictures.append((look.hash, look.bytes, row, number, width_px, height_px))
+            self.media.append((row, look.bytes, look.changed_ns))
+            self.names.append(os.fspath(record.images[number]).removeprefix(f"{self.source.root}{os.sep}"))
         self._check_declared(place, parsed, looks)
 
     def _check_declared(self, place, parsed, looks):
@@ -367,7 +370,7 @@ class _BlockState:
             return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
-        self.lengths[:, place] = tokens - processor.num_image_token * tiles, tiles, supervised
+        self.lengths[:, place] = tokens - processor.num_image_token * tiles, text.full_tiles, supervised
         self.final[:, place] = tokens, tiles
         if record.video:
             self.videos.append(int(self.rows[place]))
@@ -395,8 +398,7 @@ class _BlockState:
     def _note_length(self, place, record, sizes, text_tokens, supervised):
         processor, max_length = self.examiner.processor, self.examiner.task.max_length
         wanted = record.max_tiles or processor.max_tiles
-        full = self.examiner._count_tiles(tuple(sizes), wanted)
-        tiles = sum(full)
+        tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
         tokens = text_tokens + processor.num_image_token * tiles
         self.lengths[:, place] = text_tokens, tiles, supervised
         if not supervised:
@@ -405,7 +407,7 @@ class _BlockState:
             _, fewer, tokens = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
             if tokens > max_length:
                 return self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
-            self.say(place, "fewer_tiles", shrunk_text(full, fewer, max_length))
+            self.say(place, "fewer_tiles", shrunk_text(tiles, sum(fewer), max_length))
             tiles = sum(fewer)
         self.final[:, place] = tokens, tiles
         return None

@@ -1,25 +1,91 @@
-"""Tokens and tiles of every row, kept beside the files: what batches are planned from."""
+"""One look at the rows before training: which can't be used, and how many tokens and tiles the others have."""
 
-import hashlib
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..datasets.index import STORED_FROM_BYTES, load_array, store_array
+from ..encode import shrunk_text
 from ..processor import light_processor
-from .examine import Task
+from .examine import BAD, Task
+from .findings import make_problem
+from .known import ERRORS, kind_of, load_known
 from .processes import examine_all
 
-_VIDEO = 1 << 31  # in a stored length
+LISTED = 10  # problems that are kept
+
+
+@dataclass
+class Measured:
+    """What a look at the rows in use found. Of each source: its `KnownRows`, and which of its rows were looked at."""
+
+    asked: tuple  # digest of the processor, max_length, draw
+    known: list
+    rows: list  # int64 [rows in use], in order
+    problems: list  # the first `LISTED` things that make a row unusable, a `Problem` each
+    more: int  # others
+    broken: int  # rows that can't be used
+
+    def notes(self, data):
+        """What is said of rows that get fewer tiles or frames: [("train.jsonl:2", "13 → 7 tiles to fit …"), …]."""
+        found = []
+        for known, rows, index in zip(self.known, self.rows, data.indexes, strict=True):
+            _, tiles, full = known.lengths[:, rows]
+            for row in rows[tiles < full].tolist():
+                _, fewer, all_of_them = known.lengths[:, row].tolist()
+                note = shrunk_text(all_of_them, fewer, self.asked[1], video=known.is_video[row])
+                found.append((index.where(row), note))
+        return found
+
+
+def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, progress=False):
+    """Look at every row in use once, at its pictures' headers only: `Measured`.
+
+    What was found is kept beside the files (`known`) and used again for rows that are unchanged, for the same model and
+    max_length. Videos are looked at each time.
+
+    Args: draw: (seed, epoch) that decides how many frames a video gives; progress: whether a bar shows it, from two
+        seconds on.
+    """
+    kinds = [kind_of(source, processor, max_length) for source in data.sources]
+    files = list(zip(data.sources, data.indexes, kinds, strict=True))
+    known = [load_known(*file) for file in files]
+    rows = [
+        np.arange(len(index)) if used is None else np.asarray(used)
+        for used, index in zip(data.rows_in_use(), data.indexes, strict=True)
+    ]
+    unknown = [used[one.lengths[0, used] == 0] for used, one in zip(rows, known, strict=True)]
+    problems, found_in_all, broken = [], 0, 0
+    for block in _look(data, processor, unknown, max_length, draw, workers=workers, progress=progress):
+        known[block.source].add(block)
+        broken += int((block.state == BAD).sum())
+        where = data.indexes[block.source].where
+        found_in_all += sum(count for code, count in block.counts.items() if code in ERRORS)
+        for row, code, found, expected, todo in block.problems[: LISTED - len(problems)]:
+            problems.append(make_problem(code, where(row), found, expected=expected, todo=todo))
+    for one, file in zip(known, files, strict=True):
+        one.store(*file)
+    asked, more = (processor.fingerprint, max_length, draw), found_in_all - len(problems)
+    return Measured(asked, known, rows, problems, more, broken)
+
+
+def _look(data, processor, rows, max_length, draw, **options):
+    """Yield the blocks of an examination of these rows of each source: what can't be used is described, no more."""
+    if any(map(len, rows)):
+        task = Task(data.sources, light_processor(processor), max_length, draw=draw, limit=None, wanted=ERRORS)
+        yield from examine_all(task, rows, **options)
 
 
 def row_lengths(data, processor, *, max_length=None, workers=None):
     """(tokens, tiles) of every row of `Data` as it is trained, int64 each; 0 tokens for a row that can't be used.
 
-    From the pictures' headers only; videos at draw (0, 0). Kept beside the files and used again for the same file,
-    model and max_length; they don't notice a picture that was replaced by one of another size.
+    From the pictures' headers only; videos at draw (0, 0).
     """
-    both, _, _ = _stored_lengths(data, processor, max_length, workers)
-    return both >> 32, both & (_VIDEO - 1)
+    lengths, _ = _spread(data, measure(data, processor, max_length=max_length, workers=workers).known)
+    return lengths[0], lengths[1]
+
+
+checked = WeakKeyDictionary()  # Data → what a run's check measured, until its plan takes it: nothing is looked at twice
 
 
 def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=None):
@@ -28,62 +94,27 @@ def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=Non
     Returns: (tokens, tiles), int64 [rows] each; [epochs, rows] where there are videos, whose headers are read again for
         every epoch.
     """
-    both, sources, rows = _stored_lengths(data, processor, max_length, workers)
-    lengths, is_video = np.stack([both >> 32, both & (_VIDEO - 1)]), (both & _VIDEO) > 0
+    measured, asked = checked.pop(data, None), (processor.fingerprint, max_length, (seed, 0))
+    if measured is None or measured.asked != asked:
+        options = {"max_length": max_length, "draw": (seed, 0), "workers": workers, "progress": True}
+        measured = measure(data, processor, **options)
+    lengths, is_video = _spread(data, measured.known)
     if not is_video.any():
         return lengths[0], lengths[1]
-    wanted = [np.unique(rows[is_video & (sources == number)]) for number in range(len(data.sources))]
-    drawn = np.repeat(lengths[:, None], epochs, axis=1)  # [2, epochs, rows]
-    for epoch in range(epochs):
-        task = Task(data.sources, light_processor(processor), max_length, draw=(seed, epoch), wanted=frozenset())
-        for block in examine_all(task, wanted, workers=workers):
-            places = np.flatnonzero(is_video & (sources == block.source))
-            places = places[np.isin(rows[places], block.rows)]
-            drawn[:, epoch, places] = block.final[:, np.searchsorted(block.rows, rows[places])]
+    drawn = np.repeat(lengths[:2, None], epochs, axis=1)  # [2, epochs, rows]
+    videos = [rows[known.is_video[rows]] for rows, known in zip(measured.rows, measured.known, strict=True)]
+    for epoch in range(1, epochs):
+        for block in _look(data, processor, videos, max_length, (seed, epoch), workers=workers):
+            measured.known[block.source].add(block)
+        drawn[:, epoch] = _spread(data, measured.known)[0][:2]
     return drawn[0], drawn[1]
 
 
-def _stored_lengths(data, processor, max_length, workers):
-    """(tokens, tiles and whether it is a video in one int64, source, row of the source) of every row."""
-    stored = [_load_lengths(source, processor, max_length) for source in data.sources]
-    missing = [number for number, lengths in enumerate(stored) if lengths is None]
-    if missing:
-        task = Task(tuple(data.sources[n] for n in missing), light_processor(processor), max_length, wanted=frozenset())
-        final = [np.zeros((2, len(data.indexes[number])), np.int64) for number in missing]
-        for block in examine_all(task, [None] * len(missing), workers=workers):
-            final[block.source][:, block.rows] = block.final
-            final[block.source][1, block.videos] |= _VIDEO
-        for number, lengths in zip(missing, final, strict=True):
-            stored[number] = store_lengths(data.sources[number], data.indexes[number], lengths, processor, max_length)
+def _spread(data, known):
+    """(int64 [3, rows], bool [rows]) of `KnownRows` of each source, for every row of `Data`."""
     sources, rows = data.places()
-    both = np.empty(len(data), np.int64)
-    for number, lengths in enumerate(stored):
-        both[sources == number] = lengths[rows[sources == number]]
-    return both, sources, rows
-
-
-def _lengths_kind(source, processor, max_length):
-    said = (
-        processor.fingerprint,
-        max_length,
-        source.max_tiles,
-        source.system,
-        source.format,
-        str(source.root.resolve()),
-    )
-    return f"lengths2-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}"
-
-
-def _load_lengths(source, processor, max_length):
-    stored = load_array(source.annotation, _lengths_kind(source, processor, max_length))
-    return None if stored is None else stored[3:]
-
-
-def store_lengths(source, index, final, processor, max_length):
-    """Tokens and tiles share 8 bytes: tokens · 2³² + tiles, whose highest bit marks a video."""
-    tokens, tiles = final.astype(np.int64)
-    found = source.annotation.stat()
-    parts = [np.array([1, found.st_size, found.st_mtime_ns], np.int64), tokens << 32 | tiles]
-    if found.st_size < STORED_FROM_BYTES:
-        return parts[1]
-    return store_array(source.annotation, _lengths_kind(source, processor, max_length), parts)[3:]
+    lengths, is_video = np.empty((3, len(data)), np.int64), np.empty(len(data), bool)
+    for number, one in enumerate(known):
+        own = sources == number
+        lengths[:, own], is_video[own] = one.lengths[:, rows[own]], one.is_video[rows[own]]
+    return lengths, is_video

@@ -14,7 +14,6 @@ from ..importing.convert import MARKER
 from ..rows.records import parse_row
 from .examine import BAD, GOOD, PICTURE
 from .findings import make_problem
-from .lengths import store_lengths
 from .pictures import MEDIA_SUFFIXES, hash_text
 
 FILES_LOOKED_AT = 200_000  # of a root, when looking for unused ones
@@ -209,12 +208,6 @@ class Overview:
                 more = ", …" if len(unused) > 5 else ""
                 said = f"{len(unused):,} pictures that no row names: {shown}{more}"
                 self.findings.add(make_problem("unused_files", str(named), said))
-
-    def store_lengths(self, processor):
-        """Keep the lengths beside the files, for whoever plans batches."""
-        for number, source in enumerate(self.task.sources):
-            own = slice(self.starts[number], self.starts[number + 1])
-            store_lengths(source, self.indexes[number], self.final[:, own], processor, self.task.max_length)
 
     # numbers ---------------------------------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ class Look:
     size: tuple | None = None  # (width_px, height_px)
     fault: DataError | None = None
     remarks: tuple = ()
+    changed_ns: int = 0  # time of change of the file whose header was read
 
 
 def look_at(name, pictures, processor):
@@ -54,15 +55,18 @@ def look_at(name, pictures, processor):
     if _ADDRESS.search(name) and not os.path.exists(name):
         return Look(number, fault=DataError(f"the address {short(name)}", code="remote_media"))
     try:
-        size_bytes = os.stat(name).st_size
+        found = os.stat(name)
     except (OSError, ValueError):
         return Look(number, fault=_missing(name))
+    size_bytes = found.st_size
     if not size_bytes:
         return Look(number, fault=DataError(f"{name} has no bytes", code="empty_media"))
-    return Look(number, size_bytes) if pictures == "exist" else _look_inside(name, number, pictures, processor)
+    if pictures == "exist":
+        return Look(number, size_bytes)
+    return _look_inside(name, number, pictures, processor, changed_ns=found.st_mtime_ns)
 
 
-def _look_inside(name, number, pictures, processor):
+def _look_inside(name, number, pictures, processor, *, changed_ns=0):
     size_bytes, rules = 0, processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
         size = image_size(name, rules=rules)
@@ -73,7 +77,7 @@ def _look_inside(name, number, pictures, processor):
     except DataError as fault:
         return Look(number, size_bytes, fault=fault)
     remarks = () if is_data_uri(name) else tuple(_remarks(name, kind, *size))
-    return Look(number, size_bytes, tuple(size), remarks=remarks)
+    return Look(number, size_bytes, tuple(size), remarks=remarks, changed_ns=changed_ns)
 
 
 def _ends(name):

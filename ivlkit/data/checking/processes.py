@@ -17,6 +17,7 @@ from .examine import Examiner
 
 BLOCK_ROWS = 2048
 BLOCK_BYTES = 8 << 20
+BAR_AFTER_SECONDS = 2
 ROWS_PER_PROCESS = 20_000  # fewer rows are done before another process has started
 
 
@@ -30,7 +31,7 @@ def examine_all(task, rows, *, workers=None, progress=False):
     total = sum(len(index) if wanted is None else len(wanted) for index, wanted in zip(indexes, rows, strict=True))
     workers = workers or max(1, min(_cores(), total // ROWS_PER_PROCESS))
     blocks = _in_processes(task, jobs, workers) if workers > 1 else _here(task, jobs)
-    with tqdm(total=total, desc="checking rows", unit="row", disable=not progress) as bar:
+    with tqdm(total=total, desc="checking rows", unit="row", delay=BAR_AFTER_SECONDS, disable=not progress) as bar:
         for block in blocks:
             bar.update(len(block.rows))
             yield block

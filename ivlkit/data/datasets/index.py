@@ -162,13 +162,17 @@ def _read_line(path, position):
 def load_array(path, kind):
     """The memory-mapped int64 array stored of this kind for a file of the same size and time of change, or None."""
     found = Path(path).stat()
+    state = [found.st_size, found.st_mtime_ns]
+    return next((one for one in stored_arrays(path, kind) if one[1:3].tolist() == state), None)
+
+
+def stored_arrays(path, kind):
+    """Yield the memory-mapped int64 arrays stored of this kind, though the file may have changed since."""
     for place in _places(path, kind):
         with contextlib.suppress(OSError, ValueError, EOFError):
             stored = np.load(place, mmap_mode="r", allow_pickle=False)
-            is_ours = stored.dtype == np.int64 and stored.ndim == 1 and len(stored) >= 3
-            if is_ours and stored[1] == found.st_size and stored[2] == found.st_mtime_ns:
-                return stored
-    return None
+            if stored.dtype == np.int64 and stored.ndim == 1 and len(stored) >= 3:
+                yield stored
 
 
 def store_array(path, kind, parts):

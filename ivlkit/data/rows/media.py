@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,32 +69,22 @@ def open_image(source, where="picture", *, rules=UPRIGHT_ON_WHITE, at_least_px=N
     Raises: DataError that names `where` and the file if it is missing, unreadable, truncated or larger than
     MAX_PIXELS.
     """
-    if isinstance(source, np.ndarray):
-        _check_array(source, where)
-        return _to_rgb(Image.fromarray(source), rules)
-    with _opened(source, where) as image:
+    with OpenPicture(source, where, rules=rules) as picture:
         if at_least_px:
-            image.draft("RGB", (at_least_px, at_least_px))
-        turn = TURNS.get(_orientation(image, rules))
-        flat = _to_rgb(image, rules)
-        return flat.transpose(turn) if turn is not None else flat
+            picture.image.draft("RGB", (at_least_px, at_least_px))
+        return picture.take_rgb()
 
 
 def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
     """(width_px, height_px) of what `open_image` gives; a file's header is read, not its pixels."""
-    if isinstance(source, np.ndarray):
-        _check_array(source, where)
-        return source.shape[1], source.shape[0]
-    with _opened(source, where) as image:
-        _check_mode(image, rules)
-        width_px, height_px = image.size
-        return (height_px, width_px) if _orientation(image, rules) in SWAPS_SIDES else (width_px, height_px)
+    with OpenPicture(source, where, rules=rules) as picture:
+        return picture.size_px
 
 
 def file_format(source, where="picture"):
     """Pillow's name of a picture file's format: "JPEG". Arguments and errors as in `open_image`."""
-    with _opened(source, where) as image:
-        return image.format
+    with OpenPicture(source, where) as picture:
+        return picture.image.format
 
 
 def degrade_jpeg(image, quality):
@@ -181,7 +172,8 @@ def _to_rgb(image, rules):
         return _scale_grey(image)
     _check_mode(image, rules)
     if rules.background is None or not image.has_transparency_data:
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
     whole = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     canvas = Image.new("RGBA", whole.size, (*rules.background, 255))
     return Image.alpha_composite(canvas, whole).convert("RGB")
@@ -200,32 +192,67 @@ def _scale_grey(image):
     return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
 
 
-class _opened:
-    """Open a picture; any failure, also a late one while decoding, becomes a DataError with its place."""
+class OpenPicture:
+    """A picture whose header was read: its size, and its pixels if they are asked for. Arguments as in `open_image`.
 
-    def __init__(self, source, where):
-        self.source, self.where, self.image = source, where, None
+    Any failure, also a late one while decoding, is a DataError with its place.
+    """
+
+    def __init__(self, source, where="picture", *, rules=UPRIGHT_ON_WHITE):
+        self.source, self.where, self.rules = source, where, rules
         self.name = "its data" if is_data_uri(source) or isinstance(source, io.BytesIO) else source
+        self._files = ExitStack()
+        with self._explained():
+            self.image = self._open()
 
     def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._files.close()
+
+    @property
+    def size_px(self):
+        """(width_px, height_px), turned as the pixels will be."""
+        with self._explained():
+            _check_mode(self.image, self.rules)
+            width_px, height_px = self.image.size
+            turned = _orientation(self.image, self.rules) in SWAPS_SIDES
+            return (height_px, width_px) if turned else (width_px, height_px)
+
+    def take_rgb(self):
+        """The pixels, which are then the caller's alone: a row of many pictures holds those of one at a time."""
+        with self._explained():
+            image, self.image = self.image, None
+            turn = TURNS.get(_orientation(image, self.rules))
+            flat = _to_rgb(image, self.rules)
+            if turn is not None:
+                return flat.transpose(turn)
+            return flat.copy() if flat is self.source else flat
+
+    def _open(self):
+        if isinstance(self.source, np.ndarray):
+            _check_array(self.source, self.where)
+            return Image.fromarray(self.source)
         if isinstance(self.source, Image.Image):
             self.name = f"{type(self.source).__name__} {self.source.mode}"
             return self.source
         if is_remote(self.source):
             said = f"{self.source} is a remote picture", "a file", "fetch it first (ivlkit convert --fetch does)"
             raise DataError(*said, where=self.where, code="remote_media")
+        image = self._files.enter_context(_open_file(self._file()))  # whose exit closes the file and keeps the pixels
+        check_pixels(*image.size, name=self.name, where=self.where)
+        return image
+
+    @contextmanager
+    def _explained(self):
         try:
-            self.image = _open_file(self._file())
-        except DataError:
-            raise
+            yield
         except Exception as error:
+            self._files.close()
+            if isinstance(error, DataError):
+                raise
             raise self._explain(error) from error
-        try:
-            check_pixels(*self.image.size, name=self.name, where=self.where)
-        except DataError:
-            self.image.close()
-            raise
-        return self.image
 
     def _file(self):
         if is_data_uri(self.source):
@@ -239,12 +266,6 @@ class _opened:
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for ever
             raise DataError(f"{self.source} is a device or pipe", "a picture file", where=self.where, code=UNREADABLE)
         return Path(self.source)
-
-    def __exit__(self, kind, error, trace):
-        if self.image is not None:
-            self.image.close()
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            raise self._explain(error) from error
 
     def _explain(self, error):
         if isinstance(error, FileNotFoundError):

@@ -15,13 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ...data.checking.examine import BAD, Task
-from ...data.checking.findings import ERROR, KINDS, make_problem
-from ...data.checking.processes import examine_all
+from ...data.checking.lengths import checked, measure
 from ...data.collate import collate
 from ...data.encode import encode
 from ...data.packing import Budgets, group_step, pack_step, rope_groups
-from ...data.processor import light_processor
 from ...errors import DataError
 from ..functions import choose
 from .loss import sample_weights
@@ -39,7 +36,6 @@ class MicroBatch:
 
 
 SKIPPED = MicroBatch((), masked=True)
-LISTED = 10  # broken rows that an error names
 
 
 def plan_packed(tokens, tiles, recipe, *, rank=0, rope=(None, True), tile_cost=0.0):
@@ -329,13 +325,13 @@ def _nothing():
 
 
 def _check_rope(examples, rope):
-    """Lengths are planned from headers that were read once: a picture may have been replaced by a larger one."""
+    """Lengths are planned from headers read before the run: a picture may have been replaced by a larger one."""
     groups = _rope_groups([len(example) for example in examples], rope)
     if len(examples) > 1 and (len(set(groups.tolist())) > 1 or groups[0] < 0):
         raise DataError(
             f"{examples[0].where}: in a batch with {examples[-1].where}, more than {rope[0]} tokens beside less; "
-            "expected them apart, since their rope differs; a picture of theirs is not the one that was measured: "
-            "remove the stored lengths (.ivlkit beside the file) and train again"
+            "expected them apart, since their rope differs; a picture of theirs was replaced since the run began: "
+            "train again"
         )
 
 
@@ -344,37 +340,23 @@ def _rope_groups(tokens, rope):
 
 
 def check_rows(data, processor, recipe, *, progress=False):
-    """Read every row and its pictures' headers once before training, so that a broken row costs no GPU time.
+    """Look at every row and its pictures' headers once before training, so that a broken row costs no GPU time.
 
-    This is the doctor's examination of single rows; rows that are drawn several times are looked at once.
+    This is the doctor's examination of single rows; rows that are drawn several times are looked at once, and rows that
+    an earlier look knows not again. What it measures is there for the run's plan.
 
     Returns: notes of rows that get fewer tiles, `[(where, note), …]`.
     Raises: DataError naming the first broken rows and their number; nothing is dropped.
     """
-    errors, notes, rows = [], [], data.rows_in_use()
-    wanted = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR) | {"fewer_tiles"}
-    task = Task(
-        data.sources,
-        light_processor(processor),
-        recipe.max_seq_length,
-        draw=(recipe.seed, 0),
-        limit=None,
-        wanted=wanted,
-    )
-    examined = broken = number = 0
-    for block in examine_all(task, rows, progress=progress):
-        examined, broken = examined + len(block.rows), broken + int((block.state == BAD).sum())
-        for row, code, found, expected, todo in block.problems:
-            where = data.indexes[block.source].where(row)
-            if code == "fewer_tiles":
-                notes.append((where, found))
-            elif len(errors) < LISTED:
-                errors.append(make_problem(code, where, found, expected=expected, todo=todo).message)
-        number += sum(count for code, count in block.counts.items() if KINDS[code].level == ERROR)
+    draw = (recipe.seed, 0)
+    measured = measure(data, processor, max_length=recipe.max_seq_length, draw=draw, progress=progress)
+    errors = [problem.message for problem in measured.problems]
     if errors:
         shown = "\n  ".join(errors)
-        more = f"\n  … and {number - LISTED} more" if number > LISTED else ""
+        more = f"\n  … and {measured.more} more" if measured.more else ""
+        rows = sum(map(len, measured.rows))
         raise DataError(
-            f"{data.path}: {broken} of {examined} rows can't be used; mend or remove them:\n  {shown}{more}"
+            f"{data.path}: {measured.broken} of {rows} rows can't be used; mend or remove them:\n  {shown}{more}"
         )
-    return notes
+    checked[data] = measured
+    return measured.notes(data)
