@@ -1,7 +1,12 @@
-"""How metrics make texts comparable: one function for each published rule."""
+"""How metrics make texts comparable: one function for each published rule.
 
+Before all of them stands Unicode NFC: "é" is one character whether it was written as one or as "e" and an accent.
+"""
+
+import functools
 import re
 import string
+import unicodedata
 
 _NOT_WORDS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
@@ -36,9 +41,36 @@ def _misspellings():
 _CONTRACTIONS = _misspellings()
 
 
+def compose(value):
+    """A text, or each of a list of texts, in Unicode NFC."""
+    if isinstance(value, str):
+        return value if unicodedata.is_normalized("NFC", value) else unicodedata.normalize("NFC", value)
+    return tuple(map(compose, value))
+
+
+def composed(metric):
+    """The metric of replies and truths in Unicode NFC."""
+    return functools.wraps(metric)(lambda reply, truth: metric(compose(reply), compose(truth)))
+
+
+def accepted(truth):
+    """The accepted answers of a truth, in NFC: ("a",) for "a"."""
+    return compose((truth,) if isinstance(truth, str) else truth)
+
+
+def best_accepted(metric):
+    """The metric's best score over the accepted answers."""
+
+    @functools.wraps(metric)
+    def best(reply, truth):
+        return max(float(metric(compose(reply), answer)) for answer in accepted(truth))
+
+    return best
+
+
 def collapse(text):
-    """Whitespace collapsed: " two\\n words" → "two words"."""
-    return " ".join(text.split())
+    """Whitespace collapsed, in NFC: " two\\n words" → "two words"."""
+    return " ".join(compose(text).split())
 
 
 def vqa_text(text):

@@ -26,13 +26,8 @@ from ivlkit.evaluation.metrics import (
     edit_distance,
     exact_match,
     f1,
-    grounding,
-    intersection_over_union,
-    iou,
-    iou_at_50,
     json_fields,
     multiple_choice,
-    parse_boxes,
     pope,
     relaxed_accuracy,
     rouge_l,
@@ -323,63 +318,6 @@ class TestPope:
     )
     def test_the_first_sentence_decides(self, reply, truth, score):
         assert yes_no(reply, truth) == score
-
-
-class TestBoxes:
-    @pytest.mark.parametrize(
-        ("text", "boxes"),
-        [
-            ("<ref>cat</ref><box>[[100, 200, 300, 400]]</box>", [(100.0, 200.0, 300.0, 400.0)]),
-            ("[100,200,300,400]", [(100.0, 200.0, 300.0, 400.0)]),
-            ("<box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", [(1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)]),
-            ("at [0.1, .25, 0.5, 1.] there", [(0.1, 0.25, 0.5, 1.0)]),
-            ("[-5, 0, 10, 10]", [(-5.0, 0.0, 10.0, 10.0)]),
-            ("[1, 2, 3]", []),
-            ("[1, 2, 3, 4, 5]", []),
-            ("[a, b, c, d]", []),
-            ("[[100, 200, 300", []),
-            ("", []),
-        ],
-    )
-    def test_boxes_are_brackets_of_four_numbers(self, text, boxes):
-        assert parse_boxes(text) == boxes
-
-    @pytest.mark.parametrize(
-        ("first", "second", "value"),
-        [
-            ((0, 0, 1, 1), (0, 0, 1, 1), 1.0),
-            ((0, 0, 1, 1), (1, 0, 2, 1), 0.0),
-            ((0, 0, 1, 1), (5, 5, 6, 6), 0.0),
-            ((0, 0, 2, 1), (1, 0, 3, 1), 1 / 3),
-            ((0, 0, 4, 4), (1, 1, 3, 3), 0.25),
-            ((0, 0, 0, 0), (0, 0, 0, 0), 0.0),
-            ((2, 2, 0, 0), (0, 0, 2, 2), 0.0),
-        ],
-    )
-    def test_intersection_over_union(self, first, second, value):
-        assert intersection_over_union(first, second) == pytest.approx(value)
-        assert intersection_over_union(second, first) == pytest.approx(value)
-
-    def test_half_is_enough_and_the_first_box_counts(self):
-        assert iou_at_50("[0, 0, 500, 1000]", "[0, 0, 1000, 1000]") == 1.0
-        assert iou_at_50("[0, 0, 499, 1000]", "[0, 0, 1000, 1000]") == 0.0
-        assert iou_at_50("[0, 0, 1, 9] [0, 0, 1000, 1000]", "[0, 0, 1000, 1000]") == 0.0
-
-    def test_fractions_are_scaled_to_thousandths(self):
-        assert iou("[0.1, 0.2, 0.3, 0.4]", "<box>[[100, 200, 300, 400]]</box>") == pytest.approx(1.0)
-
-    def test_a_truth_without_a_box_is_refused(self):
-        with pytest.raises(DataError, match="the truth 'left' has no box"):
-            iou_at_50("[1, 2, 3, 4]", "left")
-
-    def test_the_whole_report_has_hits_mean_and_replies_without_a_box(self):
-        found = grounding(["[0, 0, 10, 10]", "[0, 0, 10, 4]", "I see none"], ["[0, 0, 10, 10]"] * 3)
-        assert found == {
-            "rows": [1.0, 0.0, 0.0],
-            "iou_at_50": pytest.approx(1 / 3),
-            "mean_iou": pytest.approx(1.4 / 3),
-            "without_box": pytest.approx(1 / 3),
-        }
 
 
 class TestJsonFields:
