@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from ..data.files import write_whole
 from ..errors import DataError
+from .boxes import ScoredReply
 
 SETTINGS_FILE, REPLIES_FILE, LOCK_FILE = "settings.json", "replies.jsonl", "replies.lock"
 
@@ -89,12 +90,17 @@ def _parse(line, where, places):
         raise DataError(f"{where}: broken ({error}); expected a row's reply; remove the line") from error
     if not matches:
         raise DataError(f"{where}: a reply of another row ({saved['where']}); expected {places[row]}; remove the line")
-    return row, text
+    return row, ScoredReply(text, saved["box_scores"]) if "box_scores" in saved else text
 
 
 def _append(file, replies, places):
     lines = (
-        json.dumps({"row": row, "where": places[row], "reply": text}, ensure_ascii=False) + "\n"
+        json.dumps(
+            {"row": row, "where": places[row], "reply": text}
+            | ({"box_scores": text.box_scores} if isinstance(text, ScoredReply) else {}),
+            ensure_ascii=False,
+        )
+        + "\n"
         for row, text in replies.items()
     )
     file.write("".join(lines).encode("utf-8", "backslashreplace"))  # a name of a file may hold half a surrogate pair

@@ -11,6 +11,7 @@ from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
 from ..views import shown
+from .boxes import ScoredReply
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS
 from .pictures import media_key
@@ -34,6 +35,7 @@ class Row:
     extra: dict = field(default_factory=dict)  # the row's other fields: slices
     answers: tuple[str, ...] = ()  # all accepted answers, if the row has several
     video: Video | None = None  # instead of images
+    box_scores: tuple[float, ...] = ()  # of the boxes of the reply: the probability of each one's tokens, if known
 
     @property
     def is_right(self):
@@ -119,7 +121,8 @@ class Report:
         """Numbers of a corpus metric on these rows: `report.corpus("pope")["precision"]`."""
         if name not in CORPUS_METRICS:
             raise DataError(f"corpus metric {name!r}; expected one of {', '.join(CORPUS_METRICS)}")
-        found = CORPUS_METRICS[name]([row.reply for row in self.rows], [row.answers or row.truth for row in self.rows])
+        replies = [ScoredReply(row.reply, row.box_scores) for row in self.rows]
+        found = CORPUS_METRICS[name](replies, [row.answers or row.truth for row in self.rows])
         return {key: value for key, value in found.items() if key != "rows"}
 
     def with_control(self, control):
@@ -260,7 +263,8 @@ def _plain_row(row):
     values = {each.name: getattr(row, each.name) for each in fields(row)}
     paths = [str(image) for image in row.images if isinstance(image, (str, os.PathLike))]
     video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
-    return values | {"images": paths, "answers": list(row.answers), "video": video}
+    scores = {"box_scores": list(row.box_scores)} if values.pop("box_scores") else {}
+    return values | {"images": paths, "answers": list(row.answers), "video": video} | scores
 
 
 def _read_row(saved):
@@ -268,4 +272,11 @@ def _read_row(saved):
     if not all(isinstance(text, str) for text in (row.where, row.question, row.truth, row.reply)):
         raise TypeError(f"row {row.where} has a field that is no text")
     video = row.video and Video(Path(row.video["path"]), row.video["clip"] and tuple(row.video["clip"]))
-    return replace(row, score=float(row.score), images=tuple(row.images), answers=tuple(row.answers), video=video)
+    return replace(
+        row,
+        score=float(row.score),
+        images=tuple(row.images),
+        answers=tuple(row.answers),
+        video=video,
+        box_scores=tuple(row.box_scores),
+    )
