@@ -173,8 +173,10 @@ def _ask(vlm, records, budgets, known, *, progress, **options):
 
 def _with_scores(reply):
     """The text; if it has boxes and the probabilities of its tokens are known, with a score of each box."""
-    boxes = parse_boxes(reply.text) and reply.tokens
-    return ScoredReply(reply.text, score_boxes(reply.text, reply.tokens)) if boxes else reply.text
+    tokens = getattr(reply, "tokens", ())
+    return (
+        ScoredReply(reply.text, score_boxes(reply.text, tokens)) if tokens and parse_boxes(reply.text) else reply.text
+    )
 
 
 def _kept(records, asked, pictures):

@@ -16,7 +16,18 @@ import numpy as np
 
 from ..errors import DataError
 from .boxes import ap, ap50, grounding, iou, iou_at_50
-from .normalise import accepted, best_accepted, caption_words, collapse, compose, composed, squad_words, vqa_text
+from .normalise import (
+    accepted,
+    best_accepted,
+    caption_words,
+    collapse,
+    compose,
+    composed,
+    loose,
+    number_in,
+    squad_words,
+    vqa_text,
+)
 
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05  # ChartQA
@@ -37,6 +48,12 @@ _LETTER_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 def exact_match(reply, truth):
     """1 if both are equal after collapsing whitespace, else 0. Upper and lower case differ."""
     return collapse(reply) == collapse(truth)
+
+
+@best_accepted
+def lenient_match(reply, truth):
+    """As `exact_match`, but case, spaces and the punctuation at the end don't count: "new york." for "New York" → 1."""
+    return loose(reply) == loose(truth)
 
 
 @best_accepted
@@ -116,6 +133,20 @@ def relaxed_accuracy(reply, truth):
     if found is None or expected is None:
         return collapse(reply).lower() == collapse(truth).lower()
     return abs(found - expected) <= RELATIVE_TOLERANCE * abs(expected)
+
+
+@best_accepted
+def number(reply, truth):
+    """1 if both hold the same number, however it is written: "1 234,50 €" for "€1,234.5", "It is ５." for "5" → 1.
+
+    Read by `number_in`, which says what "1,234" is. A unit counts where both texts have one: "5 g" for "5 kg" → 0, "5"
+    → 1; units are not converted. A reply with several numbers is wrong. A truth without one is compared as
+    `lenient_match` does.
+    """
+    found, expected = number_in(reply), number_in(truth)
+    if found is None or expected is None:
+        return expected is None and loose(reply) == loose(truth)
+    return found[0] == expected[0] and (not found[1] or expected[1] <= found[1])
 
 
 @best_accepted
@@ -390,7 +421,8 @@ def _sacrebleu():
 METRICS = {
     function.__name__: function
     for function in (
-        *(exact_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, character_accuracy, rouge_l, bleu),
+        *(exact_match, lenient_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, number, character_accuracy),
+        *(rouge_l, bleu),
         *(multiple_choice, yes_no, iou, iou_at_50, json_fields),
     )
 }
@@ -398,3 +430,10 @@ CORPUS_METRICS = {
     function.__name__: function
     for function in (pope, cider, corpus_bleu, corpus_character_error_rate, grounding, ap50, ap)
 }
+EXACT_METRICS = {  # of single answers, which one constant answer may score well in
+    function.__name__: function
+    for function in (
+        *(exact_match, lenient_match, contains, vqa_accuracy),
+        *(relaxed_accuracy, number, multiple_choice, yes_no),
+    )
+} | {"pope": yes_no}
