@@ -7,21 +7,23 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from .cli_options import OPTIONS, OTHER_NAMES
+from .cli_errors import as_typed, ended
+from .cli_options import OTHER_NAMES, declared
 from .errors import DataError, IvlkitError, RecipeError
 
 
 def main(arguments=None):
     """Run one command; returns the exit code: 0, 1 if what it looked at is bad, 2 with a line for a user's mistake."""
+    return ended(_run, arguments)
+
+
+def _run(arguments):
     options = _parse(arguments)
     try:
         return options.run(options) or 0
     except IvlkitError as error:
-        print(f"ivlkit: {error}", file=sys.stderr)
+        print(f"ivlkit: {as_typed(str(error), options.command, COMMANDS[options.command][2])}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _parse(arguments):
@@ -57,10 +59,9 @@ def _add_command(commands, name):
         epilog="\n  ".join(["examples:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=name)
     for option in options.split():
-        own = f"{name} {option}"
-        parser.add_argument(option, *OTHER_NAMES.get(option, ()), **OPTIONS[own if own in OPTIONS else option])
+        parser.add_argument(option, *OTHER_NAMES.get(option, ()), **declared(name, option))
 
 
 def _print(value, as_json):

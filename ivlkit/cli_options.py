@@ -86,3 +86,9 @@ OPTIONS = {
     "--for-students": {"action": "store_true", "help": "without solutions and outputs"},
 }
 OTHER_NAMES = {"--data": ("--meta-path", "--meta_path")}  # the released scripts' own
+
+
+def declared(command, option):
+    """What argparse takes for an option of a command."""
+    own = f"{command} {option}"
+    return OPTIONS[own if own in OPTIONS else option]

@@ -17,7 +17,9 @@ from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
-from ..models.load import ORIGIN_FILE
+from ..models.load import ORIGIN_FILE, load
+from ..models.options import check_loaded, check_options
+from ..training.run import Run
 from .boxes import ScoredReply, parse_boxes, score_boxes
 from .journal import open_journal
 from .metrics import CORPUS_METRICS, METRICS
@@ -47,7 +49,7 @@ def evaluate(
     Earlier turns of a row are given as written. A row with a field `answers`, a list of texts, accepts any of them.
 
     Args:
-        vlm: a loaded model.
+        vlm: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
         data: what `open_data` gives, a path, or a list of records.
         metric: a name of METRICS or CORPUS_METRICS, or a function of (reply, truth) that gives 0 to 1; the truth is a
             text, for rows with `answers` a tuple of texts. A judge that is a model of its own is such a function.
@@ -62,6 +64,8 @@ def evaluate(
         the model was trained with (and `max_tiles` was not given).
     """
     score_rows, name = _metric(metric)
+    check_options(generation, "evaluate", evaluate)
+    vlm = _loaded(vlm)
     started = time.monotonic()
     generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
     _check_as_trained(vlm, max_tiles)
@@ -87,6 +91,17 @@ def evaluate(
     if to:
         report.save_json(Path(to) / "report.json")
     return report
+
+
+def _loaded(model):
+    if isinstance(model, (str, os.PathLike)):
+        return load(model)
+    if isinstance(model, Run):
+        return model.load()
+    if not hasattr(model, "processor"):
+        raise DataError(f"evaluate: a {type(model).__name__} in the model's place; expected evaluate(model, data)")
+    check_loaded(model)
+    return model
 
 
 def _name_of_data(data, source):

@@ -3,6 +3,7 @@
 A folder holds settings.json (what decides the replies), replies.jsonl, replies.lock, and report.json once it is done.
 """
 
+import errno
 import json
 import os
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def open_journal(folder, settings, places):
         held = FileLock(folder / LOCK_FILE).acquire(blocking=False)
     except OSError as error:
         raise DataError(f"{folder}: another evaluation is writing here; wait for it, or choose another") from error
-    with held, open(folder / REPLIES_FILE, "a+b") as file:
+    with held, open(folder / REPLIES_FILE, "a+b", buffering=0) as file:  # closing it has nothing left to write
         known = _read(file, places)
         yield known, lambda replies: _append(file, replies, places)
 
@@ -103,6 +104,13 @@ def _append(file, replies, places):
         + "\n"
         for row, text in replies.items()
     )
-    file.write("".join(lines).encode("utf-8", "backslashreplace"))  # a name of a file may hold half a surrogate pair
-    file.flush()
-    os.fsync(file.fileno())
+    content = "".join(lines).encode("utf-8", "backslashreplace")  # a name of a file may hold half a surrogate pair
+    try:
+        if file.write(content) < len(content):  # the rest of a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"{file.name}: can't be written ({error.strerror}); expected room for replies; those before are kept: free "
+            "some of the disk and evaluate again to go on"
+        ) from error

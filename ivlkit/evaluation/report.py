@@ -216,6 +216,11 @@ class Report:
 
         Raises: DataError if the file is missing or no report.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise DataError(
+                f"a {type(path).__name__} in a report's place; expected what evaluate gives or keeps; write "
+                "compare(evaluate(before, data), evaluate(after, data))"
+            )
         path = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))

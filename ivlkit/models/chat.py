@@ -28,6 +28,7 @@ from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..views import shown
 from .decoding import Probabilities, QueueStreamer, decode, with_ends
+from .options import check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
 WINDOW_BATCHES = 4  # batches that are formed together, by length; they are prepared while the last window is answered
@@ -77,6 +78,7 @@ def chat(
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
+    check_options(generation, "chat", chat)
     asked = {"video": video, "history": history, "max_tiles": max_tiles, "system_message": system_message}
     prompt = _encode(vlm, make_prompt(vlm, question, images, **asked))
     if stream:
@@ -86,6 +88,8 @@ def chat(
 
 def make_prompt(vlm, question, images=None, *, video=None, history=None, max_tiles=None, system_message=None):
     """The `Prompt` of a question: tokens and tiles, nothing encoded. Arguments as in `chat`."""
+    check_loaded(vlm)
+    check_question(question, images)
     pictures = _as_list(images)
     asked = _ask(question, len(pictures))
     if video is not None:
@@ -103,6 +107,7 @@ def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
         options: as in `reply_batch`.
     Returns: list of `Reply`, without features.
     """
+    check_questions(questions)
     images = [None] * len(questions) if images is None else images
     if len(images) != len(questions):
         raise DataError(f"{len(questions)} questions but pictures for {len(images)}; expected one entry each")
@@ -146,6 +151,8 @@ def iterate_replies(
         seed: of sampling, for each batch anew; None: torch's own state.
         probabilities: replies carry those of their `tokens`.
     """
+    check_loaded(vlm)
+    check_options(generation, "chat_batch", reply_batch)
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}; expected 1 or more")
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)

@@ -57,6 +57,9 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
     """
     folder = final_folder(find_model(name))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        why = "this torch is built for the CPU" if torch.version.cuda is None else "no driver or no GPU answers"
+        raise CheckpointError(f"device={str(device)!r}: torch sees no GPU ({why}); expected 'cpu'; leave device out")
     dtype = dtype or default_dtype(device)
     if quantize not in (None, "4bit"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit' or none")

@@ -100,6 +100,11 @@ class Data:
 
     def place(self, number):
         """(source, row of its file) of a row; numbers count repeated rows each time."""
+        if not isinstance(number, (int, np.integer)):
+            raise DataError(
+                f"{self.path}: data[{number!r}]; expected a row's number; a part of a meta file: "
+                f"open_data({str(self.path)!r}, split={number!r}); rows of your own choice: data.select(numbers)"
+            )
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         number = int(number) % len(self)
@@ -152,7 +157,7 @@ class Data:
         kept = numbers if self.selection is None else np.asarray(self.selection)[numbers]
         return Data(self.sources, path=self.path, seed=self.seed, part=self.part, selection=kept)
 
-    def split(self, *, seed=0, **parts):
+    def split(self, *unnamed, seed=0, **parts):
         """Cut into parts by picture: `train, validation, test = data.split(train=0.8, validation=0.1, test=0.1)`.
 
         Rows that share a picture, by its content and also through other rows, stay together, and so do equal rows
@@ -161,6 +166,10 @@ class Data:
         Returns: a named tuple of `Data`, in the order of the arguments; without any, train, validation and test.
         Raises: DataError if the shares don't sum to 1, a picture is missing, or a part gets no row.
         """
+        if unnamed:
+            raise DataError(
+                f"{self.path}: split{unnamed}; expected names; write data.split(train=0.8, validation=0.1, test=0.1)"
+            )
         parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
         if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
             raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
