@@ -7,9 +7,8 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from .cli_errors import as_typed, ended
-from .cli_options import OTHER_NAMES, declared
-from .errors import DataError, IvlkitError, RecipeError
+from .cli_options import OTHER_NAMES, as_typed, declared
+from .errors import DataError, IvlkitError, RecipeError, ended
 
 
 def main(arguments=None):
@@ -22,8 +21,17 @@ def _run(arguments):
     try:
         return options.run(options) or 0
     except IvlkitError as error:
-        print(f"ivlkit: {as_typed(str(error), options.command, COMMANDS[options.command][2])}", file=sys.stderr)
+        names = COMMANDS[options.command][2]
+        settings = _recipe_fields() if "--set" in names else ()
+        print(f"ivlkit: {as_typed(str(error), options.command, names, settings)}", file=sys.stderr)
         return 2
+
+
+def _recipe_fields():
+    """{name: type} of what --set takes."""
+    from .training.recipes import Recipe
+
+    return {field.name: field.type for field in fields(Recipe)}
 
 
 def _parse(arguments):
@@ -249,14 +257,14 @@ def _metric(name):
 
 def _recipe_from(options, data, **where):
     from .training.estimate.suggest import suggest
-    from .training.recipes import Recipe, recipe
+    from .training.recipes import recipe
 
     if bool(options.what) == bool(options.suggest) or options.suggest and data is None:
         raise RecipeError("expected a recipe's name, or --suggest MODEL with --data")
 
     named = _named(options, "gpus per_device_batch epochs learning_rate")
     changes = {name: value for name, value in named.items() if value is not None}
-    kinds = {field.name: field.type for field in fields(Recipe)}
+    kinds = _recipe_fields()
     for pair in options.set:
         name, found, text = pair.partition("=")
         if not found:

@@ -78,7 +78,6 @@ def chat(
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
-    check_options(generation, "chat", chat)
     asked = {"video": video, "history": history, "max_tiles": max_tiles, "system_message": system_message}
     prompt = _encode(vlm, make_prompt(vlm, question, images, **asked))
     if stream:
@@ -152,7 +151,6 @@ def iterate_replies(
         probabilities: replies carry those of their `tokens`.
     """
     check_loaded(vlm)
-    check_options(generation, "chat_batch", reply_batch)
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}; expected 1 or more")
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
@@ -410,6 +408,7 @@ def _generate(vlm, prompts, generation, *, streamer=None, noted=None):
 
     Args: noted: a list for each prompt, to which the probabilities of the new ids are added.
     """
+    check_options(generation, "chat", chat)
     generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
     limit, boundary = generation.pop("max_new_tokens"), _short_context(vlm)
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
