@@ -2,8 +2,10 @@
 
 import pydoc
 from dataclasses import fields
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 import ivlkit as ivl
 from ivlkit.cli import main
@@ -104,10 +106,14 @@ class TestChat:
             with pytest.raises(CheckpointError, match=r"released; expected a loaded model; .*ivlkit.load\('"):
                 ask()
 
-    def test_a_gpu_that_torch_does_not_see_is_named_before_anything_is_read(self, tiny, monkeypatch):
-        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        with pytest.raises(CheckpointError, match="device='cuda': torch sees no GPU .*; expected 'cpu'"):
-            load(tiny, device="cuda")
+    @pytest.mark.parametrize("dtype", [None, torch.float32])
+    def test_a_gpu_that_torch_does_not_see_is_named_before_anything_is_read(self, tiny, dtype, monkeypatch):
+        """As torch answers where it is built for the CPU, and where a driver or the numbered GPU is missing."""
+        for error in (AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("invalid device ordinal")):
+            monkeypatch.setattr("torch.cuda.get_device_capability", Mock(side_effect=error))
+            monkeypatch.setattr("torch.cuda.mem_get_info", Mock(side_effect=error))
+            with pytest.raises(CheckpointError, match="device='cuda:9': torch sees no such GPU .*; expected 'cpu'"):
+                load(tiny, device="cuda:9", dtype=dtype)
 
 
 class TestData:
