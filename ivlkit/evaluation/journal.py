@@ -9,7 +9,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..data.files import write_whole
 from ..errors import DataError
@@ -42,7 +42,7 @@ def open_journal(folder, settings, places):
     _settle(folder, settings)
     try:
         held = FileLock(folder / LOCK_FILE).acquire(blocking=False)
-    except OSError as error:
+    except Timeout as error:
         raise DataError(f"{folder}: another evaluation is writing here; wait for it, or choose another") from error
     with held, open(folder / REPLIES_FILE, "a+b", buffering=0) as file:  # closing it has nothing left to write
         known = _read(file, places)

@@ -150,7 +150,7 @@ class Report:
 
         None for a metric that is not of exact answers, and where no truth stands twice.
         """
-        metric, ((answer, count), *_) = EXACT_METRICS.get(self.metric), self._truths().most_common(1)
+        metric, [(answer, count)] = EXACT_METRICS.get(self.metric), self._truths().most_common(1)
         if metric is None or count == 1:
             return None
         return answer, float(np.mean([metric(answer, row.answers or row.truth) for row in self.rows]))
@@ -160,7 +160,7 @@ class Report:
         """{truth: rows} of classes with fewer than 5 rows; {} where truths are no classes: more than 20, or mostly
         different ones."""
         found = self._truths()
-        if self.metric not in EXACT_METRICS or not 2 <= len(found) <= min(MOST_CLASSES, len(self.rows) / 2):
+        if not 2 <= len(found) <= min(MOST_CLASSES, len(self.rows) / 2):
             return {}
         return {truth: count for truth, count in found.items() if count < FEW_ROWS}
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -88,6 +89,19 @@ def test_a_line_that_is_not_ours_is_named(tmp_path, line, said):
 def test_replies_without_settings_are_refused(tmp_path):
     (tmp_path / "replies.jsonl").write_text(json.dumps({"row": 0, "where": "a:1", "reply": "x"}) + "\n")
     with pytest.raises(DataError, match=r"replies without settings\.json"):
+        write(tmp_path)
+
+
+def test_a_second_evaluation_in_the_same_folder_waits(tmp_path):
+    waits = pytest.raises(DataError, match="another evaluation is writing here; wait for it")
+    with open_journal(tmp_path, {"seed": 0}, PLACES), waits:
+        write(tmp_path)
+
+
+def test_a_folder_that_can_not_be_written_is_no_other_evaluation(tmp_path, monkeypatch):
+    refused = PermissionError(13, "Permission denied", str(tmp_path / "replies.lock"))
+    monkeypatch.setattr("ivlkit.evaluation.journal.FileLock.acquire", Mock(side_effect=refused))
+    with pytest.raises(PermissionError):
         write(tmp_path)
 
 
