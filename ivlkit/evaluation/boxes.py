@@ -119,8 +119,8 @@ def _overlaps(reply, truth):
         raise DataError(f"iou: the truth {truth[:80]!r} has no box; expected [x1, y1, x2, y2]; choose another metric")
     found, names_count = _named(reply), len({name for name, _ in expected}) > 1
     table = [
-        [0.0 if names_count and name != other else intersection_over_union(box, truth) for other, truth in expected]
-        for name, box in found
+        [0.0 if names_count and said != name else intersection_over_union(box, own) for name, own in expected]
+        for said, box in found
     ]
     return np.array(table).reshape(len(found), len(expected))
 
@@ -174,7 +174,7 @@ def ap50(replies, truths):
     Equal to pycocotools' with each row as a picture. A class is a name in the truths (<ref>cat</ref>). Where a row's
     truth has one class, all boxes of its reply are of that class; else a box is of the class that it names. In a row
     whose truth has no box, each box is wrong for the class that it names, or for the report's only class; in a report
-    of several classes a box without a name is not counted there.
+    of several classes a box without a name is not counted there. Of several accepted answers the first one counts.
 
     A box's score is the probability of its tokens where replies carry them (`ScoredReply`; `evaluate` asks for them
     where truths have boxes). Else all boxes tie (`scored` is 0). Of boxes that tie those of earlier rows go first, then
@@ -213,18 +213,19 @@ def _by_class(replies, truths, scored):
     expected = [_named(truth) for truth in truths]
     classes = {name: [] for name in dict.fromkeys(name for row in expected for name, _ in row)}
     for reply, row in zip(replies, expected, strict=True):
-        boxes = _named(reply)
-        scores = reply.box_scores if scored and boxes else [1.0] * len(boxes)
-        only = {name for name, _ in row} or set(classes)
-        only = next(iter(only)) if len(only) == 1 else None  # the class of all boxes of this reply
+        found = _found(reply, {name for name, _ in row} or set(classes), scored)
         for name, pairs in classes.items():
-            found = [
-                (score, box)
-                for score, (said, box) in zip(scores, boxes, strict=True)
-                if (said if only is None else only) == name
-            ]
-            pairs.append((found, [box for other, box in row if other == name]))
+            own = [(score, box) for said, score, box in found if said == name]
+            pairs.append((own, [box for other, box in row if other == name]))
     return classes
+
+
+def _found(reply, possible, scored):
+    """(class, score, box) of a reply's boxes: the class that each names, or the only one that is possible."""
+    boxes = _named(reply)
+    scores = reply.box_scores if scored and boxes else [1.0] * len(boxes)
+    only = list(possible) * len(boxes) if len(possible) == 1 else [name for name, _ in boxes]
+    return list(zip(only, scores, (box for _, box in boxes), strict=True))
 
 
 def average_precision(rows, threshold):

@@ -55,7 +55,12 @@ def compose(value):
 
 def composed(metric):
     """The metric of replies and truths in Unicode NFC."""
-    return functools.wraps(metric)(lambda reply, truth: metric(compose(reply), compose(truth)))
+
+    @functools.wraps(metric)
+    def in_nfc(*texts, **named):
+        return metric(*map(compose, texts), **{name: compose(text) for name, text in named.items()})
+
+    return in_nfc
 
 
 def accepted(truth):
