@@ -7,21 +7,31 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from .cli_options import OPTIONS, OTHER_NAMES
-from .errors import DataError, IvlkitError, RecipeError
+from .cli_options import OTHER_NAMES, as_typed, declared
+from .errors import DataError, IvlkitError, RecipeError, ended
 
 
 def main(arguments=None):
     """Run one command; returns the exit code: 0, 1 if what it looked at is bad, 2 with a line for a user's mistake."""
+    return ended(_run, arguments)
+
+
+def _run(arguments):
     options = _parse(arguments)
     try:
         return options.run(options) or 0
     except IvlkitError as error:
-        print(f"ivlkit: {error}", file=sys.stderr)
+        names = COMMANDS[options.command][2]
+        settings = _recipe_fields() if "--set" in names else ()
+        print(f"ivlkit: {as_typed(str(error), options.command, names, settings)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+
+def _recipe_fields():
+    """{name: type} of what --set takes."""
+    from .training.recipes import Recipe
+
+    return {field.name: field.type for field in fields(Recipe)}
 
 
 def _parse(arguments):
@@ -57,10 +67,9 @@ def _add_command(commands, name):
         epilog="\n  ".join(["examples:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, command=name)
     for option in options.split():
-        own = f"{name} {option}"
-        parser.add_argument(option, *OTHER_NAMES.get(option, ()), **OPTIONS[own if own in OPTIONS else option])
+        parser.add_argument(option, *OTHER_NAMES.get(option, ()), **declared(name, option))
 
 
 def _print(value, as_json):
@@ -256,14 +265,14 @@ def _metric(name):
 
 def _recipe_from(options, data, **where):
     from .training.estimate.suggest import suggest
-    from .training.recipes import Recipe, recipe
+    from .training.recipes import recipe
 
     if bool(options.what) == bool(options.suggest) or options.suggest and data is None:
         raise RecipeError("expected a recipe's name, or --suggest MODEL with --data")
 
     named = _named(options, "gpus per_device_batch epochs learning_rate")
     changes = {name: value for name, value in named.items() if value is not None}
-    kinds = {field.name: field.type for field in fields(Recipe)}
+    kinds = _recipe_fields()
     for pair in options.set:
         name, found, text = pair.partition("=")
         if not found:

@@ -1,5 +1,7 @@
 """Every option of the command line, as argparse takes it; `COMMANDS` of cli.py says which command has which."""
 
+import re
+
 OPTIONS = {
     # Names that mean several things: with a command before it, what the option is there; without, everywhere else.
     "check data": {"help": "meta .json or .jsonl"},
@@ -96,3 +98,23 @@ OPTIONS = {
     "--for-students": {"action": "store_true", "help": "without solutions and outputs"},
 }
 OTHER_NAMES = {"--data": ("--meta-path", "--meta_path")}  # the released scripts' own
+
+
+def declared(command, option):
+    """What argparse takes for an option of a command."""
+    own = f"{command} {option}"
+    return OPTIONS[own if own in OPTIONS else option]
+
+
+def as_typed(text, command, names, settings=()):
+    """An error's Python spelling as it is typed: "seed=-1" → "--seed -1", and of a recipe "--set packing=true".
+
+    Args: names: of the command's options, as COMMANDS has them; settings: the fields that its --set takes.
+    """
+    options = {_destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
+    typed = {name: f"--set {name}=" for name in settings} | options
+    return re.sub(r"(?<![\w-])(?<!--set )(\w+)=(?=\S)", lambda found: typed.get(found[1], found[0]), text)
+
+
+def _destination(command, name):
+    return declared(command, name).get("dest", name.lstrip("-").replace("-", "_"))

@@ -1,8 +1,18 @@
 """The errors a user can mend. Each message reads: where - found; expected; what to do.
 
-The command line prints them as one line and exits with code 2; everything else is a defect of ours and keeps its
-traceback.
+The command line prints them as one line and exits with code 2, and so it does where a disk or a terminal does not take
+what is written; everything else is a defect of ours and keeps its traceback.
 """
+
+import errno
+import os
+import sys
+from contextlib import suppress
+
+BROKEN_PIPE = 141  # as a shell counts a program that wrote to a closed pipe
+_TODO = {errno.ENOSPC: "free some of the disk, or choose another"} | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write, or change its permissions"
+)
 
 
 class IvlkitError(Exception):
@@ -64,3 +74,38 @@ class TrainingError(IvlkitError, RuntimeError):
 
 class ExportError(IvlkitError, RuntimeError):
     """An export that did not prove equal to the model it came from."""
+
+
+def ended(run, arguments):
+    """The exit code of run(arguments), all of its output written: disks, pipes and terminals may refuse that."""
+    if getattr(sys.stdout, "errors", None) == "strict":  # a terminal of another encoding shows \\xe9
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+        _drop_output()
+        return BROKEN_PIPE
+    except (OSError, UnicodeError) as error:
+        _drop_output()
+        print(f"ivlkit: {_said(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _drop_output():
+    """What could not be written is not tried again when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _said(error):
+    if not isinstance(error, OSError) or not error.strerror:
+        return " ".join(str(error).split())
+    place = error.filename or "the output"
+    todo = _TODO.get(error.errno, "check the path")
+    return f"{place}: {error.strerror}; expected a file or folder that can be read and written; {todo}"

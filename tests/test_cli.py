@@ -1,6 +1,8 @@
 """The command line: each command does what its help says, a mistake is one line and exit code 2."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -149,3 +151,45 @@ def test_talking_without_a_question_ends_at_an_empty_line(tiny_vlm, capsys, monk
 def test_the_module_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "ivlkit", "families"], capture_output=True, text=True)
     assert done.returncode == 0 and "InternVL-Chat-V1-5" in done.stdout
+
+
+def ended(arguments, stdout, **environment):
+    """(exit code, lines of standard error) of a command whose output goes somewhere."""
+    command = [sys.executable, "-m", "ivlkit", *arguments]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment, timeout=120)
+    return done.returncode, done.stderr.decode().splitlines()
+
+
+class TestEnds:
+    def test_a_full_disk_behind_the_output_is_one_line(self):
+        with open("/dev/full", "w") as full:
+            code, (line,) = ended(["families"], full)
+        assert code == 2 and line.startswith("ivlkit: the output: No space left on device; expected ")
+
+    def test_a_reader_that_has_seen_enough_ends_it_without_a_word(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        assert ended(["families"], writing) == (141, [])
+        os.close(writing)
+
+    def test_a_terminal_of_another_encoding_shows_escapes(self, write_rows, turns, tmp_path):
+        rows = write_rows([{"conversations": turns("Q", "x")}], "naïve→.jsonl")
+        for encoding, name in (("latin-1", b"na\xefve\\u2192.jsonl"), ("ascii", b"na\\xefve\\u2192.jsonl")):
+            with open(tmp_path / "out.txt", "w+b") as out:
+                assert ended(["check", str(rows)], out, PYTHONIOENCODING=encoding)[0] == 0
+                out.seek(0)
+                assert name in out.read()
+
+    @pytest.mark.parametrize(("code", "todo"), [(errno.ENOSPC, "free some of the disk"), (errno.EROFS, "may write")])
+    def test_a_page_that_can_not_be_written_is_named(
+        self, code, todo, tiny_vlm, write_rows, turns, capsys, monkeypatch
+    ):
+        def refuse(*_, **__):
+            raise OSError(code, os.strerror(code))
+
+        data = write_rows([{"conversations": turns("Hi", "x")}])
+        monkeypatch.setattr("pathlib.Path.write_text", refuse)
+        arguments = ["evaluate", str(tiny_vlm.folder), str(data), "--html", "page.html", "--max-new-tokens", "2"]
+        assert main(arguments) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"ivlkit: page.html: {os.strerror(code)}; expected ") and todo in line

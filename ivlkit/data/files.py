@@ -45,8 +45,10 @@ def replacing(path, *, mark=""):
         yield aside
         if aside.exists():
             os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
         raise
 
 

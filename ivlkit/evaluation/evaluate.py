@@ -17,9 +17,13 @@ from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
-from ..models.load import ORIGIN_FILE
+from ..models.load import ORIGIN_FILE, load
+from ..models.options import check_loaded, check_options
+from ..training.run import Run
+from .boxes import ScoredReply, parse_boxes, score_boxes
 from .journal import open_journal
 from .metrics import CORPUS_METRICS, METRICS
+from .normalise import accepted
 from .pictures import arrange, content_key, kept_own, media_key
 from .report import Report, Row
 
@@ -45,7 +49,7 @@ def evaluate(
     Earlier turns of a row are given as written. A row with a field `answers`, a list of texts, accepts any of them.
 
     Args:
-        vlm: a loaded model.
+        vlm: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
         data: what `open_data` gives, a path, or a list of records.
         metric: a name of METRICS or CORPUS_METRICS, or a function of (reply, truth) that gives 0 to 1; the truth is a
             text, for rows with `answers` a tuple of texts. A judge that is a model of its own is such a function.
@@ -60,6 +64,8 @@ def evaluate(
         the model was trained with (and `max_tiles` was not given).
     """
     score_rows, name = _metric(metric)
+    check_options(generation, "evaluate", evaluate)
+    vlm = _loaded(vlm)
     started = time.monotonic()
     generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
     _check_as_trained(vlm, max_tiles)
@@ -71,7 +77,8 @@ def evaluate(
     asked = arrange(records, pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in asked]
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
-    options = {"progress": progress, "batch_size": batch_size, "seed": seed, **generation}
+    has_boxes = any(parse_boxes(answer) for record in records for answer in accepted(accepted_truth(record)))
+    options = {"progress": progress, "batch_size": batch_size, "seed": seed, "probabilities": has_boxes, **generation}
     replies, num_asked = _replies(vlm, asked, budgets, to, settings, **options)
     details = {
         **{"model": vlm.origin, "data": _name_of_data(data, source), "max_tiles": max_tiles or settings["max_tiles"]},
@@ -84,6 +91,17 @@ def evaluate(
     if to:
         report.save_json(Path(to) / "report.json")
     return report
+
+
+def _loaded(model):
+    if isinstance(model, (str, os.PathLike)):
+        return load(model)
+    if isinstance(model, Run):
+        return model.load()
+    if not hasattr(model, "processor"):
+        raise DataError(f"evaluate: a {type(model).__name__} in the model's place; expected evaluate(model, data)")
+    check_loaded(model)
+    return model
 
 
 def _name_of_data(data, source):
@@ -132,13 +150,19 @@ def _check_rows(records, metric):
     for record in records:
         if [turn.role for turn in record.turns[-2:]] != ["user", "assistant"]:
             raise DataError(f"{record.where}: does not end with a question and its answer; expected both; add them")
-        truth = accepted_truth(record)
-        if isinstance(metric, str):
-            score, _ = _metric(metric)
+    truths = list(map(accepted_truth, records))
+    if not isinstance(metric, str):
+        return
+    score, _ = _metric(metric)
+    try:
+        score([""] * len(truths), truths)
+    except DataError:
+        for record, truth in zip(records, truths, strict=True):
             try:
                 score([""], [truth])
             except DataError as error:
                 raise DataError(f"{record.where}: {error}") from error
+        raise
 
 
 def _replies(vlm, records, budgets, to, settings, **options):
@@ -157,9 +181,17 @@ def _ask(vlm, records, budgets, known, *, progress, **options):
     conversations = [(record.turns[:-1], record.video or record.images) for record in records]
     with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:
         for batch in iterate_replies(vlm, conversations, max_tiles=budgets, done=set(known), **options):
-            new = {number: reply.text for number, reply in batch if number not in known}
+            new = {number: _with_scores(reply) for number, reply in batch if number not in known}
             bar.update(len(new))
             yield new
+
+
+def _with_scores(reply):
+    """The text; if it has boxes and the probabilities of its tokens are known, with a score of each box."""
+    tokens = getattr(reply, "tokens", ())
+    return (
+        ScoredReply(reply.text, score_boxes(reply.text, tokens)) if tokens and parse_boxes(reply.text) else reply.text
+    )
 
 
 def _kept(records, asked, pictures):
@@ -179,12 +211,13 @@ def _score(records, asked, replies, score_rows, name, details):
             where=record.where,
             question=_without_places(record.question),
             truth=record.answer,
-            reply=reply,
+            reply=str(reply),
             score=score,
             images=shown.images,
             extra={key: value for key, value in record.extra.items() if key != "answers"},
             answers=tuple(record.extra.get("answers") or ()),
             video=shown.video,
+            box_scores=getattr(reply, "box_scores", ()),
         )
         for record, shown, reply, score in zip(records, asked, replies, scores, strict=True)
     )

@@ -3,15 +3,17 @@
 A folder holds settings.json (what decides the replies), replies.jsonl, replies.lock, and report.json once it is done.
 """
 
+import errno
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..data.files import write_whole
 from ..errors import DataError
+from .boxes import ScoredReply
 
 SETTINGS_FILE, REPLIES_FILE, LOCK_FILE = "settings.json", "replies.jsonl", "replies.lock"
 
@@ -40,9 +42,9 @@ def open_journal(folder, settings, places):
     _settle(folder, settings)
     try:
         held = FileLock(folder / LOCK_FILE).acquire(blocking=False)
-    except OSError as error:
+    except Timeout as error:
         raise DataError(f"{folder}: another evaluation is writing here; wait for it, or choose another") from error
-    with held, open(folder / REPLIES_FILE, "a+b") as file:
+    with held, open(folder / REPLIES_FILE, "a+b", buffering=0) as file:  # closing it has nothing left to write
         known = _read(file, places)
         yield known, lambda replies: _append(file, replies, places)
 
@@ -89,14 +91,26 @@ def _parse(line, where, places):
         raise DataError(f"{where}: broken ({error}); expected a row's reply; remove the line") from error
     if not matches:
         raise DataError(f"{where}: a reply of another row ({saved['where']}); expected {places[row]}; remove the line")
-    return row, text
+    return row, ScoredReply(text, saved["box_scores"]) if "box_scores" in saved else text
 
 
 def _append(file, replies, places):
     lines = (
-        json.dumps({"row": row, "where": places[row], "reply": text}, ensure_ascii=False) + "\n"
+        json.dumps(
+            {"row": row, "where": places[row], "reply": text}
+            | ({"box_scores": text.box_scores} if isinstance(text, ScoredReply) else {}),
+            ensure_ascii=False,
+        )
+        + "\n"
         for row, text in replies.items()
     )
-    file.write("".join(lines).encode("utf-8", "backslashreplace"))  # a name of a file may hold half a surrogate pair
-    file.flush()
-    os.fsync(file.fileno())
+    content = "".join(lines).encode("utf-8", "backslashreplace")  # a name of a file may hold half a surrogate pair
+    try:
+        if file.write(content) < len(content):  # the rest of a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(
+            f"{file.name}: can't be written ({error.strerror}); expected room for replies; those before are kept: free "
+            "some of the disk and evaluate again to go on"
+        ) from error

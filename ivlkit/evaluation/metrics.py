@@ -15,13 +15,22 @@ from collections import Counter
 import numpy as np
 
 from ..errors import DataError
-from .normalise import caption_words, collapse, squad_words, vqa_text
+from .boxes import ap, ap50, grounding, iou, iou_at_50
+from .normalise import (
+    accepted,
+    best_accepted,
+    caption_words,
+    collapse,
+    compose,
+    composed,
+    loose,
+    number_in,
+    squad_words,
+    vqa_text,
+)
 
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05  # ChartQA
-IOU_THRESHOLD = 0.5
-_NUMBER = r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*"
-_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _SPACELESS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Thai, Lao, Japanese, Chinese, Korean
 _WHOLE_NUMBER = re.compile(r"(?<![\d.,])\d+(?:,\d{3})*(?:\.\d+)?(?!\.?\d)")  # 4.5 and 1,000; no part of 31.12.2020
 _LETTER_FIRST = re.compile(r"\W*([A-Za-z])(?:\s*[.:)\],、，。]|\s[-–—]\s|\W*(?:$|\n))")
@@ -32,31 +41,22 @@ _ANOTHER_LETTER = re.compile(  # behind a letter: ", B", ") and (C"; no "A, a ca
 _LETTER_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 
 
-def accepted(truth):
-    """The accepted answers of a truth: ("a",) for "a"."""
-    return (truth,) if isinstance(truth, str) else tuple(truth)
-
-
-def _best(metric):
-    """The best score over the accepted answers."""
-
-    @functools.wraps(metric)
-    def best(reply, truth):
-        return max(float(metric(reply, answer)) for answer in accepted(truth))
-
-    return best
-
-
 # words and texts ------------------------------------------------------------------------------------------------------
 
 
-@_best
+@best_accepted
 def exact_match(reply, truth):
     """1 if both are equal after collapsing whitespace, else 0. Upper and lower case differ."""
     return collapse(reply) == collapse(truth)
 
 
-@_best
+@best_accepted
+def lenient_match(reply, truth):
+    """As `exact_match`, but case, spaces and the punctuation at the end don't count: "new york." for "New York" → 1."""
+    return loose(reply) == loose(truth)
+
+
+@best_accepted
 def contains(reply, truth):
     """1 if the reply holds the truth as whole words, in any case: "It is Paris." holds "paris", "407" doesn't hold "4".
 
@@ -79,7 +79,7 @@ def _cuts(span, whole):
     return any(whole[0] < end < whole[1] for end in span)
 
 
-@_best
+@best_accepted
 def f1(reply, truth):
     """F1 of shared words, by SQuAD's rules: "a red cat" for "the cat" → 2 · 1 / (2 + 1) = 0.667.
 
@@ -91,6 +91,7 @@ def f1(reply, truth):
     return 2 * (Counter(found) & Counter(expected)).total() / (len(found) + len(expected))
 
 
+@composed
 def vqa_accuracy(reply, truth):
     """VQA's accuracy over ten people's answers, after its text normalisation: 3 of 10 agree → 0.9, 4 → 1.
 
@@ -112,7 +113,7 @@ def vqa_accuracy(reply, truth):
     return without_one / 10
 
 
-@_best
+@best_accepted
 def anls(reply, truth):
     """1 - edit distance / longer length, 0 if that is under 0.5; case and whitespace don't count.
 
@@ -122,7 +123,7 @@ def anls(reply, truth):
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
 
-@_best
+@best_accepted
 def relaxed_accuracy(reply, truth):
     """ChartQA's: numbers within 5 % of the truth, texts equal in any case. "96" and "104" for "100" → 1; "106" → 0.
 
@@ -134,12 +135,27 @@ def relaxed_accuracy(reply, truth):
     return abs(found - expected) <= RELATIVE_TOLERANCE * abs(expected)
 
 
-@_best
+@best_accepted
+def number(reply, truth):
+    """1 if both hold the same number, however it is written: "1 234,50 €" for "€1,234.5", "It is ５." for "5" → 1.
+
+    Read by `number_in`, which says what "1,234" is. A unit counts where both texts have one: "5 g" for "5 kg" → 0, "5"
+    → 1; units are not converted. A reply with several numbers is wrong. A truth without one is compared as
+    `lenient_match` does.
+    """
+    found, expected = number_in(reply), number_in(truth)
+    if found is None or expected is None:
+        return expected is None and loose(reply) == loose(truth)
+    return found[0] == expected[0] and (not found[1] or expected[1] <= found[1])
+
+
+@best_accepted
 def character_accuracy(reply, truth):
     """1 - character error rate, at least 0: "cat" for "cart" → 1 - 1 / 4 = 0.75."""
     return max(0.0, 1 - character_error_rate(reply, truth))
 
 
+@composed
 def character_error_rate(reply, truth):
     """Edits that turn the reply into the truth, by the truth's characters; above 1 for a reply that is far too long."""
     if not truth:
@@ -147,12 +163,13 @@ def character_error_rate(reply, truth):
     return edit_distance(reply, truth) / len(truth)
 
 
-@_best
+@best_accepted
 def rouge_l(reply, truth):
     """ROUGE-L's F-measure, by Google's rouge-score with stemming. Its words are of a-z and digits: no other script."""
     return _rouge_scorer().score(truth, reply)["rougeL"].fmeasure
 
 
+@composed
 def bleu(reply, truth):
     """BLEU of one sentence, smoothed, by sacrebleu; published scores are `corpus_bleu`."""
     return _sacrebleu().sentence_bleu(reply, list(accepted(truth))).score / 100
@@ -161,7 +178,7 @@ def bleu(reply, truth):
 # choices --------------------------------------------------------------------------------------------------------------
 
 
-@_best
+@best_accepted
 def multiple_choice(reply, truth):
     """1 if the reply names the truth's letter ("B", "(B)", "B. blue", "The answer is B"), or is the truth in any case.
 
@@ -183,7 +200,7 @@ def choice_letter(text):
     return named.pop()
 
 
-@_best
+@best_accepted
 def yes_no(reply, truth):
     """1 if both say yes or both say no; read as `says_no` does."""
     return says_no(reply) == says_no(truth)
@@ -201,61 +218,10 @@ def _first_words(text):
     return re.findall(r"[a-z']+", text.strip().partition(".")[0].lower())
 
 
-# boxes ----------------------------------------------------------------------------------------------------------------
-
-
-def parse_boxes(text):
-    """Boxes [(x1, y1, x2, y2)] of a text: "<box>[[100, 200, 300, 400]]</box>" → [(100.0, 200.0, 300.0, 400.0)].
-
-    Every bracket of four numbers is one, in the order of the text; [] if there is none.
-    """
-    return [tuple(map(float, found)) for found in _BOX.findall(text)]
-
-
-def intersection_over_union(first, second):
-    """Shared area of two boxes (x1, y1, x2, y2) by the area of both: (0, 0, 2, 1) and (1, 0, 3, 1) → 1 / 3.
-
-    A box whose corners are swapped, or that has no area, shares nothing.
-    """
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / (_area(first) + _area(second) - shared)
-
-
-def _area(box):
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-@_best
-def iou(reply, truth):
-    """Intersection over union of the first box of the reply with the truth's; 0 without a box.
-
-    Coordinates are thousandths of the picture; a box of fractions (none above 1) is scaled.
-
-    Raises: DataError if the truth has no box.
-    """
-    expected, found = parse_boxes(truth), parse_boxes(reply)
-    if not expected:
-        raise DataError(f"iou: the truth {truth[:80]!r} has no box; expected [x1, y1, x2, y2]; choose another metric")
-    return intersection_over_union(_thousandths(found[0]), _thousandths(expected[0])) if found else 0.0
-
-
-def iou_at_50(reply, truth):
-    """1 if the first box of the reply has an intersection over union of at least 0.5 with the truth's, else 0."""
-    return float(iou(reply, truth) >= IOU_THRESHOLD)
-
-
-def _thousandths(box):
-    return tuple(1000 * value for value in box) if max(box) <= 1 else box
-
-
 # JSON -----------------------------------------------------------------------------------------------------------------
 
 
-@_best
+@best_accepted
 def json_fields(reply, truth):
     """Share of fields that are right, out of all that the truth or the reply has; 0 for a reply without JSON.
 
@@ -293,7 +259,7 @@ def _leaves(value, path=""):
         for number, inner in enumerate(value):
             yield from _leaves(inner, f"{path}[{number}]")
     else:
-        yield path, _comparable(value)
+        yield compose(path), _comparable(value)
 
 
 def _comparable(value):
@@ -305,6 +271,7 @@ def _comparable(value):
 # whole reports --------------------------------------------------------------------------------------------------------
 
 
+@composed
 def pope(replies, truths):
     """POPE: accuracy, and precision, recall and F1 of "yes"; yes_rate, and unclear, the share that says neither.
 
@@ -329,6 +296,7 @@ def _ratio(part, whole):
     return float(part / whole) if whole else 0.0
 
 
+@composed
 def cider(replies, truths):
     """CIDEr-D, 0 to 10: n-grams of 1 to 4 words, weighted by how rare they are among the pictures' captions.
 
@@ -377,6 +345,7 @@ def _cider_similarity(found, expected, sigma=6.0):
     return penalty * sum(cosines) / len(cosines)
 
 
+@composed
 def corpus_bleu(replies, truths):
     """BLEU-4 of the whole report by sacrebleu, 0 to 1; its signature says with which settings."""
     answers = [accepted(truth) for truth in truths]
@@ -388,6 +357,7 @@ def corpus_bleu(replies, truths):
     return {"rows": rows, "bleu": score, "signature": str(scorer.get_signature())}
 
 
+@composed
 def corpus_character_error_rate(replies, truths):
     """Edits of all rows by characters of all truths, of the nearest accepted answer of each row."""
     nearest = [
@@ -397,19 +367,6 @@ def corpus_character_error_rate(replies, truths):
     edits = sum(edit_distance(reply, truth) for reply, truth in zip(replies, nearest, strict=True))
     rows = [character_accuracy(reply, truth) for reply, truth in zip(replies, nearest, strict=True)]
     return {"rows": rows, "character_error_rate": _ratio(edits, sum(map(len, nearest)))}
-
-
-def grounding(replies, truths):
-    """Boxes: the share with an intersection over union of at least 0.5, its mean, the share of replies without."""
-    overlaps = [iou(reply, truth) for reply, truth in zip(replies, truths, strict=True)]
-    hits = [float(overlap >= IOU_THRESHOLD) for overlap in overlaps]
-    without = [not parse_boxes(reply) for reply in replies]
-    return {
-        "rows": hits,
-        "iou_at_50": float(np.mean(hits)),
-        "mean_iou": float(np.mean(overlaps)),
-        "without_box": float(np.mean(without)),
-    }
 
 
 # parts ----------------------------------------------------------------------------------------------------------------
@@ -464,10 +421,19 @@ def _sacrebleu():
 METRICS = {
     function.__name__: function
     for function in (
-        *(exact_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, character_accuracy, rouge_l, bleu),
+        *(exact_match, lenient_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, number, character_accuracy),
+        *(rouge_l, bleu),
         *(multiple_choice, yes_no, iou, iou_at_50, json_fields),
     )
 }
 CORPUS_METRICS = {
-    function.__name__: function for function in (pope, cider, corpus_bleu, corpus_character_error_rate, grounding)
+    function.__name__: function
+    for function in (pope, cider, corpus_bleu, corpus_character_error_rate, grounding, ap50, ap)
 }
+EXACT_METRICS = {  # of single answers, which one constant answer may score well in
+    function.__name__: function
+    for function in (
+        *(exact_match, lenient_match, contains, vqa_accuracy),
+        *(relaxed_accuracy, number, multiple_choice, yes_no),
+    )
+} | {"pope": yes_no}

@@ -1,7 +1,13 @@
-"""How metrics make texts comparable: one function for each published rule."""
+"""How metrics make texts comparable: one function for each published rule.
 
+Before all of them stands Unicode NFC: "é" is one character whether it was written as one or as "e" and an accent.
+"""
+
+import functools
+import math
 import re
 import string
+import unicodedata
 
 _NOT_WORDS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
@@ -20,6 +26,10 @@ _NUMBERS = {
 }
 _ARTICLES = {"a", "an", "the"}
 _VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_ASCII = {0xFF01 + place: 0x21 + place for place in range(94)} | {0x2212: "-"}  # full-width "１，５％", the minus sign
+_GROUP = "[ \u00a0\u2009\u202f'’]"  # between thousands, beside point and comma
+_DIGITS = rf"\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*|[.,]\d+"
+_WRITTEN = re.compile(rf"(?<![\w.,])[-+]?(?:{_DIGITS})(?:[eE][-+]?\d+)?")  # no part of a word: "CO2", "m2"
 _PERIOD = re.compile(r"\.(?!\d)")  # 1.5 keeps its point
 
 
@@ -36,9 +46,41 @@ def _misspellings():
 _CONTRACTIONS = _misspellings()
 
 
+def compose(value):
+    """A text, or each of a list of texts, in Unicode NFC."""
+    if isinstance(value, str):
+        return value if unicodedata.is_normalized("NFC", value) else unicodedata.normalize("NFC", value)
+    return tuple(map(compose, value))
+
+
+def composed(metric):
+    """The metric of replies and truths in Unicode NFC."""
+
+    @functools.wraps(metric)
+    def in_nfc(*texts, **named):
+        return metric(*map(compose, texts), **{name: compose(text) for name, text in named.items()})
+
+    return in_nfc
+
+
+def accepted(truth):
+    """The accepted answers of a truth, in NFC: ("a",) for "a"."""
+    return compose((truth,) if isinstance(truth, str) else truth)
+
+
+def best_accepted(metric):
+    """The metric's best score over the accepted answers."""
+
+    @functools.wraps(metric)
+    def best(reply, truth):
+        return max(float(metric(compose(reply), answer)) for answer in accepted(truth))
+
+    return best
+
+
 def collapse(text):
-    """Whitespace collapsed: " two\\n words" → "two words"."""
-    return " ".join(text.split())
+    """Whitespace collapsed, in NFC: " two\\n words" → "two words"."""
+    return " ".join(compose(text).split())
 
 
 def vqa_text(text):
@@ -71,3 +113,37 @@ def caption_words(text):
     text = re.sub(r"n't\b", " n't", text.lower().replace("’", "'"))
     text = re.sub(r"(?<=\w)('(?:s|re|ve|ll|d|m))\b", r" \1", text)
     return re.findall(r"n't|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-.,]\w+)*", text)
+
+
+def loose(text):
+    """Without case, spaces and the punctuation at the end: "New York." → "newyork", "Yes !" → "yes"."""
+    return "".join(text.casefold().split()).rstrip(".,;:!?。，；：！？、")
+
+
+def number_in(text):
+    """(the one number of a text, the words beside it): "1 234,50 €" → (1234.5, {"€"}); None for no number or several.
+
+    Where point and comma both stand, the last is the decimal mark; a mark that stands several times parts thousands.
+    A mark that stands once is the decimal mark, "1,5" is 1.5, except for a comma before three digits: "1,234" is
+    1234 as in English, though some write 1.234 so; "1.234" is 1.234, though some write 1234 so. Spaces and
+    apostrophes part thousands too. Digits may be of any script.
+    """
+    text = text.translate(_ASCII)
+    found = _WRITTEN.findall(text)
+    value = _value(found[0]) if len(found) == 1 else None
+    words = (word.strip(".,;:!?()").casefold() for word in _WRITTEN.sub(" ", text).split())
+    return None if value is None else (value, {word for word in words if word})
+
+
+def _value(written):
+    """The number that digits and marks write, or None: "1.234.567,8" → 1234567.8, "31.12.2020" → None."""
+    written = re.sub(_GROUP, "", written)
+    marks = [mark for mark in written if mark in ".,"]
+    decimal = marks[-1] if len(set(marks)) == 2 and marks.count(marks[-1]) == 1 else None
+    if len(marks) == 1 and not re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", written):
+        decimal = marks[0]
+    whole, _, rest = written.partition(decimal) if decimal else (written, "", "")
+    if re.search("[.,]", whole) and not re.fullmatch(r"[-+]?\d{1,3}(?:([.,])\d{2,3})*(?:[.,]\d{3})", whole):
+        return None
+    value = float(re.sub("[.,]", "", whole) + (f".{rest}" if rest else ""))
+    return value if math.isfinite(value) else None

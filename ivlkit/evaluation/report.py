@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -11,11 +12,16 @@ from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
 from ..views import shown
+from .boxes import ScoredReply
 from .intervals import bootstrap_interval
-from .metrics import CORPUS_METRICS
+from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
+from .normalise import collapse
 from .pictures import media_key
 
 LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
+FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
+FEW_ROWS = 5  # of a class: fewer say nothing about it
+MOST_CLASSES = 20  # different truths, each twice on average: more are no classes
 RIGHT = 0.5  # from this score on a row counts as right
 FORMAT = 1  # of report.json
 NOT_SLICES = {"width", "height", "length", "answers"}
@@ -34,6 +40,7 @@ class Row:
     extra: dict = field(default_factory=dict)  # the row's other fields: slices
     answers: tuple[str, ...] = ()  # all accepted answers, if the row has several
     video: Video | None = None  # instead of images
+    box_scores: tuple[float, ...] = ()  # of the boxes of the reply: the probability of each one's tokens, if known
 
     @property
     def is_right(self):
@@ -119,7 +126,8 @@ class Report:
         """Numbers of a corpus metric on these rows: `report.corpus("pope")["precision"]`."""
         if name not in CORPUS_METRICS:
             raise DataError(f"corpus metric {name!r}; expected one of {', '.join(CORPUS_METRICS)}")
-        found = CORPUS_METRICS[name]([row.reply for row in self.rows], [row.answers or row.truth for row in self.rows])
+        replies = [ScoredReply(row.reply, row.box_scores) for row in self.rows]
+        found = CORPUS_METRICS[name](replies, [row.answers or row.truth for row in self.rows])
         return {key: value for key, value in found.items() if key != "rows"}
 
     def with_control(self, control):
@@ -137,8 +145,47 @@ class Report:
         return replace(self, controls=self.controls | {kind: control.score})
 
     @property
+    def baseline(self):
+        """("no", 0.83) where always answering the most frequent truth, "no", scores 83 %.
+
+        None for a metric that is not of exact answers, and where no truth stands twice.
+        """
+        metric, [(answer, count)] = EXACT_METRICS.get(self.metric), self._truths().most_common(1)
+        if metric is None or count == 1:
+            return None
+        return answer, float(np.mean([metric(answer, row.answers or row.truth) for row in self.rows]))
+
+    @property
+    def small_classes(self):
+        """{truth: rows} of classes with fewer than 5 rows; {} where truths are no classes: more than 20, or mostly
+        different ones."""
+        found = self._truths()
+        if not 2 <= len(found) <= min(MOST_CLASSES, len(self.rows) / 2):
+            return {}
+        return {truth: count for truth, count in found.items() if count < FEW_ROWS}
+
+    def _truths(self):
+        return Counter(collapse(row.truth) for row in self.rows)
+
+    @property
     def warnings(self):
-        """Sentences about what the score does not show: that the replies hardly depend on the pictures."""
+        """Sentences about what the score does not show: that the replies hardly depend on the pictures, that they
+        differ from the truth in form only, that a class has too few rows."""
+        few = ", ".join(f"{truth!r} ({count})" for truth, count in self.small_classes.items())
+        said = [f"Classes with fewer than {FEW_ROWS} rows: {few}. The score says nothing about them."] if few else []
+        risen = self._score_without_form() if self.metric in METRICS else self.score
+        if round(risen - self.score, 9) >= FORM:
+            said.append(
+                f"Without case, spaces and final punctuation the score would be {risen:.1%}, "
+                f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
+                f"{lenient_match.__name__}."
+            )
+        return said + self._control_warnings()
+
+    def _score_without_form(self):
+        return float(np.mean([max(row.score, lenient_match(row.reply, row.answers or row.truth)) for row in self.rows]))
+
+    def _control_warnings(self):
         return [
             f"With {'shuffled' if kind == 'shuffled' else 'no'} pictures the score is {score:.1%}, only "
             f"{100 * (self.score - score):.1f} points under the {self.score:.1%} with the right ones; expected "
@@ -169,6 +216,11 @@ class Report:
 
         Raises: DataError if the file is missing or no report.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise DataError(
+                f"a {type(path).__name__} in a report's place; expected what evaluate gives or keeps; write "
+                "compare(evaluate(before, data), evaluate(after, data))"
+            )
         path = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
@@ -189,19 +241,27 @@ class Report:
         """Plain values for JSON, without pixels."""
         summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(self.rows)}
         summary |= {"numbers": self.numbers, "controls": self.controls, "warnings": self.warnings}
+        summary |= {"baseline": self.baseline, "small_classes": self.small_classes}
         return summary | {"details": self.details, "rows": [_plain_row(row) for row in self.rows]}
 
     def __repr__(self):
         low, high = self.interval
         numbers = "".join(f", {name} {value:.3f}" for name, value in self.numbers.items() if isinstance(value, float))
         warned = "".join(f"\n{warning}" for warning in self.warnings)
+        always = f"; {said_of_baseline(*self.baseline)}" if self.baseline else ""
         return (
-            f"Report({self.metric} {self.score:.1%} ({low:.1%} – {high:.1%}) on {len(self.rows)} rows{numbers}){warned}"
+            f"Report({self.metric} {self.score:.1%} ({low:.1%} – {high:.1%}) on {len(self.rows)} rows{numbers}{always})"
+            f"{warned}"
         )
 
     _repr_html_ = shown("answers:report_html")
     _live = shown("answers:answers_live")
     _page = shown("answers:report_page")
+
+
+def said_of_baseline(answer, score):
+    """ "always answering 'no' scores 83.0%"."""
+    return f"always answering {answer[:40]!r} scores {score:.1%}"
 
 
 def writable(text):
@@ -274,7 +334,8 @@ def _plain_row(row):
     video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
     if row.video and row.video.frames:
         video["frames"] = [str(path) for path in row.video.frames]
-    return values | {"images": paths, "answers": list(row.answers), "video": video}
+    scores = {"box_scores": list(row.box_scores)} if values.pop("box_scores") else {}
+    return values | {"images": paths, "answers": list(row.answers), "video": video} | scores
 
 
 def _read_row(saved):
@@ -283,4 +344,11 @@ def _read_row(saved):
         raise TypeError(f"row {row.where} has a field that is no text")
     video, clip = row.video, row.video and row.video["clip"] and tuple(row.video["clip"])
     video = video and Video(Path(video["path"]), clip, tuple(map(Path, video.get("frames", ()))))
-    return replace(row, score=float(row.score), images=tuple(row.images), answers=tuple(row.answers), video=video)
+    return replace(
+        row,
+        score=float(row.score),
+        images=tuple(row.images),
+        answers=tuple(row.answers),
+        video=video,
+        box_scores=tuple(row.box_scores),
+    )

@@ -27,13 +27,14 @@ from ..data.rows.records import Turn, Video
 from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..views import shown
+from .decoding import Probabilities, QueueStreamer, decode, with_ends
+from .options import check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
 WINDOW_BATCHES = 4  # batches that are formed together, by length; they are prepared while the last window is answered
 CUTTERS = min(8, os.cpu_count() or 1)  # threads that prepare questions: Pillow works beside the interpreter
 TILES_AT_ONCE = 64  # on the device as pixels
 CACHED_TILES = 256  # whose features a batch remembers for later questions about the same picture
-KEPT_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")  # special tokens that are part of an answer
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Reply:
     turns: tuple[Turn, ...]  # the conversation so far, this answer included
     num_tiles: tuple[int, ...] = ()  # of every picture so far
     features: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [ΣT, 256, H]
+    tokens: tuple = field(default=(), repr=False, compare=False)  # (its end in the text, probability), if asked for
 
     def __str__(self):
         return self.text
@@ -85,6 +87,8 @@ def chat(
 
 def make_prompt(vlm, question, images=None, *, video=None, history=None, max_tiles=None, system_message=None):
     """The `Prompt` of a question: tokens and tiles, nothing encoded. Arguments as in `chat`."""
+    check_loaded(vlm)
+    check_question(question, images)
     pictures = _as_list(images)
     asked = _ask(question, len(pictures))
     if video is not None:
@@ -102,6 +106,7 @@ def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
         options: as in `reply_batch`.
     Returns: list of `Reply`, without features.
     """
+    check_questions(questions)
     images = [None] * len(questions) if images is None else images
     if len(images) != len(questions):
         raise DataError(f"{len(questions)} questions but pictures for {len(images)}; expected one entry each")
@@ -132,7 +137,9 @@ def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=F
     return replies
 
 
-def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(), seed=None, **generation):
+def iterate_replies(
+    vlm, conversations, *, batch_size=16, max_tiles=None, done=(), seed=None, probabilities=False, **generation
+):
     """The batches of `reply_batch` as they come: lists of (number of the conversation, `Reply`).
 
     Several questions about one picture encode it once, while it is among the last CACHED_TILES tiles.
@@ -141,7 +148,9 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
         done: numbers whose replies are known. A batch of none but those is passed over; the others are the same as
             without `done`, so that what was broken off goes on with the same replies.
         seed: of sampling, for each batch anew; None: torch's own state.
+        probabilities: replies carry those of their `tokens`.
     """
+    check_loaded(vlm)
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}; expected 1 or more")
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
@@ -152,7 +161,8 @@ def iterate_replies(vlm, conversations, *, batch_size=16, max_tiles=None, done=(
         for batch in _batches(lengths, batch_size, _short_context(vlm)):
             if not done.issuperset(numbers[place] for place in batch):
                 with _seeded(vlm, seed, numbers[batch[0]]):
-                    replies = _reply_all(vlm, features.fill([prompts[place] for place in batch]), generation)
+                    asked = features.fill([prompts[place] for place in batch])
+                    replies = _reply_all(vlm, asked, generation, probabilities)
                 yield list(zip((numbers[place] for place in batch), replies, strict=True))
 
 
@@ -186,10 +196,14 @@ def _prepare(vlm, turns, images, *, max_tiles):
     return replace(prompt, digests=tuple(hashlib.sha256(tiles.numpy()).digest() for tiles in parts))
 
 
-def _reply_all(vlm, prompts, generation):
+def _reply_all(vlm, prompts, generation, probabilities):
     """One batch; it keeps no features."""
-    found = zip(prompts, _generate(vlm, prompts, generation), strict=True)
-    return [replace(_finish(vlm, prompt, ids), features=None) for prompt, ids in found]
+    noted = [[] for _ in prompts] if probabilities else None
+    found = zip(prompts, _generate(vlm, prompts, generation, noted=noted), noted or [()] * len(prompts), strict=True)
+    return [
+        replace(_finish(vlm, prompt, ids), features=None, tokens=with_ends(vlm, ids, chances))
+        for prompt, ids, chances in found
+    ]
 
 
 @contextmanager
@@ -270,7 +284,7 @@ class Stream(Iterator):
         Thread(target=self._run, args=(vlm, prompt, generation), daemon=True).start()
 
     def _run(self, vlm, prompt, generation):
-        streamer = _QueueStreamer(vlm, self._pieces)
+        streamer = QueueStreamer(vlm, self._pieces)
         try:
             ids = _generate(vlm, [prompt], generation, streamer=streamer)[0]
             self.reply = _finish(vlm, prompt, ids)
@@ -285,33 +299,6 @@ class Stream(Iterator):
             return piece
         self._pieces.put(None)  # asked again, it ends again instead of waiting
         raise piece or StopIteration
-
-
-class _QueueStreamer:
-    """Token ids from `generate` → pieces of decoded text. The last characters wait: the next ids may still change them.
-
-    Half a character's bytes decode to "�", and the InternLM2 tokenizer joins up to four ("do n't" becomes "don't"):
-    transformers' `TextStreamer`, which writes up to the last space, would give "do 't" here.
-    """
-
-    HELD_BACK = 8  # characters
-
-    def __init__(self, vlm, pieces):
-        self.vlm, self.pieces, self.ids, self.written = vlm, pieces, [], 0
-
-    def put(self, value):
-        self.ids += value.flatten().tolist()
-        settled = _decode(self.vlm, self.ids)[: -self.HELD_BACK]
-        if len(settled) > self.written:
-            self.pieces.put(settled[self.written :])
-            self.written = len(settled)
-
-    def end(self):
-        """Called by `generate` after every segment; the text goes on."""
-
-    def finish(self, text):
-        if text[self.written :]:
-            self.pieces.put(text[self.written :])
 
 
 def _as_list(images):
@@ -402,17 +389,8 @@ def _encode_tiles(vlm, tiles):
 
 
 def _finish(vlm, prompt, ids):
-    text = _decode(vlm, ids)
+    text = decode(vlm, ids)
     return Reply(text, (*prompt.turns, Turn("assistant", text)), prompt.num_tiles, prompt.features)
-
-
-def _decode(vlm, ids):
-    """Ids up to the closing token → text without special tokens, except those that mark boxes."""
-    tokenizer = vlm.tokenizer
-    end = tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
-    ids = ids[: ids.index(end)] if end in ids else ids
-    dropped = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(KEPT_TOKENS)))
-    return tokenizer.decode([number for number in ids if number not in dropped]).strip()
 
 
 def _short_context(vlm):
@@ -423,11 +401,14 @@ def _short_context(vlm):
 
 
 @torch.inference_mode()
-def _generate(vlm, prompts, generation, *, streamer=None):
+def _generate(vlm, prompts, generation, *, streamer=None, noted=None):
     """New ids of each prompt. A reply that crosses Phi-3's boundary is recomputed once with the long factors.
 
     The reference mixes cached keys of both factors there; this is what it gives without a cache.
+
+    Args: noted: a list for each prompt, to which the probabilities of the new ids are added.
     """
+    check_options(generation, "chat", chat)
     generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
     limit, boundary = generation.pop("max_new_tokens"), _short_context(vlm)
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
@@ -441,9 +422,12 @@ def _generate(vlm, prompts, generation, *, streamer=None):
         step = limit - max(len(new_ids[number]) for number in group)
         if longest <= boundary:
             step = int(min(step, boundary - longest + 1))
-        outputs = _generate_group(vlm, [embeds[number] for number in group], step, end, generation, streamer)
-        for number, ids in zip(group, outputs, strict=True):
+        record = Probabilities() if noted else None
+        outputs = _generate_group(vlm, [embeds[number] for number in group], step, end, generation, streamer, record)
+        for number, (ids, chances) in zip(group, outputs, strict=True):
             new_ids[number] += ids
+            if noted:
+                noted[number] += chances
             embeds[number] = _append(vlm, embeds[number], ids)
         pending = [number for number in pending if end not in new_ids[number] and len(new_ids[number]) < limit]
     return new_ids
@@ -458,8 +442,11 @@ def _as_options(generation):
     return {key: value for key, value in options.items() if key not in fixed}
 
 
-def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer):
-    """One call of transformers' `generate` on embeddings padded on the left; ids up to the closing token."""
+def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer, record):
+    """One call of transformers' `generate` on embeddings padded on the left.
+
+    Returns: (ids up to the closing token, their probabilities if `record` notes them) of each.
+    """
     longest = max(map(len, embeds))
     padded = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])
     lengths = torch.tensor([len(rows) for rows in embeds], device=padded.device)
@@ -471,10 +458,12 @@ def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer):
         eos_token_id=end,
         pad_token_id=vlm.tokenizer.pad_token_id,
         streamer=streamer,
-        **generation,
+        **(generation | ({"logits_processor": [*generation.get("logits_processor", ()), record]} if record else {})),
     )
     rows = outputs.tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
+    lengths = [ids.index(end) + 1 if end in ids else len(ids) for ids in rows]
+    chances = record.of(outputs) if record else [()] * len(rows)
+    return [(ids[:length], some[:length]) for ids, some, length in zip(rows, chances, lengths, strict=True)]
 
 
 def _embed(vlm, prompt):

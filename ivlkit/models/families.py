@@ -1,11 +1,13 @@
 """The model families: what is released, where it lies, what belongs to it. A new family is one entry here."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
 
+_INTERNLM2 = "InternLM2ForCausalLM"
 _VISION_TARGETS = ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2")
 _LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PHI3_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -50,7 +52,7 @@ FAMILIES = {
             weight_files=tuple(f"model-{n:05d}-of-00011.safetensors" for n in range(1, 12)),
             vision="InternViT-6B-448px-V1-5",
             language="InternLM2-Chat-20B",
-            language_class="InternLM2ForCausalLM",
+            language_class=_INTERNLM2,
             vision_norm="rms_norm",
             template="internlm2-chat",
             vision_lora_targets=_VISION_TARGETS,
@@ -67,7 +69,7 @@ FAMILIES = {
             weight_files=("model.safetensors",),
             vision="InternViT-300M-448px",
             language="InternLM2-Chat-1.8B",
-            language_class="InternLM2ForCausalLM",
+            language_class=_INTERNLM2,
             vision_norm="layer_norm",
             template="internlm2-chat",
             vision_lora_targets=_VISION_TARGETS,
@@ -100,7 +102,7 @@ FAMILIES = {
             weight_files=("model.safetensors",),
             vision="InternViT, 112 px tiles",
             language="InternLM2",
-            language_class="InternLM2ForCausalLM",
+            language_class=_INTERNLM2,
             vision_norm="layer_norm",
             template="internlm2-chat",
             vision_lora_targets=_VISION_TARGETS,
@@ -167,3 +169,23 @@ def match_family(config):
         f"a model of {language} with a {norm} vision tower; expected one of the InternVL 1.5 family: "
         f"{', '.join(FAMILIES)}"
     )
+
+
+def refuse_successors(folder, config, prompt):
+    """Raises: CheckpointError for InternVL2 and later: the same classes, other prompts, other training.
+
+    Args: prompt: the system prompt of its conversation.py, or of its template.
+    """
+    names = (Path(folder).name, str(config.get("_name_or_path", "")).rpartition("/")[2])
+    language = config["llm_config"]
+    sizes = [language.get(key) for key in ("hidden_size", "num_hidden_layers")]
+    said = {
+        "its name": any(re.match(r"(Mini-)?InternVL(2|3)", name) for name in names),
+        "its system prompt": "InternVL" in prompt,
+        "its sizes, those of InternVL2-8B": sizes == [4096, 32] and language.get("architectures") == [_INTERNLM2],
+    }
+    for sign in (sign for sign, holds in said.items() if holds):
+        raise CheckpointError(
+            f"{folder}: InternVL2 or later, by {sign}; expected one of the InternVL 1.5 family: {', '.join(FAMILIES)}; "
+            "it would need its own entry in ivlkit/models/families.py, with its prompt, proven by its released replies"
+        )

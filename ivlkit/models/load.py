@@ -222,8 +222,22 @@ def _weights_gib(files, dtype, quantize=None):
 def _free_gpu_gib(device):
     """What other programs and this one leave of a card, once models that nobody names any more are gone."""
     gc.collect()
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + cached) / GIB
+    with _gpu_named(device):
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + cached) / GIB
+
+
+@contextmanager
+def _gpu_named(device):
+    """A GPU that torch does not see is the user's mistake, not ours."""
+    try:
+        yield
+    except (AssertionError, RuntimeError) as error:
+        why = "it is built for the CPU" if torch.version.cuda is None else f"{torch.cuda.device_count()} answer"
+        raise CheckpointError(
+            f"device={str(device)!r}: torch sees no such GPU ({why}); expected 'cpu', or a GPU that is there; leave "
+            "device out"
+        ) from error
 
 
 def _ways_to_fit(device_type):
@@ -243,7 +257,8 @@ def default_dtype(device):
     """float32 on the CPU, bfloat16 where the GPU computes with it, else float16."""
     if torch.device(device).type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    with _gpu_named(device):
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
 def final_folder(folder):
@@ -433,5 +448,11 @@ def check_released_shapes(folder, config, native):
     Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
     """
     found = read_shapes(read_weight_files(folder))
+    for key in (key for key in found if ".lora_A." in key):  # else its own layer is missing, or is a bare base's
+        field = "use_llm_lora" if "language_model." in key else "use_backbone_lora"
+        raise CheckpointError(
+            f"{folder}: holds adapters ({key}), but `{field}` of its config.json is 0; expected their rank; set it to "
+            f"{found[key][0]} there"
+        )
     check_shapes(found, shapes_of(to_released(meta_state(native), config)), folder)
     return found

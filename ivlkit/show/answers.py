@@ -1,7 +1,7 @@
 """Replies beside the truth: a report as HTML, alone or before and after; two reports compared."""
 
 from ..evaluation.benchmarks import HEADER
-from ..evaluation.report import RIGHT
+from ..evaluation.report import RIGHT, said_of_baseline
 from .dataset import media_html
 from .figure import BLUE, ShownFigure, plain_text
 from .html import cards_html, fragment, page_html, table_html, text_html
@@ -132,6 +132,8 @@ def _scores(reports):
     for name, report in reports:
         low, high = report.interval
         rows.append((name, f"{report.score:.1%}", f"{low:.1%} – {high:.1%}", len(report.rows)))
+        if report.baseline:
+            rows.append((said_of_baseline(*report.baseline), "", "", ""))
         rows += [(f"{name} {kind} pictures".strip(), f"{score:.1%}", "", "") for kind, score in report.controls.items()]
         rows += [
             (f"{name} {key}".strip(), f"{value:.4f}" if isinstance(value, float) else value, "", "")

@@ -7,7 +7,7 @@ from PIL import ImageDraw, ImageFont
 from ..data.rows.media import open_image
 from ..data.rows.video import sample_frames
 from ..errors import DataError
-from ..evaluation.metrics import parse_boxes
+from ..evaluation.boxes import parse_boxes
 from .figure import BLUE, GREEN, ORANGE, PINK, RED
 from .findings import figures_html, kind_table, remarks_html, row_anchor
 from .html import cards_html, fragment, picture_html, text_html

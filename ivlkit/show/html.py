@@ -69,7 +69,9 @@ def picture_html(image, *, alt, max_px=320):
 
 
 def embed_html(image, *, alt, width_px=None):
-    """A PIL image in RGB as it is, as PNG or JPEG, whichever is smaller; `width_px` is the width it is shown at."""
+    """The pixels of a PIL image in RGB as PNG or JPEG, whichever is smaller; `width_px` is the width it is shown at."""
+    image = image.copy()
+    image.info.clear()  # Pillow would write a photo's comment, colour profile and XMP again
     encodings = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
         buffer = io.BytesIO()

@@ -4,14 +4,23 @@ import json
 import os
 from contextlib import suppress
 
+from ..errors import TrainingError
+
+
+class Steps(list):
+    """Dicts, one a step."""
+
+    def __call__(self):
+        raise TrainingError("run.history() calls a list; expected no brackets; write run.history")
+
 
 def read_steps(path):
     """The lines that hold: a step done again from a checkpoint counts once, a half line not at all."""
     try:
         lines = path.read_bytes().split(b"\n")  # not splitlines: a reply may hold a U+2028
     except FileNotFoundError:
-        return []
-    found = []
+        return Steps()
+    found = Steps()
     for line in lines:
         with suppress(ValueError):  # a line that is being written, or was when the machine died, within a letter too
             entry = json.loads(line)

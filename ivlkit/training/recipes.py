@@ -2,7 +2,9 @@
 
 import difflib
 import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
+from linecache import getlines
 
 import yaml
 
@@ -271,9 +273,13 @@ class Recipe:
         """
         at_once = self.processes * self.per_device_batch
         if self.total_batch % at_once:
+            fitting = math.gcd(self.total_batch // self.processes, self.per_device_batch)
+            fits = self.total_batch % self.processes == 0
+            nearest = at_once * max(1, round(self.total_batch / at_once))
             raise RecipeError(
                 f"{self.name}: total_batch {self.total_batch} is not a multiple of gpus {self.processes} x "
-                f"per_device_batch {self.per_device_batch} = {at_once}; change one of the three"
+                f"per_device_batch {self.per_device_batch} = {at_once}; change one of the three, such as "
+                + (f"per_device_batch={fitting}" if fits else f"total_batch={nearest}")
             )
         return self.total_batch // at_once
 
@@ -354,6 +360,22 @@ _SCRIPTS = {
     "nano-projector": _NANO
     | {"vision": "frozen", "projector": "full", "language": "frozen", "learning_rate": 2e-3, "epochs": 3},
 }
+_ELSEWHERE = {  # what other trainers call it → what to write here
+    **{name: "epochs" for name in ("num_train_epochs", "num_epochs", "n_epochs")},
+    **{name: "learning_rate" for name in ("lr", "base_lr")},
+    **{"projector_lr": "projector_learning_rate", "vision_lr": "vision_learning_rate"},
+    **{"batch_size": "total_batch, samples an optimiser step, or per_device_batch"},
+    **{"per_device_train_batch_size": "per_device_batch", "train_batch_size": "total_batch"},
+    **{"gradient_accumulation_steps": "total_batch; its parts of per_device_batch samples follow from it"},
+    **{name: "lora_rank" for name in ("r", "rank", "lora_r")},
+    **{"alpha": "lora_alpha", "dropout": "lora_dropout"},
+    **{name: "nothing: a GPU that has bfloat16 computes in it" for name in ("bf16", "fp16", "torch_dtype")},
+    **{name: "train(…, folder=…)" for name in ("output_dir", "folder")},
+    **{name: "patience" for name in ("early_stopping", "early_stopping_patience")},
+    **{"max_steps": "epochs; a fraction such as epochs=0.5 ends within a pass"},
+    **{"warmup_steps": "warmup_ratio", "lr_scheduler_type": "scheduler", "optim": "optimizer"},
+    **{"max_length": "max_seq_length", "max_dynamic_patch": "max_tiles", "drop_path_rate": "drop_path"},
+}
 RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}
 RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 
@@ -363,10 +385,20 @@ def recipe(name, /, **changes):
 
     Raises: RecipeError for an unknown name or field, with the nearest known one.
     """
+    if not isinstance(name, str) or name.endswith((".json", ".jsonl", ".csv")):
+        raise RecipeError(
+            f"{str(name)[:80]} in the recipe's place; expected a recipe's name or a `Recipe`; the recipe comes first: "
+            "train(recipe, data)"
+        )
     if name not in RECIPES:
         raise RecipeError(f"recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}")
     _check_known(name, changes)
     return replace(RECIPES[name], **changes)
+
+
+if recipe.__doc__:  # not under python -OO
+    _FIELD = re.compile(r"    [a-z]\w*: .* = |    (?:name|model): ")
+    recipe.__doc__ += "\n    Fields:\n" + "".join(f"    {line}" for line in getlines(__file__) if _FIELD.match(line))
 
 
 def overfitting(recipe, rows):
@@ -406,9 +438,11 @@ def _check_known(name, keys):
     known = {field.name for field in fields(Recipe)}
     for key in keys:
         if key not in known:
-            raise RecipeError(f"recipe {name}: unknown field {key!r}; see the fields of Recipe{_nearest(key, known)}")
+            meant = f"; write {_ELSEWHERE[key]}" if key in _ELSEWHERE else _nearest(key, known)
+            raise RecipeError(f"recipe {name}: unknown field {key!r}; help(ivlkit.recipe) lists the fields{meant}")
 
 
 def _nearest(word, known):
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    holding = [name for name in known if f"-{word}" in name]  # "lora" is no nearer to one model than to another
+    match = holding or difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {' or '.join(map(repr, match))}?" if match else ""

@@ -141,6 +141,41 @@ class TestCorpusMetrics:
         assert found.corpus("pope") == found.numbers
 
 
+class TestBoxScores:
+    ROWS = [record(n, "Where?", "[0, 0, 500, 500]") for n in range(2)]
+
+    @pytest.fixture
+    def says_boxes(self, monkeypatch):
+        """A model whose first reply is a sure wrong box before an unsure right one; `.asked` counts its batches."""
+        asked, text = [], "[900, 900, 950, 950] [0, 0, 500, 500]"
+        replies = [SimpleNamespace(text=text, tokens=((20, 0.9), (37, 0.5))), SimpleNamespace(text="", tokens=())]
+
+        def reply(vlm, conversations, *, probabilities, done, **_):
+            asked.append(probabilities)
+            return [[(n, each) for n, each in enumerate(replies) if n not in done]]
+
+        monkeypatch.setattr("ivlkit.evaluation.evaluate.iterate_replies", reply)
+        return asked
+
+    def test_a_box_s_score_is_its_tokens_probability(self, tiny_vlm, says_boxes):
+        found = evaluate(tiny_vlm, self.ROWS, metric="ap50", progress=False)
+        assert [row.box_scores for row in found.rows] == [(0.9, 0.5), ()]
+        assert found.numbers == {"ap50": pytest.approx(51 / 101 / 2), "without_box": 0.5, "scored": 1.0}
+        assert found.corpus("ap50") == found.numbers and says_boxes == [True]
+
+    def test_they_are_kept_with_the_replies(self, tiny_vlm, says_boxes, tmp_path):
+        first = evaluate(tiny_vlm, self.ROWS, metric="exact_match", to=tmp_path, progress=False)
+        again = evaluate(tiny_vlm, self.ROWS, metric="ap50", to=tmp_path, progress=False)
+        assert again.numbers["scored"] == 1.0
+        assert [row.box_scores for row in Report.load(tmp_path).rows] == [row.box_scores for row in first.rows]
+
+    def test_a_row_whose_truth_has_no_box_is_one_where_none_is_right(self, tiny_vlm, says_boxes):
+        found = evaluate(tiny_vlm, [self.ROWS[0], record(1, "Where?", "There is none.")], metric="ap", progress=False)
+        assert found.rows[1].score == 1.0
+        with pytest.raises(DataError, match=r"test\.jsonl:1: ap: no truth has a box"):
+            evaluate(tiny_vlm, [record(1, "Where?", "There is none.")], metric="ap", progress=False)
+
+
 @pytest.fixture
 def pictured(draw_picture):
     """Three rows with a picture each, and one without."""

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -6,6 +9,16 @@ from ivlkit.errors import DataError
 from ivlkit.evaluation.journal import open_journal
 
 PLACES = ["a:1", "a:2", "a:3"]
+
+FULL = """
+import resource, signal, sys
+from ivlkit.evaluation.journal import open_journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with open_journal(sys.argv[1], {"seed": 0}, ["a:1", "a:2", "a:3"]) as (known, append):
+    append({0: "a"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
+    append({1: "b" * 100})
+"""
 
 
 def write(folder, *batches, settings=None):
@@ -77,3 +90,24 @@ def test_replies_without_settings_are_refused(tmp_path):
     (tmp_path / "replies.jsonl").write_text(json.dumps({"row": 0, "where": "a:1", "reply": "x"}) + "\n")
     with pytest.raises(DataError, match=r"replies without settings\.json"):
         write(tmp_path)
+
+
+def test_a_second_evaluation_in_the_same_folder_waits(tmp_path):
+    waits = pytest.raises(DataError, match="another evaluation is writing here; wait for it")
+    with open_journal(tmp_path, {"seed": 0}, PLACES), waits:
+        write(tmp_path)
+
+
+def test_a_folder_that_can_not_be_written_is_no_other_evaluation(tmp_path, monkeypatch):
+    refused = PermissionError(13, "Permission denied", str(tmp_path / "replies.lock"))
+    monkeypatch.setattr("ivlkit.evaluation.journal.FileLock.acquire", Mock(side_effect=refused))
+    with pytest.raises(PermissionError):
+        write(tmp_path)
+
+
+def test_a_disk_that_fills_up_keeps_the_replies_before(tmp_path):
+    """The limit of a file's size cuts a write short as a full disk does."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "replies.jsonl: can't be written (No space left on device); expected room" in done.stderr
+    assert write(tmp_path / "run") == {0: "a"}

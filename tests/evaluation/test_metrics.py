@@ -26,13 +26,10 @@ from ivlkit.evaluation.metrics import (
     edit_distance,
     exact_match,
     f1,
-    grounding,
-    intersection_over_union,
-    iou,
-    iou_at_50,
     json_fields,
+    lenient_match,
     multiple_choice,
-    parse_boxes,
+    number,
     pope,
     relaxed_accuracy,
     rouge_l,
@@ -128,6 +125,90 @@ def test_exact_match_collapses_whitespace_and_nothing_else(reply, truth, score):
 )
 def test_contains_looks_for_whole_words_in_any_case(reply, truth, score):
     assert contains(reply, truth) == score
+
+
+@pytest.mark.parametrize(
+    ("reply", "truth", "score"),
+    [
+        ("new  york.", "New York", 1.0),
+        ("NEWYORK", "New York", 1.0),
+        ("Yes !", "yes", 1.0),
+        ("是。", "是", 1.0),
+        ("New-York", "New York", 0.0),
+        (".5", "5", 0.0),
+        ("", "yes", 0.0),
+    ],
+)
+def test_lenient_match_drops_case_spaces_and_the_punctuation_at_the_end(reply, truth, score):
+    assert lenient_match(reply, truth) == score
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+class TestUnicode:
+    """A Mac's keyboard and file names write "é" as two characters: it is the same answer."""
+
+    @pytest.mark.parametrize("name", sorted(set(METRICS) - {"iou", "iou_at_50", "json_fields", "multiple_choice"}))
+    def test_every_metric_of_texts_takes_both_forms_for_one(self, name):
+        texts = (f"four {COMPOSED} on the red mat", f"four {DECOMPOSED} on the red mat")
+        for reply, truth in (texts, texts[::-1]):
+            assert METRICS[name](reply, truth) == METRICS[name](reply, [truth]) == pytest.approx(1.0)
+
+    def test_fields_of_json_too_keys_and_escapes_included(self):
+        truth = f'{{"{COMPOSED}": "{COMPOSED}"}}'
+        assert json_fields(f'{{"{DECOMPOSED}": "cafe\\u0301"}}', truth) == 1.0
+        assert json_fields(truth, f'{{"{DECOMPOSED}": "{DECOMPOSED}"}}') == 1.0
+
+    def test_whole_reports_too(self):
+        replies, truths = [f"{DECOMPOSED} on a mat", "a dog"], [f"{COMPOSED} on a mat", "a dog"]
+        assert corpus_character_error_rate(replies, truths)["character_error_rate"] == 0.0
+        assert cider(replies, truths) == cider(truths, truths)
+        assert corpus_bleu(replies, truths)["bleu"] == pytest.approx(1.0)
+        assert vqa_accuracy(DECOMPOSED, [COMPOSED] * 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "truth", "score"),
+    [
+        ("1,5", "1.5", 1.0),
+        ("1.50", "1,5", 1.0),
+        ("1 234,50 €", "€1,234.5", 1.0),
+        ("1.234.567,8", "1,234,567.8", 1.0),
+        ("1'234'567", "1234567", 1.0),
+        ("1\u202f234", "1234", 1.0),
+        ("1,00,000", "100000", 1.0),
+        ("１，２３４．５", "1234.5", 1.0),
+        ("٤٢", "42", 1.0),
+        ("−5", "-5", 1.0),
+        ("5", "-5", 0.0),
+        ("1e3", "1000", 1.0),
+        ("1,234", "1234", 1.0),  # ambiguous: read as in English
+        ("1.234", "1.234", 1.0),
+        ("1.234", "1234", 0.0),
+        ("0,234", "0.234", 1.0),
+        ("5 kg", "5", 1.0),
+        ("5", "5 kg", 1.0),
+        ("It weighs 5kg.", "5 kg", 1.0),
+        ("5 g", "5 kg", 0.0),
+        ("5 %", "5%", 1.0),
+        ("5 m²", "5 m²", 1.0),
+        ("There are 4.", "4", 1.0),
+        ("3 or 4", "4", 0.0),
+        ("3-4", "4", 0.0),
+        ("in 2020 300 came", "2020300", 0.0),
+        ("CO2", "2", 0.0),
+        ("four", "4", 0.0),
+        ("", "4", 0.0),
+        ("31.12.2020", "31.12.2020", 1.0),  # no number: equal as texts
+        ("12:30", "12.30", 0.0),
+        ("None.", "none", 1.0),
+        ("1e999", "1e999", 1.0),
+        ("0", "none", 0.0),
+    ],
+)
+def test_a_number_is_the_same_however_it_is_written(reply, truth, score):
+    assert number(reply, truth) == score
 
 
 class TestF1:
@@ -323,63 +404,6 @@ class TestPope:
     )
     def test_the_first_sentence_decides(self, reply, truth, score):
         assert yes_no(reply, truth) == score
-
-
-class TestBoxes:
-    @pytest.mark.parametrize(
-        ("text", "boxes"),
-        [
-            ("<ref>cat</ref><box>[[100, 200, 300, 400]]</box>", [(100.0, 200.0, 300.0, 400.0)]),
-            ("[100,200,300,400]", [(100.0, 200.0, 300.0, 400.0)]),
-            ("<box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", [(1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)]),
-            ("at [0.1, .25, 0.5, 1.] there", [(0.1, 0.25, 0.5, 1.0)]),
-            ("[-5, 0, 10, 10]", [(-5.0, 0.0, 10.0, 10.0)]),
-            ("[1, 2, 3]", []),
-            ("[1, 2, 3, 4, 5]", []),
-            ("[a, b, c, d]", []),
-            ("[[100, 200, 300", []),
-            ("", []),
-        ],
-    )
-    def test_boxes_are_brackets_of_four_numbers(self, text, boxes):
-        assert parse_boxes(text) == boxes
-
-    @pytest.mark.parametrize(
-        ("first", "second", "value"),
-        [
-            ((0, 0, 1, 1), (0, 0, 1, 1), 1.0),
-            ((0, 0, 1, 1), (1, 0, 2, 1), 0.0),
-            ((0, 0, 1, 1), (5, 5, 6, 6), 0.0),
-            ((0, 0, 2, 1), (1, 0, 3, 1), 1 / 3),
-            ((0, 0, 4, 4), (1, 1, 3, 3), 0.25),
-            ((0, 0, 0, 0), (0, 0, 0, 0), 0.0),
-            ((2, 2, 0, 0), (0, 0, 2, 2), 0.0),
-        ],
-    )
-    def test_intersection_over_union(self, first, second, value):
-        assert intersection_over_union(first, second) == pytest.approx(value)
-        assert intersection_over_union(second, first) == pytest.approx(value)
-
-    def test_half_is_enough_and_the_first_box_counts(self):
-        assert iou_at_50("[0, 0, 500, 1000]", "[0, 0, 1000, 1000]") == 1.0
-        assert iou_at_50("[0, 0, 499, 1000]", "[0, 0, 1000, 1000]") == 0.0
-        assert iou_at_50("[0, 0, 1, 9] [0, 0, 1000, 1000]", "[0, 0, 1000, 1000]") == 0.0
-
-    def test_fractions_are_scaled_to_thousandths(self):
-        assert iou("[0.1, 0.2, 0.3, 0.4]", "<box>[[100, 200, 300, 400]]</box>") == pytest.approx(1.0)
-
-    def test_a_truth_without_a_box_is_refused(self):
-        with pytest.raises(DataError, match="the truth 'left' has no box"):
-            iou_at_50("[1, 2, 3, 4]", "left")
-
-    def test_the_whole_report_has_hits_mean_and_replies_without_a_box(self):
-        found = grounding(["[0, 0, 10, 10]", "[0, 0, 10, 4]", "I see none"], ["[0, 0, 10, 10]"] * 3)
-        assert found == {
-            "rows": [1.0, 0.0, 0.0],
-            "iou_at_50": pytest.approx(1 / 3),
-            "mean_iou": pytest.approx(1.4 / 3),
-            "without_box": pytest.approx(1 / 3),
-        }
 
 
 class TestJsonFields:

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ivlkit.data.rows.records import Video
 from ivlkit.errors import DataError
+from ivlkit.evaluation.metrics import EXACT_METRICS, METRICS
 from ivlkit.evaluation.report import Report, Row
 
 
@@ -108,6 +109,66 @@ class TestControls:
             report(1, 0).with_control(report(1, pictures="none"))
         with pytest.raises(DataError, match="'none' pictures for a report with 'shuffled' ones"):
             report(1, 0, pictures="shuffled").with_control(report(1, 0, pictures="none"))
+
+
+def answered(*pairs, metric="exact_match"):
+    """The report of (reply, truth) pairs as `evaluate` scores them."""
+    score = EXACT_METRICS[metric]
+    rows = (Row(f"{n}", "Q", truth, reply, score(reply, truth)) for n, (reply, truth) in enumerate(pairs))
+    return Report(metric, tuple(rows), {})
+
+
+class TestBaseline:
+    def test_always_answering_the_most_frequent_truth_stands_beside_the_score(self):
+        found = answered(*[("yes", "no")] * 5, *[("yes", "yes")])
+        assert found.baseline == ("no", pytest.approx(5 / 6))
+        said = "always answering 'no' scores 83.3%"
+        assert said in repr(found) and said.replace("'", "&#x27;") in found._repr_html_()
+        assert found.to_dict()["baseline"] == found.baseline
+
+    def test_it_is_scored_as_the_replies_are(self):
+        assert answered(("No.", "no"), ("no", "No"), ("a", "no"), metric="lenient_match").baseline == ("no", 1.0)
+        assert answered(("No.", "no"), ("no", "No"), ("a", "no")).baseline == ("no", pytest.approx(2 / 3))
+
+    def test_of_several_accepted_answers_any_counts(self):
+        rows = tuple(Row(f"{n}", "Q", truth, "", 0.0, answers=("2", truth)) for n, truth in enumerate("1223"))
+        assert Report("exact_match", rows, {}).baseline == ("2", 1.0)
+
+    def test_where_no_truth_stands_twice_or_the_metric_is_of_long_answers_there_is_none(self):
+        assert answered(("a", "a"), ("b", "b")).baseline is None
+        assert rows_with({}, {}).baseline is None
+        assert "always answering" not in repr(answered(("a", "a"), ("b", "b")))
+
+    def test_a_class_with_fewer_than_5_rows_is_named(self):
+        found = answered(*[("a", "apple")] * 5, *[("a", "lime")] * 4, ("a", "fig"))
+        assert found.small_classes == {"lime": 4, "fig": 1} == found.to_dict()["small_classes"]
+        assert found.warnings == [
+            "Classes with fewer than 5 rows: 'lime' (4), 'fig' (1). The score says nothing about them."
+        ]
+        assert found.warnings[0] in repr(found)
+
+    def test_free_answers_are_no_classes(self):
+        assert answered(*[("a", f"{n}") for n in range(12)], ("a", "1")).small_classes == {}
+        assert answered(*[("a", f"{n}") for n in range(21)] * 2).small_classes == {}
+        assert answered(*[("a", "a")] * 4).small_classes == {}
+
+
+class TestForm:
+    def test_5_points_lost_to_form_are_said_with_the_metric_that_forgives_it(self):
+        found = answered(*[("Yes.", "yes")], *[("no", "yes")] * 19)
+        assert found.warnings == [
+            "Without case, spaces and final punctuation the score would be 5.0%, 5.0 points more. If they don't "
+            "matter, use the metric lenient_match."
+        ]
+        assert METRICS["lenient_match"]("Yes.", "yes") == 1.0
+
+    def test_less_is_not_worth_a_word(self):
+        assert answered(*[("Yes.", "yes")], *[("no", "yes")] * 20).warnings == []
+        assert answered(*[("Yes.", "yes")] * 20, metric="lenient_match").warnings == []
+
+    def test_a_metric_of_your_own_and_one_of_the_whole_report_are_left_alone(self):
+        rows = answered(*[("Yes.", "yes")] * 20).rows
+        assert Report("mine", rows, {}).warnings == Report("pope", rows, {}).warnings == []
 
 
 class TestFiles:

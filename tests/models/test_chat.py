@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
+from ivlkit.models import chat
 from ivlkit.models.chat import _batches, _windows, iterate_replies, reply_batch
 from ivlkit.models.load import load
 
@@ -391,3 +392,27 @@ def test_a_batch_without_any_new_reply_is_passed_over(tiny_vlm, draw_picture, ti
     batches = list(iterate_replies(tiny_vlm, asked, batch_size=1, done=[0], **NEW))
     assert [[number for number, _ in batch] for batch in batches] == [[1]] and sum(tiles_seen) == 1
     assert list(iterate_replies(tiny_vlm, asked, done=[0, 1], **NEW)) == []
+
+
+class TestProbabilities:
+    def test_they_are_those_of_a_forward_pass_over_the_reply(self, tiny_vlm):
+        """Two conversations of other lengths, padded in one batch."""
+        asked = [((Turn("user", text),), ()) for text in ("Hi", "What is your name, and what do you do?")]
+        (batch,) = iterate_replies(tiny_vlm, asked, probabilities=True, max_new_tokens=5)
+        for number, reply in batch:
+            prompt = chat.make_prompt(tiny_vlm, asked[number][0][0].text)
+            (ids,) = chat._generate(tiny_vlm, [prompt], {"max_new_tokens": 5})
+            embeds = chat._append(tiny_vlm, chat._embed(tiny_vlm, prompt), ids)
+            with torch.inference_mode():
+                logits = tiny_vlm.model(inputs_embeds=embeds[None]).logits[0].float()
+            chances = logits.softmax(-1)[len(prompt.input_ids) - 1 : -1]
+            expected = [float(row[token]) for row, token in zip(chances, ids, strict=True)]
+            assert [p for _, p in reply.tokens] == pytest.approx(expected, rel=1e-3)
+            assert reply.tokens[-1][0] == len(reply.text)
+
+    def test_replies_are_the_same_with_and_without_them(self, tiny_vlm):
+        asked = [((Turn("user", "Hi"),), ())]
+        (with_them,), (without,) = (
+            iterate_replies(tiny_vlm, asked, probabilities=chosen, max_new_tokens=8) for chosen in (True, False)
+        )
+        assert with_them[0][1].text == without[0][1].text and without[0][1].tokens == ()

@@ -157,6 +157,17 @@ def test_a_released_lora_of_the_tower_keeps_its_bias():
     }
 
 
+def test_an_adapter_of_no_weight_is_refused():
+    stem = "language_model.model.layers.0.attention.wo"
+    tensors = lora(stem, [[1.0]], [[1.0]], [[1.0]])
+    del tensors[f"{stem}.base_layer.weight"]
+    with pytest.raises(CheckpointError, match=r"lora_A.default.weight belongs to no weight .*attention\.wo\.weight"):
+        merge_released_lora(tensors, dtype=torch.float32)
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector.default belongs to no weight"):
+        extra = {f"{stem}.lora_magnitude_vector.default": torch.ones(1)}
+        merge_released_lora(lora(stem, [[1.0]], [[1.0]], [[1.0]]) | extra, dtype=torch.float32)
+
+
 def test_a_released_lora_is_added_in_float32():
     """1 + 2 · 2⁻⁹ is between two numbers of bfloat16; twice 2⁻⁸ would have been lost in bfloat16 sums too early."""
     stem = "language_model.base_model.model.model.layers.0.attention.wo"

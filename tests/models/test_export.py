@@ -324,7 +324,7 @@ def test_the_command_line_takes_a_layout(tiny, tmp_path, capsys, layout):
     assert main(["export", str(tiny), "--to", str(tmp_path / "out"), "--layout", layout]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert main(["export", str(tiny), "--to", str(tmp_path / "again"), "--layout", "adapter"]) == 2
-    assert 'no adapter; expected a LoRA run; use layout="released"' in capsys.readouterr().err
+    assert 'no adapter; expected a LoRA run; use --layout "released"' in capsys.readouterr().err
 
 
 def test_a_loaded_bfloat16_model_is_compared_as_coarsely_as_it_computes(tiny, tmp_path):

@@ -97,6 +97,37 @@ def test_a_released_lora_checkpoint_is_merged_when_it_is_loaded(released_lora):
     torch.testing.assert_close(found, expected["logits_last4"], atol=1e-4, rtol=0)
 
 
+def rewrite(folder, change):
+    """The weights of a folder under other keys."""
+    path = folder / "model.safetensors"
+    save_file({change(key): tensor for key, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+def test_the_older_spelling_of_its_keys_gives_the_same_model(released_lora):
+    rewrite(released_lora, lambda key: key.replace(".base_layer.", "."))
+    test_a_released_lora_checkpoint_is_merged_when_it_is_loaded(released_lora)
+
+
+def test_an_adapter_that_nothing_uses_is_refused(released_lora):
+    rewrite(released_lora, lambda key: key.replace(".lora_A.default.", ".lora_A.other.") if "layers.1" in key else key)
+    with pytest.raises(CheckpointError, match=r"lora_A.default.weight is missing; expected both halves"):
+        load(released_lora)
+
+
+def test_adapters_beside_a_config_that_names_none_are_told_with_their_rank(released_lora):
+    config = json.loads((released_lora / "config.json").read_text())
+    (released_lora / "config.json").write_text(json.dumps(config | {"use_llm_lora": 0}))
+    rank = config["use_llm_lora"]
+    with pytest.raises(CheckpointError, match=f"`use_llm_lora` of its config.json is 0; .*set it to {rank} there"):
+        load(released_lora)
+
+
+def test_an_adapter_s_folder_is_told_from_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "OpenGVLab/Somewhere"}')
+    with pytest.raises(CheckpointError, match="an adapter .* and no model; .*fetch its base, OpenGVLab/Somewhere"):
+        load(tmp_path)
+
+
 def test_a_merged_lora_checkpoint_is_saved_as_a_plain_one(released_lora, tmp_path):
     save_released(load(released_lora, dtype=torch.bfloat16), tmp_path / "merged")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())

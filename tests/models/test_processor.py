@@ -56,6 +56,84 @@ def test_without_one_it_is_the_templates(changed):
     )
 
 
+CONVERSATION = """
+raise SystemExit("this file is read, never run")
+import nowhere
+# register_conv_template(Conversation(name='internlm2-chat', system_message='An old one.'))
+register_conv_template(Conversation(name='phi3-chat', system_template='<|system|>', system_message='Another.'))
+register_conv_template(
+    Conversation(
+        name='internlm2-chat',
+        system_template='<|im_start|>system\\n{system_message}',
+        system_message='The folder\\'s own '
+        'prompt (书生).',
+        roles=('<|im_start|>user\\n', '<|im_start|>assistant\\n'),
+        stop_token_ids=[2, 92543],
+    )
+)
+"""
+
+
+class TestTheFoldersPrompt:
+    @pytest.fixture
+    def with_code(self, tiny, tmp_path):
+        """`with_code(text, name="model", **fields)` → the processor of a copy with this conversation.py."""
+
+        def make(text, *, name="model", **fields):
+            folder = tmp_path / name
+            shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+            (folder / "conversation.py").write_text(text, encoding="utf-8")
+            config = json.loads((folder / "config.json").read_text()) | fields
+            config = {key: value for key, value in config.items() if value is not None}
+            (folder / "config.json").write_text(json.dumps(config))
+            return load_processor(folder)
+
+        return make
+
+    def test_it_is_read_as_text_and_never_run(self, with_code):
+        assert with_code(CONVERSATION, system_message=None).system_message == "The folder's own prompt (书生)."
+
+    def test_what_a_run_wrote_into_config_json_wins(self, with_code):
+        assert with_code(CONVERSATION, system_message="Trained.").system_message == "Trained."
+
+    def test_a_file_without_this_template_leaves_the_templates_prompt(self, with_code):
+        found = with_code("name = 'internlm2-chat'\nf(name, system_message=name)\n", system_message=None)
+        assert found.system_message.startswith("You are an AI assistant whose name is InternLM")
+
+    def test_what_is_no_python_is_named(self, with_code):
+        with pytest.raises(CheckpointError, match=r"conversation.py: no Python \(.*copy it again"):
+            with_code("register_conv_template(")
+
+    @pytest.mark.parametrize(
+        ("said", "name", "fields"),
+        [
+            ("its system prompt", "model", {}),
+            ("its name", "InternVL2-2B", {}),
+            ("its name", "model", {"_name_or_path": "OpenGVLab/InternVL2-26B"}),
+        ],
+    )
+    def test_internvl2_is_refused_by_its_prompt_and_by_its_name(self, with_code, said, name, fields):
+        prompt = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+        text = CONVERSATION.replace("prompt", prompt) if said == "its system prompt" else CONVERSATION
+        with pytest.raises(CheckpointError, match=f"InternVL2 or later, by {said}; expected .*entry in ivlkit/models"):
+            with_code(text, name=name, **fields)
+
+    def test_internvl2_8b_is_refused_by_its_sizes(self, changed, tiny_config):
+        sizes = {"hidden_size": 4096, "num_hidden_layers": 32}
+        with pytest.raises(CheckpointError, match="InternVL2 or later, by its sizes, those of InternVL2-8B"):
+            changed(llm_config=tiny_config["llm_config"] | sizes)
+
+    @pytest.mark.parametrize("name", ["InternVL-Chat-V1-5", "Mini-InternVL-Chat-2B-V1-5", "compared-with-InternVL2"])
+    def test_our_own_names_are_not(self, with_code, name):
+        assert with_code(CONVERSATION, name=name).folder.name == name
+
+
+def test_tokens_without_a_row_of_the_embeddings_are_refused(changed, tiny_config):
+    rows = tiny_config["llm_config"]["vocab_size"]
+    with pytest.raises(CheckpointError, match=f"has {rows:,} tokens, its embeddings {rows - 2:,} rows; expected a row"):
+        changed(llm_config=tiny_config["llm_config"] | {"vocab_size": rows - 2})
+
+
 def test_several_pictures_share_the_budget(processor):
     assert processor.count_tiles([(640, 480)]) == [13]
     assert processor.count_tiles([(640, 480), (640, 480)]) == [7, 7]

@@ -1,9 +1,12 @@
 """Replies beside the truth, picked by kind; bars a slice; asking one's own."""
 
+import base64
 import io
+import re
 from dataclasses import replace
 
 import pytest
+from PIL import Image, ImageCms
 
 from ivlkit.errors import DataError
 from ivlkit.evaluation.report import Report, Row
@@ -95,3 +98,35 @@ class TestAsking:
     def test_without_a_question_nothing_is_asked(self, tiny_vlm, monkeypatch):
         monkeypatch.setattr(type(tiny_vlm), "chat", lambda *_, **__: pytest.fail("asked"))
         assert "press ask" in tiny_vlm.ask().to_html()
+
+
+class TestPrivacy:
+    SECRETS = (b"Secret", b"Exif", b"http://ns.adobe.com", "Secret".encode("utf-16-le"))
+
+    @pytest.fixture
+    def picture(self, tmp_path):
+        """A phone's photo: who, where and what with, in EXIF, XMP, a comment and a colour profile's description."""
+        exif = Image.Exif()
+        exif[0x010F], exif[0x9286], exif[0x0112] = "SecretMaker", "Secret note", 6  # turned by 90 degrees
+        exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 1.0), 29: "Secret date"})
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">Secret</x:xmpmeta>'
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + b"SecretProfile"
+        noise = Image.effect_noise((320, 240), 90).convert("RGB")  # smaller as a JPEG
+        path = tmp_path / "photo.jpg"
+        noise.save(path, exif=exif, xmp=xmp, comment=b"Secret comment", icc_profile=profile)
+        assert all(secret in path.read_bytes() for secret in self.SECRETS[:3])
+        return path
+
+    @pytest.mark.parametrize("in_memory", [False, True])
+    def test_nothing_of_a_photo_but_its_pixels_reaches_a_report(self, picture, tmp_path, in_memory):
+        image = Image.open(picture) if in_memory else picture
+        report = Report("m", (Row("a.jsonl:1", "What?", "x", "x", 1.0, images=(image,)),), {})
+        page, saved = report.save_html(tmp_path / "page.html"), report.save_json(tmp_path / "report.json")
+        html = page.read_text(encoding="utf-8")
+        embedded = [base64.b64decode(data) for data in re.findall(r"base64,([\w+/=]+)", html)]
+        assert embedded
+        for content in (page.read_bytes(), saved.read_bytes(), *embedded):
+            assert not any(secret in content for secret in self.SECRETS)
+        for content in embedded:
+            kept = set(Image.open(io.BytesIO(content)).info)
+            assert kept <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}, kept

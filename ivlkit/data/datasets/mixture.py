@@ -106,6 +106,11 @@ class Data:
 
     def place(self, number):
         """(source, row of its file) of a row; numbers count repeated rows each time."""
+        if not isinstance(number, (int, np.integer)):
+            raise DataError(
+                f"{self.path}: data[{number!r}]; expected a row's number; a part of a meta file: "
+                f"open_data({str(self.path)!r}, split={number!r}); rows of your own choice: data.select(numbers)"
+            )
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         number = int(number) % len(self)
@@ -163,7 +168,7 @@ class Data:
         chosen._cut = (*self._cut, *cut)
         return chosen
 
-    def split(self, *, seed=0, group=None, alike=None, file=None, **parts):
+    def split(self, *unnamed, seed=0, group=None, alike=None, file=None, **parts):
         """Cut into parts by picture: `train, validation, test = data.split(train=0.8, validation=0.1, test=0.1)`.
 
         The first split is kept beside the data, in `labels.csv.split.csv`; later ones move nothing: new pictures fill
@@ -184,6 +189,10 @@ class Data:
         Raises: DataError if the shares don't sum to 1, a picture is missing, a row has no value in `group`, a part gets
         no row, or the kept split has other parts.
         """
+        if unnamed:
+            raise DataError(
+                f"{self.path}: split{unnamed}; expected names; write data.split(train=0.8, validation=0.1, test=0.1)"
+            )
         parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
         if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
             raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")

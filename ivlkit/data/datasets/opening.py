@@ -20,6 +20,11 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
         split: of a meta file, the entries of this `split`; "train" are also those that name none; "all" is every one.
     Raises: DataError with the entry, what was found, what was expected.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise DataError(
+            f"open_data: a {type(path).__name__} in the data's place; expected a path; name several files in one meta "
+            ".json; rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
+        )
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")

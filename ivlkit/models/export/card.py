@@ -14,7 +14,8 @@ PHI3_CONTEXT_TOKENS = 4096  # vLLM chooses Phi-3's rope factors once, by this nu
 LMDEPLOY_FILE, JINJA_FILE = "lmdeploy.json", "chat_template.jinja"
 _PACKAGES = ("ivlkit", "torch", "transformers", "peft", "safetensors")
 _READS_RELEASED = (
-    "The original code, vLLM, LMDeploy, SGLang and `ivlkit.load` read this folder: InternVL 1.5's own layout."
+    "The original code, vLLM, LMDeploy, SGLang and `ivlkit.load` read this folder: InternVL 1.5's own layout. "
+    'transformers\' own classes (`AutoModel…`) read an export with `layout="transformers"` instead.'
 )
 _INTRODUCTIONS = {
     "released": _READS_RELEASED,

@@ -10,7 +10,8 @@ from ...data.collate import IMAGENET_MEAN, IMAGENET_STD
 from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
 from ...data.rows.records import Turn
 from ...errors import ExportError
-from ..chat import KEPT_TOKENS, MAX_NEW_TOKENS
+from ..chat import MAX_NEW_TOKENS
+from ..decoding import KEPT_TOKENS
 from ..layouts.safetensors_files import write_shards
 from .chat_template import chat_template
 

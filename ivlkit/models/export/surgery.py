@@ -9,7 +9,7 @@ import torch
 
 from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from ...errors import CheckpointError, ExportError
-from ..chat import KEPT_TOKENS
+from ..decoding import KEPT_TOKENS
 from ..layouts.configuration import native_config, num_image_token
 from ..layouts.key_map import from_released
 from ..layouts.safetensors_files import appearing_or_said, check_is_new, check_space, total_bytes, write_shards

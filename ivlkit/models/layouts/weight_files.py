@@ -101,20 +101,31 @@ class Fused(Lazy):
 class ReleasedLora(Lazy):
     """A released-style LoRA checkpoint (`use_llm_lora`, `use_backbone_lora`), given out as the plain one it stands for.
 
-    The reference saves base and adapter mixed (`….base_layer.weight`, `….lora_A.default.weight`) and keeps only the
-    rank: the scale is always 2 (α = 2r). Merged in float32, then rounded to `dtype`.
+    The reference saves base and adapter mixed (`….base_layer.weight`, with PEFT before 0.7 `….weight`, beside
+    `….lora_A.default.weight`) and keeps only the rank: the scale is always 2 (α = 2r). Merged in float32, then rounded
+    to `dtype`.
 
-    Raises: CheckpointError if an adapter lacks a half.
+    Raises: CheckpointError if an adapter lacks a half or its weight, and for a tensor of an adapter that is neither.
     """
 
     def __init__(self, tensors, *, dtype):
         plain = {key.replace("base_model.model.", "", 1): key for key in tensors}
         super().__init__({key.replace(".base_layer.", "."): own for key, own in plain.items() if ".lora_" not in key})
         self._tensors, self._dtype = tensors, dtype
-        stems = [key.removesuffix(".base_layer.weight") for key in plain if key.endswith(".base_layer.weight")]
-        halves = {f"{stem}.weight": [f"{stem}.lora_{side}.default.weight" for side in "AB"] for stem in stems}
+        adapter = {key: key.partition(".lora_")[0] for key in plain if ".lora_" in key}
+        stems = dict.fromkeys(key.removesuffix(".base_layer.weight") for key in plain if ".base_layer.weight" in key)
+        halves = {
+            f"{stem}.weight": [f"{stem}.lora_{side}.default.weight" for side in "AB"]
+            for stem in stems | dict.fromkeys(adapter.values())
+        }
         for half in (half for pair in halves.values() for half in pair if half not in plain):
             raise CheckpointError(f"tensor {half} is missing; expected both halves of every adapter; download it again")
+        used = {half for key, pair in halves.items() for half in pair if key in self._home}
+        for key in sorted(adapter.keys() - used):
+            raise CheckpointError(
+                f"tensor {key} belongs to no weight {adapter[key]}.weight; expected an adapter's two halves beside it; "
+                "merge it with the code that wrote it, then load that"
+            )
         self._halves = {key: [plain[half] for half in pair] for key, pair in halves.items()}
 
     @property

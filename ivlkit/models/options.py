@@ -1,0 +1,54 @@
+"""What a model was asked for that it can't do: each wrong guess is answered with what to write."""
+
+import difflib
+import inspect
+import os
+
+from transformers import GenerationConfig, GenerationMixin
+
+from ..errors import CheckpointError, DataError
+
+ASK_ONE = 'vlm.chat("What is this?", "a.png")'
+ASK_MANY = 'vlm.chat_batch(["What is this?", "And this?"], ["a.png", "b.png"])'
+_MEANT = {  # what other libraries call it
+    **{"system": "system_message", "system_prompt": "system_message"},
+    **{"max_tokens": "max_new_tokens", "temp": "temperature"},
+}
+
+
+def check_loaded(vlm):
+    """Raises: CheckpointError if its memory was given back."""
+    if vlm.model is None:
+        raise CheckpointError(
+            f"{vlm.folder}: released; expected a loaded model; load it again: ivlkit.load({str(vlm.folder)!r})"
+        )
+
+
+def check_question(question, images):
+    """Raises: DataError for pictures in the question's place, and for what is no text."""
+    swapped = isinstance(images, str) and " " in images and not os.path.exists(images)
+    if not isinstance(question, str) or swapped and os.path.exists(question):
+        found = "a picture" if swapped else f"a {type(question).__name__}"
+        raise DataError(f"chat: {found} in the question's place; expected the question first; write {ASK_ONE}")
+
+
+def check_questions(questions):
+    """Raises: DataError for one question in the place of many."""
+    if isinstance(questions, str):
+        raise DataError(
+            f"chat_batch: one question, {questions[:40]!r}; expected a list; write {ASK_MANY}, or {ASK_ONE} for one"
+        )
+
+
+def check_options(generation, where, function):
+    """Raises: DataError for an option that neither the function nor transformers' `generate` has, with the nearest."""
+    parameters = inspect.signature(function).parameters
+    own = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY or name == "images"]
+    known = {*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters}
+    for name in generation:
+        if name not in known:
+            near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, [*own, *known], n=1)
+            raise DataError(
+                f"{where}: unknown option {name!r}; expected one of {', '.join(own)}, or of transformers' generate; "
+                + (f"write {near[0]}=" if near else "leave it out")
+            )

@@ -1,0 +1,184 @@
+"""What a new user writes with only `ivl.<tab>`: what can be meant works, the rest is answered with what to write."""
+
+import pydoc
+from dataclasses import fields
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+import ivlkit as ivl
+from ivlkit.cli import main
+from ivlkit.errors import CheckpointError, DataError, RecipeError, TrainingError
+from ivlkit.models.load import load
+from ivlkit.training.recipes import Recipe
+from ivlkit.training.run import Run
+
+
+@pytest.fixture
+def data(write_rows, turns):
+    return ivl.open_data(write_rows([{"conversations": turns(f"Tell me about {n}", "x")} for n in range(4)]))
+
+
+@pytest.fixture
+def run(tmp_path, tiny_vlm, monkeypatch):
+    """A finished run whose model is `tiny_vlm`."""
+    (tmp_path / "run.yaml").write_text("{}")
+    monkeypatch.setattr(Run, "load", lambda self, **_: tiny_vlm)
+    return Run(tmp_path)
+
+
+class TestEvaluate:
+    OPTIONS = {"progress": False, "max_new_tokens": 2}
+
+    def test_a_key_a_folder_and_a_run_are_loaded(self, tiny_vlm, run, data):
+        expected = ivl.evaluate(tiny_vlm, data, **self.OPTIONS).rows
+        assert ivl.evaluate(str(tiny_vlm.folder), data, **self.OPTIONS).rows == expected
+        assert ivl.evaluate(run, data, **self.OPTIONS).rows == expected
+        assert ivl.evaluate("nano", data, **self.OPTIONS).details["model"] == "the package"
+
+    def test_the_two_in_the_other_order_are_refused(self, tiny_vlm, data):
+        with pytest.raises(DataError, match=r"a Data in the model's place; expected evaluate\(model, data\)"):
+            ivl.evaluate(data, tiny_vlm)
+
+    def test_metrics_is_answered_with_metric(self, tiny_vlm, data):
+        with pytest.raises(DataError, match="unknown option 'metrics'; .*write metric="):
+            ivl.evaluate(tiny_vlm, data, metrics="f1")
+
+    def test_runs_are_compared_by_their_reports(self, run):
+        with pytest.raises(DataError, match=r"a Run in a report's place; .*compare\(evaluate\(before, data\)"):
+            ivl.compare(run, run)
+
+
+class TestTrain:
+    def test_data_before_the_recipe_is_answered_with_the_order(self, data):
+        for first in (data, {"model": "nano"}, "train.jsonl"):
+            with pytest.raises(RecipeError, match=r"in the recipe's place; .*train\(recipe, data\)"):
+                ivl.train(first, "nano-lora")
+
+    def test_rows_in_memory_are_answered_with_what_writes_them(self, data):
+        for call in (lambda: ivl.train("nano-lora", [data[0], data[1]]), lambda: ivl.open_data(["a.jsonl", "b.jsonl"])):
+            with pytest.raises(DataError, match=r"a list in the data's place; .*from_dataset\(rows, to=folder\)"):
+                call()
+
+    def test_history_is_a_list(self, run):
+        assert run.history == []
+        with pytest.raises(TrainingError, match="write run.history"):
+            run.history()
+
+
+class TestChat:
+    @pytest.mark.parametrize(
+        ("option", "meant"),
+        [
+            ("image", "images"),
+            ("system", "system_message"),
+            ("system_prompt", "system_message"),
+            ("max_tokens", "max_new_tokens"),
+            ("max_tile", "max_tiles"),
+            ("temprature", "temperature"),
+        ],
+    )
+    def test_an_option_of_another_name_is_answered_with_its_own(self, tiny_vlm, option, meant):
+        with pytest.raises(DataError, match=f"unknown option {option!r}; .*; write {meant}=$"):
+            tiny_vlm.chat("Hi", **{option: 1})
+
+    def test_what_resembles_nothing_is_to_be_left_out(self, tiny_vlm):
+        with pytest.raises(DataError, match="unknown option 'zzz'; expected one of images.*; leave it out"):
+            tiny_vlm.chat("Hi", zzz=1)
+
+    def test_the_picture_first_is_answered_with_the_order(self, tiny_vlm, draw_picture, tmp_path):
+        draw_picture().save(tmp_path / "a.png")
+        for picture in (draw_picture(), tmp_path / "a.png", str(tmp_path / "a.png")):
+            with pytest.raises(
+                DataError, match=r"in the question's place; .*vlm.chat\(\"What is this\?\", \"a.png\"\)"
+            ):
+                tiny_vlm.chat(picture, "What shape?")
+
+    def test_one_question_for_a_batch_is_no_list_of_letters(self, tiny_vlm, draw_picture):
+        with pytest.raises(DataError, match=r"chat_batch: one question, 'Hi'; expected a list; write vlm.chat_batch\("):
+            tiny_vlm.chat_batch("Hi", images=[draw_picture(), draw_picture()])
+
+    def test_a_released_model_says_how_it_is_loaded_again(self, tiny, data):
+        vlm = load(tiny)
+        vlm.release()
+        for ask in (lambda: vlm.chat("Hi"), lambda: vlm.chat_batch(["Hi"]), lambda: ivl.evaluate(vlm, data)):
+            with pytest.raises(CheckpointError, match=r"released; expected a loaded model; .*ivlkit.load\('"):
+                ask()
+
+    @pytest.mark.parametrize("dtype", [None, torch.float32])
+    def test_a_gpu_that_torch_does_not_see_is_named_before_anything_is_read(self, tiny, dtype, monkeypatch):
+        """As torch answers where it is built for the CPU, and where a driver or the numbered GPU is missing."""
+        for error in (AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("invalid device ordinal")):
+            monkeypatch.setattr("torch.cuda.get_device_capability", Mock(side_effect=error))
+            monkeypatch.setattr("torch.cuda.mem_get_info", Mock(side_effect=error))
+            with pytest.raises(CheckpointError, match="device='cuda:9': torch sees no such GPU .*; expected 'cpu'"):
+                load(tiny, device="cuda:9", dtype=dtype)
+
+
+class TestData:
+    def test_a_part_by_its_name_is_answered_with_split(self, data):
+        with pytest.raises(DataError, match=r"data\['train'\]; expected a row's number; .*split='train'\)"):
+            data["train"]
+
+    def test_shares_without_names_are_answered_with_names(self, data):
+        with pytest.raises(DataError, match=r"split\(0.8,\); expected names; write data.split\(train=0.8"):
+            data.split(0.8)
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("field", "meant"),
+        [
+            ("num_train_epochs", "epochs"),
+            ("lr", "learning_rate"),
+            ("batch_size", "total_batch, .* or per_device_batch"),
+            ("r", "lora_rank"),
+            ("gradient_accumulation_steps", "total_batch"),
+            ("bf16", "nothing"),
+            ("output_dir", r"train\(…, folder=…\)"),
+            ("early_stopping", "patience"),
+            ("max_steps", "epochs"),
+            ("projector_lr", "projector_learning_rate"),
+        ],
+    )
+    def test_another_trainers_name_is_answered_with_what_to_write(self, field, meant):
+        with pytest.raises(RecipeError, match=f"unknown field {field!r}; .*; write {meant}"):
+            ivl.recipe("nano-lora", **{field: 1})
+
+    def test_a_name_without_its_model_is_answered_with_all_that_hold_it(self):
+        with pytest.raises(RecipeError, match="did you mean '2b-lora' or '4b-lora' or '26b-lora' or 'nano-lora'"):
+            ivl.recipe("lora")
+
+    def test_a_batch_that_does_not_divide_is_answered_with_one_that_does(self):
+        with pytest.raises(RecipeError, match="change one of the three, such as per_device_batch=4$"):
+            ivl.recipe("nano-lora", total_batch=4).accumulation  # noqa: B018
+        assert ivl.recipe("nano-lora", total_batch=4, per_device_batch=4).accumulation == 1
+        with pytest.raises(RecipeError, match="such as total_batch=126$"):
+            ivl.recipe("26b-full", gpus=7).accumulation  # noqa: B018
+        assert ivl.recipe("26b-full", gpus=7, total_batch=126).accumulation == 9
+
+    def test_help_lists_every_field(self):
+        text = pydoc.render_doc(ivl.recipe)
+        assert all(f"\n        {field.name}: " in text for field in fields(Recipe))
+        assert "epochs: float = 1  # passes over the data" in text
+
+
+class TestCommandLine:
+    def said(self, arguments, capsys):
+        assert main(arguments) == 2
+        return capsys.readouterr().err
+
+    def test_options_are_spelt_as_they_are_typed(self, capsys, tmp_path, monkeypatch):
+        def refuse(*_, **__):
+            raise DataError("rows.csv: no column; expected image= or images=folder; set seed=1, not per_device_batch=2")
+
+        monkeypatch.setattr("ivlkit.data.importing.convert.convert", refuse)
+        said = self.said(["convert", "rows.csv", "--to", str(tmp_path / "to")], capsys)
+        assert "--images folder" in said and "--seed 1" in said and "per_device_batch=2" in said
+
+    def test_fields_of_a_recipe_are_set_and_those_with_an_option_are_options(self, capsys):
+        said = self.said(["train", "2b-lora", "--set", "compile=true", "packing=false", "--dry-run"], capsys)
+        assert "--set packing=true" in said and "--set --set" not in said
+        assert "--epochs -1.0; expected more than 0" in self.said(["train", "2b-lora", "--epochs", "-1"], capsys)
+        assert "--set 'lora_rank'; expected" in self.said(["train", "2b-lora", "--set", "lora_rank"], capsys)
