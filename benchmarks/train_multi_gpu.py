@@ -194,7 +194,7 @@ def measure(variant, what, gpus, options):
 def loss_of_first(training):
     """The mean loss of the first row that any rank has, without dropout, the same on all of them."""
     dataset = training.micro_batches
-    example = dataset._encode(0, 0)
+    example = dataset.encode_row(0, 0)
     batch = dataset.collate([example], pad_token_id=dataset.processor.tokenizer.pad_token_id)
     batch |= {"weights": torch.ones(1), "where": [example.where]}
     supervised = int((batch["labels"][:, 1:] >= 0).sum())

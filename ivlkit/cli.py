@@ -212,7 +212,8 @@ def _run_train(options):
     if validation and not validation.endswith(".json"):  # a meta file has its own roots
         validation = open_data(validation, root=options.root)
     start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
-    run = start(chosen, data, validation=validation, metric=metric, folder=options.to, report_to=options.report_to)
+    beside = _named(options, "report_to skip_unusable")
+    run = start(chosen, data, validation=validation, metric=metric, folder=options.to, **beside)
     if options.only_write:
         return print(run.folder / "run.yaml")
     print(run.folder)
@@ -233,7 +234,7 @@ def _described(options):
     if path.name != "run.yaml":
         raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
     others = "data root gpus per_device_batch epochs learning_rate set validation metric to dry_run only_write"
-    values = _named(options, f"{others} suggest overfit report_to")
+    values = _named(options, f"{others} suggest overfit report_to skip_unusable")
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
     if given:
         raise RecipeError(
@@ -432,7 +433,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "train": (
         _run_train,
         "Train a recipe on data, or the run that a run.yaml describes.",
-        f"{_RECIPE} --validation --metric --to --overfit --report-to --dry-run --only-write",
+        f"{_RECIPE} --validation --metric --to --overfit --report-to --skip-unusable --dry-run --only-write",
         "ivlkit train nano-lora --data data_templates/meta.json --epochs 1",
         "ivlkit train --suggest 2b --data meta.json",
         "ivlkit train 2b-lora --data meta.json --overfit 8   # can labels, template and rate teach at all?",

@@ -28,6 +28,7 @@ OPTIONS = {
     "--max-tiles": {"type": int, "help": "tile budget instead of the model's (max_dynamic_patch)"},
     "chat --max-tiles": {"type": int, "help": "tile budget of a picture (max_dynamic_patch)"},
     "train --metric": {"help": "module:function that chooses the best weights; default: the validation loss"},
+    "--skip-unusable": {"action": "store_true", "help": "mask a row that can't be used, in its place, and list it"},
     "--report-to": {"help": "a tracker that gets the log's numbers too: tensorboard, wandb, trackio"},
     "evaluate --metric": {"help": "default exact_match; of text-control contains"},
     "check --pictures": {"choices": ["exist", "header", "decode"], "default": "header"},

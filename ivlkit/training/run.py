@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..data.datasets.mixture import TRAIN
 from ..data.datasets.opening import open_data
+from ..data.files import write_whole
 from ..errors import TrainingError
 from ..views import shown
 from .log import read_steps
@@ -29,10 +30,12 @@ LOG_FILE = "log.jsonl"
 NOTICES_FILE = "notices.txt"  # what happened to it that should be known
 PLAN_FILE = "plan.sha256"
 SAMPLES_FILE = "samples.jsonl"
+SKIPPED_FILE = "skipped.txt"  # rows that were masked, as often as they were met
+LENGTHS_FILE = "lengths.npy"  # tokens and tiles of the rows when it began
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 VALIDATION_ROWS_FILE = "validation_rows.npy"
 FILES = {  # beside run.yaml, checkpoints and final/
-    *(LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, ROWS_FILE, VALIDATION_ROWS_FILE),
+    *(LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, ROWS_FILE, VALIDATION_ROWS_FILE, SKIPPED_FILE, LENGTHS_FILE),
     *("validation.jsonl", "error.txt", "output.txt", "pid", "start.lock"),
 }
 FOLDERS = r"(final|(checkpoint|best)-\d+)(\..*)?"  # a damaged one, or one half written, has an ending
@@ -106,6 +109,12 @@ class Run:
         """What happened to it that should be known: damaged checkpoints that were skipped, a line each."""
         path = self.folder / NOTICES_FILE
         return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    @property
+    def skipped(self):
+        """Rows that can't be used and were masked in their places, with the reason, a line each."""
+        path = self.folder / SKIPPED_FILE
+        return sorted(set(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
 
     @property
     def error(self):
@@ -247,6 +256,11 @@ def alone(folder):
         with suppress(OSError):  # a network's file system that has no locks
             held.enter_context(FileLock(folder / "start.lock"))
         yield
+
+
+def rewrite(run, **beside):
+    """Say more in a run's run.yaml, beside what decides the run."""
+    write_whole(run.folder / "run.yaml", yaml.safe_dump(run.spec | beside, sort_keys=False))
 
 
 def attach(folder=None):

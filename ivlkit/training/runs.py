@@ -26,13 +26,24 @@ from . import functions
 from .engine.distributed import earlier_settlings, find_missing, visible_cards
 from .recipes import Recipe, overfitting
 from .recipes import recipe as named_recipe
-from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children
+from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children, rewrite
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-BESIDE_SPEC = ("versions", "model_fingerprint", "report_to")  # of run.yaml: neither recipe nor data
+# of run.yaml: neither recipe nor data
+BESIDE_SPEC = ("versions", "model_fingerprint", "report_to", "skip_unusable", "skipped")
 
 
-def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=None, report_to=None):
+def train(
+    recipe,
+    data,
+    *,
+    validation=None,
+    metric=None,
+    folder=None,
+    overfit=None,
+    report_to=None,
+    skip_unusable=False,
+):
     """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
 
     If this recipe was already trained on this data, the finished or running run is attached to; a stopped or failed one
@@ -50,12 +61,15 @@ def train(recipe, data, *, validation=None, metric=None, folder=None, overfit=No
         overfit: so many rows of the data, learned by heart as a test of labels, template and learning rate: the run's
             notices say how many of them it answers at its end.
         report_to: "tensorboard", "wandb" or "trackio": a tracker that gets the numbers of the log too.
+        skip_unusable: a row that can't be used is masked: it keeps its place and weighs nothing, `run.skipped` lists
+            it. A run that such a row has ended goes on from its checkpoint with it. Otherwise it ends the run.
     Raises: RecipeError, DataError before anything starts.
     """
     if overfit is not None:
         recipe, data = _few_rows(recipe, data, overfit)
         validation = data
-    run = describe(recipe, data, validation=validation, metric=metric, folder=folder, report_to=report_to, here=True)
+    beside = {"report_to": report_to, "skip_unusable": skip_unusable}
+    run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True, **beside)
     if run.state not in ("running", "finished"):
         with alone(run.folder):
             if run.state not in ("running", "finished"):  # another process may have started it meanwhile
@@ -73,7 +87,9 @@ def _few_rows(recipe, data, rows):
     return overfitting(recipe, rows), data.select(np.linspace(0, len(data) - 1, rows).round().astype(int))
 
 
-def describe(recipe, data, *, validation=None, metric=None, folder=None, report_to=None, here=False):
+def describe(
+    recipe, data, *, validation=None, metric=None, folder=None, report_to=None, skip_unusable=False, here=False
+):
     """Check and write a run as `train` does, and start nothing: for a launcher, on hosts that share the folder.
 
     Args: here: whether this machine is the one that has to have the GPUs.
@@ -90,8 +106,9 @@ def describe(recipe, data, *, validation=None, metric=None, folder=None, report_
     if here and not (run_folder / "final").exists():
         _check_machine(settled, began_in=None if recipe.gpus == settled.gpus else run_folder)
     run = write_run(settled, data, folder, validation=validation, metric=metric)
-    if run.spec.get("report_to") != report_to:
-        write_whole(run.folder / "run.yaml", yaml.safe_dump(run.spec | {"report_to": report_to}, sort_keys=False))
+    said = {"report_to": report_to, "skip_unusable": skip_unusable}
+    if any(run.spec.get(name) != value and (value or name in run.spec) for name, value in said.items()):
+        rewrite(run, **said)
     return run
 
 

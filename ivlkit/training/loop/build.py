@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import set_seed
@@ -19,23 +20,25 @@ from ..engine.layers import wrap_layers
 from ..functions import choose
 from ..tuning import prepare
 from .loss import LOSSES
-from .schedule import MicroBatches, plan_grouped, plan_packed, tile_cost
+from .schedule import MASKED_TOKENS, MicroBatches, plan_grouped, plan_packed, tile_cost
 from .state import begin
 
 
-def build_training(vlm, processor, recipe, data, **tracking):
+def build_training(vlm, processor, recipe, data, *, lengths_file=None, skip_unusable=False, **tracking):
     """Freeze and wrap the model as the recipe says, and plan the run.
 
     Args:
         vlm: a `VLM` without adapter, on the device that trains. processor: its own, with the tiles of the run.
-        tracking: `log_with` and `project_dir` of Accelerate, for a tracker of experiments.
+        lengths_file: keeps the rows' lengths, so that one that became unusable since the run began keeps its own.
+        skip_unusable: as in `MicroBatches`. tracking: Accelerate's `log_with` and `project_dir`, for a tracker.
     Returns: (`Training`, `AttentionChoice`); it trains under `use_attention(training.model, choice.name)`.
     """
     device = vlm.model.device
     set_seed(recipe.seed)  # the adapters' first values
     model = prepare(vlm, recipe)
     attention = choose_attention(device) if recipe.packing else NO_PACKING
-    micro_batches = plan_micro_batches(data, processor, recipe, vlm.model.config, packed=attention.packs)
+    skipping = {"lengths_file": lengths_file, "skip_unusable": skip_unusable}
+    micro_batches = plan_micro_batches(data, processor, recipe, vlm.model.config, packed=attention.packs, **skipping)
     mixed = mixed_precision(device)
     if mixed != "no" and not is_sharded(recipe):  # DeepSpeed has masters of its own, no autocast
         keep_float32_masters(model)
@@ -65,16 +68,28 @@ def plan_validation(data, processor, recipe, config, *, packed):
     return plan_micro_batches(data, processor, once, config, packed=packed)
 
 
-def plan_micro_batches(data, processor, recipe, config, *, packed):
+def plan_micro_batches(data, processor, recipe, config, *, packed, lengths_file=None, skip_unusable=False):
     """This rank's `MicroBatches`: bins, or padded batches of like length."""
     rope, options = rope_limits(config.text_config), {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
     measure = partial(epoch_lengths, data, processor, max_length=recipe.max_seq_length, **options)
-    tokens, tiles = broadcast_from_rank0(measure)
+    tokens, tiles = broadcast_from_rank0(lambda: _planned_lengths(*measure(), lengths_file, skip_unusable))
     if packed:
         plan = plan_packed(tokens, tiles, recipe, rank=rank(), rope=rope, tile_cost=tile_cost(config, recipe))
     else:
         plan = plan_grouped(tokens, tiles, recipe, rank=rank(), rope=rope)
-    return MicroBatches(data, processor, recipe, plan, collate=_collate(recipe, packed=packed), rope=rope)
+    together = _collate(recipe, packed=packed)
+    return MicroBatches(data, processor, recipe, plan, collate=together, rope=rope, skip_unusable=skip_unusable)
+
+
+def _planned_lengths(tokens, tiles, file, skip_unusable):
+    """(tokens, tiles) that a plan is made of: of an unusable row those that it had when the run began, if any."""
+    if skip_unusable:
+        kept = np.load(file, allow_pickle=False) if file and file.exists() else np.stack([tokens, tiles])
+        tokens, tiles = np.where(tokens > 0, tokens, kept[0]), np.where(tokens > 0, tiles, kept[1])
+        tokens = np.maximum(tokens, MASKED_TOKENS)
+    if file and not file.exists():
+        np.save(file, np.stack([tokens, tiles]).astype(np.int32))
+    return tokens, tiles
 
 
 def _collate(recipe, *, packed):

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ...data.files import appearing, write_whole
-from ...errors import TrainingError
+from ...errors import DataError, TrainingError
 from ...hardware import GIB
 from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
@@ -24,7 +24,18 @@ from ..engine.distributed import broadcast_from_rank0, is_initialized, is_sharde
 from ..functions import find_function, source_digest
 from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
-from ..run import LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, VALIDATION, Run, open_again
+from ..run import (
+    LENGTHS_FILE,
+    LOG_FILE,
+    NOTICES_FILE,
+    PLAN_FILE,
+    SAMPLES_FILE,
+    SKIPPED_FILE,
+    VALIDATION,
+    Run,
+    open_again,
+    rewrite,
+)
 from ..tuning import summary_text
 from .build import build_training, plan_validation
 from .largest_batch import try_largest_batch
@@ -33,6 +44,10 @@ from .schedule import check_rows
 from .train import train_steps
 from .validation import Validate, find_best
 
+SKIP = (
+    "; mend it and train again, which goes on from the last checkpoint, or train again with skip_unusable=True "
+    "(--skip-unusable): the row keeps its place and weighs nothing"
+)
 TRACKED = ("loss", "learning_rate", "grad_norm", "tokens", "memory_gib", "epoch")  # of a line, for a tracker
 
 
@@ -53,6 +68,7 @@ def execute(folder, *, advise):
         with suppress(OSError), open(folder / "error.txt", "x") as file:  # the disk may be full: its exit code tells;
             file.write(_reason(error, folder))  # or another rank failed first: that is why
             file.write(f"\n{advise(run.recipe)}" if isinstance(error, torch.OutOfMemoryError) else "")
+            file.write(SKIP if isinstance(error, DataError) and not run.spec.get("skip_unusable") else "")
         raise
 
 
@@ -100,6 +116,9 @@ def _execute(run):
     else:
         best = broadcast_from_rank0(partial(_best, run, training)) if validate else None
         _write_final(run, training, vlm.processor, best=best)
+        if writes and run.skipped:
+            rewrite(run, skipped=run.skipped)
+            _notice(run.folder, f"{len(run.skipped)} rows were masked, since they can't be used; run.yaml lists them")
         if recipe.name.endswith(OVERFIT) and writes:
             _notice(run.folder, _say_overfit(run))
     training.accelerator.wait_for_everyone()  # a rank that leaves early takes the one that writes with it
@@ -128,6 +147,7 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
     for step in train_steps(training):
         seconds.append(time.monotonic() - began)
         line = log_line(training, step, seconds=seconds[-1])
+        _list_skipped(folder, step.batches)
         training.accelerator.log({name: line[name] for name in TRACKED}, step=step.number)
         if training.accelerator.is_main_process:
             append_step(folder / LOG_FILE, line)
@@ -142,6 +162,12 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
             save_checkpoint(training, folder)
         if ends or (validate and validate.gave_up):
             return
+
+
+def _list_skipped(folder, batches):
+    """A line for each row that was masked, of this rank's; one that was met before is listed again."""
+    for said in (said for batch in batches for said in batch.get("skipped", ())):
+        append_line(folder / SKIPPED_FILE, said)
 
 
 def log_line(training, step, *, seconds):
@@ -217,8 +243,9 @@ def _prepare(run, device):
     with loading(recipe, dtype):
         vlm = _load_base(recipe, device, dtype)
         vlm = replace(vlm, processor=vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles))
-        _say_notes(data, vlm.processor, recipe)
+        _say_notes(data, vlm.processor, recipe, skip_unusable=_skips(run))
         options = {"log_with": run.spec.get("report_to"), "project_dir": run.folder}
+        options |= {"lengths_file": run.folder / LENGTHS_FILE, "skip_unusable": _skips(run)}
         training, attention = build_training(vlm, vlm.processor, recipe, data, **options)
     _name_base(training.model, recipe)
     return training, vlm, attention
@@ -254,9 +281,13 @@ def _load_base(recipe, device, dtype):
     return vlm
 
 
-def _say_notes(data, processor, recipe, *, progress=True):
+def _skips(run):
+    return run.spec.get("skip_unusable", False)
+
+
+def _say_notes(data, processor, recipe, *, progress=True, **options):
     """Broken rows are errors; notes of the others are printed, by rank 0, which looks."""
-    for where, note in broadcast_from_rank0(partial(check_rows, data, processor, recipe, progress=progress)):
+    for where, note in broadcast_from_rank0(partial(check_rows, data, processor, recipe, progress=progress, **options)):
         if rank() == 0:
             print(f"{where}: {note}")
 

@@ -6,7 +6,7 @@ Free answers, to rows that are not trained on, are `validation`'s.
 import numpy as np
 import torch
 
-from ...data.encode import IGNORE_INDEX, encode
+from ...data.encode import IGNORE_INDEX
 from ..log import append_step
 from .train import model_inputs, to_device
 
@@ -24,8 +24,7 @@ class Samples:
     def __init__(self, training, path):
         self.training, self.path = training, path
         data = training.micro_batches.data
-        numbers = sorted({round(place) for place in np.linspace(0, len(data) - 1, ROWS)})
-        self.records = [data[number] for number in numbers]
+        self.rows = sorted({round(place) for place in np.linspace(0, len(data) - 1, ROWS)})
 
     def write_if_due(self):
         """At the start, or where the run goes on; then about TIMES in a run, and at its end."""
@@ -36,13 +35,17 @@ class Samples:
     def write(self):
         """As the model is now. On several GPUs nothing: one rank can't run a model that is spread over them."""
         if self.training.accelerator.num_processes == 1:
-            answers = [self._ask(record) for record in self.records]
-            append_step(self.path, {"step": self.training.step, "answers": answers})
+            answers = [self._ask(row) for row in self.rows]
+            append_step(self.path, {"step": self.training.step, "answers": [one for one in answers if one]})
 
-    def _ask(self, record):
+    def _ask(self, row):
+        """None for a row that is masked."""
         micro_batches = self.training.micro_batches
         tokenizer = micro_batches.processor.tokenizer
-        example = encode(record, micro_batches.processor, max_length=micro_batches.recipe.max_seq_length)
+        example = micro_batches.encode_row(0, row)
+        if not example.num_supervised:
+            return None
+        record = micro_batches.data[row]
         batch = micro_batches.collate([example], pad_token_id=tokenizer.pad_token_id)
         predicted = predict_tokens(self.training, batch)
         truth = batch["labels"][batch["labels"] >= 0]

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ...data.checking.lengths import checked, measure
 from ...data.collate import collate
-from ...data.encode import encode
+from ...data.encode import IGNORE_INDEX, Example, encode
 from ...data.packing import Budgets, group_step, pack_step, rope_groups
 from ...errors import DataError
 from ..functions import choose
@@ -35,6 +35,7 @@ class MicroBatch:
     masked: bool = False
 
 
+MASKED_TOKENS = 2  # of a row that can't be used
 SKIPPED = MicroBatch((), masked=True)
 
 
@@ -290,12 +291,14 @@ def epoch_order(num_rows, seed, epoch):
 class MicroBatches(Dataset):
     """The plan's micro-batches as tensors; item i depends on nothing but the plan and the data.
 
-    `collate` makes a batch of examples: `collate` pads (the default), `collate_packed` makes a bin.
+    Args:
+        collate: makes a batch of examples: `collate` pads (the default), `collate_packed` makes a bin.
+        skip_unusable: whether a row that can't be used is masked in its place, and listed in the batch's `skipped`.
     """
 
-    def __init__(self, data, processor, recipe, batches, *, collate=collate, rope=(None, True)):
+    def __init__(self, data, processor, recipe, batches, *, collate=collate, rope=(None, True), skip_unusable=False):
         self.data, self.processor, self.recipe, self.batches = data, processor, recipe, batches
-        self.collate, self.rope = collate, rope
+        self.collate, self.rope, self.skip_unusable = collate, rope, skip_unusable
 
     def __len__(self):
         return len(self.batches)
@@ -304,18 +307,31 @@ class MicroBatches(Dataset):
         batch = self.batches[number]
         if not batch.rows:
             return _nothing()
-        examples = [self._encode(epoch, row) for epoch, row in batch.rows]
+        examples = [self.encode_row(epoch, row) for epoch, row in batch.rows]
         _check_rope(examples, self.rope)
         tensors = self.collate(examples, pad_token_id=self.processor.tokenizer.pad_token_id)
         weights = sample_weights(tensors["labels"], self.recipe.weighting, sample_ids=tensors.get("sample_ids"))
         tensors["weights"] = weights * 0 if batch.masked else weights
         tensors["where"] = [example.where for example in examples]
+        tensors["skipped"] = [example.notes[0] for example in examples if not example.num_supervised]
         return tensors
 
-    def _encode(self, epoch, row):
-        return encode(
-            self.data[row], self.processor, max_length=self.recipe.max_seq_length, draw=(self.recipe.seed, epoch)
-        )
+    def encode_row(self, epoch, row):
+        """An `Example` as this epoch sees it."""
+        try:
+            options = {"max_length": self.recipe.max_seq_length, "draw": (self.recipe.seed, epoch)}
+            return encode(self.data[row], self.processor, **options)
+        except DataError as fault:
+            if not self.skip_unusable:
+                raise
+            return self._masked(row, str(fault))
+
+    def _masked(self, row, fault):
+        """Two tokens without a label: they weigh nothing, whatever stands beside them."""
+        ids = np.full(MASKED_TOKENS, self.processor.tokenizer.pad_token_id or 0)
+        side = self.processor.tile_px
+        none = np.zeros((0, side, side, 3), np.uint8)
+        return Example(ids, np.full(len(ids), IGNORE_INDEX), none, self.data.where(row), notes=(fault,))
 
 
 def _nothing():
@@ -339,19 +355,20 @@ def _rope_groups(tokens, rope):
     return rope_groups(tokens, short_context=rope[0], long_rows_mix=rope[1])
 
 
-def check_rows(data, processor, recipe, *, progress=False):
+def check_rows(data, processor, recipe, *, progress=False, skip_unusable=False):
     """Look at every row and its pictures' headers once before training, so that a broken row costs no GPU time.
 
     This is the doctor's examination of single rows; rows that are drawn several times are looked at once, and rows that
     an earlier look knows not again. What it measures is there for the run's plan.
 
     Returns: notes of rows that get fewer tiles, `[(where, note), …]`.
-    Raises: DataError naming the first broken rows and their number; nothing is dropped.
+    Raises: DataError naming the first broken rows and their number; nothing is dropped. With `skip_unusable` the run
+        masks and lists them when it comes to them.
     """
     draw = (recipe.seed, 0)
     measured = measure(data, processor, max_length=recipe.max_seq_length, draw=draw, progress=progress)
     errors = [problem.message for problem in measured.problems]
-    if errors:
+    if errors and not skip_unusable:
         shown = "\n  ".join(errors)
         more = f"\n  … and {measured.more} more" if measured.more else ""
         rows = sum(map(len, measured.rows))
