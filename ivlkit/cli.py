@@ -245,14 +245,9 @@ def _described(options):
 
 
 def _metric(name):
-    if name is None:
-        return None
     from .training.functions import find_function
 
-    here = str(Path.cwd())  # as python -m, which trains, looks there: a console script does not
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    return find_function(name)
+    return find_function(name) if name else None
 
 
 def _recipe_from(options, data, **where):

@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import inspect
+import os
+import sys
 
 from ..errors import RecipeError
 
@@ -24,6 +26,9 @@ def function_name(function, what="metric"):
 def find_function(name, what="metric"):
     """The function of a name that `function_name` gave. Raises: RecipeError."""
     module, _, path = name.partition(":")
+    here = os.getcwd()  # as python -m, which trains, looks there: a console script does not
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         found = importlib.import_module(module)
         for part in path.split("."):
