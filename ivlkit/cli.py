@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from .cli_options import OTHER_NAMES, as_typed, declared, recipe_fields
+from .cli_options import OTHER_NAMES, as_typed, declared
 from .errors import DataError, IvlkitError, RecipeError, ended
 
 
@@ -21,8 +21,17 @@ def _run(arguments):
     try:
         return options.run(options) or 0
     except IvlkitError as error:
-        print(f"ivlkit: {as_typed(str(error), options.command, COMMANDS[options.command][2])}", file=sys.stderr)
+        names = COMMANDS[options.command][2]
+        settings = _recipe_fields() if "--set" in names else ()
+        print(f"ivlkit: {as_typed(str(error), options.command, names, settings)}", file=sys.stderr)
         return 2
+
+
+def _recipe_fields():
+    """{name: type} of what --set takes."""
+    from .training.recipes import Recipe
+
+    return {field.name: field.type for field in fields(Recipe)}
 
 
 def _parse(arguments):
@@ -259,7 +268,7 @@ def _recipe_from(options, data, **where):
 
     named = _named(options, "gpus per_device_batch epochs learning_rate")
     changes = {name: value for name, value in named.items() if value is not None}
-    kinds = recipe_fields()
+    kinds = _recipe_fields()
     for pair in options.set:
         name, found, text = pair.partition("=")
         if not found:

@@ -1,7 +1,6 @@
 """Every option of the command line, as argparse takes it; `COMMANDS` of cli.py says which command has which."""
 
 import re
-from dataclasses import fields
 
 OPTIONS = {
     # Names that mean several things: with a command before it, what the option is there; without, everywhere else.
@@ -108,20 +107,12 @@ def declared(command, option):
     return OPTIONS[own if own in OPTIONS else option]
 
 
-def recipe_fields():
-    """{name: type} of what --set takes."""
-    from .training.recipes import Recipe
-
-    return {field.name: field.type for field in fields(Recipe)}
-
-
-def as_typed(text, command, names):
+def as_typed(text, command, names, settings=()):
     """An error's Python spelling as it is typed: "seed=-1" → "--seed -1", and of a recipe "--set packing=true".
 
-    Args: names: of the command's options, as COMMANDS has them.
+    Args: names: of the command's options, as COMMANDS has them; settings: the fields that its --set takes.
     """
     options = {_destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
-    settings = recipe_fields() if "--set" in names else ()
     typed = {name: f"--set {name}=" for name in settings} | options
     return re.sub(r"(?<![\w-])(?<!--set )(\w+)=(?=\S)", lambda found: typed.get(found[1], found[0]), text)
 

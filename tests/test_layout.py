@@ -243,7 +243,8 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def public_functions() -> list[str]:
-    return sorted(name for name in ivlkit.__all__ if not name.startswith("__"))
+    """LOSSES and ORDERS are tables."""
+    return sorted(name for name in ivlkit.__all__ if not name.startswith("__") and not name.isupper())
 
 
 class TestPublicNames:
