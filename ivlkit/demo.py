@@ -26,15 +26,12 @@ def run_demo(folder="runs/demo", *, train_rows=TRAIN_ROWS, test_rows=TEST_ROWS, 
     """
     folder, started = Path(folder), time.monotonic()
     say("1/5  writing handwritten numbers of 1 to 3 digits; no digit picture is in both train and test")
-    write_digit_strips(folder / "data", "train", rows=train_rows, digits=DIGITS, tasks=("read",))
-    test = write_digit_strips(folder / "data", "test", rows=test_rows, digits=DIGITS, tasks=("read",))
+    train_file, test = write_rows(folder / "data", train_rows=train_rows, test_rows=test_rows)
     say("2/5  asking nano as it ships")
     vlm = load("nano")
     before = evaluate(vlm, test)
     say("3/5  fine-tuning by LoRA")
-    run = train(
-        recipe("nano-lora", **changes), open_data(folder / "data" / "train.jsonl"), folder=folder / "run"
-    ).wait()
+    run = train(recipe("nano-lora", **changes), open_data(train_file), folder=folder / "run").wait()
     say("4/5  asking again")
     after = evaluate(run.load(), test)
     page = after.save_html(folder / "report.html", before=before, title="nano learns to read handwriting")
@@ -44,6 +41,14 @@ def run_demo(folder="runs/demo", *, train_rows=TRAIN_ROWS, test_rows=TEST_ROWS, 
     say(summary(before, after))
     say(f"report    {page}\nexported  {exported}\ntook      {(time.monotonic() - started) / 60:.1f} minutes")
     return {"before": before, "after": after, "run": run, "report": page, "exported": exported}
+
+
+def write_rows(folder, *, train_rows=TRAIN_ROWS, test_rows=TEST_ROWS):
+    """Write the rows that it trains on and those that it asks: the paths of both files."""
+    return [
+        write_digit_strips(folder, split, rows=rows, digits=DIGITS, tasks=("read",))
+        for split, rows in (("train", train_rows), ("test", test_rows))
+    ]
 
 
 def summary(before, after):

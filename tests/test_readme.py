@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ivlkit.cli import main
+from ivlkit.demo import write_rows
+from ivlkit.evaluation.compare import compare
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,9 +26,18 @@ def commands(text):
     return [line.split("  # ")[0].strip() for line in text.splitlines() if line.strip()]
 
 
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """What `make demo` leaves in runs/demo/data."""
+    folder = tmp_path_factory.mktemp("rows")
+    write_rows(folder)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workplace(tmp_path, monkeypatch, rows):
     shutil.copytree(ROOT / "data_templates", tmp_path / "data_templates")
+    shutil.copytree(rows, tmp_path / "runs" / "demo" / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -43,6 +54,14 @@ def test_every_command_runs(workplace, capsys):
         assert main(shlex.split(line)[1:]) == 0, line
     assert (workplace / "merged" / "model.safetensors").exists()
     assert (workplace / "report.html").stat().st_size > 1000
+    gained = compare(workplace / "runs" / "before", workplace / "runs" / "after")
+    assert gained.interval[0] > 0.1
+
+
+def test_what_it_asks_nano_is_answered_as_it_says(workplace, capsys):
+    line = next(line for line in README.splitlines() if line.startswith("ivlkit chat nano"))
+    command, said = line.split("  # ")
+    assert main(shlex.split(command)[1:]) == 0 and capsys.readouterr().out.strip() == said
 
 
 def test_the_ten_lines_run(workplace, capsys):

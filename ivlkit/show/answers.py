@@ -1,6 +1,7 @@
 """Replies beside the truth: a report as HTML, alone or before and after; two reports compared."""
 
 from ..evaluation.benchmarks import HEADER
+from ..evaluation.compare import Comparison
 from ..evaluation.report import RIGHT, said_of_baseline
 from .dataset import media_html
 from .figure import BLUE, ShownFigure, plain_text
@@ -10,7 +11,7 @@ from .live import Live, make_controls
 EXAMPLES = 48  # pictures of a page: about 10 KB each
 EXAMPLES_IN_NOTEBOOK = 12
 ROWS_IN_NOTEBOOK = {"won": 8, "lost": 8}  # of a comparison
-ROWS_OF_A_GROUP = {"won": 40, "lost": 40, "neither": 20, "both": 20}  # of a comparison's page, in this order
+ROWS_OF_A_GROUP = {"won": 40, "lost": 40, "neither": 20, "both": 20}  # of a page of two reports, in this order
 PAGE_BYTES = 9_500_000  # of cards: with the rest a page stays under 10 MB
 SAID_OF_A_GROUP = {
     "won": "Won: only the reply after is right",
@@ -34,7 +35,7 @@ def report_html(report):
 
 
 def report_page(report, *, before=None, title="Evaluation"):
-    """The same as one self-contained page; with `before`, both replies stand beside each other."""
+    """The same as one self-contained page; with `before`, both replies beside each other, rows won and lost first."""
     return page_html(title, _body(report, before, EXAMPLES))
 
 
@@ -121,7 +122,10 @@ def _body(report, before, examples):
     parts = [f"<p><b>{text_html(warning)}</b></p>" for warning in report.warnings]
     parts.append(_scores(reports))
     parts += [_slices(field, reports) for field in report.slice_fields]
-    parts.append(f"<h3>Examples</h3>{cards_html(_cards(report, before, examples))}")
+    if before:
+        parts += _groups(Comparison(before, report), ROWS_OF_A_GROUP)
+    else:
+        parts.append(f"<h3>Examples</h3>{cards_html(_cards(report, examples))}")
     parts.append(table_html(report.details.items(), title="How this was measured"))
     return "".join(parts)
 
@@ -160,12 +164,12 @@ def _slice(report, field, value):
     return f"{part.score:.1%} ({low:.1%} – {high:.1%})"
 
 
-def _cards(report, before, examples):
+def _cards(report, examples):
     """Half of the examples wrong where there are that many, the rest right; each with its picture."""
     order = sorted(range(len(report.rows)), key=lambda number: report.rows[number].score)
     wrong = [number for number in order if not report.rows[number].is_right][: examples // 2]
     right = [number for number in order if report.rows[number].is_right][: examples - len(wrong)]
-    return [_card(report.rows[number], before and before.rows[number]) for number in wrong + right]
+    return [_card(report.rows[number]) for number in wrong + right]
 
 
 def _card(row, earlier=None, *, max_px=320):

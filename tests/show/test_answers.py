@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 
 from ivlkit.errors import DataError
 from ivlkit.evaluation.report import Report, Row
-from ivlkit.show.answers import answers_live, slices_figure
+from ivlkit.show.answers import answers_live, report_page, slices_figure
 from ivlkit.show.ask import ask_live
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil"
@@ -37,6 +37,18 @@ class TestSlices:
 
     def test_a_value_with_a_dollar_starts_no_formula(self):
         assert slices_figure(make_report([1, 0], tasks=["$x$", "日本"]), "task").to_image().width > 100
+
+
+class TestPageOfTwoReports:
+    def test_rows_won_come_first_then_lost_then_wrong_in_both(self):
+        before, after = make_report([0, 1, 0, 1], reply="before"), make_report([0, 1, 1, 0], reply="after")
+        page = report_page(after, before=before)
+        assert re.findall(r"after-\d", page) == ["after-2", "after-3", "after-0", "after-1"]
+        assert re.findall(r"before-\d", page) == ["before-2", "before-3", "before-0", "before-1"]
+
+    def test_a_group_says_how_many_rows_it_has_and_shows(self):
+        page = report_page(make_report([1] * 50), before=make_report([0] * 50))
+        assert "only the reply after is right (50 rows, 40 shown)" in page and page.count('class="card good"') == 40
 
 
 class TestPicker:

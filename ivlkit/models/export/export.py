@@ -24,7 +24,6 @@ from .hf_layout import check_native, write_native
 from .lazy_weights import open_source
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
 
-LAYOUTS = ("released", "adapter", "transformers")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, DOWNLOAD_FILE, "README.md"}
 _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
@@ -50,8 +49,8 @@ def export(source, to, *, layout="released", scores=None, device=None):
     Returns: the folder.
     Raises: ExportError if the disk is too small, the layout can't hold the model, or the reloaded model differs.
     """
-    if layout not in LAYOUTS:
-        raise ExportError(f"layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    if layout not in _LAYOUTS:
+        raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
     to = Path(to)
     check_is_new(to)
     opened = open_source(source)
