@@ -13,7 +13,7 @@ from train import SEEN_SHARES, TEXT_SHARES
 
 from ivlkit.data.encode import encode
 from ivlkit.data.tiling import choose_grid
-from ivlkit.evaluation.metrics import parse_boxes
+from ivlkit.evaluation.boxes import parse_boxes
 from ivlkit.nano import drawing, scene, vocabulary
 from ivlkit.nano.curriculum import TASK_SHARES, TASKS, Curriculum, make_sample, write_curriculum
 from ivlkit.nano.printed import ITEMS
