@@ -104,7 +104,7 @@ LESSONS = {
         note="Merging reads and writes one tensor after another; most of its time is the proof. A 26B model needs "
         "another 48 GB of disk, and for its proof a card of 80 GB or as much host memory.",
     ),
-    "11_many_gpus": Lesson(
+    "13_many_gpus": Lesson(
         {"ZERO": "0"},
         cards=2,
         change='`MODEL = "2b"`, and `GPUS` to what `nvidia-smi` counts',

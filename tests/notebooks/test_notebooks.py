@@ -142,7 +142,7 @@ EXPECTED = {
     "08_evaluate.ipynb": expect_evaluate,
     "09_finetune_full.ipynb": expect_finetune_full,
     "10_export_and_share.ipynb": expect_export_and_share,
-    "11_many_gpus.ipynb": expect_many_gpus,
+    "13_many_gpus.ipynb": expect_many_gpus,
     "my_project.ipynb": expect_my_project,
 }
 
