@@ -104,7 +104,13 @@ LESSONS = {
         note="Merging reads and writes one tensor after another; most of its time is the proof. A 26B model needs "
         "another 48 GB of disk, and for its proof a card of 80 GB or as much host memory.",
     ),
-    "11_many_gpus": Lesson(
+    "12_the_loop": Lesson(
+        change='`MODEL = "2b"` and `RECIPE = "2b-lora"`',
+        note="The cell of the loop then computes in bfloat16 beside float32 adapters (`torch.autocast`) and recomputes "
+        "activations (`wrap_layers`). This notebook sets `packing=False`, so rows are padded; the recipe's own bins "
+        "waste less.",
+    ),
+    "13_many_gpus": Lesson(
         {"ZERO": "0"},
         cards=2,
         change='`MODEL = "2b"`, and `GPUS` to what `nvidia-smi` counts',

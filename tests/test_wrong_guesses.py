@@ -9,6 +9,7 @@ import torch
 
 import ivlkit as ivl
 from ivlkit.cli import main
+from ivlkit.cli_options import as_typed
 from ivlkit.errors import CheckpointError, DataError, RecipeError, TrainingError
 from ivlkit.models.load import load
 from ivlkit.training.recipes import Recipe
@@ -182,3 +183,7 @@ class TestCommandLine:
         assert "--set packing=true" in said and "--set --set" not in said
         assert "--epochs -1.0; expected more than 0" in self.said(["train", "2b-lora", "--epochs", "-1"], capsys)
         assert "--set 'lora_rank'; expected" in self.said(["train", "2b-lora", "--set", "lora_rank"], capsys)
+
+    def test_what_stands_in_a_file_keeps_its_spelling(self):
+        said = "gpus=2 in run.yaml, but 1 process started; set gpus=1"
+        assert as_typed(said, "train", "--gpus") == "gpus=2 in run.yaml, but 1 process started; set --gpus 1"

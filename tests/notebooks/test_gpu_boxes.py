@@ -88,7 +88,7 @@ class TestNotebooks:
         assert (settings["RECIPE"], full["RECIPE"]) == ('"2b-lora"', '"2b-full"')
 
     def test_one_that_needs_two_cards_runs_nano_on_one(self):
-        _, settings = notebooks_gpu.prepare("11_many_gpus", "2b", cards=1)
+        _, settings = notebooks_gpu.prepare("13_many_gpus", "2b", cards=1)
         assert settings == {"MODEL": '"nano"', "ZERO": "0"}
 
     def test_a_parameter_that_is_missing_is_named(self, monkeypatch):

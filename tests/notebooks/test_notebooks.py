@@ -118,6 +118,22 @@ def expect_my_project(results):
     assert all(results["pages"]) and results["same_reply_after_export"]
 
 
+def expect_the_loop(results):
+    assert (results["steps"], results["micro_batches"]) == (6, 24)
+    assert results["by_hand"] == results["by_train"]  # to the last digit
+    assert results["first_other"] == 5
+    assert results["moved"]["last"][3:] == [0.0] * 3
+    assert min(results["moved"]["first"] + results["moved"]["last"][:3]) > 0
+    assert 0 < results["of_batch"]["focal"] < results["of_batch"]["cross_entropy"]
+    assert {sum(tokens) for tokens in results["tokens_of_steps"].values()} == {
+        sum(results["tokens_of_steps"]["shuffled"])
+    }
+    longest_first = results["tokens_of_steps"]["longest_first"]
+    assert longest_first == sorted(longest_first, reverse=True)
+    assert results["own"] == ["finished", "loss_and_order:focal", "loss_and_order:longest_first"]
+    assert results["hashed"] == results["own"][1:]
+
+
 def expect_many_gpus(results):
     assert results["states"] == ["finished"] * 3 and results["steps"] == [2] * 3
     assert results["difference"] < 1e-5
@@ -142,7 +158,8 @@ EXPECTED = {
     "08_evaluate.ipynb": expect_evaluate,
     "09_finetune_full.ipynb": expect_finetune_full,
     "10_export_and_share.ipynb": expect_export_and_share,
-    "11_many_gpus.ipynb": expect_many_gpus,
+    "12_the_loop.ipynb": expect_the_loop,
+    "13_many_gpus.ipynb": expect_many_gpus,
     "my_project.ipynb": expect_my_project,
 }
 
