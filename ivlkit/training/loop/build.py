@@ -11,6 +11,7 @@ from transformers import set_seed
 
 from ...data.checking.lengths import epoch_lengths
 from ...data.collate import collate, collate_packed
+from ...data.files import replacing
 from ...errors import TrainingError
 from ...models.load import default_dtype
 from ...models.modeling import float8
@@ -88,7 +89,8 @@ def _planned_lengths(tokens, tiles, file, skip_unusable):
         tokens, tiles = np.where(tokens > 0, tokens, kept[0]), np.where(tokens > 0, tiles, kept[1])
         tokens = np.maximum(tokens, MASKED_TOKENS)
     if file and not file.exists():
-        np.save(file, np.stack([tokens, tiles]).astype(np.int32))
+        with replacing(file) as aside, open(aside, "wb") as opened:
+            np.save(opened, np.stack([tokens, tiles]).astype(np.int32))
     return tokens, tiles
 
 
