@@ -1,6 +1,7 @@
 """Every notebook runs top to bottom in a copy, and its results are what it says."""
 
 import json
+import os
 import re
 import shutil
 from functools import cache
@@ -172,19 +173,50 @@ def test_there_are_notebooks_and_each_has_its_expectations():
     assert NOTEBOOKS and set(NOTEBOOKS) == set(EXPECTED)
 
 
+# Python runs this before anything else, in the kernel and in what it starts: only this machine can be reached.
+OFFLINE = """
+import os, socket
+
+def refuse(address):
+    with open(os.environ["ASKED_OF_THE_NETWORK"], "a") as file:
+        file.write(f"{address}\\n")
+    raise OSError(f"no network here: {address}")
+
+def is_here(host):
+    return host in (None, "", "localhost", socket.gethostname()) or str(host).startswith(("127.", "::"))
+
+connect, find = socket.socket.connect, socket.getaddrinfo
+def connect_here(self, address):
+    is_path = not isinstance(address, tuple)
+    return connect(self, address) if is_path or is_here(address[0]) else refuse(address)
+
+socket.socket.connect = connect_here
+socket.getaddrinfo = lambda host, *rest, **options: find(host, *rest, **options) if is_here(host) else refuse(host)
+"""
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """Each notebook as it is after one run in a copy, every check tried once more in front of its solution."""
+    """Each notebook as it is after one run in a copy, every check tried once more in front of its solution.
+
+    What it asked of the network stands in its metadata as `asked`.
+    """
 
     @cache
     def execute(name):
         work = shutil.copytree(FOLDER, tmp_path_factory.mktemp("course") / "notebooks")
+        asked = work.parent / "asked.txt"
+        (work.parent / "offline").mkdir()
+        (work.parent / "offline" / "sitecustomize.py").write_text(OFFLINE)
+        paths = [str(work.parent / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "ASKED_OF_THE_NETWORK": str(asked)}
         notebook = unsolved(read(name))
         notebook.cells.append(nbformat.v4.new_code_cell("import json; print(json.dumps(results))"))
         where = {"metadata": {"path": str(work)}}
         nbclient.NotebookClient(
             notebook, timeout=SECONDS.get(name, 300), kernel_name="python3", resources=where
-        ).execute()
+        ).execute(env=environment)
+        notebook.metadata["asked"] = asked.read_text() if asked.exists() else ""
         return notebook
 
     return execute
@@ -206,6 +238,11 @@ def unsolved(notebook):
 @pytest.mark.parametrize("name", one_worker_each(NOTEBOOKS))
 def test_notebook_gives_its_results(name, executed):
     EXPECTED[name](json.loads(executed(name).cells[-1].outputs[-1].text))
+
+
+@pytest.mark.parametrize("name", one_worker_each(NOTEBOOKS))
+def test_a_notebook_needs_no_network_and_asks_nothing_of_it(name, executed):
+    assert executed(name).metadata["asked"] == ""
 
 
 # Of a random checkpoint nothing can be learned, so those that only look; its small samples are for speed.

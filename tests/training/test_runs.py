@@ -570,7 +570,9 @@ def test_a_full_disk_is_said_without_any_room_to_say_it(rows, chosen, tmp_path, 
     child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
     child.wait()
     monkeypatch.setitem(run_module.children, run.folder.resolve(), child)
-    assert (run.state, run.error) == ("failed", f"its process ended with code 1; see {run.folder / 'output.txt'}")
+    goes_on = "the same command goes on from its last checkpoint"
+    see = f"see {run.folder / 'output.txt'}; {goes_on}"
+    assert (run.state, run.error) == ("failed", f"its process ended with code 1; {see}")
 
 
 # packing -------------------------------------------------------------------------------------------------------------
