@@ -594,7 +594,7 @@ def test_a_packed_run_says_how_full_its_bins_are_and_goes_on_where_it_stopped(mi
 
 
 def test_a_run_from_before_bins_is_read_and_begins_anew_but_does_not_go_on(rows, chosen, here):
-    run = here(write_run(chosen, open_data(rows)), stop_at=6)
+    run = here(write_run(chosen, open_data(rows)), stop_at=7)
     path = run.folder / "run.yaml"
     older = path.read_text().replace("  packing: false\n", "").replace("  compile: false\n", "")
     assert older.count("\n") == path.read_text().count("\n") - 2
