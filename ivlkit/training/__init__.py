@@ -1,1 +1,1 @@
-"""Model + data → checkpoint: recipes, tuning, schedule, loss, trainer, runs."""
+"""Model + data → checkpoint: recipes, tuning, schedule, loss, loop, runs."""

@@ -335,7 +335,7 @@ class MicroBatches(Dataset):
 
 
 def _nothing():
-    """A micro-batch without rows: the trainer computes none of it."""
+    """A micro-batch without rows: the loop computes none of it."""
     none = torch.zeros(1, 0, dtype=torch.int64)
     return {"input_ids": none, "labels": none, "weights": torch.zeros(1), "where": []}
 
