@@ -267,7 +267,7 @@ def test_phi3s_rows_of_up_to_4096_tokens_and_longer_ones_are_never_together(kind
 def test_rows_that_grew_apart_after_planning_are_refused(data, processor):
     """A picture was replaced by a larger one: the bin is not computed with the wrong rope."""
     batches = MicroBatches(data, processor, recipe("nano-lora"), [MicroBatch(((0, 0), (0, 2)))], rope=(58, True))
-    sizes = [len(batches._encode(0, row)) for row in (0, 2)]
+    sizes = [len(batches.encode_row(0, row)) for row in (0, 2)]
     batches.rope = (min(sizes), True)
     assert sizes[0] < sizes[1]
     with pytest.raises(DataError, match=r"train.jsonl:1: in a batch with train.jsonl:3, more than \d+ tokens"):
