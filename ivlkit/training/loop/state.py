@@ -149,4 +149,5 @@ def _read(path, **options):
         with torch.serialization.safe_globals(NUMPYS):
             return torch.load(path, weights_only=True, **options)
     except Exception as error:
-        raise CheckpointError(f"{path}: can't be read ({error}); expected a checkpoint of this run") from error
+        what = type(error).__name__  # torch's own text is long, and advises to unpickle what is there
+        raise CheckpointError(f"{path}: can't be read ({what}); expected a checkpoint of this run") from error
