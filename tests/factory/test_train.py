@@ -7,6 +7,8 @@ import pytest
 import train
 from train import STAGES, train_nano
 
+from ivlkit.training.loop import execute
+
 
 @pytest.fixture
 def short(monkeypatch):
@@ -24,17 +26,17 @@ def test_the_language_model_is_frozen_while_the_vision_tower_learns_to_show_it_t
 
 def test_a_training_that_was_interrupted_goes_on_and_ends_bit_equal(short, tmp_path, monkeypatch):
     whole = train_nano(tmp_path / "whole", stages=short, workers=0)
-    log = train.LogToFile.on_log
+    log = execute.append_step
 
-    def stop_in_the_last_stage(self, args, state, control, logs=None, **more):
-        log(self, args, state, control, logs=logs, **more)
-        if "all" in str(self.path) and state.global_step == 3:
+    def stop_in_the_last_stage(path, line):
+        log(path, line)
+        if path.parent.name == "all" and line["step"] == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.LogToFile, "on_log", stop_in_the_last_stage)
+    monkeypatch.setattr(execute, "append_step", stop_in_the_last_stage)
     with pytest.raises(KeyboardInterrupt):
         train_nano(tmp_path / "cut", stages=short, workers=0)
-    monkeypatch.setattr(train.LogToFile, "on_log", log)
+    monkeypatch.setattr(execute, "append_step", log)
     resumed = train_nano(tmp_path / "cut", stages=short, workers=0)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
