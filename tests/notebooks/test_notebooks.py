@@ -75,7 +75,7 @@ def expect_memory_and_time(results):
     assert all(0.9 < share < 1.1 for share in results["counted_beside_planned"].values())
     assert results["measured_seconds"] / 10 < results["predicted_seconds"] < results["measured_seconds"] * 10
     beside_measured = results["parts_beside_measured"].values()
-    assert len(beside_measured) == 14 and all(0.9 < share < 1.1 for share in beside_measured)
+    assert len(beside_measured) == 10 and all(0.9 < share < 1.1 for share in beside_measured)
 
 
 def expect_finetune_lora(results):
@@ -237,7 +237,9 @@ def unsolved(notebook):
 
 @pytest.mark.parametrize("name", one_worker_each(NOTEBOOKS))
 def test_notebook_gives_its_results(name, executed):
-    EXPECTED[name](json.loads(executed(name).cells[-1].outputs[-1].text))
+    outputs = executed(name).cells[-1].outputs  # a warning may come between a line and its end
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    EXPECTED[name](json.loads(printed))
 
 
 @pytest.mark.parametrize("name", one_worker_each(NOTEBOOKS))
