@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import DataError
 from .files import sha256
@@ -46,7 +47,7 @@ def row_keys(data, *, group=None):
         of_text = [] if files or written else [text_digest(record.turns)]
         of_group = [group_digest(record.extra | {"id": record.id}, group, record.where)] if group else []
         rows.append((files, [*written, *of_text, *of_group], record.video is None))
-    digests = dict(zip(owners, in_threads(_digest_of, owners.items()), strict=True))
+    digests = dict(zip(owners, in_threads(_digest_of, owners.items(), "reading pictures"), strict=True))
     keys = RowKeys()
     for files, others, are_pictures in rows:
         shown = {digests[file]: file for file in files}
@@ -54,15 +55,17 @@ def row_keys(data, *, group=None):
     return keys
 
 
-def in_threads(function, items):
+def in_threads(function, items, what):
     """The results of a function that leaves Python while it works; a million are not all queued at once.
 
-    Eight at the most: each may hold a scan of 360 MB.
+    Eight at the most: each may hold a scan of 360 MB. A bar says `what` is done, from two seconds on.
     """
-    items = iter(items)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    bar, items = tqdm(total=len(items), desc=what, unit="picture", delay=2, leave=False), iter(items)
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         while some := list(islice(items, 4096)):
-            yield from threads.map(function, some)
+            for result in threads.map(function, some):
+                bar.update()
+                yield result
 
 
 def _digest_of(file_and_owner):

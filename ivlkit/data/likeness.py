@@ -42,7 +42,7 @@ def alike_groups(pictures, *, compare=True):
 
 def _look_at(files):
     """(bits uint8 [n, 8], colours uint8 [n, 192], width / height float [n], 0 for a picture that can't be read)."""
-    looks = list(in_threads(_look, files))
+    looks = list(in_threads(_look, files, "comparing pictures"))
     bits, colours, aspects = zip(*looks, strict=True) if looks else ([], [], [])
     return np.array(bits, np.uint8).reshape(-1, 8), np.array(colours, np.uint8).reshape(-1, 192), np.array(aspects)
 

@@ -104,13 +104,8 @@ def convert(
             raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{sorted_out.listed}")
         if is_file and detected.startswith("JSON"):
             detected += _formats_text(sorted_out.formats)
-        if parts := folder_parts(source):
-            splits, said = [parts[place.partition("/")[0]] for place in sorted_out.places], ()
-        else:
-            beside = split_file or default_file(source if is_file else folder / name)
-            others = () if split_file else splits_beside(beside)
-            how = {"seed": seed, "group": group, "alike": alike}
-            splits, said = _place(sorted_out, shares, file=Path(beside), others=others, **how)
+        how = {"file": split_file, "seed": seed, "group": group, "alike": alike}
+        splits, said = _split(sorted_out, shares, source, beside=source if is_file else folder / name, **how)
         counts = Counter(splits)
         written = {name: counts[name] for name in dict.fromkeys([*shares, *PARTS]) if counts[name]}
         _write_splits(folder, splits, written, taker.base, f"{name} ({detected})")
@@ -120,13 +115,16 @@ def convert(
     return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects), said)
 
 
-def _place(sorted_out, shares, **how):
-    """(the split of each accepted row, sentences about it); the file keeps it, unless there is only one."""
+def _split(sorted_out, shares, source, *, beside, file, **how):
+    """(the split of each accepted row, sentences about it); a file keeps it, unless it is the folder's or only one."""
+    if parts := folder_parts(source):
+        return [parts[place.partition("/")[0]] for place in sorted_out.places], ()
     names = [name for name in sorted(shares, key=shares.get, reverse=True) if shares[name]]
     if len(names) == 1:
         return names * len(sorted_out.places), ()
-    shares = {name: shares[name] for name in names}
-    placement = place_rows(sorted_out.keys, shares, where=sorted_out.places.__getitem__, **how)
+    how |= {"file": Path(file or default_file(beside)), "where": sorted_out.places.__getitem__}
+    how["others"] = () if file else splits_beside(how["file"])
+    placement = place_rows(sorted_out.keys, {name: shares[name] for name in names}, **how)
     missing = [(name, placement.missing(number)) for number, name in enumerate(names)]
     said = [f"no row for {name!r}; {why}" for name, why in missing if why]
     return [names[part] for part in placement.part_of], (*said, *placement.keep())

@@ -7,7 +7,7 @@ no empty batch.
 """
 
 import torch
-from torch import nn
+from torch import library, nn
 from torch.nn import functional as F
 
 from ...errors import CheckpointError
@@ -126,7 +126,7 @@ class _Product(torch.autograd.Function):
 # the likely cause. Whether this mends it has not been tried on a GPU.
 
 
-@torch.library.custom_op("ivlkit::multiply_turned", mutates_args=())
+@library.custom_op("ivlkit::multiply_turned", mutates_args=())
 def multiply_turned(values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """e4m3 values [M, N] with scales [M, 1] times bytes [N, K] that are e4m3 → [M, K], as `multiply` gives it."""
     turned = weight.t().contiguous().view(E4M3).t()  # [N, K] with N side by side, for CUDA
@@ -139,7 +139,7 @@ def _(values, scale, weight):
     return values.new_empty(values.shape[0], weight.shape[1], dtype=dtype)
 
 
-@torch.library.custom_op("ivlkit::widen", mutates_args=())
+@library.custom_op("ivlkit::widen", mutates_args=())
 def widen(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Bytes [N, K] that are e4m3, with scales [N, 1] → [N, K] in another dtype."""
     return (weight.view(E4M3).to(torch.float32) * scale).to(dtype)

@@ -143,16 +143,17 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
         validate.begin()
     elif samples:
         samples.write()
-    seconds = []
-    for step in train_steps(training):
-        seconds.append(time.monotonic() - began)
-        line = log_line(training, step, seconds=seconds[-1])
+    first = None
+    for place, step in enumerate(train_steps(training)):
+        seconds = time.monotonic() - began
+        first = first or seconds
+        line = log_line(training, step, seconds=seconds)
         _list_skipped(folder, step.batches)
         training.accelerator.log({name: line[name] for name in TRACKED}, step=step.number)
         if training.accelerator.is_main_process:
             append_step(folder / LOG_FILE, line)
-            if recipe.compile and len(seconds) == 2:
-                print(_compile_time(*seconds), flush=True)
+            if recipe.compile and place == 1:
+                print(_compile_time(first, seconds), flush=True)
         if validate:
             validate.validate_if_due()
         elif samples:
