@@ -32,7 +32,7 @@ test-slow: setup  ## run the rest: kill matrices, launchers, fresh processes, co
 test-all: test test-slow  ## run all tests but the notebooks
 
 notebooks: setup  ## execute the course and check each notebook's results
-	$(BIN)/python -m pytest tests/notebooks -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest tests/notebooks -n 2 --dist load --maxschedchunk 1 $(ARGS)
 
 lab: setup  ## open copies of the notebooks in JupyterLab, in work/; yours are never overwritten
 	$(BIN)/python -m ivlkit notebooks work

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 
 import nbclient
@@ -16,10 +15,7 @@ NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 SECONDS = {"09_finetune_full.ipynb": 900, "07_finetune_lora.ipynb": 900}  # of others: 300
 
 
-def one_worker_each(names):
-    """Test parameters: the tests of a notebook share its run, so one worker has them all; the longest come first."""
-    longest_first = sorted(names, key=lambda name: -SECONDS.get(name, 0))
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in longest_first]
+LONGEST_FIRST = sorted(NOTEBOOKS, key=lambda name: -SECONDS.get(name, 0))
 
 
 def expect_first_look(results):
@@ -195,31 +191,18 @@ socket.getaddrinfo = lambda host, *rest, **options: find(host, *rest, **options)
 """
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """Each notebook as it is after one run in a copy, every check tried once more in front of its solution.
-
-    What it asked of the network stands in its metadata as `asked`.
-    """
-
-    @cache
-    def execute(name):
-        work = shutil.copytree(FOLDER, tmp_path_factory.mktemp("course") / "notebooks")
-        asked = work.parent / "asked.txt"
-        (work.parent / "offline").mkdir()
-        (work.parent / "offline" / "sitecustomize.py").write_text(OFFLINE)
-        paths = [str(work.parent / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "ASKED_OF_THE_NETWORK": str(asked)}
-        notebook = unsolved(read(name))
-        notebook.cells.append(nbformat.v4.new_code_cell("import json; print(json.dumps(results))"))
-        where = {"metadata": {"path": str(work)}}
-        nbclient.NotebookClient(
-            notebook, timeout=SECONDS.get(name, 300), kernel_name="python3", resources=where
-        ).execute(env=environment)
-        notebook.metadata["asked"] = asked.read_text() if asked.exists() else ""
-        return notebook
-
-    return execute
+def execute(name, folder):
+    """The notebook as it is after one run in a copy, and what it asked of the network."""
+    work, asked = shutil.copytree(FOLDER, folder / "notebooks"), folder / "asked.txt"
+    (folder / "offline").mkdir()
+    (folder / "offline" / "sitecustomize.py").write_text(OFFLINE)
+    paths = [str(folder / "offline"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "ASKED_OF_THE_NETWORK": str(asked)}
+    notebook = unsolved(read(name))
+    notebook.cells.append(nbformat.v4.new_code_cell("import json; print(json.dumps(results))"))
+    options = {"timeout": SECONDS.get(name, 300), "resources": {"metadata": {"path": str(work)}}}
+    nbclient.NotebookClient(notebook, kernel_name="python3", **options).execute(env=environment)
+    return notebook, asked.read_text() if asked.exists() else ""
 
 
 def unsolved(notebook):
@@ -235,16 +218,16 @@ def unsolved(notebook):
     return notebook
 
 
-@pytest.mark.parametrize("name", one_worker_each(NOTEBOOKS))
-def test_notebook_gives_its_results(name, executed):
-    outputs = executed(name).cells[-1].outputs  # a warning may come between a line and its end
-    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
-    EXPECTED[name](json.loads(printed))
-
-
-@pytest.mark.parametrize("name", one_worker_each(NOTEBOOKS))
-def test_a_notebook_needs_no_network_and_asks_nothing_of_it(name, executed):
-    assert executed(name).metadata["asked"] == ""
+@pytest.mark.parametrize("name", LONGEST_FIRST)
+def test_notebook_gives_its_results_without_a_network_and_its_checks_need_the_solutions(name, tmp_path):
+    notebook, asked = execute(name, tmp_path)
+    printed = notebook.cells[-1].outputs  # a warning may come between a line and its end
+    EXPECTED[name](json.loads("".join(output.text for output in printed if output.get("name") == "stdout")))
+    assert asked == ""
+    tried = [cell for cell in notebook.cells if "raises-exception" in cell.metadata.get("tags", [])]
+    checks = [cell for cell in notebook.cells if "check" in cell.metadata.get("tags", [])]
+    assert len(tried) == len(checks) and all(cell.outputs[-1].output_type == "error" for cell in tried)
+    assert all(cell.outputs[-1].output_type == "stream" for cell in checks)
 
 
 # Of a random checkpoint nothing can be learned, so those that only look; its small samples are for speed.
@@ -271,20 +254,9 @@ def test_a_notebook_that_looks_runs_on_a_checkpoint_of_each_family(name, key, re
     assert notebook.cells[-1].outputs[-1].output_type == "execute_result"
 
 
-EXERCISES = [name for name in NOTEBOOKS if any("check" in cell.metadata.get("tags", []) for cell in read(name).cells)]
-
-
 def test_every_numbered_notebook_has_exercises_that_are_checked():
-    assert [name for name in NOTEBOOKS if name[0].isdigit()] == EXERCISES
-
-
-@pytest.mark.parametrize("name", one_worker_each(EXERCISES))
-def test_exercises_fail_before_their_solution_and_pass_after(name, executed):
-    cells = executed(name).cells
-    tried = [cell for cell in cells if "raises-exception" in cell.metadata.get("tags", [])]
-    checks = [cell for cell in cells if "check" in cell.metadata.get("tags", [])]
-    assert len(tried) == len(checks) and all(cell.outputs[-1].output_type == "error" for cell in tried)
-    assert all(cell.outputs[-1].output_type == "stream" for cell in checks)
+    numbered = [name for name in NOTEBOOKS if name[0].isdigit()]
+    assert all(any("check" in cell.metadata.get("tags", []) for cell in read(name).cells) for name in numbered)
 
 
 class TestShape:
