@@ -66,7 +66,7 @@ LESSONS = {
     "01_download": Lesson(asks=(6, 6, 48), note="The download of 4.4 GB comes first and is not counted."),
     "02_dynamic_tiling": Lesson(
         note="The CPU does the tiling, so every card shows the same. Of the released model only the tokenizer and the "
-        "configuration are read."
+        "configuration are read. The replies are nano's with every `MODEL`; the minutes are of before it was asked here."
     ),
     "03_conversation_to_labels": Lesson(
         {"ROWS": "8"},

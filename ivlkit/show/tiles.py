@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..data.rows.media import open_image
 from ..data.tiling import MAX_TILES, candidate_grids
-from .figure import BLUE, RED, ShownFigure
+from .figure import BLUE, GREEN, ORANGE, PINK, RED, ShownFigure, plain_text
 from .live import Live, make_controls, uploaded
 
 SHOWN_PX = 160  # side of a tile in the figure
@@ -105,23 +105,27 @@ def tiles_live(image, processor):
     return Live(draw, controls)
 
 
-def readable_figure(image, processor, *, region, budgets=(1, 2, 4, 6, 12)):
+def readable_figure(image, processor, *, region=None, budgets=(1, 2, 4, 6, 12), replies=None):
     """One region of a picture as the tiles hold it, for several budgets, each beside the tokens it costs.
 
-    Only the stretched grid is looked at; the thumbnail adds nothing in detail.
+    Only the stretched grid is looked at; the thumbnail adds nothing in detail. The figure is 1,000 px wide with two
+    regions side by side: one of 160 px is seen three times as large as it is.
 
-    Args: region: (left, top, right, bottom) in pixels of the picture; budgets: max_tiles.
+    Args: region: (left, top, right, bottom) in pixels of the picture, None for all of it; budgets: max_tiles;
+        replies: {budget: what a model answered}, told above its picture.
     Returns: matplotlib figure: the region as it is, then for each budget.
     """
     image = open_image(image, rules=processor.picture_rules)
+    region = region or (0, 0, *image.size)
     shown = [("as it is", image.crop(region))]
     for budget in budgets:
         (num_tiles,) = processor.count_tiles([image.size], max_tiles=budget)
         cols, rows = processor.grid(*image.size, max_tiles=budget)
         tokens = num_tiles * processor.num_image_token
         name = f"max_tiles {budget}: {cols} × {rows}\n{_tiles_text(num_tiles)}, {tokens:,} tokens"
+        name += f"\nreply: {plain_text(replies[budget], 40)}" if replies else ""
         shown.append((name, _as_tiled(image, region, processor, cols, rows)))
-    across = min(3, len(shown))
+    across = min(2, len(shown))
     down = -(-len(shown) // across)
     shape = (region[3] - region[1]) / (region[2] - region[0])
     alt = "the same region: " + "; ".join(name.replace("\n", ", ") for name, _ in shown)
@@ -132,6 +136,30 @@ def readable_figure(image, processor, *, region, budgets=(1, 2, 4, 6, 12)):
         if place < len(shown):
             axis.imshow(shown[place][1], interpolation="nearest", aspect="auto")
             axis.set_title(shown[place][0], fontsize=9)
+    return figure
+
+
+def budgets_figure(reports):
+    """Score over max_tiles with its 95 % interval: what more tiles give.
+
+    Args: reports: {name: {max_tiles: what `evaluate` gave for it}}.
+    Returns: matplotlib figure.
+    """
+    told = [f"{name}: {', '.join(f'{one.score:.0%}' for one in reports[name].values())}" for name in reports]
+    budgets = list(next(iter(reports.values())))
+    alt = f"score at max_tiles {', '.join(map(str, budgets))}: {'; '.join(told)}"
+    figure = ShownFigure(figsize=(7, 3.2), alt=alt)
+    axes = figure.subplots()
+    for place, (name, by_budget) in enumerate(reports.items()):
+        scores = [report.score for report in by_budget.values()]
+        spread = [[abs(report.interval[end] - report.score) for report in by_budget.values()] for end in (0, 1)]
+        style = {"color": (BLUE, ORANGE, GREEN, PINK, RED)[place % 5], "marker": "osD^v"[place % 5], "capsize": 3}
+        axes.errorbar(budgets, scores, yerr=spread, label=plain_text(name), **style)
+    axes.set_xticks(budgets)
+    axes.set(xlabel="max_tiles", ylabel="score", ylim=(-0.04, 1.04))
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 

@@ -36,7 +36,11 @@ def expect_dynamic_tiling(results):
     assert tuple(results["photo_grid"]) == (3, 2)
     assert results["icon_tokens"] == results["phone_photo_tokens"] == 13 * 256
     assert results["sizes_that_differ"] > 0 and results["same_shape_where_they_differ"]
-    assert results["letter_px_1"] < 6 and results["letter_px_12"] > 20
+    assert results["letter_px_1"] < 4 and results["letter_px_12"] > 14
+    assert results["word_replies"][0] != results["word_replies"][1] == results["word_replies"][2]
+    scores = results["scores"]
+    assert all(by_budget[0] < 0.3 and by_budget[-1] > 0.8 for by_budget in scores.values())
+    assert scores["words"][1] > 0.8 and scores["numbers"][1] < 0.8 and scores["prices"][2] < 0.2
     assert results["tiles_of_three"] == [5, 5, 5] and results["tiles_at_2048"] == 7
     assert results["a4_tokens"] == 7 * 256 and results["smallest"] == 6
 
