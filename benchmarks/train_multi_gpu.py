@@ -53,7 +53,7 @@ from ivlkit.models.modeling.attention import use_attention
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.training.checkpoints import load_trained
-from ivlkit.training.engine.distributed import describe_engine, is_sharded, join, loading
+from ivlkit.training.engine.distributed import describe_engine, is_sharded, join, leave, loading
 from ivlkit.training.loop.schedule import operations
 from ivlkit.training.loop.train import sum_losses
 
@@ -93,7 +93,8 @@ def main():
     """Each variant on one GPU and on several; a table of all rows so far."""
     options = parse_options()
     if options.child:
-        return child(options)
+        child(options)
+        return leave()
     variants = options.variants or (VARIANTS if not options.key else [f"{options.key}-{way}" for way in WAYS])
     stages = []
     for variant in variants:

@@ -206,9 +206,11 @@ def _run_plan(options):
 def _run_train(options):
     from .data.datasets.opening import open_data
     from .training import runs
+    from .training.engine.distributed import leave
 
     if (options.what or "").endswith((".yaml", ".yml")):
-        return runs.execute(_described(options))
+        runs.execute(_described(options))
+        return leave()
     data = open_data(options.data, root=options.root) if options.data else None
     chosen = _recipe_from(options, data)
     if options.dry_run:

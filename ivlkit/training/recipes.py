@@ -10,9 +10,8 @@ import yaml
 
 from ..errors import RecipeError
 from ..views import shown
+from .methods import TUNINGS, WHOLE
 
-TUNINGS = ("frozen", "lora", "full")
-LANGUAGE_TUNINGS = ("frozen", "lora", "qlora", "full")  # qlora: LoRA on weights in NF4
 WEIGHTS = ("bf16", "float8", "nf4")
 CHECKPOINTING = ("none", "selective", "full")
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
@@ -42,9 +41,7 @@ _POSITIVE = {
 _AT_LEAST_0 = {"weight_decay", "max_grad_norm", "workers", "seed", "warmup_ratio"}
 _BELOW_1 = {"lora_dropout", "drop_path", "adam_beta2"}
 _CHOICES = {
-    "vision": TUNINGS,
-    "projector": ("frozen", "full"),
-    "language": LANGUAGE_TUNINGS,
+    **{part: [name for name, method in TUNINGS.items() if part in method.parts] for part in WHOLE},
     "weights": WEIGHTS,
     "weighting": WEIGHTINGS,
     "optimizer": OPTIMIZERS,
@@ -146,8 +143,8 @@ class Recipe:
         for field in fields(self):
             _check_value(f"{self.name}: {field.name}", getattr(self, field.name), field)
         self._settle_weights()
-        if self.has_adapters and ("full" in (self.vision, self.language) or self.unfreeze_vit_layers):
-            raise RecipeError(f"{self.name}: lora beside a full vision tower or language model; choose one for both")
+        for tuning in self.parts:
+            TUNINGS[tuning].check(self)
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
         self._check_vision()
@@ -185,29 +182,21 @@ class Recipe:
                 f"{self.name}: unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a "
                 "frozen tower, of which these layers train; set vision='frozen'"
             )
-        if self.vision_int8 and (self.vision != "frozen" or not self.has_adapters):
-            raise RecipeError(
-                f"{self.name}: vision_int8 with vision={self.vision!r}, language={self.language!r}; expected a frozen "
-                "tower beside adapters; set vision='frozen' and language='lora' or 'qlora'"
-            )
-        if self.vision_offload:
-            self._check_offload()
+        for name in ("vision_int8", "vision_offload"):
+            if getattr(self, name) and (self.vision != "frozen" or not self.has_adapters):
+                raise RecipeError(
+                    f"{self.name}: {name} with vision={self.vision!r}, language={self.language!r}; expected a frozen "
+                    "tower beside adapters; set vision='frozen' and language='lora' or 'qlora'"
+                )
         if self.vision != "frozen" and self.drop_path:
             raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
-
-    def _check_offload(self):
-        if self.vision != "frozen" or not self.has_adapters:
-            raise RecipeError(
-                f"{self.name}: vision_offload with vision={self.vision!r}, language={self.language!r}; expected a "
-                "frozen tower beside adapters; set vision='frozen' and language='qlora' or 'lora'"
-            )
         sharded = self.processes > 1 and self.zero_stage > 0
         for clashes, found in (
             (self.vision_int8, "vision_int8; expected layers as they were loaded; set one of the two to false"),
             (self.compile, "compile=true, which binds a layer to its own weights; set compile=false"),
             (sharded, f"zero_stage={self.zero_stage}; expected DDP, a tower a process; set zero_stage=0"),
         ):
-            if clashes:
+            if self.vision_offload and clashes:
                 raise RecipeError(f"{self.name}: vision_offload with {found}")
 
     def _check_engine(self):
@@ -236,8 +225,8 @@ class Recipe:
 
     @property
     def has_adapters(self):
-        """Whether a part trains by LoRA."""
-        return bool({"lora", "qlora"} & set(self.parts))
+        """Whether a part trains by adapters, such as LoRA's."""
+        return any(TUNINGS[tuning].wrap for tuning in self.parts)
 
     def trained_vision_layers(self, layers):
         """How many of a tower's layers backward goes through, the last ones: 4 of 24 for `unfreeze_vit_layers=-4`."""
@@ -248,7 +237,7 @@ class Recipe:
     @property
     def quantize(self):
         """What `load` is asked for: "4bit", "float8" or None."""
-        return "4bit" if self.language == "qlora" else "float8" if self.weights == "float8" else None
+        return TUNINGS[self.language].quantize or ("float8" if self.weights == "float8" else None)
 
     @property
     def full_precision(self):

@@ -7,19 +7,11 @@ import torch
 from torch import nn
 
 from ..errors import RecipeError
-from ..models.load import peft_is_quiet
 from ..models.modeling.float8 import to_float8
 from ..models.modeling.quantize import count_values, tower_to_int8
-from .engine.distributed import is_sharded
 from .engine.streaming import leave_out_of_ddp, stream_tower
+from .methods import PARTS, TUNINGS
 
-PARTS = {
-    "vision": "model.vision_tower.",
-    "projector": "model.multi_modal_projector.",
-    "language": "model.language_model.",
-    "head": "lm_head.",
-}
-ADAPTERS = ("lora", "qlora")
 NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")  # names whose values never decay
 BETA_1, EPSILON = 0.9, 1e-8  # of Adam
 BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values a float32 scale, values below which a state stays float32
@@ -57,8 +49,8 @@ def prepare(vlm, recipe):
         to_float8(model, tower=not recipe.vision_offload)
     if recipe.vision_offload and model.device.type != "meta":
         stream_tower(model)
-    if recipe.has_adapters:
-        model = _add_lora(vlm, recipe)
+    for wrap in {TUNINGS[part].wrap for part in recipe.parts} - {None}:
+        model = wrap(vlm, recipe)
     if recipe.vision_offload:
         leave_out_of_ddp(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -188,46 +180,3 @@ def _count(model, prefix):
             count = count_values(parameter)
             total, trainable = total + count, trainable + count * parameter.requires_grad
     return total, trainable
-
-
-def lora_pattern(family, recipe):
-    """Regular expression of the full names of the modules that get an adapter."""
-    return "|".join(f"({_part_pattern(part, names)})" for part, names in _lora_targets(family, recipe).items())
-
-
-def _lora_targets(family, recipe):
-    targets = {"vision": family.vision_lora_targets, "language": family.language_lora_targets}
-    return {part: names for part, names in targets.items() if _tunings(recipe)[part] in ADAPTERS}
-
-
-def _part_pattern(part, names):
-    return f"{PARTS[part].replace('.', '[.]')}.*[.]({'|'.join(names)})"
-
-
-def _check_targets(vlm, recipe):
-    """PEFT is content with one match; a name that matches nothing would leave a part untrained without a word."""
-    modules = [name for name, _ in vlm.model.named_modules()]
-    for part, names in _lora_targets(vlm.family, recipe).items():
-        for name in names:
-            if not any(re.fullmatch(_part_pattern(part, [name]), module) for module in modules):
-                raise RecipeError(
-                    f"{recipe.name}: LoRA target {name!r} matches no module of the {part} part; expected names of "
-                    "this model's modules; correct the family's entry"
-                )
-
-
-def _add_lora(vlm, recipe):
-    from peft import LoraConfig, get_peft_model
-
-    _check_targets(vlm, recipe)
-    config = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=lora_pattern(vlm.family, recipe),
-        modules_to_save=["multi_modal_projector"] if recipe.projector == "full" else None,
-        bias="none",
-    )
-    # DeepSpeed has float32 masters of its own, and ZeRO-3 divides what trains as one tensor, so of one precision.
-    with peft_is_quiet():
-        return get_peft_model(vlm.model, config, autocast_adapter_dtype=not is_sharded(recipe))

@@ -83,9 +83,7 @@ for each in sys.argv[1:]:
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)  # of the run before; a launcher starts without
     AcceleratorState._reset_state(reset_partial_state=True)
     execute(folder)
-torch.distributed.barrier()
-sys.stdout.flush()
-os._exit(0)  # a thread of gloo that is still there would abort a rank that ends in order, now and then
+distributed.leave()
 """
 FULL = {"vision": "full", "projector": "full", "language": "full", "weighting": "square"}
 LORA = {"vision": "frozen", "projector": "full", "lora_dropout": 0.0}
@@ -314,6 +312,14 @@ def test_a_run_that_would_train_otherwise_stops_before_its_first_step(changes, w
     engine = model if wrapped == "Linear" else type(wrapped, (), {})()
     with pytest.raises(TrainingError, match=f"would train as {wrapped}; .*{expected}"):
         check_engine(engine, recipe("nano-lora", **changes), alone="Linear")
+
+
+@pytest.mark.parametrize(("ranks", "said"), [("1", "done, then more"), ("2", "done")])
+def test_one_of_several_ranks_ends_at_once_with_its_output_written(ranks, said):
+    code = "from ivlkit.training.engine.distributed import leave; print('done', end=''); leave(); print(', then more')"
+    environ = os.environ | {"WORLD_SIZE": ranks, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, said)
 
 
 SLEEPING_LAUNCHER = """

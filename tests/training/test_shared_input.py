@@ -9,6 +9,7 @@ from ivlkit.models.load import load
 from ivlkit.models.modeling import float8
 from ivlkit.training.engine import shared_input
 from ivlkit.training.engine.shared_input import share_inputs
+from ivlkit.training.methods import add_adapters
 from ivlkit.training.recipes import recipe
 from ivlkit.training.tuning import prepare
 
@@ -90,6 +91,17 @@ def test_an_input_is_quantised_once(shared, each, monkeypatch):
     seen.clear()
     loss_of(vlm, model)
     assert len(seen) == 5 * each + 6 * (6 if each == 7 else 4)
+
+
+def test_dora_is_computed_as_peft_has_it():
+    """Shared, its lengths would be left out, and no loss would say so."""
+    vlm = load("nano")
+    model = add_adapters(vlm, recipe("nano-lora", lora_dropout=0.0), use_dora=True)
+    for name, parameter in model.named_parameters():
+        parameter.data *= 1.5 if "lora_magnitude_vector" in name else 1
+    alone = loss_of(vlm, model).item()
+    share_inputs(vlm.model)
+    assert loss_of(vlm, model).item() == alone
 
 
 def test_an_adapter_that_is_switched_off_leaves_the_base(tiny):

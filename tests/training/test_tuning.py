@@ -1,6 +1,7 @@
 """What trains: the table, and the gradients that prove it."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.load import load
+from ivlkit.training import recipes
+from ivlkit.training.estimate.planner import plan
+from ivlkit.training.methods import TUNINGS, add_adapters, lora_pattern
 from ivlkit.training.recipes import recipe
-from ivlkit.training.tuning import adamw, lora_pattern, parameter_groups, prepare, summarise, summary_text
+from ivlkit.training.tuning import adamw, parameter_groups, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24
 # (positions) + 24 · 588 + 24 (patches); a layer 4 · (24² + 24) + (24 · 40 + 40) + (40 · 24 + 24) + 6 · 24 (norms, ls).
@@ -98,6 +102,17 @@ def test_adapters_have_the_scale_of_the_recipe(tiny):
     _, _, model = prepared(tiny, lora_rank=4, lora_alpha=12, lora_dropout=0.25)
     layer = model.get_submodule("base_model.model.model.language_model.layers.0.mlp.down_proj")
     assert (layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) == (4, 3.0, 0.25)
+
+
+def test_a_method_of_one_s_own_is_one_entry(tiny, monkeypatch):
+    """DoRA: a number more for every output of an adapted matrix. It is planned for too."""
+    own = replace(TUNINGS["lora"], parts=("language",), wrap=partial(add_adapters, use_dora=True))
+    monkeypatch.setitem(TUNINGS, "dora", own)
+    monkeypatch.setitem(recipes._CHOICES, "language", [*TUNINGS])
+    _, chosen, model = prepared(tiny, vision="frozen", language="dora")
+    trained = LANGUAGE_LORA + 2 * (2 * 32 + 2 * 16 + 2 * 48 + 32)
+    assert table(model, chosen)["language"] == ("dora", LANGUAGE + trained, trained)
+    assert plan(replace(chosen, model=str(tiny))).cases[0].parts["gradients"] == 4 * trained
 
 
 def test_the_table_as_text_names_what_is_not_applied(tiny):

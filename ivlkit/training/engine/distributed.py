@@ -7,6 +7,7 @@ refused, since it would train another share of the rows, or each process all of 
 
 import importlib.util
 import os
+import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -280,6 +281,23 @@ def broadcast_from_rank0(make):
     said = [make() if rank() == 0 else None]
     torch.distributed.broadcast_object_list(said)
     return said[0]
+
+
+def leave():
+    """End this process with code 0 if it is one of several on a CPU, all of its work done; elsewhere do nothing.
+
+    While Python ends, a thread of gloo that asks for its lock aborts the process (SIGABRT), now and then: a launcher
+    would call a run failed whose weights are written.
+    """
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or torch.cuda.is_available():
+        return
+    if is_initialized():
+        torch.distributed.barrier()  # a rank that leaves early takes the others with it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def local_shard(parameter):

@@ -27,12 +27,17 @@ def share_inputs(model):
     for module in list(model.modules()):
         for names in READERS:
             readers = [getattr(module, name, None) for name in names]
-            if all(isinstance(one, (LoraLayer, Float8Linear)) for one in readers):
+            if all(map(_is_plain, readers)):
                 module.__class__, module.reader_names = _mixed(_Shares, type(module)), names
                 for place, reader in enumerate(readers):
                     reader.__class__, reader.place = _mixed(_Reads, type(reader)), place
                 shared += 1
     return shared
+
+
+def _is_plain(layer):
+    """Whether a layer is float8 or has LoRA's B · A beside it, and none of PEFT's variants, such as DoRA."""
+    return isinstance(layer, (LoraLayer, Float8Linear)) and not getattr(layer, "lora_variant", None)
 
 
 @cache

@@ -8,7 +8,7 @@ autograd saves.
 from dataclasses import dataclass
 
 from ..loop.loss import HEAD_CHUNK
-from ..tuning import PARTS
+from ..methods import PARTS, TUNINGS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
 QUANTISED = {"language": "model.language_model.layers.", "vision": "model.vision_tower.encoder.layer."}
@@ -27,7 +27,7 @@ class Precision:
 class Layer:
     """How the layers of a part are trained."""
 
-    tuning: str  # frozen | lora | full
+    tuning: str  # a name of TUNINGS
     precision: Precision
     dropout: bool = True  # before the adapters
     rank: int = 16
@@ -35,6 +35,10 @@ class Layer:
     sdpa: bool = False  # attention that copies its output for the next product, and takes values as they come
     shared: bool = False  # adapters of one input share its dropout, as `engine.shared_input` has it
     cast: bool = False  # PEFT's own float32 copy of adapter inputs: what plain PEFT does without autocast's help
+
+    def keeps(self, width, outputs, **how):
+        """Bytes of an input of linear layers that give these widths: `methods.Method.kept_bytes`."""
+        return TUNINGS[self.tuning].kept_bytes(width, outputs, self, **how)
 
 
 def precision_of(recipe, device_type):
@@ -50,16 +54,16 @@ def decoder_layer_bytes(text, layer):
     Args: text: configuration of a Llama or Phi-3; layer: `Layer`.
     """
     fused = text.model_type == "phi3"
-    heads = text.num_attention_heads * _head_size(text)
-    compute = layer.precision.compute
+    heads, keys = (count * _head_size(text) for count in (text.num_attention_heads, text.num_key_value_heads))
+    compute, inner = layer.precision.compute, text.intermediate_size
     kept = 2 * norm_bytes(text.hidden_size, layer)
     kept += 4 * compute * heads + 4 * text.num_attention_heads  # q, k, v, output and the sums of the softmax
-    kept += (2 if layer.compiled else 3) * compute * text.intermediate_size  # gate, up, and silu(gate)
-    kept += _input_bytes(text.hidden_size, 1 if fused else 3, layer)
+    kept += (2 if layer.compiled else 3) * compute * inner  # gate, up, and silu(gate)
+    kept += layer.keeps(text.hidden_size, [heads + 2 * keys] if fused else [heads, keys, keys])
     kept += 2 * compute * heads if fused and layer.sdpa else 0  # values are a view of q, k and v in one
-    kept += _input_bytes(heads, 1, layer, kept_anyway=not layer.sdpa, computed=True)
-    kept += _input_bytes(text.hidden_size, 1 if fused else 2, layer)
-    return kept + _input_bytes(text.intermediate_size, 1, layer, computed=True)
+    kept += layer.keeps(heads, [text.hidden_size], kept_anyway=not layer.sdpa, computed=True)
+    kept += layer.keeps(text.hidden_size, [2 * inner] if fused else [inner, inner])
+    return kept + layer.keeps(inner, [text.hidden_size], computed=True)
 
 
 def selected_decoder_bytes(text, precision):
@@ -79,8 +83,8 @@ def vision_layer_bytes(vision, layer):
     kept += 4 * compute * width + 4 * vision.num_attention_heads
     kept += 2 * compute * width if layer.tuning == "full" else 0  # what the two layer scales multiply
     kept += compute * inner  # the gelu's input
-    kept += _input_bytes(width, 3, layer) + _input_bytes(width, 1, layer, kept_anyway=True)
-    return kept + _input_bytes(width, 1, layer) + _input_bytes(inner, 1, layer, computed=True)
+    kept += layer.keeps(width, [width] * 3) + layer.keeps(width, [width], kept_anyway=True)
+    return kept + layer.keeps(width, [inner]) + layer.keeps(inner, [width], computed=True)
 
 
 def projector_bytes(vision_width, language_width, *, tuning, precision):
@@ -130,22 +134,6 @@ def norm_bytes(width, layer):
     return (4 + (stream if layer.tuning == "full" else 0)) * width
 
 
-def _input_bytes(width, readers, layer, *, kept_anyway=False, computed=False):
-    """What linear layers keep of the tensor that `readers` of them read.
-
-    Args: kept_anyway: another operation keeps it (attention its output); computed: it comes from no norm.
-    """
-    compute = layer.precision.compute
-    if layer.tuning == "frozen":
-        return 0
-    adapters = readers * compute * layer.rank if layer.tuning == "lora" else 0
-    if layer.tuning == "lora" and layer.dropout:
-        copies = 1 if layer.shared else readers
-        return copies * ((4 if layer.cast else compute) + layer.precision.mask) * width + adapters
-    is_cast = layer.precision.stream > compute and not (kept_anyway or computed or layer.compiled)
-    return (0 if kept_anyway else (readers if is_cast else 1) * compute * width) + adapters
-
-
 def weight_bytes(model, recipe, *, frozen_bytes):
     """(bytes of frozen weights, of trained ones) of what `tuning.prepare` returned; masters are float32.
 
@@ -170,7 +158,7 @@ def offloaded_bytes(model, *, frozen_bytes):
 
 def _stored_bytes(name, parameter, recipe, frozen_bytes):
     name, count = name.removeprefix("base_model.model."), parameter.numel()
-    if parameter.ndim == 2 and recipe.language == "qlora" and name.startswith(QUANTISED["language"]):
+    if parameter.ndim == 2 and recipe.quantize == "4bit" and name.startswith(QUANTISED["language"]):
         return NF4_BYTES * count
     in_8_bits = ["language"] if recipe.weights == "float8" else []
     if recipe.vision_int8 or (in_8_bits and not recipe.vision_offload):

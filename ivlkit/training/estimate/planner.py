@@ -24,6 +24,7 @@ from ...views import shown
 from ..engine.distributed import on_gpus, settle_gpus
 from ..log import read_steps
 from ..loop.schedule import plan_grouped, plan_packed, tile_cost
+from ..methods import less_memory
 from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from ..recipes import recipe as named_recipe
 from ..tuning import prepare
@@ -362,9 +363,7 @@ def _changes(recipe, device_type):
         yield {"per_device_batch": 1}
     if recipe.full_precision:
         yield {"optimizer": "paged_adamw_8bit"}
-        yield {"projector": "frozen", "language": "lora", "optimizer": "adamw"}
-    if recipe.language != "qlora":
-        yield {"language": "qlora"}
+    yield from less_memory(recipe)
     if not recipe.vision_int8:
         yield {"vision_int8": True}
     if not recipe.vision_offload and device_type == "cuda":

@@ -64,12 +64,12 @@ def _buckets(recipe, trained):
 
 
 def _layers(recipe, precision, *, cast=False, sdpa=False, shared=True):
-    language = "lora" if recipe.language == "qlora" else recipe.language
     common = {"precision": precision, "dropout": recipe.lora_dropout > 0, "rank": recipe.lora_rank}
     common |= {"compiled": recipe.compile, "cast": cast, "sdpa": sdpa}
     common |= {"shared": shared and not (is_sharded(recipe) and recipe.zero_stage == 3)}
     vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
-    return SimpleNamespace(language=footprint.Layer(language, **common), vision=footprint.Layer(vision, **common))
+    language, vision = (footprint.Layer(tuning, **common) for tuning in (recipe.language, vision))
+    return SimpleNamespace(language=language, vision=vision)
 
 
 def _activations(config, recipe, batch, how, copies):
@@ -146,7 +146,7 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=F
     again = {"none": 1, "selective": 7 / 6, "full": 4 / 3}[recipe.gradient_checkpointing]
     products = (tile * tiles + token * tokens) / (MATRIX_SHARE * place.card.matrix_rate)
     bytes_moved = moved * PASSES[recipe.compile] * again
-    if recipe.language == "qlora":
+    if recipe.quantize == "4bit":
         bytes_moved += 3 * bins * (footprint.NF4_BYTES + 4) * footprint.quantised_parameters(model)
     copying = bins * bus_seconds(model, recipe, place.device_type)
     return float(products + bytes_moved / (place.card.tb_per_second * 1e12) + copying) / recipe.processes

@@ -20,6 +20,7 @@ from ...data.tiling import choose_grid
 from ...errors import RecipeError
 from ...models.families import match_family
 from ...models.shapes import config_of
+from ..methods import TUNINGS, less_memory
 from ..recipes import Recipe
 from ..recipes import recipe as named_recipe
 from ..run import RUNS_FOLDER
@@ -166,7 +167,7 @@ def _ways(base, place):
     towers = [_IN_8_BITS, _ON_THE_HOST] if base.vision == "frozen" and place.device_type == "cuda" else []
     small = {"gradient_checkpointing": "full"} | sizes[-1]
     yield from ([small | tower] for tower in towers)
-    yield from ([small | {"language": "qlora"} | tower] for tower in ({}, *towers))
+    yield from ([small | changes | tower] for changes in less_memory(base) for tower in ({}, *towers))
 
 
 def _fits(base, changes, place):
@@ -189,8 +190,8 @@ def _why(changes, needed, place):
         yield f"vision tower in 8 bits: frozen, it only looks{_missing_bitsandbytes()}"
     if changes.get("vision_offload"):
         yield "vision tower in the host's memory: its layers visit the card one at a time"
-    if changes.get("language") == "qlora":
-        yield f"language model in NF4, its adapters in full precision: nothing else fits{_missing_bitsandbytes()}"
+    if why := TUNINGS[changes.get("language", "lora")].why:
+        yield f"{why}{_missing_bitsandbytes()}"
 
 
 def _missing_bitsandbytes():
