@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..data.checking.lengths import check_records
 from ..data.datasets.opening import open_data
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.rows.records import accepted_truth
@@ -72,6 +73,8 @@ def evaluate(
     source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
     records = list(data)
     _check_rows(records, metric)
+    named = getattr(data, "named", lambda number: records[number].where)
+    check_records(records, vlm.processor, name=_name_of_data(data, source), named=named)
     if not isinstance(seed, Integral) or seed < 0:
         raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
     asked = arrange(records, pictures, seed=seed)

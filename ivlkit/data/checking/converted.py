@@ -2,25 +2,21 @@
 
 from dataclasses import replace
 
-from ...errors import DataError
 from ..datasets.index import LineIndex
 from ..datasets.mixture import read_meta
-from ..rows.records import parse_row
 from .doctor import diagnose
 
 
 def check_converted(done):
     """The `DataReport` of what `convert` wrote; a problem stands at "labels.csv:17" where its row came from there."""
     report = diagnose(done.meta)
-    indexes = {source.name: LineIndex(source.annotation) for source in read_meta(done.meta)}
-    return replace(report, problems=[_at_its_origin(problem, indexes) for problem in report.problems])
+    sources = {source.name: (source, LineIndex(source.annotation)) for source in read_meta(done.meta)}
+    return replace(report, problems=[_at_its_origin(problem, sources) for problem in report.problems])
 
 
-def _at_its_origin(problem, indexes):
+def _at_its_origin(problem, sources):
     if problem.row is None:
         return problem
-    try:
-        origin = parse_row(*indexes[problem.source].line(problem.row))["source"]
-    except DataError:
-        return problem
-    return replace(problem, where=origin, found=problem.found.removeprefix(f"{origin}: "))
+    source, index = sources[problem.source]
+    origin = source.origin(index.line(problem.row)[0])
+    return replace(problem, where=origin or problem.where, found=problem.found.removeprefix(f"{origin}: "))

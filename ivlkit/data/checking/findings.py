@@ -118,9 +118,9 @@ class Problem:
         return f"{self.where}: {self.found}; expected {self.expected}; {self.todo}"
 
 
-def make_problem(code, where, found, *, expected=None, todo=None, source="", row=None):
-    """A problem of a kind; what the kind says holds where nothing more exact is given."""
-    kind = KINDS[code]
+def make_problem(code, where, found, *, expected=None, todo=None, source="", row=None, origin=""):
+    """A problem of a kind; what the kind says holds where nothing more exact is given. `origin`: "labels.csv:40"."""
+    kind, found = KINDS[code], f"{origin}: {found}" if origin else found
     found = found.encode("utf-8", "backslashreplace").decode()  # half surrogates can't be printed
     return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row)
 

@@ -10,8 +10,6 @@ import numpy as np
 from ...errors import DataError
 from ..datasets.index import CACHE_FOLDER, LineIndex
 from ..files import sha256
-from ..importing.convert import MARKER
-from ..rows.records import parse_row
 from .examine import BAD, GOOD, PICTURE
 from .findings import make_problem
 from .pictures import MEDIA_SUFFIXES, hash_text
@@ -59,20 +57,12 @@ class Overview:
             return self.findings.count(code, 1)
         source, own = self._place(row)
         name, origin = self.task.sources[source].name, self._origin(row)
-        found = f"{origin}: {found}" if origin else found
-        return self.findings.add(
-            make_problem(code, self._where(row), found, expected=expected, todo=todo, source=name, row=own)
-        )
+        said = {"expected": expected, "todo": todo, "source": name, "row": own, "origin": origin}
+        return self.findings.add(make_problem(code, self._where(row), found, **said))
 
     def _origin(self, row):
-        """Where a converted row came from, "labels.csv:40"; "" for rows that nobody converted."""
         source, own = self._place(row)
-        annotation = self.task.sources[source].annotation
-        if not (annotation.parent / MARKER).exists():
-            return ""
-        with contextlib.suppress(DataError):  # a line that was damaged since
-            return str(parse_row(*self.indexes[source].line(own)).get("source", ""))
-        return ""
+        return self.task.sources[source].origin(self.indexes[source].line(own)[0])
 
     def _place(self, row):
         source = int(np.searchsorted(self.starts, row, side="right")) - 1

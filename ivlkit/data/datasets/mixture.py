@@ -5,6 +5,7 @@ A meta file names data sets: `{"name": {"root", "annotation", "data_augment", "m
 start from the working directory, as in the guide, or else from the meta file's own folder.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,9 +20,9 @@ import numpy as np
 from ...errors import DataError
 from ...views import shown
 from ..groups import row_keys
-from ..importing.convert import META, conversion_note
+from ..importing.convert import MARKER, META, conversion_note
 from ..rows.formats import FORMATS
-from ..rows.records import Turn, in_its_form, parse_line
+from ..rows.records import Turn, in_its_form, parse_line, parse_row
 from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
@@ -60,6 +61,13 @@ class Source:
     weight: float | None = None  # share of the epoch among the sets that have one; sets `repeat`
     system: str | None = None  # system prompt of its rows
     about: str = ""  # where it comes from
+
+    def origin(self, line):
+        """Where `convert` took a row from, "labels.csv:40"; "" for one that it did not write or that can't be read."""
+        if (self.annotation.parent / MARKER).exists():
+            with contextlib.suppress(DataError):
+                return str(parse_row(line, "").get("source", ""))
+        return ""
 
     def read(self, line, where):
         """One line of the file → `Record`, with what the entry says about it."""
@@ -125,6 +133,12 @@ class Data:
         """File and line of a row, which may be broken: "train.jsonl:17"."""
         source, row = self.place(number)
         return self.indexes[source].where(row)
+
+    def named(self, number):
+        """`where`, and for a converted row its place in the user's own table: "rows.jsonl:16: labels.csv:17"."""
+        source, row = self.place(number)
+        line, where = self.indexes[source].line(row)
+        return ": ".join(filter(None, (where, self.sources[source].origin(line))))
 
     def __getitem__(self, number):
         source, row = self.place(number)

@@ -19,7 +19,6 @@ from ..files import PART
 from ..groups import RowKeys, group_digest, text_digest
 from ..rows.formats import as_released, detect_format
 from ..rows.records import parse_row, read_released
-from ..rows.video import read_header
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, table_rows
@@ -301,8 +300,8 @@ def _accept(row, where, taker, *, format, group, formats):
     released = as_released(row, where, format=name)
     taken, digests = taker.take(released, where)
     record = read_released(taken, where, taker.anchor)
-    if record.video and record.video.clip:
-        read_header(record.video, where)
+    if record.video:
+        taker.check_video(record.video, where)
     formats[name] += 1
     own = {"row_source": taken["source"]} if "source" in taken else {}
     of_group = [group_digest(released, group, where)] if group else []

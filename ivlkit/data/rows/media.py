@@ -34,6 +34,17 @@ HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 LONGEST_PATH = 4096  # characters
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}={0,2}\s*")
+_HEAD_BYTES, _TAIL_BYTES = 12, 1024
+_FIRST_BYTES = {
+    "jpeg": b"\xff\xd8\xff",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "gif": b"GIF8",
+    "webp": b"RIFF",
+    "bmp": b"BM",
+    "tiff": (b"II*\0", b"MM\0*"),
+}
+_LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
+_PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,10 +92,30 @@ def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         return picture.size_px
 
 
-def file_format(source, where="picture"):
-    """Pillow's name of a picture file's format: "JPEG". Arguments and errors as in `open_image`."""
-    with OpenPicture(source, where) as picture:
-        return picture.image.format
+def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=False):
+    """(kind, (width_px, height_px)) of a whole picture: ("jpeg", (640, 480)). Only its header and its end are read.
+
+    Where its last bytes are not those of its kind, its end may be missing and it is decoded. A motion photo or a
+    picture with a note behind its end is decoded too, and is found to be whole.
+
+    Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
+    Raises: DataError as `open_image`.
+    """
+    with OpenPicture(source, where, rules=rules) as picture:
+        size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
+    kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
+    kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
+    if decode or _may_be_cut(kind, head, tail, size_bytes):
+        open_image(source, where, rules=rules)
+    return kind, size_px
+
+
+def _may_be_cut(kind, head, tail, size_bytes):
+    if kind in _LAST_BYTES:
+        return not tail.rstrip(_PADDING).endswith(_LAST_BYTES[kind])
+    if kind == "webp":
+        return int.from_bytes(head[4:8], "little") + 8 > size_bytes
+    return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
 
 
 def degrade_jpeg(image, quality):
@@ -229,6 +260,14 @@ class OpenPicture:
             if turn is not None:
                 return flat.transpose(turn)
             return flat.copy() if flat is self.source else flat
+
+    def ends(self):
+        """(first bytes, last bytes, bytes in all) of a file."""
+        file = self._file()
+        with file if isinstance(file, io.BytesIO) else open(file, "rb") as opened:
+            head, size_bytes = opened.read(_HEAD_BYTES), opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size_bytes - _TAIL_BYTES))
+            return head, opened.read(), size_bytes
 
     def _open(self):
         if isinstance(self.source, np.ndarray):
