@@ -11,6 +11,7 @@ from ..rows.formats import short
 from ..rows.media import UPRIGHT_ON_WHITE, check_picture, is_data_uri
 from ..rows.video import check_end, frame_files
 
+DARK = 16_384  # a picture of 16 bits that stays below has no brighter value than 63 of 255
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _SUFFIXES = {
@@ -40,6 +41,8 @@ class Look:
     size: tuple | None = None  # (width_px, height_px)
     fault: DataError | None = None
     remarks: tuple = ()
+    name: str = ""  # of a file whose header was read
+    is_turned: bool = False  # by its EXIF
     changed_ns: int = 0  # time of change of the file whose header was read
 
 
@@ -63,11 +66,11 @@ def look_at(name, pictures, processor):
 def _look_inside(name, look, pictures, processor):
     rules = processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
-        kind, size = check_picture(name, rules=rules, decode=pictures == "decode")
+        found = check_picture(name, rules=rules, decode=pictures == "decode")
     except DataError as fault:
         return replace(look, fault=fault)
-    remarks = () if is_data_uri(name) else tuple(_remarks(name, kind, *size))
-    return replace(look, size=tuple(size), remarks=remarks)
+    name = "its data" if is_data_uri(name) else name
+    return replace(look, size=found.size_px, remarks=tuple(_remarks(name, found)), name=name, is_turned=found.is_turned)
 
 
 def video_faults(video, pictures, processor):
@@ -103,10 +106,12 @@ def _missing(name):
     return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
-def _remarks(name, kind, width_px, height_px):
-    said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
-    if kind and said and kind != said:
-        yield "wrong_extension", f"{name} is a {kind.upper()}"
+def _remarks(name, found):
+    said, (width_px, height_px) = _SUFFIXES.get(os.path.splitext(name)[1].lower()), found.size_px
+    if found.kind and said and found.kind != said:
+        yield "wrong_extension", f"{name} is a {found.kind.upper()}"
+    if found.brightest is not None and found.brightest < DARK:
+        yield "dark_depth", f"{name} has values up to {found.brightest:,} of 65,535"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
     elif min(width_px, height_px) < 28:

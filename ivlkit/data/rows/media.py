@@ -1,7 +1,8 @@
 """Pictures, opened safely: every failure names the file and the row that asked for it.
 
 By default a picture looks as every viewer shows it: turned as its EXIF says, white behind what is transparent, 16-bit
-grey scaled to 8. The reference does none of the three (`AS_REFERENCE`); pictures that need none come out bit-equal.
+grey scaled to 8 (as one of 12 bits, if no value needs more). The reference does none of the three (`AS_REFERENCE`);
+pictures that need none come out bit-equal.
 """
 
 import base64
@@ -28,6 +29,7 @@ FILE_FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
+TWELVE_BITS = 4096
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -63,7 +65,9 @@ class PictureRules:
 
     apply_orientation: bool = True  # turn by EXIF; a photo that lies on its side otherwise
     background: tuple[int, int, int] | None = (255, 255, 255)  # RGB behind transparency; None: alpha is dropped
-    scale_16_bit: bool = True  # grey of 16 bits / 257; otherwise everything above 255 becomes white
+    scale_16_bit: bool = (
+        True  # grey of 16 bits / 257, of 12 bits in them / 16; otherwise everything above 255 becomes white
+    )
 
 
 UPRIGHT_ON_WHITE = PictureRules()
@@ -92,22 +96,34 @@ def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         return picture.size_px
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a picture that can be used."""
+
+    kind: str | None  # "jpeg", "png", "gif", "webp", "bmp" or "tiff"
+    size_px: tuple[int, int]  # (width, height), upright
+    is_turned: bool  # by its EXIF
+    brightest: int | None  # value of 16 bits, 0 to 65,535; None for a picture of 8 bits
+
+
 def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=False):
-    """(kind, (width_px, height_px)) of a whole picture: ("jpeg", (640, 480)). Only its header and its end are read.
+    """`Checked` of a picture, once it is known to be whole. Only its header and its end are read.
 
     Where its last bytes are not those of its kind, its end may be missing and it is decoded. A motion photo or a
-    picture with a note behind its end is decoded too, and is found to be whole.
+    picture with a note behind its end is decoded too, and is found to be whole; so is a picture of 16 bits.
 
     Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
     Raises: DataError as `open_image`.
     """
     with OpenPicture(source, where, rules=rules) as picture:
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
+        is_turned = _orientation(picture.image, rules) in TURNS
+        brightest = picture.brightest() if any("16" in str(tile[3]) for tile in picture.image.tile) else None
     kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
     kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
-    return kind, size_px
+    return Checked(kind, size_px, is_turned, brightest)
 
 
 def _may_be_cut(kind, head, tail, size_bytes):
@@ -220,7 +236,8 @@ def _scale_grey(image):
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey from {values.min()} to {values.max()}; expected 0 to 65535; save it with 16 bits")
-    return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    steps = 257 if values.max() >= TWELVE_BITS else 16  # medical and industrial cameras put 12 bits into 16
+    return Image.fromarray((values // steps).astype(np.uint8)).convert("RGB")
 
 
 class OpenPicture:
@@ -260,6 +277,12 @@ class OpenPicture:
             if turn is not None:
                 return flat.transpose(turn)
             return flat.copy() if flat is self.source else flat
+
+    def brightest(self):
+        """The greatest value of 16 bits; Pillow keeps 8 bits of colours."""
+        with self._explained():
+            values = np.asarray(self.image)
+            return int(values.max()) * (257 if values.dtype == np.uint8 else 1)
 
     def ends(self):
         """(first bytes, last bytes, bytes in all) of a file."""
