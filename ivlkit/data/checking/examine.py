@@ -305,7 +305,7 @@ class _BlockState:
             for code, found in look.remarks:
                 self.say(place, code, found)
             if look.is_turned and any("<box>" in turn.text for turn in record.turns):
-                self.say(place, "turned_picture", f"boxes on {look.name}, which its EXIF turns")
+                self.say(place, "turned_picture", f"boxes on {short(str(record.images[number]))}, which its EXIF turns")
             if is_data_uri(record.images[number]):  # no file that could be compared with others
                 continue
             width_px, height_px = look.size or (0, 0)

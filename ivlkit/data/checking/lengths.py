@@ -1,19 +1,16 @@
 """One look at the rows before training: which can't be used, and how many tokens and tiles the others have."""
 
-import os
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ...errors import DataError
-from ..encode import encode_text, picture_sizes, shrunk_text
+from ..encode import shrunk_text
 from ..processor import light_processor
 from .examine import BAD, Task
-from .findings import as_problem, make_problem
+from .findings import make_problem
 from .known import ERRORS, kind_of, load_known
-from .pictures import look_at, video_faults
 from .processes import examine_all
 
 LISTED = 10  # problems that are kept
@@ -30,10 +27,13 @@ class Measured:
     more: int  # others
     broken: int  # rows that can't be used
 
-    def refusal(self, name):
-        """The DataError of data of this name; None if every row can be used."""
-        errors = [problem.message for problem in self.problems]
-        return _refusal(name, errors, self.more, self.broken, sum(map(len, self.rows))) if errors else None
+    def check(self, name):
+        """Raise DataError that names the first rows of this data that can't be used; nothing is dropped."""
+        if self.problems:
+            shown = "".join(f"\n  {problem.message}" for problem in self.problems)
+            shown += f"\n  … and {self.more} more" if self.more else ""
+            found = f"{self.broken} of {sum(map(len, self.rows))} rows can't be used; mend or remove them:"
+            raise DataError(f"{name}: {found}{shown}")
 
     def notes(self, data):
         """What is said of rows that get fewer tiles or frames: [("train.jsonl:2", "13 → 7 tiles to fit …"), …]."""
@@ -77,40 +77,6 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
         one.store(*file)
     asked, more = (processor.fingerprint, max_length, draw), found_in_all - len(problems)
     return Measured(asked, known, rows, problems, more, broken)
-
-
-def _refusal(name, errors, more, broken, rows):
-    shown = "".join(f"\n  {error}" for error in errors) + (f"\n  … and {more} more" if more else "")
-    return DataError(f"{name}: {broken} of {rows} rows can't be used; mend or remove them:{shown}")
-
-
-def check_records(records, processor, *, name, named):
-    """Look at rows that were read, as `measure` does at those of a file, without a limit of tokens.
-
-    Args: name: of the data, for the message; named: function of a row's number that gives its file and line.
-    Raises: DataError that names the first rows that can't be used.
-    """
-    look = lru_cache(maxsize=100_000)(partial(look_at, pictures="header", processor=processor))
-    broken, said = 0, []
-    for number, record in enumerate(records):
-        faults = _faults(record, processor, look)
-        broken += bool(faults)
-        said += [as_problem(fault.at(named(number))).message for fault in faults]
-    if broken:
-        raise _refusal(name, said[:LISTED], len(said[LISTED:]), broken, len(records))
-
-
-def _faults(record, processor, look):
-    """What makes a row unusable: its files, or else its text."""
-    files = [os.fspath(image) for image in record.images if isinstance(image, (str, os.PathLike))]
-    looked = video_faults(record.video, "header", processor) if record.video else [look(file).fault for file in files]
-    if any(looked):
-        return [fault for fault in looked if fault]
-    try:
-        encode_text(record, processor, sizes=picture_sizes(record, processor, draw=None))
-    except DataError as fault:
-        return [fault]
-    return []
 
 
 def _look(data, processor, rows, max_length, draw, **options):

@@ -41,7 +41,6 @@ class Look:
     size: tuple | None = None  # (width_px, height_px)
     fault: DataError | None = None
     remarks: tuple = ()
-    name: str = ""  # of a file whose header was read
     is_turned: bool = False  # by its EXIF
     changed_ns: int = 0  # time of change of the file whose header was read
 
@@ -66,11 +65,11 @@ def look_at(name, pictures, processor):
 def _look_inside(name, look, pictures, processor):
     rules = processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
-        found = check_picture(name, rules=rules, decode=pictures == "decode")
+        kind, size, is_turned, brightest = check_picture(name, rules=rules, decode=pictures == "decode")
     except DataError as fault:
         return replace(look, fault=fault)
     name = "its data" if is_data_uri(name) else name
-    return replace(look, size=found.size_px, remarks=tuple(_remarks(name, found)), name=name, is_turned=found.is_turned)
+    return replace(look, size=size, remarks=tuple(_remarks(name, kind, *size, brightest)), is_turned=is_turned)
 
 
 def video_faults(video, pictures, processor):
@@ -106,12 +105,12 @@ def _missing(name):
     return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
-def _remarks(name, found):
-    said, (width_px, height_px) = _SUFFIXES.get(os.path.splitext(name)[1].lower()), found.size_px
-    if found.kind and said and found.kind != said:
-        yield "wrong_extension", f"{name} is a {found.kind.upper()}"
-    if found.brightest is not None and found.brightest < DARK:
-        yield "dark_depth", f"{name} has values up to {found.brightest:,} of 65,535"
+def _remarks(name, kind, width_px, height_px, brightest):
+    said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
+    if kind and said and kind != said:
+        yield "wrong_extension", f"{name} is a {kind.upper()}"
+    if brightest is not None and brightest < DARK:
+        yield "dark_depth", f"{name} has values up to {brightest:,} of 65,535"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
     elif min(width_px, height_px) < 28:

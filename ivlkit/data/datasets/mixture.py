@@ -134,12 +134,6 @@ class Data:
         source, row = self.place(number)
         return self.indexes[source].where(row)
 
-    def named(self, number):
-        """`where`, and for a converted row its place in the user's own table: "rows.jsonl:16: labels.csv:17"."""
-        source, row = self.place(number)
-        line, where = self.indexes[source].line(row)
-        return ": ".join(filter(None, (where, self.sources[source].origin(line))))
-
     def __getitem__(self, number):
         source, row = self.place(number)
         return self.sources[source].read(*self.indexes[source].line(row))

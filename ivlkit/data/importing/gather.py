@@ -106,7 +106,7 @@ class PictureTaker:
 
     def _keep(self, content, where):
         """Write a picture's own bytes, or PNG for a format that not everything reads."""
-        suffix = SUFFIX_OF.get(check_picture(content, where).kind)
+        suffix = SUFFIX_OF.get(check_picture(content, where)[0])
         return self._write(content.getvalue(), suffix) if suffix else self._write_png(open_image(content, where))
 
     def _write_png(self, image):

@@ -96,24 +96,15 @@ def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         return picture.size_px
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What is known of a picture that can be used."""
-
-    kind: str | None  # "jpeg", "png", "gif", "webp", "bmp" or "tiff"
-    size_px: tuple[int, int]  # (width, height), upright
-    is_turned: bool  # by its EXIF
-    brightest: int | None  # value of 16 bits, 0 to 65,535; None for a picture of 8 bits
-
-
 def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=False):
-    """`Checked` of a picture, once it is known to be whole. Only its header and its end are read.
+    """Raise DataError unless a picture is whole; only its header and its end are read.
 
     Where its last bytes are not those of its kind, its end may be missing and it is decoded. A motion photo or a
     picture with a note behind its end is decoded too, and is found to be whole; so is a picture of 16 bits.
 
     Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
-    Raises: DataError as `open_image`.
+    Returns: (kind, (width_px, height_px), whether its EXIF turns it, the brightest value): ("jpeg", (640, 480), False,
+        None); the kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF, the value where there are 8 bits.
     """
     with OpenPicture(source, where, rules=rules) as picture:
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
@@ -123,7 +114,7 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
     kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
-    return Checked(kind, size_px, is_turned, brightest)
+    return kind, size_px, is_turned, brightest
 
 
 def _may_be_cut(kind, head, tail, size_bytes):

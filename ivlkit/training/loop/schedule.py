@@ -367,7 +367,7 @@ def check_rows(data, processor, recipe, *, progress=False, skip_unusable=False):
     """
     draw = (recipe.seed, 0)
     measured = measure(data, processor, max_length=recipe.max_seq_length, draw=draw, progress=progress)
-    if not skip_unusable and (refusal := measured.refusal(data.path)):
-        raise refusal
+    if not skip_unusable:
+        measured.check(data.path)
     checked[data] = measured
     return measured.notes(data)
