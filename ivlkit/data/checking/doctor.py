@@ -140,18 +140,13 @@ def diagnose(
         sources, rows = _open(data, root, findings)
         described = limit if problems_to is None else None
         task = Task(tuple(sources), light_processor(processor), max_length, pictures=pictures, limit=described)
-        overview = _overlook(task, rows, findings, workers=workers, progress=progress)
+        overview = Overview(task, rows, findings)
+        for block in examine_all(task, rows, workers=workers, progress=progress):
+            overview.add(block)
+        overview.compare_rows()
     path = data.path if isinstance(data, Data) else data
     stats = overview.stats() | {"seconds": round(time.monotonic() - began, 2)}
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))
-
-
-def _overlook(task, rows, findings, **options):
-    overview = Overview(task, rows, findings)
-    for block in examine_all(task, rows, **options):
-        overview.add(block)
-    overview.compare_rows()
-    return overview
 
 
 # what is to be checked -----------------------------------------------------------------------------------------------
@@ -161,16 +156,8 @@ def _open(data, root, findings):
     """([Source, …] that can be read, [rows to examine or None, …]); the others become problems."""
     if isinstance(data, Data):
         return list(data.sources), data.rows_in_use()
-    path = Path(data)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
-    path, root = openable(path, root)
-    if path.suffix != ".json":
-        named = [Source(path.stem, path, Path(root) if root else path.parent)]
-    elif root is not None:
-        raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
-    else:
-        named = _read_meta(path, findings)
+    path, root = openable(data, root)
+    named = _read_meta(path, findings) if path.suffix == ".json" else [Source(path.stem, path, root)]
     sources = [source for source in named if _can_be_read(source, findings)]
     return sources, [None] * len(sources)
 

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,10 @@ class Examiner:
         self.task, self.processor = task, task.processor
         self.indexes = [LineIndex(source.annotation) for source in task.sources]
         self._tokens = _token_pattern(task.processor)
-        self._looked = {}
-        self.video_faults = lru_cache(maxsize=20_000)(self._video_faults_of)
+        how = {"pictures": task.pictures, "processor": task.processor}
+        self._look_at = partial(look_at, **how)
+        self._look_at_file = lru_cache(maxsize=_CACHED_PICTURES)(self._look_at)
+        self.video_faults = lru_cache(maxsize=20_000)(partial(video_faults, **how))
 
     def block(self, source, start, stop, *, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
@@ -104,20 +106,7 @@ class Examiner:
 
     def look(self, path):
         """`Look` at a picture; that of a file is remembered, as rows often share pictures."""
-        key = os.fspath(path)
-        found = self._looked.get(key)
-        if found is None:
-            if len(self._looked) >= _CACHED_PICTURES:
-                self._looked.clear()
-            found = look_at(key, self.task.pictures, self.processor)
-            if not is_data_uri(key):
-                self._looked[key] = found
-        return found
-
-    def _video_faults_of(self, video):
-        """Where only lengths are wanted, the headers are enough."""
-        pictures = "exist" if self.task.wanted == frozenset() else self.task.pictures
-        return video_faults(video, pictures, self.processor)
+        return self._look_at(path) if is_data_uri(path) else self._look_at_file(os.fspath(path))
 
 
 class _BlockState:
@@ -228,8 +217,8 @@ class _BlockState:
         elif record.video:
             for fault in self.examiner.video_faults(record.video):
                 self._say_fault(place, fault)
-        else:
-            self._check_text_row(place, parsed)
+        elif named := [key for key in _MISNAMED if parsed.get(key)]:
+            self.say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
         self._hash(place, record, texts, answer)
         if self.state[place] == GOOD and self.examiner.processor is not None:
             self.to_measure.append((place, record, self._sizes(parsed, record, looks)))
@@ -260,11 +249,6 @@ class _BlockState:
                     self.say(place, "empty_question", "a user turn without text")
         return answer
 
-    def _check_text_row(self, place, parsed):
-        named = [key for key in _MISNAMED if parsed.get(key)]
-        if named:
-            self.say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
-
     def _check_marks(self, place, parsed, record):
         """Typed tokens and boxes: only rows with a "<" that opens no <image> come here."""
         image_tokens, others = self.examiner._tokens
@@ -278,15 +262,12 @@ class _BlockState:
             found = FOREIGN_MARK.search(turn.text)
             if found:
                 self.say(place, "foreign_mark", f"{found[0]} in a turn of the {turn.role}, a mark of other models")
-            self._check_tags(place, turn.text)
+            for tag in ("ref", "box", "quad"):
+                opened, closed = turn.text.count(f"<{tag}>"), turn.text.count(f"</{tag}>")
+                if opened != closed:
+                    self.say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
             for content in _BOX.findall(turn.text):
                 self._check_box(place, parsed, content)
-
-    def _check_tags(self, place, text):
-        for tag in ("ref", "box", "quad"):
-            opened, closed = text.count(f"<{tag}>"), text.count(f"</{tag}>")
-            if opened != closed:
-                self.say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
 
     def _check_box(self, place, parsed, content):
         boxes = [_numbers(box) for box in _NUMBERS.findall(content)] if _BOXES.fullmatch(content) else []
