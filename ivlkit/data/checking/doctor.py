@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...errors import DataError
@@ -21,7 +21,7 @@ from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_e
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, as_problem, grouped, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, grouped, make_problem
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -149,6 +149,16 @@ def diagnose(
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))
 
 
+def check_converted(done):
+    """The `DataReport` of what `convert` wrote; a problem stands at "labels.csv:17" where its row came from there."""
+    report = diagnose(done.meta)
+    for number, one in enumerate(report.problems):
+        if one.origin:
+            found = one.found.removeprefix(f"{one.origin}: ")
+            report.problems[number] = replace(one, where=one.origin, found=found)
+    return report
+
+
 # what is to be checked -----------------------------------------------------------------------------------------------
 
 
@@ -168,21 +178,14 @@ def readable_sources(data, root=None):
 
 
 def _read_meta(path, findings):
-    try:
+    sources, entries = [], {}
+    with findings.noted():
         entries = read_entries(path)
-    except DataError as fault:
-        findings.add(as_problem(fault))
-        return []
-    sources = []
     for name, entry in entries.items():
-        try:
+        with findings.noted(source=name):
             sources.append(read_source(name, entry, path))
-        except DataError as fault:
-            findings.add(as_problem(fault, source=name))
-    try:
+    with findings.noted():
         check_weights(sources, path)
-    except DataError as fault:
-        findings.add(as_problem(fault))
     return sources
 
 
@@ -192,18 +195,15 @@ def _can_be_read(source, findings):
         todo = f"get it: {source.about}" if source.about else None
         findings.add(make_problem("missing_file", where, "no such file", todo=todo, source=source.name))
         return False
-    try:
+    index = None
+    with findings.noted(source=source.name):
         index = LineIndex(source.annotation)
-    except DataError as fault:
-        findings.add(as_problem(fault, source=source.name))
+        check_repeat(source, len(index))
+    if index is None:
         return False
     if source.length is not None and source.length != len(index):
         found = f"{len(index):,} rows, `length` says {source.length:,}"
         findings.add(make_problem("declared_length", where, found, source=source.name))
-    try:
-        check_repeat(source, len(index))
-    except DataError as fault:
-        findings.add(as_problem(fault, source=source.name))
     if not os.path.isdir(source.root):
         findings.add(make_problem("missing_root", str(source.root), "no such folder", source=source.name))
     return True

@@ -5,7 +5,10 @@ error: a run refuses the row, or a score would be false. warning: it trains, but
 
 import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+
+from ...errors import DataError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 LEVELS = (ERROR, WARNING, INFO)
@@ -116,6 +119,7 @@ class Problem:
     todo: str
     source: str = ""  # the entry of the meta file
     row: int | None = None  # of that entry's file, counted from 0
+    origin: str = ""  # where `convert` took that row from, "labels.csv:40"
 
     def __str__(self):
         return f"{self.where}: {self.level}: {self.found}; expected {self.expected}; {self.todo} [{self.code}]"
@@ -132,12 +136,7 @@ def make_problem(code, where, found, *, expected=None, todo=None, source="", row
     """A problem of a kind; what the kind says holds where nothing more exact is given. `origin`: "labels.csv:40"."""
     kind, found = KINDS[code], f"{origin}: {found}" if origin else found
     found = found.encode("utf-8", "backslashreplace").decode()  # half surrogates can't be printed
-    return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row)
-
-
-def as_problem(fault, *, source=""):
-    """A `DataError` as a problem of its kind."""
-    return make_problem(fault.code, fault.where, fault.found, expected=fault.expected, todo=fault.todo, source=source)
+    return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row, origin)
 
 
 def grouped(problems, key):
@@ -164,6 +163,15 @@ class Findings:
             self._kept.append(problem)
         if self.file is not None:
             self.file.write(json.dumps(asdict(problem), ensure_ascii=True) + "\n")
+
+    @contextmanager
+    def noted(self, *, source=""):
+        """A `DataError` that is raised inside becomes a problem of its kind."""
+        try:
+            yield
+        except DataError as fault:
+            said = {"expected": fault.expected, "todo": fault.todo, "source": source}
+            self.add(make_problem(fault.code, fault.where, fault.found, **said))
 
     def count(self, code, number):
         """Count problems that are not kept."""

@@ -251,7 +251,8 @@ class Overview:
 
     def stats(self):
         """Counts and histograms of the usable rows."""
-        good = self.state == GOOD
+        good, known = self.state == GOOD, self.pictures[self.distinct]
+        known = known[known["height"] > 0]
         stats = {
             "rows": int((self.state > 0).sum()),
             "good": int(good.sum()),
@@ -260,12 +261,14 @@ class Overview:
             "distinct_pictures": len(self.distinct),
             "sources": self._source_stats(),
             "answers": self._top_answers(good),
-            "aspect_ratios": _histogram(self._aspect_ratios(), edges=_ASPECT_EDGES),
+            "aspect_ratios": _histogram(known["width"] / known["height"], edges=_ASPECT_EDGES),
         }
         if self.task.processor is not None:
             tokens, tiles = self.final[:, good]
             stats["tokens"] = _summary(tokens) | {"supervised": int(self.cost[0, good].sum(dtype=np.int64))}
-            stats["tokens"]["histogram"] = _histogram(tokens, edges=_round_edges(tokens))
+            top = int(tokens.max(initial=1))
+            width = max(1, -(-top // 20))  # about 20 equal bins, on whole numbers
+            stats["tokens"]["histogram"] = _histogram(tokens, edges=range(0, top + width + 1, width))
             stats["tiles"] = _summary(tiles) | {"histogram": np.bincount(tiles[tiles <= 100]).tolist()}
             stats["max_length"] = self.task.max_length
         return stats
@@ -285,11 +288,6 @@ class Overview:
         top = np.argsort(-counts, kind="stable")[:limit]
         answers = [[self.record(int(rows[first[one]])).answer[:200], int(counts[one])] for one in top]
         return {"distinct": len(counts), "top": answers}
-
-    def _aspect_ratios(self):
-        known = self.pictures[self.distinct]
-        known = known[known["height"] > 0]
-        return known["width"] / known["height"]
 
     def samples(self, problems, limit=24):
         """(problem, record) of the first rows with pictures that have a finding."""
@@ -340,15 +338,8 @@ def _media_below(root):
     return found
 
 
-def _round_edges(values, bins=20):
-    """Edges of about 20 equal bins, on whole numbers."""
-    top = int(values.max()) if len(values) else 1
-    width = max(1, -(-top // bins))
-    return list(range(0, top + width + 1, width))
-
-
 def _histogram(values, *, edges):
-    counts, _ = np.histogram(values, bins=edges)
+    counts, _ = np.histogram(values, bins=list(edges))
     return {"edges": list(edges), "counts": counts.tolist()}
 
 

@@ -75,7 +75,9 @@ def _look_inside(name, look, pictures, processor):
 def video_faults(video, pictures, processor):
     """[DataError, …] of a video: what is missing or empty, and whether its last frame can be read."""
     looks = [look_at(os.fspath(path), "exist", processor) for path in video.files]
-    faults = [_of_video(look.fault, video) for look in looks if look.fault]
+    faults = [look.fault for look in looks if look.fault]
+    if faults and not video.frames and faults[0].code == "missing_media":
+        faults = [DataError(f"video {video.path} does not exist", code="missing_media")]
     if faults or pictures == "exist":
         return faults
     if frames := frame_files(video):
@@ -86,12 +88,6 @@ def video_faults(video, pictures, processor):
     except DataError as fault:
         return [fault]
     return []
-
-
-def _of_video(fault, video):
-    if video.frames or fault.code != "missing_media":
-        return fault
-    return DataError(f"video {video.path} does not exist", code=fault.code)
 
 
 def _missing(name):

@@ -186,12 +186,6 @@ def check_pixels(width_px, height_px, *, name, where):
         raise DataError(*said, where=where, code=UNREADABLE)
 
 
-def _check_array(pixels, where):
-    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2 or 0 in pixels.shape:
-        found = f"an array of {pixels.dtype} {list(pixels.shape)}"
-        raise DataError(found, "uint8 [H, W, 3]", "convert it first", where=where, code=UNREADABLE)
-
-
 def _orientation(image, rules):
     """EXIF orientation still to be applied, 1 for none; read from the header only.
 
@@ -285,7 +279,10 @@ class OpenPicture:
 
     def _open(self):
         if isinstance(self.source, np.ndarray):
-            _check_array(self.source, self.where)
+            kind, shape = self.source.dtype, self.source.shape
+            if kind != np.uint8 or shape[2:] not in ((), (3,), (4,)) or len(shape) < 2 or 0 in shape:
+                said = f"an array of {kind} {list(shape)}", "uint8 [H, W, 3]", "convert it first"
+                raise DataError(*said, where=self.where, code=UNREADABLE)
             return Image.fromarray(self.source)
         if isinstance(self.source, Image.Image):
             self.name = f"{type(self.source).__name__} {self.source.mode}"
@@ -341,7 +338,11 @@ def _open_file(file):
     except UnidentifiedImageError:
         if not _is_heif(file):
             raise
-        _register_heif()
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
+        register_heif_opener()
         return Image.open(file, formats=_known_formats())
 
 
@@ -357,11 +358,3 @@ def _is_heif(file):
         with open(file, "rb") as opened:
             head = opened.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
-
-
-def _register_heif():
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
-    register_heif_opener()
