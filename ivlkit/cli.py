@@ -155,7 +155,7 @@ def _run_chat(options):
 
 
 def _run_convert(options):
-    from .data.checking.converted import check_converted
+    from .data.checking.doctor import check_converted
     from .data.importing.convert import convert
     from .data.importing.gather import fetch_url
 

@@ -38,7 +38,7 @@ def collate_packed(examples, *, pad_token_id=None, max_length=None):
         sample_ids [[0, 0, 0, 1, 1]], cu_seqlens [0, 3, 5], max_length 3.
     """
     lengths = [len(example) for example in examples]
-    labels = [_without_first(example.labels) for example in examples]
+    labels = [np.concatenate([[IGNORE_INDEX], example.labels[1:]]) for example in examples]
     return {
         "input_ids": _one_row([example.input_ids for example in examples]),
         "position_ids": _one_row([np.arange(length) for length in lengths]),
@@ -48,12 +48,6 @@ def collate_packed(examples, *, pad_token_id=None, max_length=None):
         "max_length": max_length or max(lengths),
         "tiles": torch.from_numpy(np.concatenate([example.tiles for example in examples])),
     }
-
-
-def _without_first(labels):
-    labels = np.array(labels, dtype=np.int64)
-    labels[0] = IGNORE_INDEX
-    return labels
 
 
 def _one_row(parts):

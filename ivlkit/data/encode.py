@@ -80,7 +80,8 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
         cut = [processor.tile(picture, max_tiles=text.budget) for picture in pictures]
     if record.augment_jpeg:
         rng = random.Random(f"{draw}:{record.where}")
-        cut = [_degraded(tile, rng) for tiles in cut for tile in tiles]
+        tiles = [Image.fromarray(tile) for tiles in cut for tile in tiles]
+        cut = [np.asarray(degrade_jpeg(tile, rng.randint(75, 100)))[None] for tile in tiles]
     stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
     return Example(
         text.input_ids,
@@ -190,20 +191,18 @@ def _fit_frames(record, processor, text, num_frames, max_length):
     """Halving the range finds the most frames that fit: more frames are always more tokens. `text` has all of them."""
     if max_length is None or len(text.input_ids) + processor.num_image_token * num_frames <= max_length:
         return num_frames
+
+    def length(frames):
+        return len(_tokenise(record, processor, [0] * frames).input_ids) + processor.num_image_token * frames
+
     fits, too_many = 0, num_frames
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        length = _video_length(record, processor, middle)
-        fits, too_many = (middle, too_many) if length <= max_length else (fits, middle)
+        fits, too_many = (middle, too_many) if length(middle) <= max_length else (fits, middle)
     if not fits:
-        found = f"{_video_length(record, processor, 1)} tokens with a single frame"
+        found = f"{length(1)} tokens with a single frame"
         raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")
     return fits
-
-
-def _video_length(record, processor, num_frames):
-    text = _tokenise(record, processor, [0] * num_frames)
-    return len(text.input_ids) + processor.num_image_token * num_frames
 
 
 def stack_tiles(cut, tile_px):
@@ -211,10 +210,6 @@ def stack_tiles(cut, tile_px):
     if not cut:
         return np.zeros((0, tile_px, tile_px, 3), np.uint8)
     return cut[0] if len(cut) == 1 else np.concatenate(cut)
-
-
-def _degraded(tile, rng):
-    return np.asarray(degrade_jpeg(Image.fromarray(tile), rng.randint(75, 100)))[None]
 
 
 @dataclass(frozen=True)

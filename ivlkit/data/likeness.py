@@ -32,7 +32,10 @@ def alike_groups(pictures, *, compare=True):
     Args: pictures: {digest: file}; compare: whether they are decoded and looked at.
     """
     digests, files = list(pictures), list(pictures.values())
-    numbers = _alike_numbers(*_look_at(files)) if compare else np.arange(len(files))
+    numbers = np.arange(len(files))
+    if compare and files:
+        bits, colours, aspects = map(np.array, zip(*in_threads(_look, files, "comparing pictures"), strict=True))
+        numbers = _alike_numbers(bits, colours, aspects)
     names = [_AUGMENTED.fullmatch(os.path.basename(file)) for file in files]
     keys = [[number, *([name[1]] if name else [])] for number, name in zip(numbers.tolist(), names, strict=True)]
     numbers = group_keys(keys)
@@ -40,14 +43,8 @@ def alike_groups(pictures, *, compare=True):
     return {digests[place]: int(numbers[place]) for place in np.flatnonzero(~is_alone).tolist()}
 
 
-def _look_at(files):
-    """(bits uint8 [n, 8], colours uint8 [n, 192], width / height float [n], 0 for a picture that can't be read)."""
-    looks = list(in_threads(_look, files, "comparing pictures"))
-    bits, colours, aspects = zip(*looks, strict=True) if looks else ([], [], [])
-    return np.array(bits, np.uint8).reshape(-1, 8), np.array(colours, np.uint8).reshape(-1, 192), np.array(aspects)
-
-
 def _look(file):
+    """(bits uint8 [8], colours uint8 [192], width / height, 0 for a picture that can't be read)."""
     try:
         image = open_image(file, at_least_px=SIDE_PX)
     except DataError:  # the data's check names it, and a run refuses it
@@ -58,7 +55,7 @@ def _look(file):
 
 
 def _alike_numbers(bits, colours, aspects):
-    """int64 [n]: equal for pictures that are alike, directly or through others."""
+    """int64 [n]: equal for pictures that are alike, directly or through others; of arrays of what `_look` gives."""
     numbers = np.arange(len(aspects))
     readable = np.flatnonzero(aspects > 0)
     for first in range(8):

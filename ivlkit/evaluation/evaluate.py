@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..data.checking.lengths import measure
+from ..data.datasets.mixture import Data
 from ..data.datasets.opening import open_data
+from ..data.encode import picture_sizes
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
@@ -70,8 +73,10 @@ def evaluate(
     generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
     _check_as_trained(vlm, max_tiles)
     source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
+    if isinstance(data, Data):
+        measure(data, vlm.processor, draw=None, progress=progress).check(data.path)
     records = list(data)
-    _check_rows(records, metric)
+    _check_rows(records, metric, vlm.processor)
     if not isinstance(seed, Integral) or seed < 0:
         raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
     asked = arrange(records, pictures, seed=seed)
@@ -143,13 +148,14 @@ def _whole(metric):
     return score
 
 
-def _check_rows(records, metric):
+def _check_rows(records, metric, processor):
     """What would fail once all replies are there fails before the first is asked for."""
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:
         if [turn.role for turn in record.turns[-2:]] != ["user", "assistant"]:
             raise DataError(f"{record.where}: does not end with a question and its answer; expected both; add them")
+        picture_sizes(record, processor, draw=None)  # names the row of a file that is not there
     truths = list(map(accepted_truth, records))
     if not isinstance(metric, str):
         return

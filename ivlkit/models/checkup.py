@@ -1,7 +1,7 @@
 """A data set checked for a model that is given by its name."""
 
 from ..data.checking.doctor import diagnose, readable_sources
-from ..data.checking.mend import mend
+from ..data.checking.mend import mend, spellings_of
 from .processor import load_processor
 
 
@@ -23,8 +23,10 @@ def check(data, model=None, **options):
 
 def mend_all(data, *, root=None):
     """Write a mended copy of every file of a data set that has something to mend; yields a line about each."""
-    for source in readable_sources(data, root):
-        path, changed = mend(source)
+    sources = readable_sources(data, root)
+    spellings = spellings_of(sources)
+    for source in sources:
+        path, changed = mend(source, spellings)
         yield (
             f"{path}: {changed:,} rows mended; name it in place of {source.annotation.name}"
             if path

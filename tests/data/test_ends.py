@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import ivlkit.data.checking.pictures as pictures_module
+import ivlkit.data.rows.media as media_module
 from ivlkit.data.checking.doctor import diagnose
 from ivlkit.data.checking.pictures import look_at
 from ivlkit.data.datasets.opening import open_data
@@ -71,7 +72,7 @@ def test_a_whole_picture_is_no_error_whatever_follows_its_end(tmp_path, noise, k
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp", "gif", "bmp"])
 def test_a_whole_picture_is_not_decoded(tmp_path, noise, kind, monkeypatch):
     noise.save(tmp_path / f"a.{kind}")
-    monkeypatch.setattr(pictures_module, "open_image", None)
+    monkeypatch.setattr(media_module, "open_image", None)
     assert look_at(str(tmp_path / f"a.{kind}"), "header", None).size == (120, 90)
 
 

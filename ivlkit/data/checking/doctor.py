@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...errors import DataError
@@ -21,7 +21,7 @@ from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_e
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, as_problem, grouped, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, grouped, make_problem
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -140,18 +140,23 @@ def diagnose(
         sources, rows = _open(data, root, findings)
         described = limit if problems_to is None else None
         task = Task(tuple(sources), light_processor(processor), max_length, pictures=pictures, limit=described)
-        overview = _overlook(task, rows, findings, workers=workers, progress=progress)
+        overview = Overview(task, rows, findings)
+        for block in examine_all(task, rows, workers=workers, progress=progress):
+            overview.add(block)
+        overview.compare_rows()
     path = data.path if isinstance(data, Data) else data
     stats = overview.stats() | {"seconds": round(time.monotonic() - began, 2)}
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))
 
 
-def _overlook(task, rows, findings, **options):
-    overview = Overview(task, rows, findings)
-    for block in examine_all(task, rows, **options):
-        overview.add(block)
-    overview.compare_rows()
-    return overview
+def check_converted(done):
+    """The `DataReport` of what `convert` wrote; a problem stands at "labels.csv:17" where its row came from there."""
+    report = diagnose(done.meta)
+    for number, one in enumerate(report.problems):
+        if one.origin:
+            found = one.found.removeprefix(f"{one.origin}: ")
+            report.problems[number] = replace(one, where=one.origin, found=found)
+    return report
 
 
 # what is to be checked -----------------------------------------------------------------------------------------------
@@ -161,16 +166,8 @@ def _open(data, root, findings):
     """([Source, …] that can be read, [rows to examine or None, …]); the others become problems."""
     if isinstance(data, Data):
         return list(data.sources), data.rows_in_use()
-    path = Path(data)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
-    path, root = openable(path, root)
-    if path.suffix != ".json":
-        named = [Source(path.stem, path, Path(root) if root else path.parent)]
-    elif root is not None:
-        raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
-    else:
-        named = _read_meta(path, findings)
+    path, root = openable(data, root)
+    named = _read_meta(path, findings) if path.suffix == ".json" else [Source(path.stem, path, root)]
     sources = [source for source in named if _can_be_read(source, findings)]
     return sources, [None] * len(sources)
 
@@ -181,21 +178,14 @@ def readable_sources(data, root=None):
 
 
 def _read_meta(path, findings):
-    try:
+    sources, entries = [], {}
+    with findings.noted():
         entries = read_entries(path)
-    except DataError as fault:
-        findings.add(as_problem(fault))
-        return []
-    sources = []
     for name, entry in entries.items():
-        try:
+        with findings.noted(source=name):
             sources.append(read_source(name, entry, path))
-        except DataError as fault:
-            findings.add(as_problem(fault, source=name))
-    try:
+    with findings.noted():
         check_weights(sources, path)
-    except DataError as fault:
-        findings.add(as_problem(fault))
     return sources
 
 
@@ -205,18 +195,15 @@ def _can_be_read(source, findings):
         todo = f"get it: {source.about}" if source.about else None
         findings.add(make_problem("missing_file", where, "no such file", todo=todo, source=source.name))
         return False
-    try:
+    index = None
+    with findings.noted(source=source.name):
         index = LineIndex(source.annotation)
-    except DataError as fault:
-        findings.add(as_problem(fault, source=source.name))
+        check_repeat(source, len(index))
+    if index is None:
         return False
     if source.length is not None and source.length != len(index):
         found = f"{len(index):,} rows, `length` says {source.length:,}"
         findings.add(make_problem("declared_length", where, found, source=source.name))
-    try:
-        check_repeat(source, len(index))
-    except DataError as fault:
-        findings.add(as_problem(fault, source=source.name))
     if not os.path.isdir(source.root):
         findings.add(make_problem("missing_root", str(source.root), "no such folder", source=source.name))
     return True

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..rows.media import MAX_PIXELS, is_data_uri
 from ..rows.records import parse_row, read_row
 from .findings import ERROR, KINDS
 from .pictures import declared_sizes, hash_text, look_at, video_faults
+from .spellings import spelling_key
 
 GOOD, BAD = 1, 2  # states of a row; 0: not looked at
 LONG_LINE_BYTES = 1 << 20
@@ -62,11 +63,9 @@ class Block:
     source: int
     rows: np.ndarray  # int64, of the file
     state: np.ndarray  # uint8: GOOD or BAD
-    row_hash: np.ndarray  # uint64, of pictures and turns
-    id_hash: np.ndarray  # uint64, 0 without an id
-    answer_hash: np.ndarray  # uint64, of the last answer
-    asked_hash: np.ndarray  # uint64, of all that stands before it, and the pictures
-    lengths: np.ndarray  # int32 [3, rows]: tokens without pictures, tiles at the set's budget, supervised tokens
+    hashes: np.ndarray  # uint64 [4, rows]: what is asked without its files, id or 0, last answer, its spelling
+    lengths: np.ndarray  # int32 [4, rows]: tokens without pictures, tiles at the set's budget, supervised ones and
+    # the characters of their answers, where the token that closes one counts as a character
     final: np.ndarray  # int32 [2, rows]: tokens and tiles as trained, after shrinking
     videos: np.ndarray  # int64, rows of the file whose length depends on the draw
     pictures: np.ndarray  # PICTURE [pictures]
@@ -88,8 +87,10 @@ class Examiner:
         self.task, self.processor = task, task.processor
         self.indexes = [LineIndex(source.annotation) for source in task.sources]
         self._tokens = _token_pattern(task.processor)
-        self._looked = {}
-        self.video_faults = lru_cache(maxsize=20_000)(self._video_faults_of)
+        how = {"pictures": task.pictures, "processor": task.processor}
+        self._look_at = partial(look_at, **how)
+        self._look_at_file = lru_cache(maxsize=_CACHED_PICTURES)(self._look_at)
+        self.video_faults = lru_cache(maxsize=20_000)(partial(video_faults, **how))
 
     def block(self, source, start, stop, *, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
@@ -105,20 +106,7 @@ class Examiner:
 
     def look(self, path):
         """`Look` at a picture; that of a file is remembered, as rows often share pictures."""
-        key = os.fspath(path)
-        found = self._looked.get(key)
-        if found is None:
-            if len(self._looked) >= _CACHED_PICTURES:
-                self._looked.clear()
-            found = look_at(key, self.task.pictures, self.processor)
-            if not is_data_uri(key):
-                self._looked[key] = found
-        return found
-
-    def _video_faults_of(self, video):
-        """Where only lengths are wanted, the headers are enough."""
-        pictures = "exist" if self.task.wanted == frozenset() else self.task.pictures
-        return video_faults(video, pictures, self.processor)
+        return self._look_at(path) if is_data_uri(path) else self._look_at_file(os.fspath(path))
 
 
 class _BlockState:
@@ -130,7 +118,7 @@ class _BlockState:
         count = len(rows)
         self.state = np.zeros(count, np.uint8)
         self.hashes = np.zeros((4, count), np.uint64)
-        self.lengths = np.zeros((3, count), np.int32)
+        self.lengths = np.zeros((4, count), np.int32)
         self.final = np.zeros((2, count), np.int32)
         self.videos, self.pictures, self.media, self.names = [], [], [], []
         self.problems, self.counts = [], Counter()
@@ -143,7 +131,7 @@ class _BlockState:
             self.number,
             self.rows,
             self.state,
-            *self.hashes,
+            self.hashes,
             self.lengths,
             self.final,
             np.array(self.videos, np.int64),
@@ -229,9 +217,9 @@ class _BlockState:
         elif record.video:
             for fault in self.examiner.video_faults(record.video):
                 self._say_fault(place, fault)
-        else:
-            self._check_text_row(place, parsed)
-        self._hash(place, parsed, record, texts, answer)
+        elif named := [key for key in _MISNAMED if parsed.get(key)]:
+            self.say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
+        self._hash(place, record, texts, answer)
         if self.state[place] == GOOD and self.examiner.processor is not None:
             self.to_measure.append((place, record, self._sizes(parsed, record, looks)))
 
@@ -261,11 +249,6 @@ class _BlockState:
                     self.say(place, "empty_question", "a user turn without text")
         return answer
 
-    def _check_text_row(self, place, parsed):
-        named = [key for key in _MISNAMED if parsed.get(key)]
-        if named:
-            self.say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
-
     def _check_marks(self, place, parsed, record):
         """Typed tokens and boxes: only rows with a "<" that opens no <image> come here."""
         image_tokens, others = self.examiner._tokens
@@ -279,15 +262,12 @@ class _BlockState:
             found = FOREIGN_MARK.search(turn.text)
             if found:
                 self.say(place, "foreign_mark", f"{found[0]} in a turn of the {turn.role}, a mark of other models")
-            self._check_tags(place, turn.text)
+            for tag in ("ref", "box", "quad"):
+                opened, closed = turn.text.count(f"<{tag}>"), turn.text.count(f"</{tag}>")
+                if opened != closed:
+                    self.say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
             for content in _BOX.findall(turn.text):
                 self._check_box(place, parsed, content)
-
-    def _check_tags(self, place, text):
-        for tag in ("ref", "box", "quad"):
-            opened, closed = text.count(f"<{tag}>"), text.count(f"</{tag}>")
-            if opened != closed:
-                self.say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
 
     def _check_box(self, place, parsed, content):
         boxes = [_numbers(box) for box in _NUMBERS.findall(content)] if _BOXES.fullmatch(content) else []
@@ -305,6 +285,8 @@ class _BlockState:
                 self._say_fault(place, look.fault)
             for code, found in look.remarks:
                 self.say(place, code, found)
+            if look.is_turned and any("<box>" in turn.text for turn in record.turns):
+                self.say(place, "turned_picture", f"boxes on {short(str(record.images[number]))}, which its EXIF turns")
             if is_data_uri(record.images[number]):  # no file that could be compared with others
                 continue
             width_px, height_px = look.size or (0, 0)
@@ -323,8 +305,10 @@ class _BlockState:
             return
         for (width_px, height_px), look in zip(declared, looks, strict=True):
             if look.size and look.size != (width_px, height_px):
-                real = f"{look.size[0]} x {look.size[1]}"
-                self.say(place, "declared_size", f"declared {width_px} x {height_px} px, the file has {real}")
+                is_turn = look.is_turned and look.size == (height_px, width_px)
+                code, why = ("turned_picture", ", as its EXIF turns it") if is_turn else ("declared_size", "")
+                real = f"{look.size[0]} x {look.size[1]}{why}"
+                self.say(place, code, f"declared {width_px} x {height_px} px, the file has {real}")
 
     def _sizes(self, parsed, record, looks):
         """Sizes of the pictures, or None where only the encoder's own way finds them.
@@ -339,13 +323,13 @@ class _BlockState:
         credible = all(width_px * height_px <= MAX_PIXELS for width_px, height_px in declared)
         return declared if len(declared) == len(looks) and credible else None
 
-    def _hash(self, place, parsed, record, texts, answer):
-        names = [str(image) for image in record.images]
-        self.hashes[0, place] = hash_text("\0".join((*names, str(record.video), *texts)))
+    def _hash(self, place, record, texts, answer):
+        written = [image for image in record.images if is_data_uri(image)]  # files are told apart by their content
+        self.hashes[0, place] = hash_text("\0".join((*written, str(record.video), *texts[:-1])))
         if record.id is not None:
             self.hashes[1, place] = hash_text(repr(record.id))
         self.hashes[2, place] = hash_text(answer)
-        self.hashes[3, place] = hash_text("\0".join((*names, str(record.video), *texts[:-1])))
+        self.hashes[3, place] = hash_text(spelling_key(answer))
 
     # lengths ---------------------------------------------------------------------------------------------------------
 
@@ -370,7 +354,7 @@ class _BlockState:
             return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
-        self.lengths[:, place] = tokens - processor.num_image_token * tiles, text.full_tiles, supervised
+        self.lengths[:3, place] = tokens - processor.num_image_token * tiles, text.full_tiles, supervised
         self.final[:, place] = tokens, tiles
         if record.video:
             self.videos.append(int(self.rows[place]))
@@ -400,7 +384,10 @@ class _BlockState:
         wanted = record.max_tiles or processor.max_tiles
         tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
         tokens = text_tokens + processor.num_image_token * tiles
-        self.lengths[:, place] = text_tokens, tiles, supervised
+        characters = sum(
+            len(turn.text.strip()) + 1 for turn in record.turns if turn.role == "assistant" and turn.trained
+        )
+        self.lengths[:, place] = text_tokens, tiles, supervised, characters
         if not supervised:
             self.say(place, "no_supervised_token", "no supervised token")
         if max_length is not None and tokens > max_length:

@@ -5,7 +5,10 @@ error: a run refuses the row, or a score would be false. warning: it trains, but
 
 import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+
+from ...errors import DataError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 LEVELS = (ERROR, WARNING, INFO)
@@ -63,7 +66,8 @@ KINDS = {
     "foreign_mark": Kind(WARNING, "<image>, <video>, <ref>…</ref><box>[[x1, y1, x2, y2]]</box>", "write ours instead"),
     "unusable": Kind(ERROR, "a row that can be read", "mend or remove it"),
     "duplicate_row": Kind(WARNING, "every row once", "remove one; to repeat rows use repeat_time"),
-    "contradiction": Kind(INFO, "one answer to one question", "correct one, unless both are right"),
+    "contradiction": Kind(WARNING, "one answer to one question", "correct one, unless both are right"),
+    "answer_spelling": Kind(WARNING, "one spelling of one answer", "correct them; --fix writes the most common one"),
     "duplicate_id": Kind(INFO, "every id once", "nothing: ids are kept, never used"),
     "constant_answers": Kind(WARNING, "answers that differ", "was the right column taken? a model learns to ignore"),
     # boxes
@@ -80,16 +84,25 @@ KINDS = {
     "empty_media": Kind(ERROR, "a picture", "copy the file again"),
     "unreadable_media": Kind(ERROR, "a whole picture or video", "replace or remove it"),
     "wrong_extension": Kind(WARNING, "a name that says what is inside", "rename it; other tools go by the name"),
+    "turned_picture": Kind(WARNING, "boxes and sizes of the upright picture", "are its boxes right? Save it upright"),
+    "dark_depth": Kind(
+        WARNING,
+        "values that use all 16 bits",
+        "scale and save it, unless it is dark; below 4,096 it is read as one of 12 bits",
+    ),
     "declared_size": Kind(WARNING, "the size of the file", "correct or remove the declared size"),
     "extreme_aspect": Kind(WARNING, "sides no more than 1 to 100", "crop it; stretched to tiles nothing can be seen"),
     "tiny_picture": Kind(INFO, "28 px a side at least", "is it an icon or a placeholder?"),
     "outside_root": Kind(ERROR, "pictures below `root`", "move them, or name a `root` that holds them"),
     "duplicate_picture": Kind(INFO, "every picture once", "nothing, unless test pictures hide under other names"),
+    "alike_pictures": Kind(WARNING, "pictures that differ", "keep them in one part, as `split` and `convert` do"),
+    "not_compared": Kind(INFO, "so few pictures that all are decoded", 'pictures="decode" compares all'),
     "leak": Kind(ERROR, "every picture and text in one split only", "move all its rows into one split"),
     "unused_files": Kind(INFO, "pictures that rows name", "are rows missing?"),
     # lengths
     "too_long": Kind(ERROR, "at most max_seq_length tokens", "raise max_seq_length or shorten the row"),
     "fewer_tiles": Kind(INFO, "room for all tiles", "nothing, or raise max_seq_length"),
+    "costly_answers": Kind(INFO, "less than a token a character", "nothing: this script takes more of max_seq_length"),
     "no_supervised_token": Kind(ERROR, "an answer to learn", "add the answer"),
 }
 
@@ -106,6 +119,7 @@ class Problem:
     todo: str
     source: str = ""  # the entry of the meta file
     row: int | None = None  # of that entry's file, counted from 0
+    origin: str = ""  # where `convert` took that row from, "labels.csv:40"
 
     def __str__(self):
         return f"{self.where}: {self.level}: {self.found}; expected {self.expected}; {self.todo} [{self.code}]"
@@ -118,16 +132,11 @@ class Problem:
         return f"{self.where}: {self.found}; expected {self.expected}; {self.todo}"
 
 
-def make_problem(code, where, found, *, expected=None, todo=None, source="", row=None):
-    """A problem of a kind; what the kind says holds where nothing more exact is given."""
-    kind = KINDS[code]
+def make_problem(code, where, found, *, expected=None, todo=None, source="", row=None, origin=""):
+    """A problem of a kind; what the kind says holds where nothing more exact is given. `origin`: "labels.csv:40"."""
+    kind, found = KINDS[code], f"{origin}: {found}" if origin else found
     found = found.encode("utf-8", "backslashreplace").decode()  # half surrogates can't be printed
-    return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row)
-
-
-def as_problem(fault, *, source=""):
-    """A `DataError` as a problem of its kind."""
-    return make_problem(fault.code, fault.where, fault.found, expected=fault.expected, todo=fault.todo, source=source)
+    return Problem(where, kind.level, code, found, expected or kind.expected, todo or kind.todo, source, row, origin)
 
 
 def grouped(problems, key):
@@ -154,6 +163,15 @@ class Findings:
             self._kept.append(problem)
         if self.file is not None:
             self.file.write(json.dumps(asdict(problem), ensure_ascii=True) + "\n")
+
+    @contextmanager
+    def noted(self, *, source=""):
+        """A `DataError` that is raised inside becomes a problem of its kind."""
+        try:
+            yield
+        except DataError as fault:
+            said = {"expected": fault.expected, "todo": fault.todo, "source": source}
+            self.add(make_problem(fault.code, fault.where, fault.found, **said))
 
     def count(self, code, number):
         """Count problems that are not kept."""

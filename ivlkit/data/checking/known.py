@@ -55,7 +55,8 @@ class KnownRows:
         self.names = [*self.names, *(name for _, names in self._added if names for name in names.split("\0"))]
         self._keep(self.lengths[0, self.media[0]] > 0)
         lengths, names = self.lengths * ~self.is_video, "\0".join(self.names).encode()
-        body = [_hash_lines(index), lengths.ravel(), self.media.ravel(), _as_numbers(names)]
+        padded = names + b"\0" * (-len(names) % 8)
+        body = [_hash_lines(index), lengths.ravel(), self.media.ravel(), np.frombuffer(padded, np.int64)]
         head = [_VERSION, *self.state, _checksum(body), lengths.shape[1], len(self.names), len(names)]
         if _state(source.annotation) == self.state:
             _tidy(store_array(source.annotation, kind, [np.array(head, np.int64), *body]), kind)
@@ -145,10 +146,6 @@ def _checksum(parts):
     for part in parts:
         digest.update(np.ascontiguousarray(part).data)
     return int.from_bytes(digest.digest(), "little", signed=True)
-
-
-def _as_numbers(text):
-    return np.frombuffer(text + b"\0" * (-len(text) % 8), np.int64)
 
 
 def _hash_lines(index):

@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from ...errors import DataError
 from ..encode import shrunk_text
 from ..processor import light_processor
 from .examine import BAD, Task
@@ -25,6 +26,14 @@ class Measured:
     problems: list  # the first `LISTED` things that make a row unusable, a `Problem` each
     more: int  # others
     broken: int  # rows that can't be used
+
+    def check(self, name):
+        """Raise DataError that names the first rows of this data that can't be used; nothing is dropped."""
+        if self.problems:
+            shown = "".join(f"\n  {problem.message}" for problem in self.problems)
+            shown += f"\n  … and {self.more} more" if self.more else ""
+            found = f"{self.broken} of {sum(map(len, self.rows))} rows can't be used; mend or remove them:"
+            raise DataError(f"{name}: {found}{shown}")
 
     def notes(self, data):
         """What is said of rows that get fewer tiles or frames: [("train.jsonl:2", "13 → 7 tiles to fit …"), …]."""
@@ -59,10 +68,11 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
     for block in _look(data, processor, unknown, max_length, draw, workers=workers, progress=progress):
         known[block.source].add(block)
         broken += int((block.state == BAD).sum())
-        where = data.indexes[block.source].where
         found_in_all += sum(count for code, count in block.counts.items() if code in ERRORS)
         for row, code, found, expected, todo in block.problems[: LISTED - len(problems)]:
-            problems.append(make_problem(code, where(row), found, expected=expected, todo=todo))
+            line, where = data.indexes[block.source].line(row)
+            said = {"expected": expected, "todo": todo, "origin": data.sources[block.source].origin(line)}
+            problems.append(make_problem(code, where, found, **said))
     for one, file in zip(known, files, strict=True):
         one.store(*file)
     asked, more = (processor.fingerprint, max_length, draw), found_in_all - len(problems)

@@ -8,21 +8,23 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from ...errors import DataError
 from ..datasets.index import LineIndex
 from ..files import replacing
-from ..rows.media import image_size
+from ..rows.media import AS_REFERENCE, image_size
 from ..rows.records import ROLES, parse_row
 from .examine import control_characters
+from .spellings import common_spellings
 
 _SPELLINGS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "bot": "gpt", "system": "system"}
 
 
-def mend(source):
+def mend(source, spellings=None):
     """Write `train.fixed.jsonl` beside `train.jsonl`.
 
-    Args: source: a `Source`.
+    Args: source: a `Source`; spellings: {answer: as it is to be written}, default those of the file itself.
     Returns: (path, changed rows), or (None, 0) if nothing is to be mended.
     Raises: DataError if the new file exists already and is another's.
     """
@@ -30,26 +32,38 @@ def mend(source):
     path = source.annotation.with_name(f"{source.annotation.stem}.fixed{source.annotation.suffix}")
     if path.exists():
         raise DataError(f"{path}: exists; expected to write it anew; move or remove it")
+    spellings = spellings_of([source]) if spellings is None else spellings
     with replacing(path) as aside:
-        changed = _write_mended(index, source.root, aside)
+        changed = _write_mended(index, source.root, aside, spellings)
         if not changed:
             aside.unlink()
     return (path, changed) if changed else (None, 0)
 
 
-def _write_mended(index, root, path):
+def spellings_of(sources):
+    """{answer: its most common spelling in these sources}, of those that have several."""
+    return common_spellings(answer for source in sources for answer in _answers(LineIndex(source.annotation)))
+
+
+def _answers(index):
+    for row in range(len(index)):
+        with suppress(DataError):
+            yield from (turn["value"].strip() for turn in _last_answers(parse_row(*index.line(row))))
+
+
+def _write_mended(index, root, path, spellings):
     """How many of the lines were changed."""
     changed = 0
     with open(path, "wb") as file:
         for start in range(0, len(index), 1000):
             for line in index.lines(start, min(start + 1000, len(index))):
-                mended = mend_line(line, root)
+                mended = mend_line(line, root, spellings)
                 changed += mended != line
                 file.write(mended if mended.endswith(b"\n") else mended + b"\n")
     return changed
 
 
-def mend_line(line, root):
+def mend_line(line, root, spellings=MappingProxyType({})):
     """One line as it should be: b'{…"value": " A "…}\\r\\n' → b'{…"value": "A"…}\\n'."""
     for mend_bytes in LINE_MENDERS.values():
         line = mend_bytes(line)
@@ -62,7 +76,7 @@ def mend_line(line, root):
         return line
     before = json.dumps(row)
     for mend_row in ROW_MENDERS.values():
-        mend_row(row, Path(root))
+        mend_row(row, Path(root), spellings)
     if json.dumps(row) == before:
         return line
     with suppress(UnicodeEncodeError):  # half a surrogate pair: for a person to mend
@@ -83,19 +97,30 @@ def _texts(row):
     return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
 
 
-def _mend_roles(row, root):
+def _last_answers(row):
+    """The last turn, if it is an answer."""
+    last = _texts(row)[-1:]
+    return [turn for turn in last if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant"]
+
+
+def _mend_spelling(row, root, spellings):
+    for turn in _last_answers(row):
+        turn["value"] = spellings.get(turn["value"].strip(), turn["value"])
+
+
+def _mend_roles(row, *_):
     for turn in _texts(row):
         role = turn.get("from")
         if isinstance(role, str) and role not in ROLES:
             turn["from"] = _SPELLINGS.get(role.strip().lower(), role)
 
 
-def _mend_characters(row, root):
+def _mend_characters(row, *_):
     for turn in _texts(row):
         turn["value"] = control_characters.sub("", turn["value"])
 
 
-def _mend_whitespace(row, root):
+def _mend_whitespace(row, *_):
     for turn in _texts(row):
         if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant":
             turn["value"] = turn["value"].strip()
@@ -108,7 +133,7 @@ def _names(row):
     return names if all(isinstance(name, str) for name in names) else []
 
 
-def _mend_slashes(row, root):
+def _mend_slashes(row, root, _):
     names = [_slashed(name, root) for name in _names(row)]
     if names:
         row["image"] = names if isinstance(row["image"], list) else names[0]
@@ -120,12 +145,14 @@ def _slashed(name, root):
     return slashed if meant else name
 
 
-def _mend_sizes(row, root):
+def _mend_sizes(row, root, _):
     paths, plural = [root / name for name in _names(row)], "width_list" in row or "height_list" in row
     if not paths or not plural and ("width" not in row and "height" not in row or len(paths) != 1):
         return
     try:
         sizes = [image_size(path, os.fspath(path)) for path in paths]
+        if sizes != [image_size(path, os.fspath(path), rules=AS_REFERENCE) for path in paths]:
+            return  # turned by EXIF: boxes may be those of the picture that lies on its side
     except DataError:
         return
     if plural:
@@ -143,6 +170,7 @@ ROW_MENDERS = {
     "unknown_role": _mend_roles,
     "control_character": _mend_characters,
     "outer_whitespace": _mend_whitespace,
+    "answer_spelling": _mend_spelling,
     "backslash_path": _mend_slashes,
     "declared_size": _mend_sizes,
 }

@@ -10,12 +10,15 @@ import numpy as np
 from ...errors import DataError
 from ..datasets.index import CACHE_FOLDER, LineIndex
 from ..files import sha256
-from ..importing.convert import MARKER
-from ..rows.records import parse_row
+from ..likeness import alike_groups
 from .examine import BAD, GOOD, PICTURE
-from .findings import make_problem
+from .findings import PLACES, make_problem
 from .pictures import MEDIA_SUFFIXES, hash_text
+from .spellings import counts_text
 
+COMPARED = 2_000  # pictures that are decoded to see which look alike; a photo of 12 megapixels takes 21 ms of a core
+COSTLY_SHARE = 0.05  # of the rows; fewer are names and signs
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # makes one number of two hashes
 FILES_LOOKED_AT = 200_000  # of a root, when looking for unused ones
 SAME_ANSWERS_FROM = 10  # rows; fewer equal answers may be chance
 _ASPECT_EDGES = [0, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 1e9]
@@ -33,17 +36,15 @@ class Overview:
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         total = int(self.starts[-1])
         self.state = np.zeros(total, np.uint8)
-        self.row_hash, self.id_hash, self.answer_hash, self.asked_hash = np.zeros((4, total), np.uint64)
-        self.supervised, self.final = np.zeros(total, np.int32), np.zeros((2, total), np.int32)
+        self.hashes, self.final, self.cost = (np.zeros((4, total), np.uint64), *np.zeros((2, 2, total), np.int32))
+        self.asked, self.ids, self.answers, self.spellings = self.hashes
         self._pictures = []
 
     def add(self, block):
         """Take over a block; its problems join the findings."""
         rows = block.rows + self.starts[block.source]
         self.state[rows] = block.state
-        self.row_hash[rows], self.id_hash[rows] = block.row_hash, block.id_hash
-        self.answer_hash[rows], self.asked_hash[rows] = block.answer_hash, block.asked_hash
-        self.supervised[rows], self.final[:, rows] = block.lengths[2], block.final
+        self.hashes[:, rows], self.final[:, rows], self.cost[:, rows] = block.hashes, block.final, block.lengths[2:]
         pictures = block.pictures
         pictures["row"] += self.starts[block.source]
         self._pictures.append(pictures)
@@ -59,20 +60,12 @@ class Overview:
             return self.findings.count(code, 1)
         source, own = self._place(row)
         name, origin = self.task.sources[source].name, self._origin(row)
-        found = f"{origin}: {found}" if origin else found
-        return self.findings.add(
-            make_problem(code, self._where(row), found, expected=expected, todo=todo, source=name, row=own)
-        )
+        said = {"expected": expected, "todo": todo, "source": name, "row": own, "origin": origin}
+        return self.findings.add(make_problem(code, self._where(row), found, **said))
 
     def _origin(self, row):
-        """Where a converted row came from, "labels.csv:40"; "" for rows that nobody converted."""
         source, own = self._place(row)
-        annotation = self.task.sources[source].annotation
-        if not (annotation.parent / MARKER).exists():
-            return ""
-        with contextlib.suppress(DataError):  # a line that was damaged since
-            return str(parse_row(*self.indexes[source].line(own)).get("source", ""))
-        return ""
+        return self.task.sources[source].origin(self.indexes[source].line(own)[0])
 
     def _place(self, row):
         source = int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -97,35 +90,36 @@ class Overview:
         splits = np.array(sorted({source.split for source in self.task.sources}))
         own = [int(np.searchsorted(splits, source.split)) for source in self.task.sources]
         self.split_of = np.array(own, np.int8) if own else np.empty(0, np.int8)
-        self._compare_texts()
-        self._compare_asked()
+        good = np.flatnonzero(self.state == GOOD)
+        self._compare_pictures()
+        self._compare_texts(good)
+        self._compare_asked(good)
         self._compare_ids()
         self._compare_answers()
-        self._compare_pictures()
+        self._compare_spellings(good)
+        self._compare_costs()
         if self.is_whole:
             self._find_unused()
 
     def _splits(self, rows):
         return self.split_of[np.searchsorted(self.starts, rows, side="right") - 1]
 
-    def _compare_texts(self):
-        good = np.flatnonzero(self.state == GOOD)
-        for rows in _equal_groups(self.row_hash[good]):
+    def _compare_texts(self, good):
+        for rows in _equal_groups(self.asked[good] * _ODD + self.answers[good]):
             first, *others = good[rows].tolist()
             splits = self._splits(good[rows])
             for row, split in zip(others, splits[1:].tolist(), strict=True):
-                if split != splits[0]:
+                if split == splits[0]:
+                    self._say("duplicate_row", row, f"the same as {self._named(first)}")
+                elif self.state[row] == GOOD:  # its picture is not known to be there
                     self._say("leak", row, f"the row {self._where(first)} of split {self._split_name(first)} again")
                     self.state[row] = BAD
-                else:
-                    self._say("duplicate_row", row, f"the same as {self._named(first)}")
 
-    def _compare_asked(self):
-        good = np.flatnonzero(self.state == GOOD)
-        for rows in _equal_groups(self.asked_hash[good]):
+    def _compare_asked(self, good):
+        for rows in _equal_groups(self.asked[good]):
             first, *others = good[rows].tolist()
             for row in others:
-                if self.answer_hash[row] != self.answer_hash[first]:
+                if self.spellings[row] != self.spellings[first]:
                     self._say("contradiction", row, f"another answer than {self._named(first)} gives to the same")
 
     def _split_name(self, row):
@@ -134,8 +128,8 @@ class Overview:
     def _compare_ids(self):
         for source in range(len(self.indexes)):
             start, stop = self.starts[source], self.starts[source + 1]
-            rows = start + np.flatnonzero(self.id_hash[start:stop])
-            for group in _equal_groups(self.id_hash[rows]):
+            rows = start + np.flatnonzero(self.ids[start:stop])
+            for group in _equal_groups(self.ids[rows]):
                 first, *others = rows[group].tolist()
                 for row in others:
                     self._say("duplicate_id", row, f"the id of {self._where(first)}")
@@ -143,24 +137,68 @@ class Overview:
     def _compare_answers(self):
         for source, index in enumerate(self.indexes):
             own = slice(self.starts[source], self.starts[source + 1])
-            answers = self.answer_hash[own][self.state[own] == GOOD]
+            answers = self.answers[own][self.state[own] == GOOD]
             if len(answers) >= SAME_ANSWERS_FROM and (answers == answers[0]).all():
                 row = int(self.starts[source]) + int(np.flatnonzero(self.state[own] == GOOD)[0])
                 found = f"all {len(answers):,} rows have the answer {self.record(row).answer[:60]!r}"
                 name = self.task.sources[source].name
                 self.findings.add(make_problem("constant_answers", str(index.path), found, source=name))
 
+    def _compare_spellings(self, good):
+        _, first, counts = np.unique(self.answers[good], return_index=True, return_counts=True)
+        for forms in _equal_groups(self.spellings[good[first]]):
+            forms = forms[np.argsort(-counts[forms], kind="stable")]
+            rows = good[first[forms]].tolist()
+            if not self.findings.wants("answer_spelling"):
+                self.findings.count("answer_spelling", 1)
+                continue
+            said = [self.record(row).answer for row in rows[:PLACES]]
+            found = counts_text(list(zip(said, counts[forms].tolist(), strict=False)))
+            self._say("answer_spelling", rows[1], found)
+
+    def _compare_costs(self):
+        """Scripts of which a tokenizer makes more tokens than they have characters."""
+        for number in range(len(self.indexes)):
+            start, stop = self.starts[number : number + 2]
+            supervised, characters = self.cost[:, start:stop] * (self.state[start:stop] == GOOD)
+            costly = np.flatnonzero(supervised > characters)
+            if len(costly) >= max(SAME_ANSWERS_FROM, COSTLY_SHARE * (supervised > 0).sum()):
+                share = supervised[costly].sum() / characters[costly].sum()
+                found = f"{len(costly):,} answers of more than a token a character, {share:.1f} on average"
+                self._say("costly_answers", int(start + costly[0]), found)
+
     def _compare_pictures(self):
-        """Equal content under several names; and on several sides of a split."""
+        """Equal content under several names, content that looks alike, and either on several sides of a split."""
         hashes, first, name_of = np.unique(self.pictures["hash"], return_index=True, return_inverse=True)
         self.distinct = first
         contents = self._contents(first)
+        places = 2 * self.pictures["place"].astype(np.uint64) + 1  # another order is another question
+        np.add.at(self.asked, self.pictures["row"], hashes[contents][name_of] * places)
         for number in np.flatnonzero(contents != np.arange(len(contents))):
             original, copy = self.pictures[first[contents[number]]], self.pictures[first[number]]
             found = f"{self._name(copy)} has the content of {self._name(original)} in {self._named(original['row'])}"
             self._say("duplicate_picture", int(copy["row"]), found)
         if len(set(self.split_of.tolist())) > 1:
-            self._find_leaks(contents[name_of], len(hashes))
+            self._find_leaks(contents[name_of], len(first))
+        self._find_alike(first[contents == np.arange(len(contents))])
+
+    def _find_alike(self, distinct):
+        """Burst shots and copies of other bytes; each picture is decoded."""
+        if self.task.pictures == "header" and len(distinct) > COMPARED:
+            found = f"{len(distinct):,} pictures, more than {COMPARED:,}: whether some look alike was not looked at"
+            where = ", ".join(sorted({str(source.annotation) for source in self.task.sources}))
+            self.findings.add(make_problem("not_compared", where, found))
+        elif self.task.pictures != "exist":
+            distinct = distinct[np.argsort(self.pictures["row"][distinct], kind="stable")]
+            groups = alike_groups({number: self._name(self.pictures[number]) for number in distinct.tolist()})
+            first = {}
+            for number, group in groups.items():
+                one, other = self.pictures[number], self.pictures[first.setdefault(group, number)]
+                if one != other:
+                    said = f"{self._name(one)} looks like {self._name(other)} in {self._named(other['row'])}"
+                    names = [self._split_name(picture["row"]) for picture in (one, other)]
+                    said += f" of split {names[1]}" if names[0] != names[1] else ""
+                    self._say("alike_pictures", int(one["row"]), said)
 
     def _find_leaks(self, content, count):
         splits = self._splits(self.pictures["row"]).astype(np.int64)
@@ -213,7 +251,8 @@ class Overview:
 
     def stats(self):
         """Counts and histograms of the usable rows."""
-        good = self.state == GOOD
+        good, known = self.state == GOOD, self.pictures[self.distinct]
+        known = known[known["height"] > 0]
         stats = {
             "rows": int((self.state > 0).sum()),
             "good": int(good.sum()),
@@ -222,12 +261,14 @@ class Overview:
             "distinct_pictures": len(self.distinct),
             "sources": self._source_stats(),
             "answers": self._top_answers(good),
-            "aspect_ratios": _histogram(self._aspect_ratios(), edges=_ASPECT_EDGES),
+            "aspect_ratios": _histogram(known["width"] / known["height"], edges=_ASPECT_EDGES),
         }
         if self.task.processor is not None:
             tokens, tiles = self.final[:, good]
-            stats["tokens"] = _summary(tokens) | {"supervised": int(self.supervised[good].sum(dtype=np.int64))}
-            stats["tokens"]["histogram"] = _histogram(tokens, edges=_round_edges(tokens))
+            stats["tokens"] = _summary(tokens) | {"supervised": int(self.cost[0, good].sum(dtype=np.int64))}
+            top = int(tokens.max(initial=1))
+            width = max(1, -(-top // 20))  # about 20 equal bins, on whole numbers
+            stats["tokens"]["histogram"] = _histogram(tokens, edges=range(0, top + width + 1, width))
             stats["tiles"] = _summary(tiles) | {"histogram": np.bincount(tiles[tiles <= 100]).tolist()}
             stats["max_length"] = self.task.max_length
         return stats
@@ -243,15 +284,10 @@ class Overview:
     def _top_answers(self, good, limit=20):
         """[[text, rows], …] of the most frequent answers."""
         rows = np.flatnonzero(good)
-        _, first, counts = np.unique(self.answer_hash[rows], return_index=True, return_counts=True)
+        _, first, counts = np.unique(self.answers[rows], return_index=True, return_counts=True)
         top = np.argsort(-counts, kind="stable")[:limit]
         answers = [[self.record(int(rows[first[one]])).answer[:200], int(counts[one])] for one in top]
         return {"distinct": len(counts), "top": answers}
-
-    def _aspect_ratios(self):
-        known = self.pictures[self.distinct]
-        known = known[known["height"] > 0]
-        return known["width"] / known["height"]
 
     def samples(self, problems, limit=24):
         """(problem, record) of the first rows with pictures that have a finding."""
@@ -302,15 +338,8 @@ def _media_below(root):
     return found
 
 
-def _round_edges(values, bins=20):
-    """Edges of about 20 equal bins, on whole numbers."""
-    top = int(values.max()) if len(values) else 1
-    width = max(1, -(-top // bins))
-    return list(range(0, top + width + 1, width))
-
-
 def _histogram(values, *, edges):
-    counts, _ = np.histogram(values, bins=edges)
+    counts, _ = np.histogram(values, bins=list(edges))
     return {"edges": list(edges), "counts": counts.tolist()}
 
 

@@ -1,17 +1,17 @@
 """What is known of the picture that a row names: whether its file is there, its size, what is odd about it."""
 
-import io
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import compress
 
 from ...errors import DataError
 from ..rows.formats import short
-from ..rows.media import UPRIGHT_ON_WHITE, image_size, is_data_uri, open_image, uri_bytes
+from ..rows.media import UPRIGHT_ON_WHITE, check_picture, is_data_uri
 from ..rows.video import check_end, frame_files
 
+DARK = 16_384  # a picture of 16 bits that stays below has no brighter value than 63 of 255
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _SUFFIXES = {
@@ -25,9 +25,6 @@ _SUFFIXES = {
     ".tiff": "tiff",
 }
 MEDIA_SUFFIXES = frozenset(_SUFFIXES)
-_HEAD_BYTES, _TAIL_BYTES = 12, 1024
-_PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
-_LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 
 
 def hash_text(text):
@@ -44,13 +41,14 @@ class Look:
     size: tuple | None = None  # (width_px, height_px)
     fault: DataError | None = None
     remarks: tuple = ()
+    is_turned: bool = False  # by its EXIF
     changed_ns: int = 0  # time of change of the file whose header was read
 
 
 def look_at(name, pictures, processor):
     """Look at a file, or at a data URI: whether it is there, what its header says, whether its end is there."""
     if is_data_uri(name):
-        return Look(0) if pictures == "exist" else _look_inside(name, 0, pictures, processor)
+        return Look(0) if pictures == "exist" else _look_inside(name, Look(0), pictures, processor)
     number = hash_text(os.path.normpath(name))
     if _ADDRESS.search(name) and not os.path.exists(name):
         return Look(number, fault=DataError(f"the address {short(name)}", code="remote_media"))
@@ -58,52 +56,28 @@ def look_at(name, pictures, processor):
         found = os.stat(name)
     except (OSError, ValueError):
         return Look(number, fault=_missing(name))
-    size_bytes = found.st_size
-    if not size_bytes:
+    if not found.st_size:
         return Look(number, fault=DataError(f"{name} has no bytes", code="empty_media"))
-    if pictures == "exist":
-        return Look(number, size_bytes)
-    return _look_inside(name, number, pictures, processor, changed_ns=found.st_mtime_ns)
+    look = Look(number, found.st_size, changed_ns=found.st_mtime_ns)
+    return look if pictures == "exist" else _look_inside(name, look, pictures, processor)
 
 
-def _look_inside(name, number, pictures, processor, *, changed_ns=0):
-    size_bytes, rules = 0, processor.picture_rules if processor else UPRIGHT_ON_WHITE
+def _look_inside(name, look, pictures, processor):
+    rules = processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
-        size = image_size(name, rules=rules)
-        head, tail, size_bytes = _ends(name)
-        kind = file_kind(head)
-        if pictures == "decode" or may_be_cut(kind, head, tail, size_bytes):
-            open_image(name, rules=rules)
+        kind, size, is_turned, brightest = check_picture(name, rules=rules, decode=pictures == "decode")
     except DataError as fault:
-        return Look(number, size_bytes, fault=fault)
-    remarks = () if is_data_uri(name) else tuple(_remarks(name, kind, *size))
-    return Look(number, size_bytes, tuple(size), remarks=remarks, changed_ns=changed_ns)
-
-
-def _ends(name):
-    """(first bytes, last bytes, size) of a file or data URI."""
-    with io.BytesIO(uri_bytes(name)) if is_data_uri(name) else open(name, "rb") as file:
-        head, size_bytes = file.read(_HEAD_BYTES), file.seek(0, os.SEEK_END)
-        file.seek(max(0, size_bytes - _TAIL_BYTES))
-        return head, file.read(), size_bytes
-
-
-def may_be_cut(kind, head, tail, size_bytes):
-    """Whether a picture's end may be missing: its last bytes are not those of its kind. Only such are decoded whole.
-
-    A motion photo or a picture with a note behind its end is decoded too, and is found to be whole.
-    """
-    if kind in _LAST_BYTES:
-        return not tail.rstrip(_PADDING).endswith(_LAST_BYTES[kind])
-    if kind == "webp":
-        return int.from_bytes(head[4:8], "little") + 8 > size_bytes
-    return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
+        return replace(look, fault=fault)
+    name = "its data" if is_data_uri(name) else name
+    return replace(look, size=size, remarks=tuple(_remarks(name, kind, *size, brightest)), is_turned=is_turned)
 
 
 def video_faults(video, pictures, processor):
     """[DataError, …] of a video: what is missing or empty, and whether its last frame can be read."""
     looks = [look_at(os.fspath(path), "exist", processor) for path in video.files]
-    faults = [_of_video(look.fault, video) for look in looks if look.fault]
+    faults = [look.fault for look in looks if look.fault]
+    if faults and not video.frames and faults[0].code == "missing_media":
+        faults = [DataError(f"video {video.path} does not exist", code="missing_media")]
     if faults or pictures == "exist":
         return faults
     if frames := frame_files(video):
@@ -114,12 +88,6 @@ def video_faults(video, pictures, processor):
     except DataError as fault:
         return [fault]
     return []
-
-
-def _of_video(fault, video):
-    if video.frames or fault.code != "missing_media":
-        return fault
-    return DataError(f"video {video.path} does not exist", code=fault.code)
 
 
 def _missing(name):
@@ -133,27 +101,16 @@ def _missing(name):
     return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
-def _remarks(name, kind, width_px, height_px):
+def _remarks(name, kind, width_px, height_px, brightest):
     said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
     if kind and said and kind != said:
         yield "wrong_extension", f"{name} is a {kind.upper()}"
+    if brightest is not None and brightest < DARK:
+        yield "dark_depth", f"{name} has values up to {brightest:,} of 65,535"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
     elif min(width_px, height_px) < 28:
         yield "tiny_picture", f"{name} has {width_px} x {height_px} px"
-
-
-def file_kind(head):
-    """ "jpeg", "png", "gif", "webp", "bmp", "tiff" or None, from the first bytes of a file."""
-    signs = (
-        ("jpeg", head[:3] == b"\xff\xd8\xff"),
-        ("png", head[:8] == b"\x89PNG\r\n\x1a\n"),
-        ("gif", head[:4] == b"GIF8"),
-        ("webp", head[:4] == b"RIFF" and head[8:] == b"WEBP"),
-        ("bmp", head[:2] == b"BM"),
-        ("tiff", head[:4] in (b"II*\0", b"MM\0*")),
-    )
-    return next((kind for kind, is_it in signs if is_it), None)
 
 
 def declared_sizes(parsed):

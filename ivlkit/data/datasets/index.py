@@ -145,15 +145,13 @@ def _blank_lines(path, chunk, starts, position):
     for number in np.flatnonzero(np.isin(first, _SPACES)):
         start = int(starts[number])
         end = chunk.find(b"\n", start)
-        line = chunk[start:end] if end >= 0 else _read_line(path, position + start)
+        line = chunk[start:end]
+        if end < 0:  # it goes on in the next chunk
+            with open(path, "rb") as file:
+                file.seek(position + start)
+                line = file.readline()
         is_blank[number] = not line.strip()
     return is_blank
-
-
-def _read_line(path, position):
-    with open(path, "rb") as file:
-        file.seek(position)
-        return file.readline()
 
 
 # arrays beside a file, or in the user's cache ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A meta file names data sets: `{"name": {"root", "annotation", "data_augment", "m
 start from the working directory, as in the guide, or else from the meta file's own folder.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,9 +20,9 @@ import numpy as np
 from ...errors import DataError
 from ...views import shown
 from ..groups import row_keys
-from ..importing.convert import META, conversion_note
+from ..importing.convert import MARKER, META, conversion_note
 from ..rows.formats import FORMATS
-from ..rows.records import Turn, in_its_form, parse_line
+from ..rows.records import Turn, in_its_form, parse_line, parse_row
 from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
@@ -61,6 +62,13 @@ class Source:
     system: str | None = None  # system prompt of its rows
     about: str = ""  # where it comes from
 
+    def origin(self, line):
+        """Where `convert` took a row from, "labels.csv:40"; "" for one that it did not write or that can't be read."""
+        if (self.annotation.parent / MARKER).exists():
+            with contextlib.suppress(DataError):
+                return str(parse_row(line, "").get("source", ""))
+        return ""
+
     def read(self, line, where):
         """One line of the file → `Record`, with what the entry says about it."""
         return self.complete(parse_line(line, where, self.root, format=self.format))
@@ -87,7 +95,11 @@ class Data:
         _check_files(sources)
         self.indexes = [LineIndex(source.annotation) for source in sources]
         for source, index in zip(sources, self.indexes, strict=True):
-            _check_length(source, index)
+            if source.length not in (None, len(index)):
+                raise DataError(
+                    f"{source.annotation}: {len(index)} rows but the meta file declares `length` {source.length}; "
+                    "is the file complete? Correct one of them"
+                )
         self.sources = _weigh(sources, self.indexes)
         for source, index in zip(self.sources, self.indexes, strict=True):
             check_repeat(source, len(index))
@@ -259,6 +271,25 @@ class Data:
         """
 
 
+def _up_to(most):
+    return (lambda value: 0 < value <= most), f"more than 0 and at most {most:,}"
+
+
+_ANY = (lambda value: True), ""
+_VALUES = {  # field of an entry → (field of `Source`, types, whether a value is one, what is expected)
+    "data_augment": ("augment_jpeg", (bool,), *_ANY),
+    "max_dynamic_patch": ("max_tiles", (int,), *_up_to(MOST_TILES)),
+    "max_tiles": ("max_tiles", (int,), *_up_to(MOST_TILES)),
+    "repeat_time": ("repeat", (int, float), *_up_to(MOST_REPEATS)),
+    "length": ("length", (int,), *_ANY),
+    "format": ("format", (str,), FORMATS.__contains__, f"one of {', '.join(FORMATS)}"),
+    "split": ("split", (str,), lambda name: name.strip() and name != ALL, "a name such as train, validation or test"),
+    "weight": ("weight", (int, float), lambda value: 0 < value <= sys.float_info.max, "more than 0"),
+    "system": ("system", (str,), *_ANY),
+    "about": ("about", (str,), *_ANY),
+}
+
+
 def read_meta(path):
     """`[Source, …]` of a meta file; DataError names the entry at fault."""
     sources = [read_source(name, entry, path) for name, entry in read_entries(path).items()]
@@ -316,55 +347,19 @@ def read_source(name, entry, meta_path):
     for one, other in (("max_tiles", "max_dynamic_patch"), ("weight", "repeat_time")):
         if one in entry and other in entry:
             raise _fault(meta_path, f"{name!r} has both `{one}` and `{other}`", "one of them", "remove the other")
-    tiles_key = "max_tiles" if "max_tiles" in entry else "max_dynamic_patch"
-    where = meta_path, name
-    return Source(
-        name=name,
-        annotation=_resolve(entry["annotation"], meta_path),
-        root=_resolve(entry["root"], meta_path),
-        augment_jpeg=_typed(entry, "data_augment", (bool,), False, where),
-        max_tiles=_positive(_typed(entry, tiles_key, (int,), None, where), tiles_key, where, most=MOST_TILES),
-        repeat=_positive(_typed(entry, "repeat_time", (int, float), 1, where), "repeat_time", where, most=MOST_REPEATS),
-        length=_typed(entry, "length", (int,), None, where),
-        format=_known_format(_typed(entry, "format", (str,), None, where), where),
-        split=_split_name(_typed(entry, "split", (str,), TRAIN, where), where),
-        weight=_positive(_typed(entry, "weight", (int, float), None, where), "weight", where),
-        system=_typed(entry, "system", (str,), None, where),
-        about=_typed(entry, "about", (str,), "", where),
-    )
-
-
-def _field_fault(where, key, value, expected):
-    meta_path, name = where
-    return _fault(meta_path, f"{name!r}: `{key}` is {value!r:.40}", expected)
-
-
-def _known_format(name, where):
-    if name is not None and name not in FORMATS:
-        raise _field_fault(where, "format", name, f"one of {', '.join(FORMATS)}")
-    return name
-
-
-def _split_name(name, where):
-    if not name.strip() or name == ALL:
-        raise _field_fault(where, "split", name, "a name such as train, validation or test")
-    return name
-
-
-def _typed(entry, key, kinds, default, where):
-    value = entry.get(key, default)
-    if value is default:
-        return default
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise _field_fault(where, key, value, " or ".join(kind.__name__ for kind in kinds))
-    return value
-
-
-def _positive(value, key, where, *, most=sys.float_info.max):
-    if value is not None and not 0 < value <= most:
-        at_most = f" and at most {most:,}" if most < sys.float_info.max else ""
-        raise _field_fault(where, key, value, f"more than 0{at_most}")
-    return value
+    annotation, root = (_resolve(entry[key], meta_path) for key in ("annotation", "root"))
+    values = {"repeat": 1}
+    for key in filter(entry.__contains__, _VALUES):
+        field, kinds, holds, expected = _VALUES[key]
+        value = entry[key]
+        if value is getattr(Source, field):
+            continue
+        is_kind = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not is_kind or not holds(value):
+            expected = expected if is_kind else " or ".join(kind.__name__ for kind in kinds)
+            raise _fault(meta_path, f"{name!r}: `{key}` is {value!r:.40}", expected)
+        values[field] = value
+    return Source(name, annotation, root, **values)
 
 
 def _resolve(name, meta_path):
@@ -385,14 +380,6 @@ def _check_files(sources):
     if len(named) == 1:
         raise DataError(named[0])
     raise DataError(f"{len(named)} of {len(sources)} data sets are missing:\n  " + "\n  ".join(named))
-
-
-def _check_length(source, index):
-    if source.length is not None and source.length != len(index):
-        raise DataError(
-            f"{source.annotation}: {len(index)} rows but the meta file declares `length` {source.length}; "
-            "is the file complete? Correct one of them"
-        )
 
 
 def check_repeat(source, num_rows):

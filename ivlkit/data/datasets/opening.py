@@ -25,23 +25,15 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
             f"open_data: a {type(path).__name__} in the data's place; expected a path; name several files in one meta "
             ".json; rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
         )
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
     path, root = openable(path, root)
-    if path.suffix == ".json":
-        if root is not None:
-            raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
-        return Data(_of_split(read_meta(path), split, path), path=path, seed=seed, part=split)
-    return Data([Source(path.stem, path, Path(root) if root else path.parent)], path=path, seed=seed)
-
-
-def _of_split(sources, split, path):
+    if path.suffix != ".json":
+        return Data([Source(path.stem, path, root)], path=path, seed=seed)
+    sources = read_meta(path)
     chosen = [source for source in sources if split in (source.split, ALL)]
     if not chosen:
         found = ", ".join(sorted({source.split for source in sources}))
         raise DataError(f"{path}: no entry of split {split!r}; expected one of {found}, {ALL}; name one of them")
-    return chosen
+    return Data(chosen, path=path, seed=seed, part=split)
 
 
 def from_csv(
@@ -90,15 +82,23 @@ def from_dataset(dataset, *, to, question=None, answer=None, image=None, video=N
 
 
 def openable(path, root=None):
-    """What `open_data` is given → (a meta .json or .jsonl, its root): tables, folders and JSON lists are converted.
+    """What `open_data` is given → (a meta .json, None) or (a .jsonl, its root).
 
-    They are written anew, beside themselves, at every call; a folder that holds a meta.json is that meta file.
+    Tables, folders and JSON lists are converted: written anew, beside themselves, at every call. A folder that holds a
+    meta.json is that meta file. Raises: DataError if there is nothing, or a root beside a meta file.
     """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
     if path.is_dir() and (path / "meta.json").exists():
-        return path / "meta.json", root
-    if path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path):
+        path = path / "meta.json"
+    elif path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path):
         return _converted(path, None, "refuse", images=root).meta, None
-    return path, root
+    if path.suffix != ".json":
+        return path, Path(root) if root else path.parent
+    if root is not None:
+        raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
+    return path, None
 
 
 def _is_json_list(path):

@@ -18,8 +18,7 @@ from ...errors import DataError
 from ..files import PART
 from ..groups import RowKeys, group_digest, text_digest
 from ..rows.formats import as_released, detect_format
-from ..rows.records import parse_row, read_released
-from ..rows.video import read_header
+from ..rows.records import numbered_lines, parse_row, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, table_rows
@@ -101,9 +100,12 @@ def convert(
         taker = PictureTaker(root, folder, fetch=fetch)
         sorted_out = _sort_out(rows, folder, taker, format=format, group=group)
         if not sorted_out.keys.own:
-            raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{sorted_out.listed}")
+            listed = listed_text(sorted_out.first_rejects, sorted_out.rejected)
+            raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{listed}")
         if is_file and detected.startswith("JSON"):
-            detected += _formats_text(sorted_out.formats)
+            counts = sorted_out.formats.most_common()
+            several = len(counts) > 1
+            detected += f" of {', '.join(f'{count} {name}' if several else name for name, count in counts)} rows"
         how = {"file": split_file, "seed": seed, "group": group, "alike": alike}
         splits, said = _split(sorted_out, shares, source, beside=source if is_file else folder / name, **how)
         counts = Counter(splits)
@@ -169,14 +171,12 @@ def _only(columns, allowed, what):
 
 
 def _jsonl_rows(path):
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path.name}:{number}"
-                try:
-                    yield where, parse_row(line, where)
-                except DataError as error:
-                    yield where, error
+    for number, line in numbered_lines(path):
+        where = f"{path.name}:{number}"
+        try:
+            yield where, parse_row(line, where)
+        except DataError as error:
+            yield where, error
 
 
 def _json_rows(path):
@@ -192,14 +192,6 @@ def _json_rows(path):
     for number, row in enumerate(rows, start=1):
         where = f"{path.name}: row {number}"
         yield where, row if isinstance(row, dict) else DataError(f"{where}: a {type(row).__name__}; expected an object")
-
-
-def _formats_text(formats):
-    if not formats:
-        return ""
-    if len(formats) == 1:
-        return f" of {next(iter(formats))} rows"
-    return " of " + ", ".join(f"{count} {name}" for name, count in formats.most_common()) + " rows"
 
 
 # Writing
@@ -260,11 +252,6 @@ class _SortedOut:
     rejected: int = 0
     first_rejects: list = field(default_factory=list)
 
-    @property
-    def listed(self):
-        """The first rejects, a line each, behind a colon."""
-        return listed_text(self.first_rejects, self.rejected)
-
 
 def listed_text(first, total):
     """The first rejects, a line each, and how many more there are."""
@@ -301,8 +288,8 @@ def _accept(row, where, taker, *, format, group, formats):
     released = as_released(row, where, format=name)
     taken, digests = taker.take(released, where)
     record = read_released(taken, where, taker.anchor)
-    if record.video and record.video.clip:
-        read_header(record.video, where)
+    if record.video:
+        taker.check_video(record.video, where)
     formats[name] += 1
     own = {"row_source": taken["source"]} if "source" in taken else {}
     of_group = [group_digest(released, group, where)] if group else []
@@ -329,18 +316,17 @@ def _write_splits(folder, splits, counts, base, entry):
         for line, split in zip(accepted, splits, strict=True):
             files[split].write(_json_line(_relative(json.loads(line), base)))
     (folder / f"accepted{PART}").unlink()
-    entries = {name: _meta_entry(folder, name, base, length) for name, length in counts.items()}
+    same = {"data_augment": False, "repeat_time": 1}
+    entries = {
+        name: {"root": str(base), "annotation": str((folder / f"{name}.jsonl").resolve())} | same | {"length": length}
+        for name, length in counts.items()
+    }
     trained = TRAIN if TRAIN in counts else max(counts, key=counts.get)
     others = {name: fields for name, fields in entries.items() if name != trained}
     named = {f"{entry}, {name}": fields | {"split": name} for name, fields in others.items()}
     _write_meta(folder, META, {entry: entries[trained]} | named)
     for name, fields in others.items():
         _write_meta(folder, f"{name}.json", {entry: fields})
-
-
-def _meta_entry(folder, split, base, length):
-    place = (folder / f"{split}.jsonl").resolve()
-    return {"root": str(base), "annotation": str(place), "data_augment": False, "repeat_time": 1, "length": length}
 
 
 def _write_meta(folder, name, entries):

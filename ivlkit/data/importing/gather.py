@@ -11,20 +11,20 @@ from ...errors import DataError
 from ..files import write_if_changed
 from ..groups import file_digest
 from ..rows.formats import are_frames, is_nothing
-from ..rows.media import check_pixels, file_format, image_size, is_data_uri, is_remote, open_image, uri_bytes
-from ..rows.records import Video, path_inside
-from ..rows.video import read_header
+from ..rows.media import check_picture, check_pixels, is_data_uri, is_remote, open_image, uri_bytes
+from ..rows.records import path_inside
+from ..rows.video import check_end, frame_files
 from .tables import PICTURE_SUFFIXES
 
 PDF_DPI = 150
 MAX_FETCHED_BYTES = 100_000_000
 FETCH_SECONDS = 20
 # What a picture's own bytes are kept as; every other kind becomes PNG.
-SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
+SUFFIX_OF = {"jpeg": ".jpg", "png": ".png", "webp": ".webp", "gif": ".gif", "bmp": ".bmp"}
 
 
 class PictureTaker:
-    """Turns what rows say of their pictures into absolute paths, and reads every header once.
+    """Turns what rows say of their pictures into absolute paths, and looks at every file once, as a run's start does.
 
     Args:
         root: folder that relative names start from; names may not leave it.
@@ -34,7 +34,7 @@ class PictureTaker:
 
     def __init__(self, root, folder, *, fetch=None):
         self.root, self.folder, self.fetch = Path(os.path.abspath(root)), Path(os.path.abspath(folder)), fetch
-        self._has_written, self._listings, self._hashes = False, {}, {}
+        self._has_written, self._listings, self._hashes, self._videos = False, {}, {}, set()
 
     @property
     def anchor(self):
@@ -56,17 +56,25 @@ class PictureTaker:
         if not is_nothing(images):
             values = images if isinstance(images, (list, tuple)) else [images]
             paths = [self._picture(value, where) for value in values]
-            hashes += [self._hash(path, where, image_size) for path in paths]
+            hashes += [self._hash(path, where) for path in paths]
             taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
         if isinstance(row.get("video"), list) and are_frames(row["video"]):
             paths = [self._find(name, where) for name in row["video"]]
-            hashes += [self._hash(path, where, image_size) for path in paths]
+            hashes += [self._hash(path, where) for path in paths]
             taken["video"] = [str(path) for path in paths]
         elif isinstance(row.get("video"), str) and row["video"]:
             path = self._find(row["video"], where)
-            hashes.append(self._hash(path, where, lambda found, place: read_header(Video(found), place)))
+            hashes.append(self._hash(path, where, is_video=True))
             taken["video"] = str(path)
         return taken, tuple(hashes)
+
+    def check_video(self, video, where):
+        """Raise DataError if a picture of a folder, or the last frame of the clip, can't be read."""
+        if video not in self._videos:
+            for frame in () if video.frames else frame_files(video):
+                check_picture(frame, where)
+            check_end(video, where)
+            self._videos.add(video)
 
     def _picture(self, value, where):
         if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
@@ -98,7 +106,7 @@ class PictureTaker:
 
     def _keep(self, content, where):
         """Write a picture's own bytes, or PNG for a format that not everything reads."""
-        suffix = SUFFIX_OF.get(file_format(content, where))
+        suffix = SUFFIX_OF.get(check_picture(content, where)[0])
         return self._write(content.getvalue(), suffix) if suffix else self._write_png(open_image(content, where))
 
     def _write_png(self, image):
@@ -158,10 +166,11 @@ class PictureTaker:
             self._listings[folder] = listing
         return self._listings[folder]
 
-    def _hash(self, path, where, read):
-        """What stands for a file, or for the files in a folder; its header is read first."""
+    def _hash(self, path, where, *, is_video=False):
+        """What stands for a file, or for the files in a folder."""
         if path not in self._hashes:
-            read(path, where)
+            if not is_video:
+                check_picture(path, where)
             self._hashes[path] = file_digest(path)
         return self._hashes[path]
 

@@ -83,14 +83,15 @@ def from_released(row):
 def from_sharegpt(row):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
     turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
-    released = yield from _turns(turns, "conversations", _sharegpt_turn)
+    released = yield from _turns(turns, "conversations", partial(_turn, word="turn", roles=SHAREGPT_ROLES))
     return released, {}
 
 
 def from_openai(row):
     """OpenAI's `messages`: role and content, content a text or a list of parts of text, pictures or a video."""
     found = {"image": [], "video": []}
-    turns = yield from _turns(row.get("messages"), "messages", partial(_openai_turn, found=found))
+    read_turn = partial(_turn, word="message", roles=OPENAI_ROLES, found=found)
+    turns = yield from _turns(row.get("messages"), "messages", read_turn)
     return turns, found
 
 
@@ -149,38 +150,25 @@ def _listed(value):
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _sharegpt_turn(turn, number):
+def _turn(turn, number, *, word, roles, found=None):
+    """A released turn, or None. `found` takes the pictures and videos of a content that is a list of parts."""
+    place = f"{word} {number}"
     if not isinstance(turn, Mapping):
-        said = f"turn {number}: a {type(turn).__name__}", "{'from': 'human' or 'gpt', 'value': text}"
-        yield DataError(*said, code="bad_turn")
+        yield DataError(f"{place}: a {type(turn).__name__}", "a role and a text", code="bad_turn")
         return None
     role = turn.get("from", turn.get("role"))
-    if not isinstance(role, str) or role not in SHAREGPT_ROLES:
-        expected = f"one of {', '.join(SHAREGPT_ROLES)} (tool calls can't be trained here)"
-        yield DataError(f"turn {number}: role {role!r}", expected, code="unknown_role")
-        return None
-    yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
-    return {"from": SHAREGPT_ROLES[role], "value": turn.get("value", turn.get("content"))} | _about(turn)
-
-
-def _openai_turn(message, number, *, found):
-    place = f"message {number}"
-    if not isinstance(message, Mapping):
-        yield DataError(f"{place}: a {type(message).__name__}", "{'role': …, 'content': …}", code="bad_turn")
-        return None
-    role = message.get("role")
-    if not isinstance(role, str) or role not in OPENAI_ROLES:
-        said = f"{place}: role {role!r}", f"one of {', '.join(OPENAI_ROLES)}", "remove tool messages"
+    if not isinstance(role, str) or role not in roles:
+        said = f"{place}: role {role!r}", f"one of {', '.join(roles)}", "tool calls can't be trained; remove them"
         yield DataError(*said, code="unknown_role")
         return None
-    yield from refused(message, REFUSED_IN_TURN, f"{place}: ")
-    content = message.get("content")
-    if isinstance(content, list):
+    yield from refused(turn, REFUSED_IN_TURN, f"{place}: ")
+    text = turn.get("value", turn.get("content"))
+    if found is not None and isinstance(text, list):
         texts = []
-        for part in content:
+        for part in text:
             texts.append((yield from _part_text(part, role, found, place)))
-        content = "\n".join(texts)
-    return {"from": OPENAI_ROLES[role], "value": content} | _about(message)
+        text = "\n".join(texts)
+    return {"from": roles[role], "value": text} | _about(turn)
 
 
 def _about(turn):

@@ -1,7 +1,8 @@
 """Pictures, opened safely: every failure names the file and the row that asked for it.
 
 By default a picture looks as every viewer shows it: turned as its EXIF says, white behind what is transparent, 16-bit
-grey scaled to 8. The reference does none of the three (`AS_REFERENCE`); pictures that need none come out bit-equal.
+grey scaled to 8 (as one of 12 bits, if no value needs more). The reference does none of the three (`AS_REFERENCE`);
+pictures that need none come out bit-equal.
 """
 
 import base64
@@ -28,12 +29,24 @@ FILE_FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
+TWELVE_BITS = 4096
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 LONGEST_PATH = 4096  # characters
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}={0,2}\s*")
+_HEAD_BYTES, _TAIL_BYTES = 12, 1024
+_FIRST_BYTES = {
+    "jpeg": b"\xff\xd8\xff",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "gif": b"GIF8",
+    "webp": b"RIFF",
+    "bmp": b"BM",
+    "tiff": (b"II*\0", b"MM\0*"),
+}
+_LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
+_PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +65,9 @@ class PictureRules:
 
     apply_orientation: bool = True  # turn by EXIF; a photo that lies on its side otherwise
     background: tuple[int, int, int] | None = (255, 255, 255)  # RGB behind transparency; None: alpha is dropped
-    scale_16_bit: bool = True  # grey of 16 bits / 257; otherwise everything above 255 becomes white
+    scale_16_bit: bool = (
+        True  # grey of 16 bits / 257, of 12 bits in them / 16; otherwise everything above 255 becomes white
+    )
 
 
 UPRIGHT_ON_WHITE = PictureRules()
@@ -81,10 +96,33 @@ def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         return picture.size_px
 
 
-def file_format(source, where="picture"):
-    """Pillow's name of a picture file's format: "JPEG". Arguments and errors as in `open_image`."""
-    with OpenPicture(source, where) as picture:
-        return picture.image.format
+def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=False):
+    """Raise DataError unless a picture is whole; only its header and its end are read.
+
+    Where its last bytes are not those of its kind, its end may be missing and it is decoded. A motion photo or a
+    picture with a note behind its end is decoded too, and is found to be whole; so is a picture of 16 bits.
+
+    Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
+    Returns: (kind, (width_px, height_px), whether its EXIF turns it, the brightest value): ("jpeg", (640, 480), False,
+        None); the kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF, the value where there are 8 bits.
+    """
+    with OpenPicture(source, where, rules=rules) as picture:
+        size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
+        is_turned = _orientation(picture.image, rules) in TURNS
+        brightest = picture.brightest() if any("16" in str(tile[3]) for tile in picture.image.tile) else None
+    kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
+    kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
+    if decode or _may_be_cut(kind, head, tail, size_bytes):
+        open_image(source, where, rules=rules)
+    return kind, size_px, is_turned, brightest
+
+
+def _may_be_cut(kind, head, tail, size_bytes):
+    if kind in _LAST_BYTES:
+        return not tail.rstrip(_PADDING).endswith(_LAST_BYTES[kind])
+    if kind == "webp":
+        return int.from_bytes(head[4:8], "little") + 8 > size_bytes
+    return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
 
 
 def degrade_jpeg(image, quality):
@@ -148,12 +186,6 @@ def check_pixels(width_px, height_px, *, name, where):
         raise DataError(*said, where=where, code=UNREADABLE)
 
 
-def _check_array(pixels, where):
-    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2 or 0 in pixels.shape:
-        found = f"an array of {pixels.dtype} {list(pixels.shape)}"
-        raise DataError(found, "uint8 [H, W, 3]", "convert it first", where=where, code=UNREADABLE)
-
-
 def _orientation(image, rules):
     """EXIF orientation still to be applied, 1 for none; read from the header only.
 
@@ -189,7 +221,8 @@ def _scale_grey(image):
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey from {values.min()} to {values.max()}; expected 0 to 65535; save it with 16 bits")
-    return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    steps = 257 if values.max() >= TWELVE_BITS else 16  # medical and industrial cameras put 12 bits into 16
+    return Image.fromarray((values // steps).astype(np.uint8)).convert("RGB")
 
 
 class OpenPicture:
@@ -230,9 +263,26 @@ class OpenPicture:
                 return flat.transpose(turn)
             return flat.copy() if flat is self.source else flat
 
+    def brightest(self):
+        """The greatest value of 16 bits; Pillow keeps 8 bits of colours."""
+        with self._explained():
+            values = np.asarray(self.image)
+            return int(values.max()) * (257 if values.dtype == np.uint8 else 1)
+
+    def ends(self):
+        """(first bytes, last bytes, bytes in all) of a file."""
+        file = self._file()
+        with file if isinstance(file, io.BytesIO) else open(file, "rb") as opened:
+            head, size_bytes = opened.read(_HEAD_BYTES), opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size_bytes - _TAIL_BYTES))
+            return head, opened.read(), size_bytes
+
     def _open(self):
         if isinstance(self.source, np.ndarray):
-            _check_array(self.source, self.where)
+            kind, shape = self.source.dtype, self.source.shape
+            if kind != np.uint8 or shape[2:] not in ((), (3,), (4,)) or len(shape) < 2 or 0 in shape:
+                said = f"an array of {kind} {list(shape)}", "uint8 [H, W, 3]", "convert it first"
+                raise DataError(*said, where=self.where, code=UNREADABLE)
             return Image.fromarray(self.source)
         if isinstance(self.source, Image.Image):
             self.name = f"{type(self.source).__name__} {self.source.mode}"
@@ -288,7 +338,11 @@ def _open_file(file):
     except UnidentifiedImageError:
         if not _is_heif(file):
             raise
-        _register_heif()
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
+        register_heif_opener()
         return Image.open(file, formats=_known_formats())
 
 
@@ -304,11 +358,3 @@ def _is_heif(file):
         with open(file, "rb") as opened:
             head = opened.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
-
-
-def _register_heif():
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
-    register_heif_opener()

@@ -99,13 +99,14 @@ def read_records(path, root="."):
     Raises: DataError at the first broken line, with file, line, what was expected and what to do.
     """
     path = Path(path)
-    records = [parse_line(line, f"{path.name}:{number}", root) for number, line in _numbered_lines(path)]
+    records = [parse_line(line, f"{path.name}:{number}", root) for number, line in numbered_lines(path)]
     if not records:
         raise DataError(f"{path}: no rows; expected one JSON object a line; check that the file was written completely")
     return records
 
 
-def _numbered_lines(path):
+def numbered_lines(path):
+    """Yield (number, bytes) of each line of a file that is not blank, counted from 1."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):

@@ -367,13 +367,7 @@ def check_rows(data, processor, recipe, *, progress=False, skip_unusable=False):
     """
     draw = (recipe.seed, 0)
     measured = measure(data, processor, max_length=recipe.max_seq_length, draw=draw, progress=progress)
-    errors = [problem.message for problem in measured.problems]
-    if errors and not skip_unusable:
-        shown = "\n  ".join(errors)
-        more = f"\n  … and {measured.more} more" if measured.more else ""
-        rows = sum(map(len, measured.rows))
-        raise DataError(
-            f"{data.path}: {measured.broken} of {rows} rows can't be used; mend or remove them:\n  {shown}{more}"
-        )
+    if not skip_unusable:
+        measured.check(data.path)
     checked[data] = measured
     return measured.notes(data)
