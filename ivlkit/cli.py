@@ -166,7 +166,7 @@ def _run_convert(options):
         shares=_shares(options.split),
         fetch=fetch_url if options.fetch else None,
         answer=answer,
-        **_named(options, "images format seed group alike split_file image video question suffix"),
+        **_named(options, "images format seed group alike split_file image video question ask suffix"),
     )
     report = check_converted(done)
     if options.json:
@@ -410,7 +410,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
         _run_convert,
         "Write a table, a folder, JSON rows of any format as the released JSONL and meta.json, split by picture, and "
         "check it. What was split once stays: labels.csv.split.csv keeps it. Exit code 1 for errors.",
-        "source --to --images --format --image --video --question --answer --suffix "
+        "source --to --images --format --image --video --question --answer --ask --suffix "
         "--split --seed --group --alike --split-file --fetch --json",
         'ivlkit convert labels.csv --images photos/ --question "What is it?" --answer label --to mine',
         "ivlkit convert labels.csv --to mine --group patient  # all rows of a patient on one side",

@@ -11,7 +11,10 @@ OPTIONS = {
     "chat model": {"help": "a key (nano, 2b, 4b, 26b), a model folder or a run"},
     "evaluate model": {},
     "benchmark model": {"nargs": "?"},
-    "convert source": {"help": ".jsonl, .json list, .csv, .tsv, .xlsx, or a folder with a sub-folder a class"},
+    "convert source": {
+        "help": ".jsonl, .json list, .csv, .tsv, .xlsx, a folder with a sub-folder a class, or the file or folder of "
+        "COCO, YOLO, Pascal VOC or Label Studio"
+    },
     "export source": {"help": "a run or a model folder"},
     "--device": {},
     "export --device": {"help": "of the comparison; default the GPU if there is one"},
@@ -62,6 +65,11 @@ OPTIONS = {
     "--format": {"help": "of JSON rows: released, llava, sharegpt, openai; default: detected"},
     "--question": {"help": "a column, or a sentence asked about every row"},
     "--answer": {"action": "append", "help": "a column; several make one JSON answer"},
+    "--ask": {
+        "action": "append",
+        "metavar": "KIND",
+        "help": "about boxes: class (the default), all or count, perhaps with words: 'class=Where is the {name}?'",
+    },
     "--suffix": {"help": "a line after every question of a table"},
     "--seed": {"type": int, "default": 0},
     "--group": {"help": "a column or field, such as patient or document: all rows of one value on one side"},

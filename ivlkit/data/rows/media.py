@@ -81,6 +81,12 @@ def image_size(source, where="picture", *, rules=UPRIGHT_ON_WHITE):
         return picture.size_px
 
 
+def is_turned(source):
+    """Whether its EXIF turns or mirrors a picture file: nothing says which way up boxes on it were drawn."""
+    with OpenPicture(source) as picture:
+        return _orientation(picture.image, UPRIGHT_ON_WHITE) != 1
+
+
 def file_format(source, where="picture"):
     """Pillow's name of a picture file's format: "JPEG". Arguments and errors as in `open_image`."""
     with OpenPicture(source, where) as picture:
