@@ -20,6 +20,7 @@ from ..datasets.index import LineIndex
 from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_entries, read_source
 from ..datasets.opening import openable
 from ..processor import light_processor
+from .box_units import guess_units
 from .examine import Task
 from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, as_problem, grouped, make_problem
 from .overview import Overview
@@ -151,6 +152,10 @@ def _overlook(task, rows, findings, **options):
     for block in examine_all(task, rows, **options):
         overview.add(block)
     overview.compare_rows()
+    for index, source in zip(overview.indexes, task.sources, strict=True):
+        if units := guess_units(index, source.root):
+            where = str(source.annotation)
+            findings.add(make_problem("box_unit", where, units.found, todo=units.todo, source=source.name))
     return overview
 
 

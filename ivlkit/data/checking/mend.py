@@ -14,6 +14,7 @@ from ..datasets.index import LineIndex
 from ..files import replacing
 from ..rows.media import image_size
 from ..rows.records import ROLES, parse_row
+from .box_units import rescaler
 from .examine import control_characters
 
 _SPELLINGS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "bot": "gpt", "system": "system"}
@@ -39,11 +40,11 @@ def mend(source):
 
 def _write_mended(index, root, path):
     """How many of the lines were changed."""
-    changed = 0
+    changed, rescale = 0, rescaler(index, root)
     with open(path, "wb") as file:
         for start in range(0, len(index), 1000):
             for line in index.lines(start, min(start + 1000, len(index))):
-                mended = mend_line(line, root)
+                mended = rescale(mend_line(line, root))
                 changed += mended != line
                 file.write(mended if mended.endswith(b"\n") else mended + b"\n")
     return changed
