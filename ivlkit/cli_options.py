@@ -52,6 +52,7 @@ OPTIONS = {
     # Names that mean one thing.
     "--root": {"help": "folder of the pictures of a .jsonl"},
     "--json": {"action": "store_true"},
+    "--coco": {"metavar": "FOLDER", "help": "write truths and replies of rows with boxes as COCO"},
     "--batch-size": {"type": int, "default": 16},
     "--model": {"help": "a key or a model folder, for exact lengths; no weights are needed"},
     "to": {"nargs": "?", "default": "work", "help": "folder of the copies; default work"},
