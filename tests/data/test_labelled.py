@@ -453,7 +453,10 @@ def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, sa
     path = save("project.json", studio({"a.jpg": BOXES["a.jpg"][:1]}, **change))
     with pytest.raises(DataError, match=said):
         convert(path, tmp_path / "out")
-    assert convert(path, tmp_path / "out", question="Q?", answer="note").rows == {"train": 1}
+    done = convert(path, tmp_path / "out", question="Q?", answer="note")
+    assert (done.rows, done.rejected) == ({"train": 1}, 0)  # boxes are not asked about
+    with pytest.raises(DataError, match="the cell 'count' is empty"):
+        convert(path, tmp_path / "out", question="Q?", answer="count")
 
 
 def test_tasks_of_label_studio_without_an_annotation_or_with_several_are_listed(save, tmp_path):
@@ -466,6 +469,27 @@ def test_tasks_of_label_studio_without_an_annotation_or_with_several_are_listed(
         convert(path, tmp_path / "out")
     for said in ("task 1: no box", "task 1: another annotation of the task; expected one", "task 2: no annotation"):
         assert said in str(refused.value)
+
+
+def test_a_field_that_only_some_pictures_have_is_listed_where_it_is_missing(save, tmp_path):
+    path = write_studio(save)
+    tasks = studio()
+    del tasks[0]["annotations"][0]["result"][-1]
+    save("project-1.json", tasks)
+    done = convert(path, tmp_path / "out", shares={"rows": 1}, question="Q?", answer="note", ask=["count"])
+    assert "task 1: the cell 'note' is empty; expected a value" in done.first_rejects[0]
+    assert (done.rows, done.rejected) == ({"rows": 4}, 1)
+
+
+def test_a_picture_of_an_address_is_taken_from_this_machine_where_it_is_there(save, tmp_path):
+    save("photos/b.jpg")
+    tasks = studio({"b.jpg": BOXES["b.jpg"]})
+    tasks[0]["data"]["image"] = "https://example.org/bucket/b.jpg"
+    path = save("project-1.json", tasks)
+    assert convert(path, tmp_path / "out", shares={"rows": 1}).rows == {"rows": 1}
+    (tmp_path / "photos" / "b.jpg").unlink()
+    with pytest.raises(DataError, match="https://example.org/bucket/b.jpg is on another machine"):
+        convert(path, tmp_path / "out")
 
 
 def test_an_xml_with_a_document_type_is_refused_before_it_is_expanded(save, tmp_path):
@@ -521,5 +545,5 @@ def test_the_command_asks_what_it_is_told_and_says_what_it_took(save, tmp_path, 
     assert main(["convert", str(path), "--to", str(to), "--split", "none", *asked]) == 0
     assert "instances.json as labels of COCO" in capsys.readouterr().out
     questions = [question for _, question, _ in rows_of(ivl.open_data(to / "meta.json"))]
-    assert questions[:2] == ["Where is the <ref>cup</ref>?", "Where is the <ref>pen</ref>?"]
-    assert questions[2] == "How many objects of the kind cup are there?"
+    assert questions[:2] == ["Where is the <ref>cup</ref>?", "How many objects of the kind cup are there?"]
+    assert (questions[2], len(questions)) == ("Where is the <ref>pen</ref>?", 6)

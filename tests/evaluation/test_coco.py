@@ -3,24 +3,20 @@
 import io
 import json
 import random
-import re
 from contextlib import redirect_stdout
 
 import pytest
 from PIL import Image
 
 import ivlkit as ivl
-from ivlkit.cli import main
 from ivlkit.data.importing.convert import convert
 from ivlkit.errors import DataError
 from ivlkit.evaluation.coco import save_coco
 from ivlkit.evaluation.report import Report, Row
-from ivlkit.nano.scene import material_of
-from ivlkit.nano.shapes import find_box
 
 
 def by_pycocotools(folder):
-    """(AP, AP50) of the two files."""
+    """(AP, AP50) of the two files of a folder."""
     coco = pytest.importorskip("pycocotools.coco").COCO
     cocoeval = pytest.importorskip("pycocotools.cocoeval").COCOeval
     with redirect_stdout(io.StringIO()):
@@ -111,41 +107,3 @@ def test_rows_that_are_about_no_one_picture_are_refused(report, tmp_path):
             save_coco(Report("ap", (row,), {}), tmp_path / "coco")
     with pytest.raises(DataError, match="no truth has a box"):
         save_coco(Report("ap", (Row("a:1", "Q", "yes", "no", 0.0, made.rows[0].images),), {}), tmp_path / "coco")
-
-
-def draw_coco(folder, count):
-    """A COCO file of drawn pictures of one to three shapes, all of them boxed, as nano's curriculum draws them."""
-    (folder / "images").mkdir(parents=True)
-    content, names = {"info": {}, "images": [], "annotations": [], "categories": []}, {}
-    for number in range(count):
-        scene = find_box(random.Random(f"coco/{number}"), material_of("train"))
-        (picture,) = scene.pictures
-        picture.save(folder / "images" / f"{number:04}.png")
-        size = {"width": picture.width, "height": picture.height}
-        content["images"].append({"id": number, "file_name": f"{number:04}.png"} | size)
-        for name, box in re.findall(r"([a-z]+ [a-z]+) at \[\[([^\]]*)\]\]", scene.said):
-            left, top, right, bottom = (
-                int(value) * side / 1000 for value, side in zip(box.split(","), picture.size * 2, strict=True)
-            )
-            annotation = {"id": len(content["annotations"]), "image_id": number, "iscrowd": 0}
-            annotation |= {
-                "category_id": names.setdefault(name, len(names)),
-                "bbox": [left, top, right - left, bottom - top],
-            }
-            content["annotations"].append(annotation)
-    content["categories"] = [{"id": number, "name": name} for name, number in names.items()]
-    path = folder / "instances.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def test_from_coco_to_a_trained_model_and_back_to_coco_in_three_commands(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    draw_coco(tmp_path / "set", 40)
-    assert (
-        main(["convert", "set/instances.json", "--ask", "class=Where is the <ref>{name}</ref>?", "--to", "rows"]) == 0
-    )
-    assert main(["train", "nano-lora", "--data", "rows/meta.json", "--epochs", "0.5", "--to", "run"]) == 0
-    assert main(["evaluate", "run", "rows/test.json", "--metric", "ap", "--coco", "out", "--json"]) == 0
-    numbers = json.loads(capsys.readouterr().out.partition('{\n "metric"')[2].join(['{\n "metric"', ""]))["numbers"]
-    assert by_pycocotools(tmp_path / "out") == pytest.approx((numbers["ap"], numbers["ap50"]), abs=1e-9)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 from ...errors import DataError
@@ -24,6 +25,7 @@ QUESTIONS = {
     "all": "Please detect and label all objects in the following image and mark their positions.",
     "count": "How many objects of the kind {name} are there?",
 }
+OF_BOXES = ("labels", "count")  # fields beside the typed ones: "cup, pen" and the number of all boxes
 SLACK = 0.002  # of a side, by which rounded boxes may leave their picture; they are cut at its edge
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio writes before the name of an uploaded file
 
@@ -68,18 +70,15 @@ class Pictures:
         The name as it is if there is none. Raises: DataError if several fit equally well.
         """
         parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-        if not parts or is_remote(name) or name == "/".join(parts) and (self.root / name).is_file():
+        if not parts or name == "/".join(parts) and (self.root / name).is_file():
             return name
-        absolute = Path(name)
-        if absolute.is_absolute() and absolute.is_relative_to(self.root) and absolute.is_file():
-            return absolute.relative_to(self.root).as_posix()
         plain = _folded(parts[-1])
         found = self._by_name.get(plain) or self._by_name.get(_UPLOAD.sub("", plain), [])
         ranks = sorted(((_shared_end(parts, each), len({*parts} & {*each})), each) for each in found)
         if len(ranks) > 1 and ranks[-1][0] == ranks[-2][0]:
             both = " or ".join("/".join(each) for _, each in ranks[-2:])
             raise DataError(f"{where}: {name} may be {both}; expected one; name the folder of the pictures: images=…")
-        return "/".join(ranks[-1][1]) if ranks else "/".join(parts)
+        return "/".join(ranks[-1][1]) if ranks else name if is_remote(name) else "/".join(parts)
 
 
 def _folded(name):
@@ -87,43 +86,33 @@ def _folded(name):
 
 
 def _shared_end(one, other):
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return len(os.path.commonprefix([one[::-1], other[::-1]]))
 
 
 def labelled_rows(records, root, *, ask=None, question=None, answer=None):
-    """Yield (where, released row or DataError, part of the split or None) of `Labelled` or DataErrors.
+    """Yield (where, released row or DataError, part of the split or None) of a list of `Labelled` and DataErrors.
 
     Args:
         ask: names of QUESTIONS, perhaps with other words: ("class=Where is the {name}?", "count"). Default: "class", or
             nothing where an answer is named.
         question: words for all that is asked and has none of its own; beside `answer` the question of that.
-        answer: a field, as a table's column: of `texts`, or "labels" ("cup, pen") or "count" (of all boxes).
+        answer: a field, as a table's column: of `texts`, or "labels" or "count"; several make one JSON answer.
     """
-    asked, pictures, columns, number = _asked(ask, question, answer), Pictures(root), None, 0
+    asked, columns, pictures, numbers = _asked(ask, question, answer), None, Pictures(root), count()
+    if answer:
+        header = dict.fromkeys(name for record in records for name in getattr(record, "texts", ()))
+        columns = choose_columns([*header, "image", *OF_BOXES], "labels", question=question, answer=answer)
     for record in records:
-        if isinstance(record, DataError):
-            yield record.where, record, None
-            continue
+        part = getattr(record, "part", None)
         try:
+            if isinstance(record, DataError):
+                raise record
             name = pictures.find(record.picture, record.where)
-            boxes, faults = _usable(record, pictures.root / name)
-            yield from ((record.where, _fault(record, *fault), record.part) for fault in faults)
-            rows = list(_box_rows(asked, boxes, {kept for kept, _ in faults}))
-            if answer:
-                counts = {thing: len(found) for thing, found in boxes.items()}
-                cells = record.texts | {"image": name, "labels": ", ".join(counts), "count": sum(counts.values())}
-                columns = columns or choose_columns(list(cells), record.where, question=question, answer=answer)
-                rows.append(row_from_cells(cells, columns, record.where, id=number))
-            if not rows and not faults:
-                others = f" (its fields: {', '.join(record.texts)})" if record.texts else ""
-                said = f"no box{others}; nothing is asked about it; expected boxes, or name a field: answer=…"
-                raise DataError(f"{record.where}: {said}")
-            for row in rows:
-                yield record.where, {"image": name, **row, "id": number}, record.part
-                number += 1
+            for row in _rows(record, name, pictures.root / name, asked, columns):
+                row = row if isinstance(row, DataError) else {"image": name, **row, "id": next(numbers)}
+                yield record.where, row, part
         except DataError as error:
-            yield record.where, error, record.part
+            yield record.where, error, part
 
 
 def _asked(ask, question, answer):
@@ -139,18 +128,33 @@ def _asked(ask, question, answer):
     return asked
 
 
+def _rows(record, name, path, asked, columns):
+    """Yield every row about a picture, and a DataError of what can't be asked about it."""
+    needs_boxes = asked or {*OF_BOXES} & {*columns.answer}
+    boxes, faults = _usable(record, path) if needs_boxes else ({}, [])
+    for thing, found in faults:
+        left = f"{thing!r} of this picture" if thing else "this picture's boxes"
+        expected = "all of its boxes whole, with an area, and inside"
+        yield DataError(f"{found}; {left} can't be asked about", expected, "correct it", where=record.where)
+    yield from _box_rows(asked, boxes, {thing for thing, _ in faults})
+    if columns:
+        counted = {"labels": ", ".join(boxes), "count": sum(map(len, boxes.values()))} if needs_boxes else {}
+        cells = record.texts | {"image": name} | (counted if not faults else {})
+        yield row_from_cells(cells, columns, record.where, id=0)
+    elif not boxes and not faults:
+        others = f"; or name a field, answer=… ({', '.join(record.texts)})" if record.texts else ""
+        raise DataError(f"{record.where}: no box; nothing is asked about it; expected one at least{others}")
+
+
 def _box_rows(asked, boxes, incomplete):
     """A row for each question; none about things of which a box can't be used."""
     written = {name: f"<ref>{name}</ref><box>{found}</box>" for name, found in boxes.items()}
-    for kind, words in asked.items():
-        if kind == "all":
-            if boxes and not incomplete:
-                yield _row(words, "\n".join(written.values()))
-            continue
-        for name, found in boxes.items() if None not in incomplete else ():
-            if name not in incomplete:
-                said = written[name] if kind == "class" else str(len(found))
-                yield _row(words.replace("{name}", name), said) | {"label": name}
+    if "all" in asked and boxes and not incomplete:
+        yield _row(asked["all"], "\n".join(written.values()))
+    for name in boxes if None not in incomplete else ():
+        for kind, said in (("class", written[name]), ("count", str(len(boxes[name])))):
+            if kind in asked and name not in incomplete:
+                yield _row(asked[kind].replace("{name}", name), said) | {"label": name}
 
 
 def _row(question, answer):
@@ -158,25 +162,17 @@ def _row(question, answer):
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
-def _fault(record, name, found):
-    left = f"{name!r} of this picture" if name else "this picture's boxes"
-    said = f"{found}; {left} can't be asked about; expected all boxes whole, with an area, and inside; correct it"
-    return DataError(f"{record.where}: {said}")
-
-
 def _usable(record, path):
     """({name: [[x1, y1, x2, y2] in thousandths, …]}, [(name, what was found) of the others])."""
     boxes, faults = defaultdict(list), list(record.faults)
     sides = _sides(record, path) if record.boxes else None
     for name, box in record.boxes:
-        thousandths = _thousandths(box, sides)
-        if not name.strip() or thousandths is None:
-            found = (
-                f"the box {[round(number, 4) for number in box]} of {name!r} in a picture of {sides[0]} x {sides[1]}"
-            )
-            faults.append((name.strip() or None, found))
+        name, thousandths = name.strip(), _thousandths(box, sides)
+        if name and thousandths:
+            boxes[name].append(thousandths)
         else:
-            boxes[name.strip()].append(thousandths)
+            said = [round(number, 4) for number in box]
+            faults.append((name or None, f"the box {said} of {name!r} in a picture of {sides[0]} x {sides[1]}"))
     return boxes, faults
 
 
@@ -190,17 +186,19 @@ def _thousandths(box, sides):
 
 
 def _sides(record, path):
-    """What a whole side counts in a record's boxes. A declared size has to be the file's; EXIF may not turn it unsaid.
+    """What the sides count in a record's boxes. A declared size has to be the file's; EXIF may not turn it unsaid.
 
     A file that is not there is said where its row is read.
     """
-    if not path.is_file():
-        return (record.per,) * 2 if record.per else record.size or (1, 1)
-    size = image_size(path, record.where)
-    if is_turned(path) and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
-        said = "EXIF turns it, and nothing says which way up it was labelled; expected a picture that is stored upright"
-        raise DataError(f"{record.where}: {path.name}: {said}; save it turned, and correct its boxes")
-    if record.size and record.size != size:
-        said = f"labelled as {record.size[0]} x {record.size[1]} px, the file has {size[0]} x {size[1]}"
-        raise DataError(f"{record.where}: {path.name}: {said}; expected the picture that was labelled; get that one")
-    return (record.per,) * 2 if record.per else size
+    if path.is_file():
+        size = image_size(path, record.where)
+        if is_turned(path) and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
+            said = f"{path.name}: EXIF turns it, and nothing says which way up it was labelled"
+            todo = "save it turned, and correct its boxes"
+            raise DataError(said, "a picture that is stored upright", todo, where=record.where)
+        if record.size and record.size != size:
+            said = (
+                f"{path.name}: labelled as {record.size[0]} x {record.size[1]} px, the file has {size[0]} x {size[1]}"
+            )
+            raise DataError(said, "the picture that was labelled", "get that one", where=record.where)
+    return (record.per,) * 2 if record.per else record.size or (size if path.is_file() else (1, 1))

@@ -18,9 +18,9 @@ TOOLS = (
     ("YOLO", read_yolo, ("classes.txt",), rb""),
     ("COCO", read_coco, (".json",), rb'\A\s*\{\s*"(info|images|annotations|categories|licenses|videos|type)"\s*:'),
     ("Pascal VOC", read_voc, (".xml",), rb"\A[^\0]{,500}<annotation"),
-    ("Label Studio", read_label_studio, (".json",), rb'\A\s*\[.*?"(annotation_id|result)"\s*:'),
-    ("Label Studio", read_label_studio, (".csv",), rb"\A[^\r\n]*\bannotation_id\b"),
-    ("a table of boxes", read_box_table, (".csv",), rb"\A[^\r\n]*\bxmin\b"),
+    ("Label Studio", read_label_studio, (".json",), rb'\A\s*\[.*"(result"\s*:\s*\[|annotation_id"\s*:)'),
+    ("Label Studio", read_label_studio, (".csv",), rb"\A[^\r\n]*\bannotator\b"),
+    ("a table of boxes", read_box_table, (".csv",), rb"\A[^\r\n]*\bfilename\b[^\r\n]*\bxmin\b"),
 )
 HEAD_BYTES = 1 << 20
 _WITHOUT_PICTURES = {"annotations", "labels"}  # folders beside those of the pictures
