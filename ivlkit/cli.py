@@ -166,16 +166,14 @@ def _run_convert(options):
         shares=_shares(options.split),
         fetch=fetch_url if options.fetch else None,
         answer=answer,
-        **_named(options, "images format seed group alike split_file image video question suffix"),
+        **_named(options, "images format seed group alike split_file image video question ask suffix"),
     )
     report = check_converted(done)
     if options.json:
         _print(asdict(done) | {"check": report.to_dict()}, True)
-        return int(not report.ok)
-    print(done)
-    for said in (*(f"rejected: {reject}" for reject in done.first_rejects), *done.said):
-        print(f"  {said}")
-    print(report)
+    else:
+        said = (*(f"rejected: {reject}" for reject in done.first_rejects), *done.said)
+        print(done, *(f"  {one}" for one in said), report, sep="\n")
     return int(not report.ok)
 
 
@@ -307,6 +305,7 @@ def _run_runs(options):
 
 def _run_evaluate(options):
     from .data.datasets.opening import open_data
+    from .evaluation.coco import save_coco
     from .evaluation.control import TEXT_CONTROL, text_control
     from .evaluation.evaluate import evaluate
     from .models.load import load
@@ -321,6 +320,8 @@ def _run_evaluate(options):
     )
     if options.html:
         report.save_html(options.html)
+    if options.coco:
+        save_coco(report, options.coco)
     _print(report.to_dict() if options.json else report, options.json)
 
 
@@ -410,11 +411,12 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     ),
     "convert": (
         _run_convert,
-        "Write a table, a folder, JSON rows of any format as the released JSONL and meta.json, split by picture, and "
-        "check it. What was split once stays: labels.csv.split.csv keeps it. Exit code 1 for errors.",
-        "source --to --images --format --image --video --question --answer --suffix "
+        "Write a table, a folder, a labelling tool's export or JSON rows as the released JSONL and meta.json, split by "
+        "picture, and check it. What was split once stays: labels.csv.split.csv keeps it. Exit code 1 for errors.",
+        "source --to --images --format --image --video --question --answer --ask --suffix "
         "--split --seed --group --alike --split-file --fetch --json",
         'ivlkit convert labels.csv --images photos/ --question "What is it?" --answer label --to mine',
+        'ivlkit convert instances.json --ask "class=Where is the <ref>{name}</ref>?" --ask count --to mine',
         "ivlkit convert labels.csv --to mine --group patient  # all rows of a patient on one side",
         "ivlkit convert llava.json --images images/ --to mine",
         "ivlkit convert photos/ --to mine --split none  # photos/CLASS/1.jpg",
@@ -461,7 +463,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "evaluate": (
         _run_evaluate,
         "Score greedy replies to every row of a data set.",
-        "model data --root --metric --pictures --max-tiles --to --html --batch-size --max-new-tokens --json",
+        "model data --root --metric --pictures --max-tiles --to --html --coco --batch-size --max-new-tokens --json",
         "ivlkit evaluate nano test.jsonl --html report.html",
         "ivlkit evaluate runs/demo/run test.jsonl --json",
         "ivlkit evaluate runs/demo/run text-control   # questions without pictures: what was forgotten?",

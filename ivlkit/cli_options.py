@@ -11,7 +11,10 @@ OPTIONS = {
     "chat model": {"help": "a key (nano, 2b, 4b, 26b), a model folder or a run"},
     "evaluate model": {},
     "benchmark model": {"nargs": "?"},
-    "convert source": {"help": ".jsonl, .json list, .csv, .tsv, .xlsx, or a folder with a sub-folder a class"},
+    "convert source": {
+        "help": ".jsonl, .json list, .csv, .tsv, .xlsx, a folder with a sub-folder a class, or the file or folder of "
+        "COCO, YOLO, Pascal VOC or Label Studio"
+    },
     "export source": {"help": "a run or a model folder"},
     "--device": {},
     "export --device": {"help": "of the comparison; default the GPU if there is one"},
@@ -49,6 +52,7 @@ OPTIONS = {
     # Names that mean one thing.
     "--root": {"help": "folder of the pictures of a .jsonl"},
     "--json": {"action": "store_true"},
+    "--coco": {"metavar": "FOLDER", "help": "write truths and replies of rows with boxes as COCO"},
     "--batch-size": {"type": int, "default": 16},
     "--model": {"help": "a key or a model folder, for exact lengths; no weights are needed"},
     "to": {"nargs": "?", "default": "work", "help": "folder of the copies; default work"},
@@ -62,6 +66,11 @@ OPTIONS = {
     "--format": {"help": "of JSON rows: released, llava, sharegpt, openai; default: detected"},
     "--question": {"help": "a column, or a sentence asked about every row"},
     "--answer": {"action": "append", "help": "a column; several make one JSON answer"},
+    "--ask": {
+        "action": "append",
+        "metavar": "KIND",
+        "help": "about boxes: class (the default), all or count, perhaps with words: 'class=Where is the {name}?'",
+    },
     "--suffix": {"help": "a line after every question of a table"},
     "--seed": {"type": int, "default": 0},
     "--group": {"help": "a column or field, such as patient or document: all rows of one value on one side"},

@@ -193,8 +193,8 @@ def ap(replies, truths):
 
 def _average_precisions(replies, truths, thresholds):
     firsts = [accepted(truth)[0] for truth in truths]
-    scored = all(len(getattr(reply, "box_scores", ())) == len(parse_boxes(reply)) for reply in replies)
-    classes = _by_class(replies, firsts, scored)
+    scored = box_scores_known(replies)
+    classes = boxes_by_class(replies, firsts, scored)
     if not classes:
         raise DataError("ap: no truth has a box; expected [x1, y1, x2, y2] in some; choose another metric")
     numbers = {
@@ -208,7 +208,12 @@ def _average_precisions(replies, truths, thresholds):
     return {"rows": rows} | numbers | {"without_box": _without_box(replies), "scored": float(scored)}
 
 
-def _by_class(replies, truths, scored):
+def box_scores_known(replies):
+    """Whether every box of the replies carries a score."""
+    return all(len(getattr(reply, "box_scores", ())) == len(parse_boxes(reply)) for reply in replies)
+
+
+def boxes_by_class(replies, truths, scored):
     """{class: [(found, expected) of each row]}; found are (score, box), expected boxes."""
     expected = [_named(truth) for truth in truths]
     classes = {name: [] for name in dict.fromkeys(name for row in expected for name, _ in row)}

@@ -75,6 +75,7 @@ KINDS = {
     "box_syntax": Kind(WARNING, "<box>[[x1, y1, x2, y2]]</box>, whole numbers", "write it like this"),
     "box_in_pixels": Kind(WARNING, "shares of 1000 of the width and height", "x · 1000 / width, y · 1000 / height"),
     "box_in_fractions": Kind(WARNING, "shares of 1000 of the width and height", "multiply by 1000 and round"),
+    "box_unit": Kind(WARNING, "[x1, y1, x2, y2] in shares of 1000 of the width and height", "see what they are"),
     "box_range": Kind(WARNING, "whole numbers from 0 to 1000", "correct the box"),
     "box_order": Kind(WARNING, "left < right and top < bottom", "swap or correct the numbers"),
     # pictures

@@ -15,6 +15,7 @@ from ..datasets.index import LineIndex
 from ..files import replacing
 from ..rows.media import AS_REFERENCE, image_size
 from ..rows.records import ROLES, parse_row
+from .box_units import rescaler
 from .examine import control_characters
 from .spellings import common_spellings
 
@@ -53,11 +54,11 @@ def _answers(index):
 
 def _write_mended(index, root, path, spellings):
     """How many of the lines were changed."""
-    changed = 0
+    changed, rescale = 0, rescaler(index, root)
     with open(path, "wb") as file:
         for start in range(0, len(index), 1000):
             for line in index.lines(start, min(start + 1000, len(index))):
-                mended = mend_line(line, root, spellings)
+                mended = rescale(mend_line(line, root, spellings))
                 changed += mended != line
                 file.write(mended if mended.endswith(b"\n") else mended + b"\n")
     return changed

@@ -7,6 +7,7 @@ from ...errors import DataError
 from ..importing.convert import ALL as ALL_ROWS
 from ..importing.convert import REJECTS, convert, listed_text
 from ..importing.tables import TABLE_SUFFIXES
+from ..importing.tools import find_tool
 from .mixture import ALL, TRAIN, Data, Source, read_meta
 
 
@@ -92,7 +93,7 @@ def openable(path, root=None):
         raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")
     if path.is_dir() and (path / "meta.json").exists():
         path = path / "meta.json"
-    elif path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path):
+    elif path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path) or find_tool(path)[0]:
         return _converted(path, None, "refuse", images=root).meta, None
     if path.suffix != ".json":
         return path, Path(root) if root else path.parent

@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from ...errors import DataError
@@ -21,7 +22,9 @@ from ..rows.formats import as_released, detect_format
 from ..rows.records import numbered_lines, parse_row, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
-from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, table_rows
+from .labelled import labelled_rows
+from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, rows_of_cells, table_rows
+from .tools import find_tool, home_of, read_labelled
 
 TRAIN = "train"
 SHARES = {TRAIN: 0.8, "validation": 0.1, "test": 0.1}
@@ -30,6 +33,7 @@ MARKER = "conversion.json"  # says that a folder was written by us and may be wr
 REJECTS = "rejects.jsonl"
 TAKEN = {Path(MARKER).stem, Path(REJECTS).stem, "meta"}  # a split of such a name would be written over one of our files
 ALL = {"rows": 1.0}
+_COLUMNS = {"image", "video", "question", "answer", "suffix"}  # what is said of a table
 LISTED = 10  # rejects that a message quotes
 
 
@@ -73,11 +77,12 @@ def convert(
     """Write a source as the released JSONL and meta files into the folder `to`.
 
     The split is that of `Data.split`: by picture, kept beside the source, so that a later conversion moves nothing. A
-    folder of `train`, `valid` and `test` with class folders in them stays split as it is. A row's field `source` names
-    its file and line; one that it had is `row_source`.
+    folder of `train`, `valid` and `test` with class folders or labels in them stays split as it is. A row's field
+    `source` names its file and line; one that it had is `row_source`.
 
     Args:
-        source: .jsonl, .json (a list), .csv, .tsv, .xlsx, a folder with a sub-folder a class, or a dataset object.
+        source: .jsonl, .json (a list), .csv, .tsv, .xlsx, a folder with a sub-folder a class, a dataset object, or the
+            file or folder of COCO, YOLO (data.yaml), Pascal VOC or Label Studio.
         to: a new folder, or one that this function wrote.
         images: folder that picture paths start from; default the source's own.
         format: format of JSON rows, a name of `formats.FORMATS`; default: detected, row by row.
@@ -85,13 +90,14 @@ def convert(
         seed, group, alike: as in `Data.split`; a row without a value in the field `group` is rejected.
         split_file: as its `file`.
         fetch: function of an address that gives a picture's bytes (`fetch_url`); without it such rows are rejected.
-        columns: image, video, question, answer, suffix of a table, as in `from_csv`.
+        columns: image, video, question, answer, suffix of a table, as in `from_csv`; ask, question, answer of what a
+            labelling tool wrote, as in `labelled_rows`.
     Returns: `Conversion`, e.g. of 97 rows: {"train": 78, "validation": 10, "test": 9}, 3 rejected.
     Raises: DataError if the source can't be read, no row is left, or `to` holds other files.
     """
     _check_shares(shares)
-    detected, rows, home = _open_source(source, format, columns)
-    root = Path(images) if images is not None else home
+    columns = {name: value for name, value in columns.items() if value is not None}
+    detected, rows, root, parts = _open_source(source, images and Path(images), columns)
     if not root.is_dir():
         raise DataError(f"{root}: no folder; expected the one that picture paths start from; name it with images=")
     is_file = isinstance(source, (str, os.PathLike))
@@ -107,7 +113,7 @@ def convert(
             several = len(counts) > 1
             detected += f" of {', '.join(f'{count} {name}' if several else name for name, count in counts)} rows"
         how = {"file": split_file, "seed": seed, "group": group, "alike": alike}
-        splits, said = _split(sorted_out, shares, source, beside=source if is_file else folder / name, **how)
+        splits, said = _split(sorted_out, shares, parts, beside=source if is_file else folder / name, **how)
         counts = Counter(splits)
         written = {name: counts[name] for name in dict.fromkeys([*shares, *PARTS]) if counts[name]}
         _write_splits(folder, splits, written, taker.base, f"{name} ({detected})")
@@ -117,10 +123,10 @@ def convert(
     return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects), said)
 
 
-def _split(sorted_out, shares, source, *, beside, file, **how):
-    """(the split of each accepted row, sentences about it); a file keeps it, unless it is the folder's or only one."""
-    if parts := folder_parts(source):
-        return [parts[place.partition("/")[0]] for place in sorted_out.places], ()
+def _split(sorted_out, shares, parts, *, beside, file, **how):
+    """(the split of each accepted row, sentences about it); a file keeps it, unless it is the source's or only one."""
+    if parts:
+        return [parts[place] for place in sorted_out.places], ()
     names = [name for name in sorted(shares, key=shares.get, reverse=True) if shares[name]]
     if len(names) == 1:
         return names * len(sorted_out.places), ()
@@ -143,31 +149,67 @@ def _check_shares(shares):
 # Sources
 
 
-def _open_source(source, format, columns):
-    """(what was detected, iterator of (where, row or DataError), folder that relative paths start from)."""
-    columns = {name: value for name, value in columns.items() if value is not None}
+def _open_source(source, images, columns):
+    """(what was detected, iterator of (where, row or DataError), folder that paths start from, {where: part}).
+
+    The parts of a split that the source has itself; they are filled in as rows are read.
+    """
     if not isinstance(source, (str, os.PathLike)):
-        return *dataset_rows(source, **columns), Path.cwd()
+        return *dataset_rows(source, **_only(columns, _COLUMNS, "a dataset")), images or Path.cwd(), {}
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a table, a .jsonl, a .json list or a folder; check the path")
+    tool, read, files = find_tool(path)
+    if tool:
+        _only(columns, {"ask", "question", "answer"}, tool)
+        home, parts = images or home_of(path), {}
+        rows = labelled_rows(read_labelled(path, read, files), home, **columns)
+        more = f" in {len(files):,} files" if len(files) > 1 else ""
+        return f"labels of {tool}{more}", _with_parts(rows, parts), home, parts
     if path.is_dir():
-        return *folder_rows(path, **_only(columns, {"question"}, "a folder")), path
+        said, found = folder_rows(path, **_only(columns, {"question"}, "a folder"))
+        parts, placed = folder_parts(path), {}
+        rows = ((where, row, parts.get(where.partition("/")[0])) for where, row in found)
+        return said, _with_parts(rows, placed), path, placed
+    home = images or path.parent
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return *table_rows(path, **columns), path.parent
-    _only(columns, set(), "JSON rows")
+        return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home, {}
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return "JSON lines", _jsonl_rows(path), path.parent
+        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home, {}
     if path.suffix.lower() == ".json":
-        return "JSON list", _json_rows(path), path.parent
+        return *_rows_of_json("JSON list", _json_rows(path), columns), home, {}
     raise DataError(f"{path}: suffix {path.suffix!r}; expected .jsonl, .json, .csv, .tsv, .xlsx or a folder; rename it")
 
 
 def _only(columns, allowed, what):
     for name in columns:
         if name not in allowed:
-            raise DataError(f"{name}={columns[name]!r} beside {what}; expected it with a table only; leave it out")
+            where = "labels of things" if name == "ask" else "a table"
+            raise DataError(f"{name}={columns[name]!r} beside {what}; expected it with {where} only; leave it out")
     return columns
+
+
+def _with_parts(rows, parts):
+    """The rows without their parts, which are put into `parts`."""
+    for where, row, part in rows:
+        if part:
+            parts[where] = part
+        yield where, row
+
+
+def _rows_of_json(said, rows, columns):
+    """(what was detected, rows): those of a table where the first has no turns."""
+    seen, first = [], {}
+    for where, row in rows:
+        seen.append((where, row))
+        if isinstance(row, dict):
+            first = row
+            break
+    rows = chain(seen, rows)
+    if first.keys() & {"conversations", "messages"}:
+        _only(columns, set(), "JSON rows")
+        return said, rows
+    return f"a table of {said}", rows_of_cells(rows, **_only(columns, _COLUMNS, "rows"))
 
 
 def _jsonl_rows(path):

@@ -165,7 +165,7 @@ def _answer(cells, columns, where):
 def table_rows(path, *, image=None, video=None, question=None, answer=None, suffix=None):
     """(what was detected, [(where, released row or DataError), …] as an iterator) of a CSV, TSV or XLSX."""
     path = Path(path)
-    header, lines, said = _sheet(path) if path.suffix.lower() == ".xlsx" else _text_table(path)
+    header, lines, said = _sheet(path) if path.suffix.lower() == ".xlsx" else text_table(path)
     where = f"{path.name}:1"
     header = [str(name).strip() if name is not None else "" for name in header]
     twice = sorted({name for name in header if name and header.count(name) > 1})
@@ -192,7 +192,8 @@ def _rows(name, header, lines, columns):
             yield where, error
 
 
-def _text_table(path):
+def text_table(path):
+    """(header, iterator of (line, cells or the error), what was detected) of a CSV or TSV."""
     encoding = _encoding(path)
     delimiter = _delimiter(path, encoding)
     lines = _csv_lines(path, encoding, delimiter)
@@ -378,7 +379,7 @@ def folder_rows(folder, *, question=None):
     if classes <= DETECTION_FOLDERS:
         raise DataError(
             f"{folder}: folders {_names(sorted(classes))} are those of a set with boxes or masks; expected one a "
-            "class; write its rows as JSONL, with <ref>…</ref><box>…</box>"
+            "class; add the tool's own file: data.yaml, _annotations.coco.json, …"
         )
     question = question or FOLDER_QUESTION
     said = f", split into {', '.join(parts)}" if parts else ""
@@ -387,7 +388,7 @@ def folder_rows(folder, *, question=None):
 
 def _folder_rows(folder, question, depth):
     """The folder at this depth, 0 for the outermost, is the answer."""
-    files = sorted(path for path in _files_below(folder) if not _is_hidden(path.relative_to(folder)))
+    files = sorted(path for path in files_below(folder) if not _is_hidden(path.relative_to(folder)))
     for number, path in enumerate(files, start=1):
         name = path.relative_to(folder)
         where = name.as_posix()
@@ -401,24 +402,24 @@ def _folder_rows(folder, question, depth):
             yield where, {"id": number, "image": where, "conversations": turns}
 
 
-def _files_below(folder, above=()):
+def files_below(folder, above=()):
     """Files of a folder and of its sub-folders, through links too, unless one leads back to a folder it lies in."""
     above = (*above, os.path.realpath(folder))
     for path in folder.iterdir():
         if not path.is_dir():
             yield path
         elif os.path.realpath(path) not in above:
-            yield from _files_below(path, above)
+            yield from files_below(path, above)
 
 
 def _is_hidden(path):
     return any(part.startswith(".") for part in path.parts) or path.name.lower() in HIDDEN_FILES
 
 
-# Objects of the `datasets` library, and whatever else gives dictionaries
+# Objects of the `datasets` library, JSON rows without turns, and whatever else gives dictionaries
 
 
-def dataset_rows(dataset, *, image=None, video=None, question=None, answer=None):
+def dataset_rows(dataset, **choice):
     """(what was detected, rows) of an iterable of dictionaries; class numbers become their names.
 
     Rows with `conversations` or `messages` are read as such, others as a table's.
@@ -428,21 +429,23 @@ def dataset_rows(dataset, *, image=None, video=None, question=None, answer=None)
     features = getattr(dataset, "features", None) or {}
     columns = list(getattr(dataset, "column_names", None) or features)
     name = getattr(dataset, "builder_name", None) or "dataset"
-    choice = {"image": image, "video": video, "question": question, "answer": answer}
-    return f"dataset with {_names(columns) or 'rows'}", _dataset_rows(dataset, name, features, columns, choice)
+    rows = ((f"{name}: row {number}", row) for number, row in enumerate(dataset))
+    return f"dataset with {_names(columns) or 'rows'}", rows_of_cells(rows, features, columns, **choice)
 
 
-def _dataset_rows(dataset, name, features, header, choice):
-    columns = None
-    for number, row in enumerate(dataset):
-        where = f"{name}: row {number}"
+def rows_of_cells(rows, features=(), header=(), *, suffix=None, **choice):
+    """Released rows of (where, {column: cell} or DataError); `choice` of columns as in `choose_columns`."""
+    columns, features = None, dict(features)
+    for number, (where, row) in enumerate(rows):
         try:
+            if isinstance(row, Exception):
+                raise row
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: a {type(row).__name__}; expected a dictionary")
             if "conversations" in row or "messages" in row:
                 yield where, {key: value for key, value in row.items() if key in RESERVED or _is_json(value)}
                 continue
-            columns = columns or choose_columns(header or list(row), where, **choice)
+            columns = columns or replace(choose_columns(header or list(row), where, **choice), suffix=suffix)
             cells = {key: _class_name(features.get(key), value) for key, value in row.items()}
             yield where, row_from_cells(cells, columns, where, id=number)
         except DataError as error:

@@ -125,6 +125,12 @@ def _may_be_cut(kind, head, tail, size_bytes):
     return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
 
 
+def is_turned(source):
+    """Whether its EXIF turns or mirrors a picture file: nothing says which way up boxes on it were drawn."""
+    with OpenPicture(source) as picture:
+        return _orientation(picture.image, UPRIGHT_ON_WHITE) != 1
+
+
 def degrade_jpeg(image, quality):
     """Encode as JPEG at `quality` (75–100 in the released augmentation) and decode again."""
     buffer = io.BytesIO()

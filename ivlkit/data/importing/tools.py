@@ -1,0 +1,72 @@
+"""Which labelling tool wrote a file or a folder, and all that it says."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import DataError
+from .coco import read_coco
+from .label_studio import read_label_studio
+from .tables import PART_OF, files_below
+from .voc import read_box_table, read_voc
+from .yolo import read_yolo
+
+# (tool, its reader, how its files' names end, what they begin with), in the order in which they are looked for: an
+# export often has the same boxes in several forms.
+TOOLS = (
+    ("YOLO", read_yolo, (".yaml", ".yml"), rb"(?m)^(names|nc)\s*:"),
+    ("YOLO", read_yolo, ("classes.txt",), rb""),
+    ("COCO", read_coco, (".json",), rb'\A\s*\{\s*"(info|images|annotations|categories|licenses|videos|type)"\s*:'),
+    ("Pascal VOC", read_voc, (".xml",), rb"\A[^\0]{,500}<annotation"),
+    ("Label Studio", read_label_studio, (".json",), rb'\A\s*\[.*"(result"\s*:\s*\[|annotation_id"\s*:)'),
+    ("Label Studio", read_label_studio, (".csv",), rb"\A[^\r\n]*\bannotator\b"),
+    ("a table of boxes", read_box_table, (".csv",), rb"\A[^\r\n]*\bfilename\b[^\r\n]*\bxmin\b"),
+)
+HEAD_BYTES = 1 << 20
+_WITHOUT_PICTURES = {"annotations", "labels"}  # folders beside those of the pictures
+
+
+def find_tool(path):
+    """(name of the tool, its reader, its files) of a file or folder; (None, None, []) if it is none's."""
+    path = Path(path)
+    files = sorted(files_below(path)) if path.is_dir() else [path]
+    for name, read, ends, start in TOOLS:
+        found = [file for file in files if file.name.lower().endswith(ends) and _begins(file, start)]
+        if found:
+            return name, read, found
+    return None, None, []
+
+
+def _begins(path, start):
+    with open(path, "rb") as file:
+        return re.search(start, file.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf"), re.S) is not None
+
+
+def home_of(path):
+    """The folder that holds a tool's files and its pictures."""
+    path = Path(path)
+    return path if path.is_dir() else path.parents[path.parent.name in _WITHOUT_PICTURES]
+
+
+def read_labelled(path, read, files):
+    """Every `Labelled` and DataError of the files, each with its part of the split if the files or folders have one."""
+    path, found = Path(path), []
+    for file in files:
+        part = _part(file.relative_to(path)) if path.is_dir() else None
+        for record in read(file, file.relative_to(home_of(path)).as_posix()):
+            is_placed = isinstance(record, DataError) or record.part or not part
+            found.append(record if is_placed else replace(record, part=part))
+    parts = {record.part for record in found if not isinstance(record, DataError)}
+    return [_placed(record, sorted(parts - {None})) for record in found]
+
+
+def _placed(record, parts):
+    if isinstance(record, DataError) or record.part or not parts:
+        return record
+    return DataError("in no part of the split", " or ".join(parts), "add it to one", where=record.where)
+
+
+def _part(name):
+    """ "train" of train/_annotations.coco.json and of annotations/instances_train2017.json; None of others."""
+    words = [*name.parent.parts, *(re.split(r"[^a-z]+", name.stem.lower()) if name.suffix != ".xml" else ())]
+    return next((PART_OF[word.lower()] for word in words if word.lower() in PART_OF), None)

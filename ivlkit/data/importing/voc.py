@@ -1,0 +1,69 @@
+"""Pascal VOC: an XML for each picture, or a table with a line for each box: left, top, right, bottom in pixels.
+
+XML is read without document types, and so without entities: nothing in a file names another one or grows.
+"""
+
+from functools import lru_cache
+from xml.etree.ElementTree import TreeBuilder
+from xml.parsers import expat
+
+from ...errors import DataError
+from .labelled import Labelled, beside
+from .tables import PART_OF, text_table
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+COLUMNS = ("filename", "width", "height", "class", *SIDES)
+
+
+def read_voc(path, name):
+    """Yield `Labelled` of the picture; its part of the split is that of VOC's ImageSets/Main/train.txt, val.txt, …"""
+    try:
+        root = _parse(path.read_bytes())
+        size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+        boxes = [
+            (thing.findtext("name") or "", [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES])
+            for thing in root.iter("object")
+        ]
+    except (expat.ExpatError, ValueError) as error:
+        said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it"
+        yield DataError(*said, where=name)
+        return
+    picture = beside(name, (root.findtext("filename") or f"{path.stem}.jpg").strip())
+    part = _image_sets(path.parent.parent / "ImageSets" / "Main").get(path.stem)
+    yield Labelled(name, picture, boxes, size=size if all(size) else None, part=part)
+
+
+def _parse(content):
+    """The root of an XML, as ElementTree has it."""
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, _refuse
+    parser.Parse(content, True)
+    return builder.close()
+
+
+def _refuse(name, *_):
+    raise ValueError(f"a document type {name!r}, which labels never need")
+
+
+@lru_cache
+def _image_sets(folder):
+    lists = [(path, PART_OF[path.stem]) for path in folder.glob("*.txt") if path.stem in PART_OF]
+    return {line.split()[0]: part for path, part in lists for line in path.read_text().splitlines() if line.strip()}
+
+
+def read_box_table(path, name):
+    """Yield `Labelled` of every picture of a table that has a line for each box, with the columns COLUMNS."""
+    header, lines, _ = text_table(path)
+    found = {}
+    for number, cells in lines:
+        try:
+            row = dict(zip(map(str.lower, header), cells, strict=True))
+            picture, width, height, thing, *box = (row[column] for column in COLUMNS)
+            boxes = found.setdefault((picture, int(width), int(height)), [])
+            boxes.append((thing, tuple(map(float, box))))
+        except (KeyError, ValueError, TypeError) as error:
+            said = f"{type(error).__name__}: {error}", f"{', '.join(COLUMNS)}", "correct the line"
+            yield DataError(*said, where=f"{name}:{number}")
+    for (picture, *size), boxes in found.items():
+        yield Labelled(f"{name}: {picture}", beside(name, picture), boxes, size=tuple(size))
