@@ -113,6 +113,7 @@ def predict(
             a kill, it goes on where it stopped, and writes the same file.
         root: folder that the names in a table or JSONL start from; default its own.
         validation: a `Report` of this model on validation rows, 50 at least, or such rows: what a confidence is worth.
+            They may not be among the rows that are asked about.
         max_tiles, seed, generation: as in `evaluate`.
     Returns: `Predictions`.
     Raises: DataError that names the row, and for a `to` that holds answers of another model, other rows or settings.
@@ -128,7 +129,7 @@ def predict(
         raise DataError("no rows to answer; expected at least one")
     vlm = loaded(model, "predict")
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress, **generation}
-    calibration = None if validation is None else _calibrate(vlm, validation, journal, options)
+    calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
     replies, details = ask_all(vlm, records, folder=journal, **options)
     rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
     found = Predictions(rows, {"data": str(getattr(data, "path", home or "records"))} | details, calibration)
@@ -137,7 +138,8 @@ def predict(
     return found
 
 
-def _calibrate(vlm, validation, journal, options):
+def _calibrate(vlm, validation, records, journal, options):
+    """The calibration by rows whose truth is known, none of which may be asked about."""
     folder = journal and Path(journal) / "validation"
     report = validation if isinstance(validation, Report) else evaluate(vlm, validation, to=folder, **options)
     found, weights = report.calibration(), fingerprint(vlm.model)
@@ -146,7 +148,17 @@ def _calibrate(vlm, validation, journal, options):
             f"a validation report of a model with weights {found.weights}; expected {weights}, the one that answers; "
             "evaluate it on the validation rows"
         )
+    asked = {_key(record) for record in records}
+    if again := next((row.where for row in report.rows if _key(row) in asked), None):
+        raise DataError(
+            f"{again}: is a validation row and is asked about; expected other rows: of those that it was fitted on a "
+            "confidence says too much; leave them out of one of the two"
+        )
     return found
+
+
+def _key(row):
+    return row.where, without_places(row.question), tuple(map(str, row.images)), str(row.video)
 
 
 def check_ending(path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.predict import predict
+from ivlkit.models.load import load
 
 NEW = {"progress": False, "max_new_tokens": 4}
 ASKED = {"question": "What is it?", **NEW}
@@ -121,6 +123,40 @@ class TestWhatIsAskedAbout:
         assert (asked.reply, asked.confidence, asked.least_sure) == (scored.reply, scored.confidence, scored.least_sure)
 
 
+class TestWhatAConfidenceIsWorth:
+    def rows(self, *numbers):
+        return [
+            Record(id=n, turns=(Turn("user", f"Tell me about {n}"), Turn("assistant", "x")), where=f"a:{n}")
+            for n in numbers
+        ]
+
+    def test_a_validation_report_of_the_model_makes_chances_of_confidences(self, tmp_path):
+        nano = load("nano")
+        known = evaluate(nano, self.rows(*range(50)), **NEW)
+        halves = tuple(replace(row, score=float(n % 2), confidence=0.5) for n, row in enumerate(known.rows))
+        asked = [Record(id=0, turns=(Turn("user", "What is 2 + 2?"),), where="b:1")]
+        found = predict(nano, asked, validation=replace(known, rows=halves), progress=False)
+        assert found.calibration.temperature == pytest.approx(1, rel=0.02)  # of a confidence of 0.5 half are right
+        assert found.table()[0]["chance_right"] == pytest.approx(found[0].confidence, rel=0.05)
+        assert "the surest" in repr(found) and "uncalibrated" not in repr(found)
+
+    def test_validation_rows_may_be_given_and_are_kept_in_the_journal(self, tiny_vlm, tmp_path):
+        found = predict(tiny_vlm, self.rows(3), validation=self.rows(0, 1), to=tmp_path / "a.csv", **NEW)
+        assert "uncalibrated: 2 rows, expected 50 or more" in repr(found)
+        assert (tmp_path / "a.csv.replies" / "validation" / "report.json").exists()
+
+    def test_a_report_of_another_model_is_refused(self, tiny_vlm):
+        known = evaluate(tiny_vlm, self.rows(0), **NEW)
+        other = replace(known, details=known.details | {"weights": "abc"})
+        with pytest.raises(DataError, match="a validation report of a model with weights abc"):
+            predict(tiny_vlm, self.rows(1), validation=other, **NEW)
+
+    def test_rows_that_it_was_fitted_on_are_refused(self, tiny_vlm):
+        known = evaluate(tiny_vlm, self.rows(0, 1), **NEW)
+        with pytest.raises(DataError, match="a:1: is a validation row and is asked about"):
+            predict(tiny_vlm, self.rows(1, 2), validation=known, **NEW)
+
+
 class TestTheTable:
     def test_csv_has_a_line_a_row(self, tiny_vlm, photos, tmp_path):
         found = predict(tiny_vlm, photos, to=tmp_path / "answers.csv", **ASKED)
@@ -148,6 +184,7 @@ KILLED = """
 import sys, time
 from ivlkit.evaluation import journal
 from ivlkit.evaluation.predict import predict
+from ivlkit.models.load import load
 append, batches = journal._append, []
 wait = lambda: time.sleep(600 * (len(batches) == 3))  # for the kill, after three batches
 journal._append = lambda *arguments: (append(*arguments), batches.append(1), wait())
