@@ -37,6 +37,7 @@ _HOMES = {
     "attach": "training.run",
     "runs": "training.run",
     "evaluate": "evaluation.evaluate",
+    "predict": "evaluation.predict",
     "open_benchmark": "evaluation.benchmarks",
     "Report": "evaluation.report",
     "compare": "evaluation.compare",

@@ -156,14 +156,14 @@ def _run_chat(options):
 
 def _run_convert(options):
     from .data.checking.doctor import check_converted
-    from .data.importing.convert import convert
+    from .data.importing.convert import convert, read_shares
     from .data.importing.gather import fetch_url
 
     answer = options.answer[0] if options.answer and len(options.answer) == 1 else options.answer
     done = convert(
         options.source,
         options.to,
-        shares=_shares(options.split),
+        shares=read_shares(options.split),
         fetch=fetch_url if options.fetch else None,
         answer=answer,
         **_named(options, "images format seed group alike split_file image video question ask suffix"),
@@ -175,19 +175,6 @@ def _run_convert(options):
         said = (*(f"rejected: {reject}" for reject in done.first_rejects), *done.said)
         print(done, *(f"  {one}" for one in said), report, sep="\n")
     return int(not report.ok)
-
-
-def _shares(text):
-    from .data.importing.convert import ALL
-
-    if text == "none":
-        return ALL
-    try:
-        parts = [float(part) for part in text.split("/")]
-        train, validation, test = (part / sum(parts) for part in parts)
-    except (ValueError, ZeroDivisionError) as error:
-        raise DataError(f"--split {text!r}; expected three shares like 80/10/10, or none") from error
-    return {"train": train, "validation": validation, "test": test}
 
 
 def _run_plan(options):
@@ -205,6 +192,7 @@ def _run_train(options):
     from .data.datasets.opening import open_data
     from .training import runs
     from .training.engine.distributed import leave
+    from .training.functions import find_function
 
     if (options.what or "").endswith((".yaml", ".yml")):
         runs.execute(_described(options))
@@ -217,7 +205,7 @@ def _run_train(options):
         return None
     if data is None:
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
-    validation, metric = options.validation, _metric(options.metric)
+    validation, metric = options.validation, find_function(options.metric) if options.metric else None
     if validation and not validation.endswith(".json"):  # a meta file has its own roots
         validation = open_data(validation, root=options.root)
     start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
@@ -251,12 +239,6 @@ def _described(options):
             "the whole run; leave it out, or give a recipe's name"
         )
     return path.parent
-
-
-def _metric(name):
-    from .training.functions import find_function
-
-    return find_function(name) if name else None
 
 
 def _recipe_from(options, data, **where):
@@ -323,6 +305,16 @@ def _run_evaluate(options):
     if options.coco:
         save_coco(report, options.coco)
     _print(report.to_dict() if options.json else report, options.json)
+
+
+def _run_predict(options):
+    from .evaluation.predict import predict
+
+    named = _named(options, "question to root validation max_tiles batch_size max_new_tokens")
+    found = predict(options.model, options.data, **named)
+    if options.html:
+        found.save_html(options.html)
+    _print(found.table() if options.json else found, options.json)
 
 
 def _run_benchmark(options):
@@ -467,6 +459,13 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
         "ivlkit evaluate nano test.jsonl --html report.html",
         "ivlkit evaluate runs/demo/run test.jsonl --json",
         "ivlkit evaluate runs/demo/run text-control   # questions without pictures: what was forgotten?",
+    ),
+    "predict": (
+        _run_predict,
+        "Answer every picture of a folder, or every row; a table with the confidence of each answer.",
+        "model data --question --to --html --root --validation --max-tiles --batch-size --max-new-tokens --json",
+        'ivlkit predict runs/demo/run new_photos/ --question "What number is written here?" --to answers.csv',
+        "ivlkit predict runs/demo/run rows.jsonl --to answers.jsonl --html answers.html --validation validation.jsonl",
     ),
     "benchmark": (
         _run_benchmark,

@@ -14,7 +14,7 @@ from ivlkit.cli_options import OPTIONS
 from ivlkit.training.run import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
-COMMANDS += ["train", "runs", "evaluate", "benchmark", "compare", "export", "notebooks", "demo"]
+COMMANDS += ["train", "runs", "evaluate", "predict", "benchmark", "compare", "export", "notebooks", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -22,14 +22,9 @@ _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _PART = re.compile(rf"<ref>(?P<name>[^<]*)</ref>|(?P<box>{_BOX.pattern})|</box>")
 
 
-class ScoredReply(str):
-    """A reply that carries a score of each of its boxes: the probability that the model gave to the box's tokens."""
-
-    def __new__(cls, text, box_scores):
-        """The text, with `box_scores` in the order of its boxes."""
-        reply = super().__new__(cls, text)
-        reply.box_scores = tuple(box_scores)
-        return reply
+def box_spans(text):
+    """[(begin, end)] of the bracket of each box in a text."""
+    return [match.span() for match in _BOX.finditer(text)]
 
 
 def parse_boxes(text):
@@ -38,19 +33,6 @@ def parse_boxes(text):
     Every bracket of four numbers is one, in the order of the text; [] if there is none.
     """
     return [tuple(map(float, found)) for found in _BOX.findall(text)]
-
-
-def score_boxes(text, tokens):
-    """The probability of each box of a reply: the product of its tokens', those that reach into its bracket.
-
-    Args: tokens: (where it ends in the text, its probability) of each token, in their order.
-    """
-    starts = [0, *(end for end, _ in tokens)]
-    spans = [match.span() for match in _BOX.finditer(text)]
-    return [
-        math.prod(p for begin, (end, p) in zip(starts, tokens, strict=False) if begin < last and end > first)
-        for first, last in spans
-    ]
 
 
 def intersection_over_union(first, second):

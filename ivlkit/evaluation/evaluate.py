@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import math
 import os
+import sys
 import time
 from numbers import Integral
 from pathlib import Path
@@ -20,17 +20,17 @@ from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
-from ..models.load import ORIGIN_FILE, load
-from ..models.options import check_loaded, check_options
-from ..training.run import Run
-from .boxes import ScoredReply, parse_boxes, score_boxes
+from ..models.load import ORIGIN_FILE
+from ..models.options import check_options
+from ..training.run import loaded
+from .confidence import scored
 from .journal import open_journal
-from .metrics import CORPUS_METRICS, METRICS
-from .normalise import accepted
+from .metrics import row_scorer
 from .pictures import arrange, content_key, kept_own, media_key
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
+SAID_AFTER = 32  # replies, from which on it is known how long all will take
 SAMPLES = 64  # numbers of each tensor that a model's fingerprint is made of
 
 
@@ -66,11 +66,9 @@ def evaluate(
     Raises: DataError for rows or settings that can't be used; CheckpointError if tiles or template are not those that
         the model was trained with (and `max_tiles` was not given).
     """
-    score_rows, name = _metric(metric)
+    score_rows, name = row_scorer(metric)
     check_options(generation, "evaluate", evaluate)
-    vlm = _loaded(vlm)
-    started = time.monotonic()
-    generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
+    vlm = loaded(vlm, "evaluate")
     _check_as_trained(vlm, max_tiles)
     source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
     if isinstance(data, Data):
@@ -80,72 +78,18 @@ def evaluate(
     if not isinstance(seed, Integral) or seed < 0:
         raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
     asked = arrange(records, pictures, seed=seed)
-    budgets = [max_tiles or record.max_tiles for record in asked]
-    settings = _settings(vlm, generation, pictures=pictures, seed=seed)
-    has_boxes = any(parse_boxes(answer) for record in records for answer in accepted(accepted_truth(record)))
-    options = {"progress": progress, "batch_size": batch_size, "seed": seed, "probabilities": has_boxes, **generation}
-    replies, num_asked = _replies(vlm, asked, budgets, to, settings, **options)
-    details = {
-        **{"model": vlm.origin, "data": _name_of_data(data, source), "max_tiles": max_tiles or settings["max_tiles"]},
-        **{key: value for key, value in settings.items() if key != "max_tiles"},
-        **_kept(records, asked, pictures),
-        **{"device": str(vlm.model.device), "batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)},
-        "rows asked in them": num_asked,
-    }
+    options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
+    replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
+    details = {"data": _name_of_data(data, source)} | details | _kept(records, asked, pictures)
     report = _score(records, asked, replies, score_rows, name, details)
     if to:
         report.save_json(Path(to) / "report.json")
     return report
 
 
-def _loaded(model):
-    if isinstance(model, (str, os.PathLike)):
-        return load(model)
-    if isinstance(model, Run):
-        return model.load()
-    if not hasattr(model, "processor"):
-        raise DataError(f"evaluate: a {type(model).__name__} in the model's place; expected evaluate(model, data)")
-    check_loaded(model)
-    return model
-
-
 def _name_of_data(data, source):
     path = getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")
     return str(getattr(data, "name", path))
-
-
-def _metric(metric):
-    """(function of (replies, truths) → (row scores, numbers), name)."""
-    if callable(metric):
-        return _each_row(metric), _name(metric)
-    if metric in CORPUS_METRICS:
-        return _whole(CORPUS_METRICS[metric]), metric
-    if metric in METRICS:
-        return _each_row(METRICS[metric]), metric
-    names = ", ".join([*METRICS, *CORPUS_METRICS])
-    raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
-
-
-def _name(metric):
-    return getattr(metric, "__name__", "score")
-
-
-def _each_row(metric):
-    def score(replies, truths):
-        scores = [float(metric(*pair)) for pair in zip(replies, truths, strict=True)]
-        if not all(map(math.isfinite, scores)):
-            raise DataError(f"metric {_name(metric)}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
-        return scores, {}
-
-    return score
-
-
-def _whole(metric):
-    def score(replies, truths):
-        found = metric(replies, truths)
-        return found.pop("rows"), found
-
-    return score
 
 
 def _check_rows(records, metric, processor):
@@ -159,7 +103,7 @@ def _check_rows(records, metric, processor):
     truths = list(map(accepted_truth, records))
     if not isinstance(metric, str):
         return
-    score, _ = _metric(metric)
+    score, _ = row_scorer(metric)
     try:
         score([""] * len(truths), truths)
     except DataError:
@@ -171,33 +115,59 @@ def _check_rows(records, metric, processor):
         raise
 
 
-def _replies(vlm, records, budgets, to, settings, **options):
-    """(replies to all rows, how many were asked for now): those that `to` holds already are taken from there."""
-    journaled = settings | {"questions": _questions_digest(records, budgets)} if to else {}
-    with open_journal(to, journaled, [record.where for record in records]) as (known, append):
+# asking ---------------------------------------------------------------------------------------------------------------
+
+
+def ask_all(vlm, records, *, folder, max_tiles, batch_size, seed, progress, pictures="right", **generation):
+    """Ask every record its question: (`ScoredReply` of each, details: what decided them and how long it took).
+
+    Args: folder: the journal's, as `to` of `evaluate`; the other arguments as there.
+    """
+    started = time.monotonic()
+    generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
+    settings = _settings(vlm, generation, pictures=pictures, seed=seed)
+    budgets = [max_tiles or record.max_tiles for record in records]
+    journaled = settings | {"questions": _questions_digest(records, budgets)} if folder else {}
+    options = {"batch_size": batch_size, "seed": seed, "progress": progress, **generation}
+    with open_journal(folder, journaled, [record.where for record in records]) as (known, append):
         num_known = len(known)
         for batch in _ask(vlm, records, budgets, known, **options):
             append(batch)
             known |= batch
-    return [known[number] for number in range(len(records))], len(records) - num_known
+    return [known[number] for number in range(len(records))], {
+        **{"model": vlm.origin, **settings, "max_tiles": max_tiles or settings["max_tiles"]},
+        **{"device": str(vlm.model.device), "batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)},
+        "rows asked in them": len(records) - num_known,
+    }
 
 
 def _ask(vlm, records, budgets, known, *, progress, **options):
-    """The batches of replies that are missing: dicts {row number: text}."""
-    conversations = [(record.turns[:-1], record.video or record.images) for record in records]
+    """The batches of replies that are missing: dicts {row number: `ScoredReply`}."""
+    conversations = [(asked_turns(record), record.video or record.images) for record in records]
+    options |= {"max_tiles": budgets, "done": set(known), "probabilities": True}
+    began, answered = time.monotonic(), 0
     with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:
-        for batch in iterate_replies(vlm, conversations, max_tiles=budgets, done=set(known), **options):
-            new = {number: _with_scores(reply) for number, reply in batch if number not in known}
+        for batch in iterate_replies(vlm, conversations, **options):
+            new = {number: scored(reply) for number, reply in batch if number not in known}
             bar.update(len(new))
+            if progress and answered < SAID_AFTER <= answered + len(new):
+                left = (time.monotonic() - began) / (answered + len(new)) * (len(records) - bar.n)
+                bar.write(f"{bar.n:,} of {len(records):,} answered: about {_duration(left)} left", file=sys.stderr)
+            answered += len(new)
             yield new
 
 
-def _with_scores(reply):
-    """The text; if it has boxes and the probabilities of its tokens are known, with a score of each box."""
-    tokens = getattr(reply, "tokens", ())
-    return (
-        ScoredReply(reply.text, score_boxes(reply.text, tokens)) if tokens and parse_boxes(reply.text) else reply.text
-    )
+def _duration(seconds):
+    """ "2.3 hours", "12 minutes"."""
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+
+
+def asked_turns(record):
+    """The turns up to the last question; an answer behind it is the truth."""
+    return record.turns[:-1] if record.turns[-1].role == "assistant" else record.turns
+
+
+# scoring --------------------------------------------------------------------------------------------------------------
 
 
 def _kept(records, asked, pictures):
@@ -206,7 +176,8 @@ def _kept(records, asked, pictures):
     return {"not shuffled": f"{kept} rows: no other row has as many pictures, or all show the same"} if kept else {}
 
 
-def _without_places(question):
+def without_places(question):
+    """A question without the marks that say where its pictures go."""
     return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
 
 
@@ -215,7 +186,7 @@ def _score(records, asked, replies, score_rows, name, details):
     rows = tuple(
         Row(
             where=record.where,
-            question=_without_places(record.question),
+            question=without_places(record.question),
             truth=record.answer,
             reply=str(reply),
             score=score,
@@ -223,7 +194,7 @@ def _score(records, asked, replies, score_rows, name, details):
             extra={key: value for key, value in record.extra.items() if key != "answers"},
             answers=tuple(record.extra.get("answers") or ()),
             video=shown.video,
-            box_scores=getattr(reply, "box_scores", ()),
+            **vars(reply),
         )
         for record, shown, reply, score in zip(records, asked, replies, scores, strict=True)
     )
@@ -291,7 +262,7 @@ def fingerprint(model):
 def _questions_digest(records, budgets):
     digest = hashlib.sha256()
     for record, budget in zip(records, budgets, strict=True):
-        turns = [(turn.role, turn.text) for turn in record.turns[:-1]]
+        turns = [(turn.role, turn.text) for turn in asked_turns(record)]
         digest.update(repr((record.where, turns, media_key(record), content_key(record), budget)).encode())
     return digest.hexdigest()[:16]
 

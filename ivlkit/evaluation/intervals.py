@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a mean: what another test set of the same kind could have given."""
+"""Intervals of a mean or a share: what another test set of the same kind could have given."""
 
 import numpy as np
 
@@ -29,3 +29,14 @@ def _by_group(values, groups):
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     places = np.array([numbers[group] for group in groups])
     return np.bincount(places, weights=values), np.bincount(places).astype(float)
+
+
+def share_interval(hits, count):
+    """95 % interval (low, high) of a share, after Wilson (1927): 31 of 31 → (0.89, 1.0), where draws would give 1 to 1.
+
+    Args: hits of count rows that are independent of each other.
+    """
+    z2 = 1.96**2
+    middle = (hits + z2 / 2) / (count + z2)
+    half = 1.96 / (count + z2) * (hits * (count - hits) / count + z2 / 4) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ..data.files import write_whole
 from ..errors import DataError
-from .boxes import ScoredReply
+from .confidence import SCORES, ScoredReply, known_scores
 
 SETTINGS_FILE, REPLIES_FILE, LOCK_FILE = "settings.json", "replies.jsonl", "replies.lock"
 
@@ -91,14 +91,13 @@ def _parse(line, where, places):
         raise DataError(f"{where}: broken ({error}); expected a row's reply; remove the line") from error
     if not matches:
         raise DataError(f"{where}: a reply of another row ({saved['where']}); expected {places[row]}; remove the line")
-    return row, ScoredReply(text, saved["box_scores"]) if "box_scores" in saved else text
+    return row, ScoredReply(text, **{name: saved[name] for name in SCORES if name in saved})
 
 
 def _append(file, replies, places):
     lines = (
         json.dumps(
-            {"row": row, "where": places[row], "reply": text}
-            | ({"box_scores": text.box_scores} if isinstance(text, ScoredReply) else {}),
+            {"row": row, "where": places[row], "reply": text} | known_scores(getattr(text, "__dict__", {})),
             ensure_ascii=False,
         )
         + "\n"

@@ -437,3 +437,40 @@ EXACT_METRICS = {  # of single answers, which one constant answer may score well
         *(relaxed_accuracy, number, multiple_choice, yes_no),
     )
 } | {"pope": yes_no}
+
+
+# any of them ----------------------------------------------------------------------------------------------------------
+
+
+def row_scorer(metric):
+    """(function of (replies, truths) → (row scores, numbers), name) of a metric by its name, or of a function."""
+    if callable(metric):
+        return _each_row(metric), _name(metric)
+    if metric in CORPUS_METRICS:
+        return _whole(CORPUS_METRICS[metric]), metric
+    if metric in METRICS:
+        return _each_row(METRICS[metric]), metric
+    names = ", ".join([*METRICS, *CORPUS_METRICS])
+    raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
+
+
+def _name(metric):
+    return getattr(metric, "__name__", "score")
+
+
+def _each_row(metric):
+    def score(replies, truths):
+        scores = [float(metric(*pair)) for pair in zip(replies, truths, strict=True)]
+        if not all(map(math.isfinite, scores)):
+            raise DataError(f"metric {_name(metric)}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
+        return scores, {}
+
+    return score
+
+
+def _whole(metric):
+    def score(replies, truths):
+        found = metric(replies, truths)
+        return found.pop("rows"), found
+
+    return score

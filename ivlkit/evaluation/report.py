@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.datasets.opening import open_data
 from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
 from ..views import shown
-from .boxes import ScoredReply
+from .confidence import SCORES, ScoredReply, calibrate, known_scores
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
 from .normalise import collapse
 from .pictures import media_key
+from .review.review import review
 
 LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
 FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
@@ -29,23 +31,31 @@ NOT_SLICES = {"width", "height", "length", "answers"}
 
 @dataclass(frozen=True)
 class Row:
-    """One question with its truth and the reply."""
+    """One question with the reply, and with its truth where that is known."""
 
     where: str
     question: str
-    truth: str
+    truth: str | None  # None: of a prediction
     reply: str
-    score: float
+    score: float | None
     images: tuple = ()
     extra: dict = field(default_factory=dict)  # the row's other fields: slices
     answers: tuple[str, ...] = ()  # all accepted answers, if the row has several
     video: Video | None = None  # instead of images
     box_scores: tuple[float, ...] = ()  # of the boxes of the reply: the probability of each one's tokens, if known
+    confidence: float | None = None  # probability of the whole reply with its closing token; None: it was cut
+    least_sure: tuple = ()  # the least probable token: (its begin, its end in the reply, probability), if known
+    field_scores: dict = field(default_factory=dict)  # {"sum": 0.93}: of the values of a JSON reply, as box_scores
 
     @property
     def is_right(self):
         """Whether it scores at least 0.5."""
         return self.score >= RIGHT
+
+    @property
+    def least_sure_token(self):
+        """Its text, "(end)" for the closing token; "" where nothing is known."""
+        return self.reply[slice(*self.least_sure[:2])] or "(end)" if self.least_sure else ""
 
 
 class Gallery(tuple):
@@ -143,6 +153,33 @@ class Report:
                 'expected evaluate(…, pictures="shuffled") or "none" beside one with the right pictures'
             )
         return replace(self, controls=self.controls | {kind: control.score})
+
+    def calibration(self):
+        """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
+
+        Take validation rows, not those whose score you report. See `Calibration`; of fewer than 50 rows it has no
+        temperature.
+
+        Raises: DataError if the rows carry no confidence, as those of earlier versions.
+        """
+        return calibrate(self)
+
+    def review(self, vlm=None, *, order="loss", data=None, batch_size=16, seed=0):
+        """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
+
+        For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
+        hide the reply until a row is decided, and score with the old truths and the new ones.
+
+        Args:
+            vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
+            order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
+            data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
+        Raises: DataError for another order, and for data of other rows.
+        """
+        if data is not None:
+            data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
+            check_rows_of(self, data)
+        return review(self, vlm, order=order, data=data, batch_size=batch_size, seed=seed)
 
     @property
     def baseline(self):
@@ -334,8 +371,8 @@ def _plain_row(row):
     video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
     if row.video and row.video.frames:
         video["frames"] = [str(path) for path in row.video.frames]
-    scores = {"box_scores": list(row.box_scores)} if values.pop("box_scores") else {}
-    return values | {"images": paths, "answers": list(row.answers), "video": video} | scores
+    values = {name: value for name, value in values.items() if name not in SCORES} | known_scores(values)
+    return values | {"images": paths, "answers": list(row.answers), "video": video}
 
 
 def _read_row(saved):
@@ -351,4 +388,5 @@ def _read_row(saved):
         answers=tuple(row.answers),
         video=video,
         box_scores=tuple(row.box_scores),
+        least_sure=tuple(row.least_sure),
     )

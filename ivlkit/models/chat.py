@@ -4,6 +4,7 @@ Decoding follows the released defaults: greedy, at most 1,024 new tokens, stoppe
 """
 
 import hashlib
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ class Reply:
     num_tiles: tuple[int, ...] = ()  # of every picture so far
     features: torch.Tensor | None = field(default=None, repr=False, compare=False)  # [ΣT, 256, H]
     tokens: tuple = field(default=(), repr=False, compare=False)  # (its end in the text, probability), if asked for
+    is_ended: bool = True  # by the closing token; False where it was cut at the most tokens asked for
+
+    @property
+    def confidence(self):
+        """The probability of the whole reply with its closing token; None if it was cut, or of unknown tokens."""
+        return math.prod(p for _, p in self.tokens) if self.tokens and self.is_ended else None
 
     def __str__(self):
         return self.text
@@ -158,7 +165,7 @@ def iterate_replies(
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
     for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, windows):
         lengths = [len(prompt.input_ids) for prompt in prompts]
-        for batch in _batches(lengths, batch_size, _short_context(vlm)):
+        for batch in alike_batches(vlm, lengths, batch_size):
             if not done.issuperset(numbers[place] for place in batch):
                 with _seeded(vlm, seed, numbers[batch[0]]):
                     asked = features.fill([prompts[place] for place in batch])
@@ -253,6 +260,11 @@ class _Features:
 
 def _with_features(prompt, pictures):
     return replace(prompt, features=torch.cat(pictures), tiles=prompt.tiles[:0]) if pictures else prompt
+
+
+def alike_batches(vlm, lengths, batch_size):
+    """Row numbers in batches that may be padded together, for so many tokens of each row."""
+    return _batches(lengths, batch_size, _short_context(vlm))
 
 
 def _batches(lengths, batch_size, short_context):
@@ -389,8 +401,9 @@ def _encode_tiles(vlm, tiles):
 
 
 def _finish(vlm, prompt, ids):
-    text = decode(vlm, ids)
-    return Reply(text, (*prompt.turns, Turn("assistant", text)), prompt.num_tiles, prompt.features)
+    text, end = decode(vlm, ids), vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
+    turns = (*prompt.turns, Turn("assistant", text))
+    return Reply(text, turns, prompt.num_tiles, prompt.features, is_ended=end in ids)
 
 
 def _short_context(vlm):

@@ -117,6 +117,42 @@ def rows_html(rows):
     return fragment(f"<b>{len(pairs)} rows</b>{cards_html([_card(*pair) for pair in pairs])}")
 
 
+def review_html(review):
+    """The first rows of a `Review` that are not decided, with their sources."""
+    waiting = [line for line in review.rows if not line["decision"]][:EXAMPLES_IN_NOTEBOOK]
+    cards = [_doubt_card(review.report.rows[line["number"]], line) for line in waiting]
+    return fragment(f"<b>{text_html(review)}</b>{cards_html(cards)}")
+
+
+def _doubt_card(row, line):
+    reply = "hidden until decided" if line["reply"] is None else line["reply"]
+    loss = "" if line["loss"] is None else f" · loss {line['loss']:.2f}"
+    return (
+        f"{media_html(row)}<div>{text_html(row.question, 300)}</div>"
+        f'<div><span class="dim">truth</span> <b>{text_html(row.truth, 300)}</b></div>'
+        f'<div><span class="dim">reply</span> {text_html(reply, 300)}</div>'
+        f'<div class="dim">{text_html(line["source"])}{loss}</div>'
+    ), ""
+
+
+def predictions_html(predictions):
+    """What was answered and what a confidence is worth; the least sure answers as cards."""
+    return fragment(_answered(predictions, EXAMPLES_IN_NOTEBOOK))
+
+
+def predictions_page(predictions, *, title):
+    """The same as one self-contained page."""
+    return page_html(title, _answered(predictions, EXAMPLES))
+
+
+def _answered(predictions, examples):
+    curve = predictions.calibration.figure().to_html() if predictions.calibration else ""
+    cards = [_card(row) for row in predictions.least_sure(examples)]
+    said = "".join(f"<p><b>{text_html(line)}</b></p>" for line in repr(predictions).splitlines())
+    details = table_html(predictions.details.items(), title="How this was answered")
+    return f"{said}{curve}<h3>The {len(cards)} least sure</h3>{cards_html(cards)}{details}"
+
+
 def _body(report, before, examples):
     reports = _named(report, before)
     parts = [f"<p><b>{text_html(warning)}</b></p>" for warning in report.warnings]
@@ -176,17 +212,31 @@ def _card(row, earlier=None, *, max_px=320):
     earlier_line = f'<div><span class="dim">before</span> {text_html(earlier.reply, 300)}</div>' if earlier else ""
     truth = " | ".join(row.answers) or row.truth
     name = "after" if earlier else "reply"
+    truth_line = "" if row.truth is None else f'<div><span class="dim">truth</span> {text_html(truth, 300)}</div>'
     inner = (
-        f"{media_html(row, max_px=max_px)}<div>{text_html(row.question, 300)}</div>"
-        f'<div><span class="dim">truth</span> {text_html(truth, 300)}</div>{earlier_line}'
-        f'<div><span class="dim">{name}</span> <b>{text_html(row.reply, 300)}</b></div>'
-        f'<div class="dim">{text_html(row.where)} · {_verdict(row.score)}</div>'
+        f"{media_html(row, max_px=max_px)}<div>{text_html(row.question, 300)}</div>{truth_line}{earlier_line}"
+        f'<div><span class="dim">{name}</span> {_marked(row)}</div>'
+        f'<div class="dim">{text_html(row.where)} · {_verdict(row)}</div>'
     )
-    return inner, "good" if row.is_right else "bad"
+    return inner, "" if row.truth is None else "good" if row.is_right else "bad"
 
 
-def _verdict(score):
-    return {0.0: "wrong", 1.0: "right"}.get(score, f"score {score:.2f}")
+def _marked(row):
+    """The reply, with a line under the token that the model was least sure of."""
+    if not row.least_sure or len(row.reply) > 300:
+        return f"<b>{text_html(row.reply, 300)}</b>"
+    begin, end, probability = row.least_sure
+    before, token, after = row.reply[:begin], row.reply[begin:end] or "▮", row.reply[end:]
+    said = f'<u title="least sure of this: {probability:.0%}">{text_html(token)}</u>'
+    return f"<b>{text_html(before)}{said}{text_html(after)}</b>"
+
+
+def _verdict(row):
+    scored = {None: (), 0.0: ("wrong",), 1.0: ("right",)}.get(row.score, (f"score {row.score or 0:.2f}",))
+    sure = "" if row.confidence is None else f"confidence {row.confidence:.2f}"
+    sure = sure or ("cut before its end" if row.least_sure else "")
+    fields = (f"{text_html(name, 40)} {value:.2f}" for name, value in row.field_scores.items())
+    return " · ".join(filter(None, (*scored, sure, ", ".join(fields))))
 
 
 def scores_html(scores):

@@ -80,6 +80,31 @@ def learning_curve_html(curve):
     return fragment(learning_curve_figure(curve).to_html() + table)
 
 
+def calibration_figure(calibration):
+    """The share of right answers among the surest 5, 10, … 100 %, with its 95 % interval.
+
+    Args: calibration: a `Calibration`.
+    Returns: matplotlib figure.
+    """
+    points = [(share, *calibration.among(share / 100)) for share in range(5, 101, 5)]
+    figure = ShownFigure(figsize=(7, 3.2), alt=repr(calibration))
+    axes = figure.subplots()
+    shares, rights, lows, highs = zip(*points, strict=True)
+    axes.fill_between(shares, lows, highs, color=BLUE, alpha=0.2, label="95 %")
+    axes.plot(shares, rights, color=BLUE, marker="o", markersize=3, label="right among these")
+    axes.axvline(100 * calibration.surest[0], color="gray", linestyle="--", label="look at those to the right")
+    axes.set(xlabel="the surest … % of the answers", ylabel="right", title="surest answers first")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", fontsize=8)
+    return figure
+
+
+def calibration_html(calibration):
+    """The sentence and the curve."""
+    return fragment(f"<p><b>{text_html(calibration)}</b></p>{calibration_figure(calibration).to_html()}")
+
+
 def forgetting_figure(runs, *, learned="new task", kept="old tasks"):
     """Each model as a point: score on what it was trained for across, on what it could do before upwards.
 

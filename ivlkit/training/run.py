@@ -4,6 +4,7 @@ A run's folder holds run.yaml (recipe, data, versions, the model's fingerprint),
 (what the child printed), checkpoint-N/ while it trains and `final/` when it is done.
 """
 
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from ..data.datasets.mixture import TRAIN
 from ..data.datasets.opening import open_data
 from ..data.files import write_whole
-from ..errors import TrainingError
+from ..errors import DataError, TrainingError
 from ..views import shown
 from .log import read_steps
 from .recipes import Recipe
@@ -300,3 +301,18 @@ def open_again(run, part="data"):
     if data.fingerprint != spec["fingerprint"]:
         raise TrainingError(f"{path}: changed since this run was described; expected the same rows; start a new run")
     return data
+
+
+def loaded(model, caller):
+    """A model as it may be given: loaded, a key or a folder, a finished run. Raises: DataError for anything else."""
+    from ..models.load import load
+    from ..models.options import check_loaded
+
+    if isinstance(model, (str, os.PathLike)):
+        return load(model)
+    if isinstance(model, Run):
+        return model.load()
+    if not hasattr(model, "processor"):
+        raise DataError(f"{caller}: a {type(model).__name__} in the model's place; expected {caller}(model, data)")
+    check_loaded(model)
+    return model

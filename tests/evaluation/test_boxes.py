@@ -8,7 +8,6 @@ import pytest
 
 from ivlkit.errors import DataError
 from ivlkit.evaluation.boxes import (
-    ScoredReply,
     ap,
     ap50,
     best_total,
@@ -17,8 +16,8 @@ from ivlkit.evaluation.boxes import (
     iou,
     iou_at_50,
     parse_boxes,
-    score_boxes,
 )
+from ivlkit.evaluation.confidence import ScoredReply, score_boxes
 
 LEFT, MIDDLE, RIGHT = "[0, 0, 300, 300]", "[350, 0, 650, 300]", "[700, 0, 1000, 300]"
 

@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, DataError
 from ivlkit.evaluation.evaluate import evaluate, fingerprint
 from ivlkit.evaluation.report import Report
+from ivlkit.models.chat import Reply
 from ivlkit.models.load import ORIGIN_FILE
 
 NEW = {"progress": False, "max_new_tokens": 4}
@@ -52,7 +52,7 @@ class TestEvaluate:
         asked = []
         monkeypatch.setattr(
             "ivlkit.evaluation.evaluate.iterate_replies",
-            lambda vlm, conversations, **_: asked.extend(conversations) or [[(0, SimpleNamespace(text="x"))]],
+            lambda vlm, conversations, **_: asked.extend(conversations) or [[(0, Reply("x", ()))]],
         )
         turns = (Turn("user", "Hi"), Turn("assistant", "Hello."), Turn("user", "And now?"), Turn("assistant", "x"))
         found = evaluate(tiny_vlm, [Record(id=0, turns=turns)], progress=False)
@@ -148,7 +148,7 @@ class TestBoxScores:
     def says_boxes(self, monkeypatch):
         """A model whose first reply is a sure wrong box before an unsure right one; `.asked` counts its batches."""
         asked, text = [], "[900, 900, 950, 950] [0, 0, 500, 500]"
-        replies = [SimpleNamespace(text=text, tokens=((20, 0.9), (37, 0.5))), SimpleNamespace(text="", tokens=())]
+        replies = [Reply(text, (), tokens=((20, 0.9), (37, 0.5))), Reply("", ())]
 
         def reply(vlm, conversations, *, probabilities, done, **_):
             asked.append(probabilities)

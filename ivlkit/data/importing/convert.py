@@ -146,6 +146,18 @@ def _check_shares(shares):
             raise DataError(f"a split named {name!r}; expected a file's name, none of {', '.join(sorted(TAKEN))}")
 
 
+def read_shares(text):
+    """Shares as they are typed: "80/10/10", of train, validation and test, or "none" for one file of all rows."""
+    if text == "none":
+        return ALL
+    try:
+        parts = [float(part) for part in text.split("/")]
+        train, validation, test = (part / sum(parts) for part in parts)
+    except (ValueError, ZeroDivisionError) as error:
+        raise DataError(f"--split {text!r}; expected three shares like 80/10/10, or none") from error
+    return {TRAIN: train, "validation": validation, "test": test}
+
+
 # Sources
 
 

@@ -59,11 +59,11 @@ class PictureTaker:
             hashes += [self._hash(path, where) for path in paths]
             taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
         if isinstance(row.get("video"), list) and are_frames(row["video"]):
-            paths = [self._find(name, where) for name in row["video"]]
+            paths = [self.find(name, where) for name in row["video"]]
             hashes += [self._hash(path, where) for path in paths]
             taken["video"] = [str(path) for path in paths]
         elif isinstance(row.get("video"), str) and row["video"]:
-            path = self._find(row["video"], where)
+            path = self.find(row["video"], where)
             hashes.append(self._hash(path, where, is_video=True))
             taken["video"] = str(path)
         return taken, tuple(hashes)
@@ -123,14 +123,14 @@ class PictureTaker:
 
     def _page_or_file(self, name, where):
         name, _, page = name.partition("#page=")
-        path = self._find(name, where)
+        path = self.find(name, where)
         if path.suffix.lower() == ".pdf":
             return self._write_png(render_page(path, page, where))
         if page:
             raise DataError(f"{where}: page {page!r} of {path}, which is no PDF; remove #page=")
         return path
 
-    def _find(self, name, where):
+    def find(self, name, where):
         """The file of this name below the root; backslashes, another case and a missing suffix are seen through."""
         name = name.strip()
         if not name:

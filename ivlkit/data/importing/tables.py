@@ -51,11 +51,12 @@ class Columns:
 def choose_columns(header, where, *, image=None, video=None, question=None, answer=None):
     """`Columns` of a table by what was asked for, or by usual names ("image", "question", "answer", …).
 
+    Args: answer: () for rows that have none, or whose answer is not read.
     Raises: DataError with the table's columns if one is named that is not there, or none fits.
     """
     images = _listed(image) or (() if video else _usual(header, IMAGE_COLUMNS, "image", where))
     asked = question or _usual(header, QUESTION_COLUMNS, "question", where)[0]
-    answers = _listed(answer) or _usual(header, ANSWER_COLUMNS, "answer", where)
+    answers = _usual(header, ANSWER_COLUMNS, "answer", where) if answer is None else _listed(answer)
     for name in (*images, *answers, *_listed(video)):
         if name not in header:
             raise DataError(f"{where}: no column {name!r}; expected one of {_names(header)}")
@@ -94,10 +95,9 @@ def row_from_cells(cells, columns, where, *, id):
     images = [_file_name(_filled(cells, name, where)) for name in columns.images]
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     question = "\n".join(filter(None, (question, columns.suffix)))
-    conversations = [
-        {"from": "human", "value": _with_media(question, len(images), columns.video)},
-        {"from": "gpt", "value": _answer(cells, columns, where)},
-    ]
+    conversations = [{"from": "human", "value": _with_media(question, len(images), columns.video)}]
+    if columns.answer:
+        conversations.append({"from": "gpt", "value": _answer(cells, columns, where)})
     row = {"id": cells.get("id", id), "conversations": conversations}
     if images:
         row["image"] = images if len(images) > 1 else images[0]
@@ -194,8 +194,8 @@ def _rows(name, header, lines, columns):
 
 def text_table(path):
     """(header, iterator of (line, cells or the error), what was detected) of a CSV or TSV."""
-    encoding = _encoding(path)
-    delimiter = _delimiter(path, encoding)
+    encoding = encoding_of(path)
+    delimiter = delimiter_of(path, encoding)
     lines = _csv_lines(path, encoding, delimiter)
     number, header = next(lines, (1, None))
     if header is None or isinstance(header, Exception):
@@ -205,7 +205,8 @@ def text_table(path):
     return header, lines, f"csv, {'tab' if delimiter == chr(9) else delimiter} between cells, {encoding}"
 
 
-def _encoding(path):
+def encoding_of(path):
+    """The encoding that a table is read in. Raises: DataError if it is none of UTF-8, UTF-16 or Western ones."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -255,7 +256,7 @@ def _decodes(path, encoding):
     return True
 
 
-def _delimiter(path, encoding):
+def delimiter_of(path, encoding):
     """The separator that cuts most of the first lines into as many cells as the header has."""
 
     def fit(delimiter):

@@ -1,0 +1,110 @@
+"""What a model is asked about, answers or not: a folder of pictures and videos, a table, rows → `Record`s."""
+
+import os
+from pathlib import Path
+
+from ...errors import DataError, all_faults
+from ..importing.gather import PictureTaker
+from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, choose_columns, row_from_cells, table_rows
+from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..rows.records import Record, Turn, Video, parse_row, read_row
+from .opening import open_data
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+MEDIA_SUFFIXES = PICTURE_SUFFIXES - {".pdf"} | VIDEO_SUFFIXES
+
+
+def questions_of(data, *, question=None, root=None):
+    """(records whose answers, if any, are not used, the folder that their files' names start from or None).
+
+    Args:
+        data: a folder, all of whose pictures and videos are asked about, also those in its sub-folders; one picture or
+            video; a table (.csv, .tsv, .xlsx) or a JSONL, with answers or without; what `open_data` takes; records.
+        question: for pictures alone; of a table or of rows without turns also the name of a column.
+        root: folder that the names in a table or JSONL start from; default its own.
+    Raises: DataError that names the row, and for pictures without a question.
+    """
+    if not isinstance(data, (str, os.PathLike)):
+        _no_question(question, "records")
+        return [_asking(record) for record in data], None
+    path = Path(data)
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; expected pictures, a table or rows; check the path")
+    suffix, root = path.suffix.lower(), Path(root) if root else path if path.is_dir() else path.parent
+    if path.is_dir() and not (path / "meta.json").exists():
+        return list(_each_file(path, question)), root
+    if suffix in MEDIA_SUFFIXES and path.is_file():
+        return [_of_file(path, path.name, question)], root
+    if suffix in TABLE_SUFFIXES:
+        return [_asking(record) for record in _of_table(path, root, question)], root
+    if suffix in (".jsonl", ".ndjson"):
+        return [_asking(record) for record in _of_rows(path, root, question)], root
+    _no_question(question, path)
+    return list(open_data(path)), None
+
+
+def _no_question(question, where):
+    if question is not None:
+        raise DataError(f"{where}: have their own questions; expected no question={question!r}; leave it out")
+
+
+def _asking(record):
+    if not record.turns or "user" not in (turn.role for turn in record.turns[-2:]):
+        raise DataError(f"{record.where}: ends without a question; expected one last, or one and its answer; add it")
+    return record
+
+
+def _each_file(folder, question):
+    """Files in the order of their names; others than pictures and videos are no rows, hidden ones are passed over."""
+    found = 0
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_media = path.suffix.lower() in MEDIA_SUFFIXES
+        if is_media and path.is_file() and not any(part.startswith(".") for part in name.parts):
+            found += 1
+            yield _of_file(path, name.as_posix(), question)
+    if not found:
+        raise DataError(f"{folder}: no picture or video; expected one at least, {', '.join(sorted(MEDIA_SUFFIXES))}")
+
+
+def _of_file(path, name, question):
+    if not question:
+        raise DataError(f"{path}: no question; expected one that is asked about every picture; add question=…")
+    is_video = path.suffix.lower() in VIDEO_SUFFIXES
+    place = VIDEO_PLACEHOLDER if is_video else IMAGE_PLACEHOLDER
+    text = question if place in question else f"{place}\n{question}"
+    media = {"video": Video(path)} if is_video else {"images": (path,)}
+    return Record(id=name, turns=(Turn("user", text),), where=name, **media)
+
+
+def _of_table(path, root, question):
+    _, rows = table_rows(path, question=question, answer=())
+    taker = PictureTaker(root, root)
+    for where, row in rows:
+        if isinstance(row, DataError):
+            raise row
+        images = row["image"] if isinstance(row.get("image"), list) else [row["image"]]
+        yield _read(row | {"image": [str(taker.find(name, where)) for name in images]}, where, taker.anchor)
+
+
+def _of_rows(path, root, question):
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path.name}:{number}"
+                row = parse_row(line, where)
+                if not row.get("conversations") and not row.get("messages"):
+                    columns = choose_columns(list(row), where, question=question, answer=())
+                    row = row_from_cells(row, columns, where, id=number)
+                elif question is not None:
+                    _no_question(question, where)
+                yield _read(row, where, root)
+
+
+def _read(row, where, root):
+    """The `Record` of a row of any format; that an answer is missing is no fault here."""
+    (_, record), faults = all_faults(read_row(row, where, root))
+    for fault in faults:
+        if fault.code != "no_answer":
+            raise fault.at(where)
+    return record

@@ -1,0 +1,196 @@
+"""Answers to rows whose truth nobody knows, with how sure the model is of each: a table, a page of pictures."""
+
+import csv
+import io
+import json
+import os
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+
+from ..data.datasets.questions import questions_of
+from ..data.files import write_whole
+from ..errors import DataError
+from ..models.options import check_options
+from ..training.run import loaded
+from ..views import shown
+from .confidence import Calibration
+from .evaluate import ask_all, evaluate, fingerprint, without_places
+from .report import Gallery, Report, Row, writable
+
+JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
+COLUMNS = ("source", "file", "id", "question", "answer", "confidence", "chance_right", "least_sure")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows in the order of the data, without truth and score; `extra` has their `file` and `id`."""
+
+    rows: tuple[Row, ...]
+    details: dict  # model, data, settings, seconds, versions
+    calibration: Calibration | None = None
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
+
+    def chance_right(self, row):
+        """The calibrated confidence of a row; None without a calibration, and for an answer that was cut."""
+        return self.calibration and self.calibration.chance_right(row.confidence)
+
+    def least_sure(self, k=12):
+        """The k rows with the lowest confidence, answers that were cut first."""
+        return Gallery(sorted(self.rows, key=lambda row: row.confidence or 0.0)[:k])
+
+    def table(self):
+        """A dict for each row: source, file, id, question, answer, confidence, chance_right, least_sure, fields.
+
+        `least_sure` is the token that the model was least sure of, "(end)" for where the answer ends. `confidence` is
+        None for an answer that was cut. `fields` is {"sum": 0.93, …} for an answer in JSON, else {}.
+        """
+        return [self._line(row) for row in self.rows]
+
+    def _line(self, row):
+        own = {name: row.extra.get(name) for name in ("file", "id")}
+        scores = {"confidence": _short(row.confidence), "chance_right": _short(self.chance_right(row))}
+        fields = {name: _short(value) for name, value in row.field_scores.items()}
+        said = {"question": row.question, "answer": row.reply, "least_sure": row.least_sure_token, "fields": fields}
+        return {"source": row.where} | own | said | scores
+
+    def save(self, path):
+        """Write the table as .csv or .jsonl, in one step; a field of a JSON answer gets a column "confidence of …"."""
+        lines, fields = self.table(), dict.fromkeys(name for row in self.rows for name in row.field_scores)
+        if check_ending(path) == ".jsonl":
+            text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+            return write_whole(path, writable(text))
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow([*COLUMNS, *(f"confidence of {name}" for name in fields)])
+        table.writerows([*map(line.get, COLUMNS), *map(line["fields"].get, fields)] for line in lines)
+        return write_whole(path, writable(text.getvalue()))
+
+    def save_html(self, path, *, title="Answers"):
+        """Write one self-contained page with pictures: the least sure answers first, their least sure token marked."""
+        return write_whole(path, self._page(title=title))
+
+    def __repr__(self):
+        cut = sum(bool(row.least_sure) and row.confidence is None for row in self.rows)
+        said = f"; {cut} were cut before their end" if cut else ""
+        worth = f"\n{self.calibration}" if self.calibration else "; uncalibrated: give validation= rows with answers"
+        return f"Predictions({len(self.rows):,} answers, model: {self.details['model']}{said}{worth})"
+
+    _repr_html_ = shown("answers:predictions_html")
+    _page = shown("answers:predictions_page")
+
+
+def predict(
+    model,
+    data,
+    *,
+    question=None,
+    to=None,
+    root=None,
+    validation=None,
+    max_tiles=None,
+    batch_size=16,
+    seed=0,
+    progress=True,
+    **generation,
+):
+    """Answer every row, with the probability of each answer.
+
+    The confidence is the probability that greedy decoding gave to the whole answer and its end, in float32; how often
+    such an answer is right is another question: `validation` answers it, and without it the confidences only rank.
+
+    Args:
+        model: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
+        data: a folder, all of whose pictures and videos are asked about; one of them; a table or a JSONL, whose answers
+            are not read if it has any; what `open_data` takes; a list of records.
+        question: for pictures alone; of a table also the name of a column, default "question".
+        to: a .csv or .jsonl. The replies are kept in a folder beside it, answers.csv.replies: called again, also after
+            a kill, it goes on where it stopped, and writes the same file.
+        root: folder that the names in a table or JSONL start from; default its own.
+        validation: a `Report` of this model on validation rows, 50 at least, or such rows: what a confidence is worth.
+            They may not be among the rows that are asked about.
+        max_tiles, seed, generation: as in `evaluate`.
+    Returns: `Predictions`.
+    Raises: DataError that names the row, and for a `to` that holds answers of another model, other rows or settings.
+    """
+    check_options(generation, "predict", predict)
+    journal = to and f"{to}{JOURNAL}"
+    if to:
+        check_ending(to)
+    if not isinstance(seed, Integral) or seed < 0:
+        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
+    records, home = questions_of(data, question=question, root=root)
+    if not records:
+        raise DataError("no rows to answer; expected at least one")
+    vlm = loaded(model, "predict")
+    options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress, **generation}
+    calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
+    replies, details = ask_all(vlm, records, folder=journal, **options)
+    rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
+    found = Predictions(rows, {"data": str(getattr(data, "path", home or "records"))} | details, calibration)
+    if to:
+        found.save(to)
+    return found
+
+
+def _calibrate(vlm, validation, records, journal, options):
+    """The calibration by rows whose truth is known, none of which may be asked about."""
+    folder = journal and Path(journal) / "validation"
+    report = validation if isinstance(validation, Report) else evaluate(vlm, validation, to=folder, **options)
+    found, weights = report.calibration(), fingerprint(vlm.model)
+    if found.weights != weights:
+        raise DataError(
+            f"a validation report of a model with weights {found.weights}; expected {weights}, the one that answers; "
+            "evaluate it on the validation rows"
+        )
+    asked = {_key(record) for record in records}
+    if again := next((row.where for row in report.rows if _key(row) in asked), None):
+        raise DataError(
+            f"{again}: is a validation row and is asked about; expected other rows: of those that it was fitted on a "
+            "confidence says too much; leave them out of one of the two"
+        )
+    return found
+
+
+def _key(row):
+    return row.where, without_places(row.question), tuple(map(str, row.images)), str(row.video)
+
+
+def check_ending(path):
+    """The suffix of a table of answers, .csv or .jsonl. Raises: DataError for another."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".csv", ".jsonl"):
+        raise DataError(f"{path}: ends with {suffix!r}; expected .csv or .jsonl; rename it")
+    return suffix
+
+
+def _row(record, reply, home):
+    sources = record.video.files if record.video else record.images
+    names = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
+    return Row(
+        where=record.where,
+        question=without_places(record.question),
+        truth=None,
+        reply=str(reply),
+        score=None,
+        images=record.images,
+        video=record.video,
+        extra=dict(record.extra) | {"file": " ".join(_from(home, name) for name in names), "id": record.id},
+        **vars(reply),
+    )
+
+
+def _from(home, name):
+    """A file's name as it starts from a folder, or its whole one where it lies elsewhere."""
+    inside = os.path.relpath(name, home) if home else ".."
+    return name if inside.startswith("..") else Path(inside).as_posix()
+
+
+def _short(value):
+    """Six digits of a probability: more are noise."""
+    return None if value is None else float(f"{value:.6g}")

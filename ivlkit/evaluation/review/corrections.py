@@ -1,0 +1,232 @@
+"""What a person decided about rows, written as a copy of their own table in which nothing else has changed."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...data.files import replacing
+from ...data.importing.tables import ANSWER_COLUMNS, delimiter_of, encoding_of
+from ...data.rows.records import parse_line
+from ...errors import DataError
+
+MARKS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # one order of bytes stays as it is
+
+
+@dataclass(frozen=True)
+class Decision:
+    """About the truth of one row: "keep", "correct" or "drop"."""
+
+    action: str
+    truth: str  # as it was looked at
+    answer: str | None = None  # the new truth, of "correct"
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What was written, and where; printed, the difference as a table."""
+
+    path: Path
+    changes: tuple  # (source, "correct" or "drop", old truth, new truth or None), in the order of the table
+
+    def __repr__(self):
+        lines = [
+            f"{source:<20}  {action:<8}{old!r:>24} → {'–' if new is None else repr(new)}"
+            for source, action, old, new in self.changes
+        ]
+        return "\n".join([f"{self.path}: {len(self.changes)} rows changed", *lines])
+
+
+def write_decisions(table, decisions, *, to=None, answer=None):
+    """Write a copy of a table with the truths as decided; what was kept, and every other byte, stays as it is.
+
+    The split that is kept beside the table (labels.csv.split.csv) holds for the copy too: no row changes its part.
+
+    Args:
+        table: the .csv, .tsv or .jsonl that the rows came from; it is never changed.
+        decisions: {source: `Decision`}; a source is "labels.csv:17", a row's first line.
+        to: default `labels.corrected.csv` beside it.
+        answer: the column of the truth; default the one that holds them.
+    Returns: `Corrections`.
+    Raises: DataError for a source that is not in the table, and where a truth is no longer what was looked at.
+    """
+    table = Path(table)
+    to = Path(to) if to else table.with_name(f"{table.stem}.corrected{table.suffix}")
+    if to.resolve() == table.resolve():
+        raise DataError(f"{to}: is the table itself; expected a new file; your own is never changed")
+    by_line = _by_line(table, decisions)
+    wanted = {line: each for line, each in by_line.items() if each.action != "keep"}
+    suffix = table.suffix.lower()
+    if suffix not in _EDITORS:
+        raise DataError(f"{table}: ends with {suffix!r}; expected {', '.join(_EDITORS)}; save it as CSV")
+    content = _EDITORS[suffix](table, wanted, answer) if wanted else table.read_bytes()
+    with replacing(to) as aside:
+        aside.write_bytes(content)
+    changes = ((line, each.action, each.truth, each.answer) for line, each in sorted(wanted.items()))
+    return Corrections(to, tuple((f"{table.name}:{line}", *change) for line, *change in changes))
+
+
+def _by_line(table, decisions):
+    found = {}
+    for source, decision in decisions.items():
+        name, _, line = source.rpartition(":")
+        if name != table.name or not line.isdecimal():
+            raise DataError(f"{source}: is no row of {table.name}; expected {table.name}:2 or the like; name its table")
+        found[int(line)] = decision
+    return found
+
+
+def _changed(where, found, decision):
+    return DataError(
+        f"{where}: holds {found!r:.60}, but {decision.truth!r:.60} was looked at; expected the same; the table has "
+        "changed since: review it again"
+    )
+
+
+def _check_found(table, wanted, found):
+    for line in sorted(set(wanted) - found):
+        raise DataError(f"{table.name}:{line}: no row begins on this line; expected the table that was looked at")
+
+
+# CSV and TSV ----------------------------------------------------------------------------------------------------------
+
+
+def _edited_csv(table, wanted, answer):
+    content, encoding = table.read_bytes(), encoding_of(table)
+    codec = next((name for mark, name in MARKS.items() if content.startswith(mark)), encoding.removesuffix("-sig"))
+    delimiter, text = delimiter_of(table, encoding), content.decode(codec, "surrogateescape")
+    mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
+    rows = _raw_rows(text, delimiter)
+    (_, header), *filled = [(line, cells) for line, _, cells in rows if cells and any(map(str.strip, cells))]
+    edits = _edits(table, dict(filled), [name.strip() for name in header], wanted, answer)
+    kept = [mark]
+    for line, raw, cells in rows:
+        if line not in wanted:
+            kept.append(raw)
+        elif wanted[line].action == "correct":
+            kept.append(_with_cells(raw, cells, edits[line], delimiter))
+    try:
+        return "".join(kept).encode(codec, "surrogateescape")
+    except UnicodeEncodeError as error:
+        found = error.object[error.start : error.end]
+        raise DataError(f"{table}: {found!r} can't be written as {codec}; save the table as CSV in UTF-8") from error
+
+
+def _raw_rows(text, delimiter):
+    """[(its first line, the text of the row as it stands, its cells or None for a broken one)], as tables.py counts."""
+    lines = list(io.StringIO(text, newline=""))
+    reader, rows = csv.reader(iter(lines), delimiter=delimiter, strict=True), []
+    while (begin := reader.line_num) < len(lines):
+        try:
+            cells = next(reader)
+        except csv.Error:
+            cells = None
+        rows.append((begin + 1, "".join(lines[begin : reader.line_num]), cells))
+    return rows
+
+
+def _edits(table, rows, header, wanted, answer):
+    """{line: {place of a cell: its new text}}. Raises: DataError if a cell is not what was looked at."""
+    _check_found(table, wanted, set(rows))
+    column = answer or _answer_column(table, rows, header, wanted)
+    edits = {}
+    for line, decision in wanted.items():
+        old, new = (_by_column(text, header, column) for text in (decision.truth, decision.answer or ""))
+        cells = dict(zip(header, rows[line], strict=False))
+        if new.keys() != old.keys() and decision.action == "correct":
+            raise DataError(f"{table.name}:{line}: new fields {list(new)}; expected {list(old)}, a column each")
+        for name, text in old.items():
+            if cells.get(name, "").strip() != text:
+                raise _changed(f"{table.name}:{line}", cells.get(name), decision)
+        edits[line] = {header.index(name): text for name, text in new.items() if text != old.get(name)}
+    return edits
+
+
+def _answer_column(table, rows, header, wanted):
+    """The column whose cells are the truths of all rows that change; None where these are JSON of several columns."""
+    fits = [
+        name
+        for place, name in enumerate(header)
+        if all(rows[line][place : place + 1] and rows[line][place].strip() == wanted[line].truth for line in wanted)
+    ]
+    usual = [name for name in fits if name.casefold() in ANSWER_COLUMNS]
+    if len(fits) == 1 or len(usual) == 1:
+        return (usual or fits)[0]
+    if all(_object(each.truth) and set(_object(each.truth)) <= set(header) for each in wanted.values()):
+        return None
+    line, decision = next(iter(wanted.items()))
+    if fits:
+        raise DataError(f"{table.name}: columns {fits} hold these truths; expected one; name it: answer=…")
+    raise _changed(f"{table.name}:{line}", rows[line], decision)
+
+
+def _object(text):
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _by_column(text, header, column):
+    """{column: cell} of a truth."""
+    if column is not None:
+        return {column: text}
+    return {name: "" if value is None else str(value) for name, value in _object(text).items()}
+
+
+def _with_cells(raw, cells, edits, delimiter):
+    """A row's text with new cells; a cell that was quoted stays so, one that has to be is."""
+    pattern, spans, place = re.compile(rf'"(?:[^"]|"")*"|[^{re.escape(delimiter)}\r\n]*'), [], 0
+    for _ in cells:
+        spans.append(pattern.match(raw, place).span())
+        place = spans[-1][1] + 1
+    for number in sorted(edits, reverse=True):
+        begin, end = spans[number]
+        text = edits[number]
+        if raw[begin : begin + 1] == '"' or re.search(rf'["\r\n{re.escape(delimiter)}]', text):
+            text = '"' + text.replace('"', '""') + '"'
+        raw = raw[:begin] + text + raw[end:]
+    return raw
+
+
+# JSON lines -----------------------------------------------------------------------------------------------------------
+
+
+def _edited_jsonl(table, wanted, answer):
+    lines = dict(enumerate(io.BytesIO(table.read_bytes()), start=1))
+    _check_found(table, wanted, {line for line, text in lines.items() if text.strip()})
+    for line, decision in wanted.items():
+        where = f"{table.name}:{line}"
+        found = parse_line(lines[line], where, table.parent).answer
+        if found != decision.truth:
+            raise _changed(where, found, decision)
+        lines[line] = b"" if decision.action == "drop" else _with_answer(lines[line], where, table.parent, decision)
+    return b"".join(lines.values())
+
+
+def _with_answer(line, where, root, decision):
+    """The line with another last answer: of all places that hold the old text the one that changes nothing else."""
+    old_record = parse_line(line, where, root)
+    for plain in (False, True):
+        old, new = (json.dumps(text, ensure_ascii=plain).encode() for text in (decision.truth, decision.answer))
+        end = len(line)
+        while (begin := line.rfind(old, 0, end)) >= 0:
+            edited, end = line[:begin] + new + line[begin + len(old) :], begin
+            record = parse_line(edited, where, root)
+            same = (record.turns[:-1], record.extra, record.id) == (
+                old_record.turns[:-1],
+                old_record.extra,
+                old_record.id,
+            )
+            if same and record.answer == decision.answer.strip():
+                return edited
+    raise DataError(
+        f"{where}: the answer {decision.truth!r:.60} can't be replaced as text; expected it once; mend the row"
+    )
+
+
+_EDITORS = {".csv": _edited_csv, ".tsv": _edited_csv, ".jsonl": _edited_jsonl}

@@ -1,0 +1,222 @@
+"""Which rows deserve a look: those whose truth the model finds least likely; what a person decided about them."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ...data.collate import collate, normalise_tiles
+from ...data.encode import encode
+from ...data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ...data.rows.records import Record, Turn
+from ...errors import DataError
+from ...models.chat import TILES_AT_ONCE, WINDOW_BATCHES, alike_batches
+from ...training.loop.loss import weighted_cross_entropy
+from ...training.run import loaded
+from ...views import shown
+from ..confidence import ScoredReply
+from ..metrics import row_scorer
+from .corrections import Decision, write_decisions
+
+
+@torch.inference_mode()
+def truth_losses(vlm, records, *, batch_size=16, progress=False):
+    """How unlikely each row's truth is to a model: −log of its probability, its tokens and its end summed.
+
+    One forward pass over questions and truths; of a row with several answers all count that are trained on.
+
+    Args: records: rows with answers, a list or a `Data`.
+    Returns: a list of floats, in nats: 0.7 for a truth of probability one half.
+    """
+    losses, window = [0.0] * len(records), WINDOW_BATCHES * batch_size
+    for start in tqdm(range(0, len(records), window), desc="losses", disable=not progress):
+        rows = [replace(records[n], augment_jpeg=False) for n in range(start, min(start + window, len(records)))]
+        examples = [encode(row, vlm.processor, draw=None) for row in rows]
+        for places in alike_batches(vlm, list(map(len, examples)), batch_size):
+            found = _losses(vlm, [examples[place] for place in places])
+            for place, loss in zip(places, found, strict=True):
+                losses[start + place] = loss
+    return losses
+
+
+def _losses(vlm, examples):
+    """The summed cross-entropy of each example's supervised tokens."""
+    model, device = vlm.model, vlm.model.device
+    batch = {key: value.to(device) for key, value in collate(examples, pad_token_id=vlm.tokenizer.pad_token_id).items()}
+    embeds, labels = model.get_input_embeddings()(batch["input_ids"]), batch["labels"]
+    if len(batch["tiles"]):
+        parts = batch["tiles"].split(TILES_AT_ONCE)
+        features = [model.encode_tiles(normalise_tiles(tiles, dtype=model.dtype)) for tiles in parts]
+        embeds = model.embed(batch["input_ids"], torch.cat(features))
+
+    def each(hidden, head):
+        one = labels.new_ones(1).float()
+        rows = (
+            weighted_cross_entropy(hidden[n : n + 1], head, labels=labels[n : n + 1], weights=one)
+            for n in range(len(labels))
+        )
+        return torch.stack(list(rows))
+
+    outputs = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False, loss_fn=each)
+    return outputs.loss.tolist()
+
+
+def source_of(row):
+    """Where a row, or a record, stands in a person's own table: "labels.csv:17"."""
+    return str(row.extra.get("source") or row.where)
+
+
+def records_of(report):
+    """The rows of a report as records to be encoded.
+
+    Raises: DataError for a row of several pictures: their places in the question are not kept.
+    """
+    records = []
+    for row in report.rows:
+        if len(row.images) > 1:
+            raise DataError(
+                f"{row.where}: {len(row.images)} pictures; expected the data beside the report, which says where they "
+                "stand; write report.review(data=…)"
+            )
+        place = VIDEO_PLACEHOLDER if row.video else IMAGE_PLACEHOLDER if row.images else ""
+        question = f"{place}\n{row.question}" if place and place not in row.question else row.question
+        turns = (Turn("user", question), Turn("assistant", row.truth))
+        records.append(Record(None, turns, row.images, row.where, video=row.video))
+    return records
+
+
+# orders of a report's rows --------------------------------------------------------------------------------------------
+
+
+def by_loss(report, losses, rng):
+    """The least likely truth first."""
+    return sorted(range(len(losses)), key=lambda number: -losses[number])
+
+
+def wrong_and_sure(report, losses, rng):
+    """Wrong replies first, the surest of them first; behind them the right ones, the least sure first."""
+
+    def key(number):
+        row = report.rows[number]
+        return row.is_right, (row.confidence or 0.0) * (1 if row.is_right else -1)
+
+    return sorted(range(len(report.rows)), key=key)
+
+
+def at_random(report, losses, rng):
+    """By chance: the only order in which corrected truths of test rows give an honest score."""
+    return rng.permutation(len(report.rows)).tolist()
+
+
+REVIEW_ORDERS = {"loss": by_loss, "sure": wrong_and_sure, "random": at_random}
+
+
+@dataclass
+class Review:
+    """Rows of a report in the order in which to look at them, and what was decided.
+
+    `rows` says for each what is needed to judge it; `keep`, `correct` and `drop` decide; `save` writes the decisions as
+    a table of your own. In the order "random" replies are hidden until their row is decided: who sees the reply first
+    tends to agree with it.
+    """
+
+    report: object
+    numbers: list  # of the report's rows, the most doubtful first
+    order: str
+    losses: list = field(default_factory=list, repr=False)  # of the truth, by number; [] where they were not needed
+    decisions: dict = field(default_factory=dict)  # {source: Decision}
+
+    @property
+    def rows(self):
+        """A dict for each row, in this order: number, source, images, video, question, truth, reply, loss, decision.
+
+        `reply` is None while it is hidden, `loss` where it was not computed, `decision` where nothing is decided.
+        """
+        return [self._line(number) for number in self.numbers]
+
+    def _line(self, number):
+        row, source = self.report.rows[number], source_of(self.report.rows[number])
+        decision = self.decisions.get(source)
+        return {
+            **{"number": number, "source": source, "images": row.images, "video": row.video},
+            **{"question": row.question, "truth": row.truth, "decision": decision},
+            "reply": None if self.order == "random" and not decision else row.reply,
+            "loss": self.losses[number] if self.losses else None,
+        }
+
+    def keep(self, source):
+        """The truth of the row at this source ("labels.csv:17") is right."""
+        self._decide(source, "keep")
+
+    def correct(self, source, answer):
+        """Its truth should be this text."""
+        self._decide(source, "correct", answer)
+
+    def drop(self, source):
+        """The row is of no use: its line is left out."""
+        self._decide(source, "drop")
+
+    def _decide(self, source, action, answer=None):
+        truths = {source_of(row): row.truth for row in self.report.rows}
+        if source not in truths:
+            raise DataError(f"{source}: no row of this report; expected a source such as {next(iter(truths))}")
+        self.decisions[source] = Decision(action, truths[source], answer)
+
+    def save(self, table, *, to=None, answer=None):
+        """Write the decisions as `labels.corrected.csv` beside labels.csv; see `write_decisions`."""
+        return write_decisions(table, self.decisions, to=to, answer=answer)
+
+    def rescored(self, report=None):
+        """A report of the same rows with the truths as decided: dropped rows are left out.
+
+        Args: report: the one reviewed, or another of the same rows, such as before training.
+        Raises: DataError unless rows were drawn at random: looking only where the model disagrees raises its score.
+        """
+        if self.order != "random":
+            raise DataError(
+                f'a review in the order "{self.order}"; expected "random": rows that were chosen by the model\'s own '
+                "replies would raise its score"
+            )
+        report = report or self.report
+        score_rows, _ = row_scorer(report.metric)
+        rows = [row for row in map(self._as_decided, report.rows) if row]
+        replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
+        scores, numbers = score_rows(replies, [row.answers or row.truth for row in rows])
+        rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
+        return replace(report, rows=rows, numbers=numbers, controls={})
+
+    def _as_decided(self, row):
+        """The row with its truth as decided, None for a dropped one."""
+        decision = self.decisions.get(source_of(row))
+        if decision is None or decision.action == "keep":
+            return row
+        return None if decision.action == "drop" else replace(row, truth=decision.answer, answers=())
+
+    def scores(self, before=None):
+        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones."""
+        found = {}
+        for name, report in {"before": before, "after": self.report}.items():
+            for truths, each in (("old", report), ("new", report and self.rescored(report))):
+                if each is not None:
+                    found[f"{name}, {truths} truths"] = (each.score, *each.interval)
+        return found
+
+    def __repr__(self):
+        return f"Review({len(self.numbers):,} rows in the order {self.order!r}, {len(self.decisions):,} decided)"
+
+    _repr_html_ = shown("answers:review_html")
+
+
+def review(report, vlm=None, *, order="loss", data=None, batch_size=16, seed=0):
+    """The `Review` of a report; see `Report.review`."""
+    if order not in REVIEW_ORDERS:
+        raise DataError(f"order={order!r}; expected one of {', '.join(REVIEW_ORDERS)}")
+    losses = []
+    if order == "loss":
+        origin = report.details.get("model")
+        vlm = vlm or ("nano" if origin == "the package" else origin)
+        records = records_of(report) if data is None else list(data)
+        losses = truth_losses(loaded(vlm, "review"), records, batch_size=batch_size, progress=True)
+    numbers = REVIEW_ORDERS[order](report, losses, np.random.default_rng(seed))
+    return Review(report, numbers, order, losses)

@@ -1,0 +1,173 @@
+"""A copy of one's own table, in which only what was decided has changed."""
+
+import csv
+import warnings
+
+import pytest
+
+from ivlkit.data.datasets.opening import from_csv
+from ivlkit.errors import DataError
+from ivlkit.evaluation.review.corrections import Decision, write_decisions
+
+
+def correct(old, new):
+    return Decision("correct", old, new)
+
+
+def drop(old):
+    return Decision("drop", old)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write("labels.csv", bytes)` → its path."""
+
+    def make(name, content):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return make
+
+
+TABLE = b"file,label,note\na.png,1,x\nb.png,7,y\nc.png,3,z\n"
+
+
+class TestTables:
+    def test_one_cell_changes_and_one_line_goes(self, write):
+        path = write("labels.csv", TABLE)
+        done = write_decisions(
+            path,
+            {"labels.csv:3": correct("7", "1"), "labels.csv:4": drop("3"), "labels.csv:2": Decision("keep", "1")},
+        )
+        assert done.path.name == "labels.corrected.csv"
+        assert done.path.read_bytes() == b"file,label,note\na.png,1,x\nb.png,1,y\n"
+        assert done.changes == (("labels.csv:3", "correct", "7", "1"), ("labels.csv:4", "drop", "3", None))
+        assert "2 rows changed" in repr(done) and "'7' → '1'" in repr(done)
+        assert path.read_bytes() == TABLE
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (b"file;label\r\na.png;7\r\n", b"file;label\r\na.png;1\r\n"),
+            (b'file\tlabel\n"a.png"\t"7"', b'file\tlabel\n"a.png"\t"1"'),
+            (b"\xef\xbb\xbffile,label\na.png,7\n", b"\xef\xbb\xbffile,label\na.png,1\n"),
+            ("file,label,ü\na.png,7,é\n".encode("cp1252"), "file,label,ü\na.png,1,é\n".encode("cp1252")),
+            (
+                b"\xfe\xff" + "file,label\na.png,7\n".encode("utf-16-be"),
+                b"\xfe\xff" + "file,label\na.png,1\n".encode("utf-16-be"),
+            ),
+            (
+                b"\xff\xfe" + "file,label\na.png,7\n".encode("utf-16-le"),
+                b"\xff\xfe" + "file,label\na.png,1\n".encode("utf-16-le"),
+            ),
+            (b'\nfile,label,"a ""b"""\n\na.png,7,"x, ""y"""\n', b'\nfile,label,"a ""b"""\n\na.png,1,"x, ""y"""\n'),
+        ],
+        ids=["semicolon", "tab", "mark", "cp1252", "utf-16-be", "utf-16-le", "quotes and blank lines"],
+    )
+    def test_separator_encoding_quotes_and_ends_of_lines_stay(self, write, content, expected):
+        path = write("t.csv", content)
+        line = 4 if content.startswith(b"\n") else 2
+        assert write_decisions(path, {f"t.csv:{line}": correct("7", "1")}).path.read_bytes() == expected
+
+    def test_a_table_of_which_all_is_kept_is_the_same(self, write):
+        done = write_decisions(write("t.csv", TABLE), {"t.csv:2": Decision("keep", "1")})
+        assert done.path.read_bytes() == TABLE and done.changes == ()
+
+    def test_an_answer_that_needs_quotes_gets_them(self, write):
+        done = write_decisions(write("t.csv", TABLE), {"t.csv:2": correct("1", 'a "b", c')})
+        with open(done.path, newline="") as file:
+            assert list(csv.reader(file))[1] == ["a.png", 'a "b", c', "x"]
+
+    def test_a_row_that_spans_lines_counts_by_its_first(self, write):
+        content = b'file,label\n"a\nb.png",7\nc.png,2\n'
+        done = write_decisions(write("t.csv", content), {"t.csv:2": drop("7"), "t.csv:4": correct("2", "3")})
+        assert done.path.read_bytes() == b"file,label\nc.png,3\n"
+
+    def test_broken_rows_stay_as_they_are(self, write):
+        content = b'file,label\na "b".png,"x"y,\nc.png,2\n'
+        assert write_decisions(write("t.csv", content), {"t.csv:3": correct("2", "3")}).path.read_bytes() == (
+            content.replace(b",2", b",3")
+        )
+
+    def test_answers_in_json_are_several_columns(self, write):
+        content = b"file,sum,count,unit\na.png,11,,kg\n"
+        old, new = '{"sum": "11", "count": null}', '{"sum": "12", "count": "3"}'
+        done = write_decisions(write("t.csv", content), {"t.csv:2": correct(old, new)})
+        assert done.path.read_bytes() == b"file,sum,count,unit\na.png,12,3,kg\n"
+
+    def test_two_columns_with_these_truths_are_not_guessed(self, write):
+        path = write("t.csv", b"file,first,second\na.png,7,7\n")
+        with pytest.raises(DataError, match=r"columns \['first', 'second'\] hold these truths; expected one"):
+            write_decisions(path, {"t.csv:2": correct("7", "1")})
+        done = write_decisions(path, {"t.csv:2": correct("7", "1")}, answer="second")
+        assert done.path.read_bytes() == b"file,first,second\na.png,7,1\n"
+
+    def test_a_table_that_has_changed_since_is_refused(self, write):
+        path = write("labels.csv", TABLE)
+        with pytest.raises(DataError, match=r"labels\.csv:3: holds .*, but '8' was looked at"):
+            write_decisions(path, {"labels.csv:3": correct("8", "1")}, answer="label")
+        with pytest.raises(DataError, match=r"labels\.csv:9: no row begins on this line"):
+            write_decisions(path, {"labels.csv:9": correct("8", "1")})
+
+    @pytest.mark.parametrize("source", ["other.csv:2", "labels.csv", "labels.csv:x"])
+    def test_a_source_of_another_table_is_refused(self, write, source):
+        with pytest.raises(DataError, match="is no row of labels.csv"):
+            write_decisions(write("labels.csv", TABLE), {source: drop("1")})
+
+    def test_the_table_itself_is_never_written(self, write):
+        path = write("labels.csv", TABLE)
+        with pytest.raises(DataError, match="is the table itself"):
+            write_decisions(path, {"labels.csv:2": drop("1")}, to=path.parent / "." / "labels.csv")
+
+    def test_an_answer_that_the_encoding_lacks_is_refused(self, write):
+        path = write("t.csv", "file,label\nä.png,7\n".encode("cp1252"))
+        with pytest.raises(DataError, match="can't be written as cp1252; save the table as CSV in UTF-8"):
+            write_decisions(path, {"t.csv:2": correct("7", "漢")})
+
+    def test_another_kind_of_table_is_refused(self, write):
+        with pytest.raises(DataError, match=r"ends with '\.xlsx'; expected \.csv, \.tsv, \.jsonl"):
+            write_decisions(write("t.xlsx", b""), {"t.xlsx:2": drop("1")})
+
+    def test_the_split_of_the_table_holds_for_the_copy(self, tmp_path, draw_picture):
+        """No corrected row comes from the training part into the test part."""
+        rows = ["file,label"]
+        for number in range(12):
+            draw_picture(56, 56, seed=number).save(tmp_path / f"{number}.png")
+            rows.append(f"{number}.png,{number}")
+        (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+
+        def parts(name):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data = from_csv(tmp_path / name, question="What is it?", answer="label", to=tmp_path / f"{name}_rows")
+                split = data.split(train=0.5, test=0.5, alike="apart")
+            return [{record.images[0].name for record in part} for part in split]
+
+        before = parts("labels.csv")
+        write_decisions(tmp_path / "labels.csv", {"labels.csv:2": correct("0", "9"), "labels.csv:3": drop("1")})
+        assert parts("labels.corrected.csv") == [part - {"1.png"} for part in before]
+
+
+class TestRows:
+    LINE = (
+        '{"id": "7",  "conversations": [{"from": "human", "value": "Is it \\"7\\"?"}, '
+        '{"from": "gpt", "value": "%s"}]}\n'
+    )
+
+    @pytest.mark.parametrize(("old", "new"), [("7", "1"), ("é", "ü"), ('a "b"', "c")])
+    @pytest.mark.parametrize("encode", [lambda text: text, lambda text: text.encode("unicode_escape").decode()])
+    def test_only_the_last_answer_of_a_row_changes(self, write, old, new, encode):
+        line = self.LINE % encode(old).replace('"', '\\"').replace("\\xe9", "\\u00e9")
+        expected = self.LINE % encode(new).replace("\\xfc", "\\u00fc")
+        path = write("rows.jsonl", (line + line).encode())
+        done = write_decisions(path, {"rows.jsonl:2": correct(old, new)})
+        assert done.path.read_text() == line + expected
+
+    def test_a_dropped_row_leaves_the_others(self, write):
+        path = write("rows.jsonl", (self.LINE % "7" + "\n" + self.LINE % "8").encode())
+        assert write_decisions(path, {"rows.jsonl:3": drop("8")}).path.read_text() == self.LINE % "7" + "\n"
+
+    def test_another_truth_than_was_looked_at_is_refused(self, write):
+        path = write("rows.jsonl", (self.LINE % "7").encode())
+        with pytest.raises(DataError, match=r"rows\.jsonl:1: holds '7', but '8' was looked at"):
+            write_decisions(path, {"rows.jsonl:1": drop("8")})

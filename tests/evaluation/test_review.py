@@ -1,0 +1,120 @@
+"""Rows that deserve a look: their order, what was decided, both scores."""
+
+import pytest
+
+from ivlkit.data.rows.records import Record, Turn
+from ivlkit.errors import DataError
+from ivlkit.evaluation.evaluate import evaluate
+from ivlkit.evaluation.report import Report, Row
+from ivlkit.evaluation.review.review import records_of, source_of, truth_losses
+
+
+def row(number, truth, reply, confidence=0.5, **fields):
+    score = float(truth == reply)
+    sure = {"confidence": confidence, "least_sure": (0, 1, 0.5)}
+    return Row(
+        f"rows.jsonl:{number}", "What?", truth, reply, score, extra={"source": f"t.csv:{number}"}, **sure, **fields
+    )
+
+
+REPORT = Report("exact_match", (row(2, "1", "1", 0.9), row(3, "1", "7", 0.5), row(4, "2", "3", 0.8)), {"model": "x"})
+
+
+class TestLosses:
+    def test_they_are_the_sum_of_the_answers_tokens_whatever_the_batch(self, tiny_vlm, draw_picture):
+        """Against transformers' own mean loss of each row alone, times its tokens."""
+        from ivlkit.data.collate import collate, normalise_tiles
+        from ivlkit.data.encode import encode
+
+        picture = draw_picture(224, 112)
+        rows = [
+            Record(0, (Turn("user", "<image>\nWhat?"), Turn("assistant", "a long truth of words")), (picture,), "a:1"),
+            Record(1, (Turn("user", "Hi"), Turn("assistant", "x")), (), "a:2"),
+            Record(2, (Turn("user", "Tell me more about it"), Turn("assistant", "two words")), (), "a:3"),
+        ]
+        expected = []
+        for each in rows:
+            batch = collate([encode(each, tiny_vlm.processor)], pad_token_id=0)
+            tiles = {"pixel_values": normalise_tiles(batch["tiles"])} if len(batch["tiles"]) else {}
+            logits = tiny_vlm.model(input_ids=batch["input_ids"], **tiles).logits[0, :-1].log_softmax(-1)
+            targets = batch["labels"][0, 1:]
+            places = (targets != -100).nonzero()[:, 0]
+            expected.append(-float(logits[places, targets[places]].sum().detach()))
+        assert truth_losses(tiny_vlm, rows, batch_size=3) == pytest.approx(expected, abs=1e-4)
+        assert truth_losses(tiny_vlm, rows, batch_size=1) == pytest.approx(expected, abs=1e-4)
+
+
+class TestOrders:
+    def test_the_least_likely_truth_comes_first(self, tiny_vlm):
+        rows = [Record(n, (Turn("user", "Hi"), Turn("assistant", "x " * (n + 1))), (), f"a:{n}") for n in range(4)]
+        found = evaluate(tiny_vlm, rows, progress=False, max_new_tokens=2).review(tiny_vlm)
+        losses = [line["loss"] for line in found.rows]
+        assert losses == sorted(losses, reverse=True) and len(set(losses)) == 4
+        assert losses == pytest.approx([truth_losses(tiny_vlm, rows)[number] for number in found.numbers], abs=1e-4)
+
+    def test_wrong_and_sure_comes_first_and_right_and_sure_last(self):
+        assert REPORT.review(order="sure").numbers == [2, 1, 0]
+
+    def test_by_chance_it_is_the_same_for_a_seed(self):
+        many = Report("exact_match", tuple(row(n, "1", "1") for n in range(40)), {})
+        orders = [many.review(order="random", seed=seed).numbers for seed in (0, 0, 1)]
+        assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == list(range(40))
+
+    def test_another_order_is_named(self):
+        with pytest.raises(DataError, match="order='best'; expected one of loss, sure, random"):
+            REPORT.review(order="best")
+
+    def test_data_of_other_rows_is_refused(self, tiny_vlm):
+        with pytest.raises(DataError, match="a report of 3 rows for 1 records"):
+            REPORT.review(tiny_vlm, data=[Record(0, (Turn("user", "Hi"),), (), "a:1")])
+
+    def test_a_row_of_several_pictures_asks_for_the_data(self, draw_picture):
+        pictures = (draw_picture(), draw_picture())
+        with pytest.raises(DataError, match=r"rows\.jsonl:2: 2 pictures; expected the data beside the report"):
+            records_of(Report("exact_match", (row(2, "1", "1", images=pictures),), {}))
+
+    def test_a_row_says_where_it_stands_in_the_table_it_came_from(self):
+        assert source_of(REPORT.rows[0]) == "t.csv:2"
+        assert source_of(Row("rows.jsonl:2", "q", "a", "a", 1.0)) == "rows.jsonl:2"
+
+
+class TestDecisions:
+    def test_they_are_written_as_the_table(self, tmp_path):
+        (tmp_path / "t.csv").write_text("file;label\na;1\nb;1\nc;2\n")
+        review = REPORT.review(order="sure")
+        review.keep("t.csv:2")
+        review.correct("t.csv:3", "7")
+        review.drop("t.csv:4")
+        assert review.save(tmp_path / "t.csv").path.read_text() == "file;label\na;1\nb;7\n"
+        assert "3 decided" in repr(review)
+
+    def test_a_source_that_is_not_in_the_report_is_named(self):
+        with pytest.raises(DataError, match=r"t\.csv:9: no row of this report; expected a source such as t\.csv:2"):
+            REPORT.review(order="sure").keep("t.csv:9")
+
+    def test_the_reply_is_hidden_until_its_row_is_decided(self):
+        review = REPORT.review(order="random")
+        assert {line["reply"] for line in review.rows} == {None} and "hidden until decided" in review._repr_html_()
+        review.keep("t.csv:3")
+        assert {line["source"]: line["reply"] for line in review.rows} == {
+            "t.csv:2": None,
+            "t.csv:3": "7",
+            "t.csv:4": None,
+        }
+
+    def test_both_scores_are_told_before_and_after(self):
+        before = Report("exact_match", (row(2, "1", "4"), row(3, "1", "1"), row(4, "2", "2")), {})
+        review = REPORT.review(order="random")
+        review.correct("t.csv:3", "7")
+        review.drop("t.csv:4")
+        scores = {name: round(found[0], 3) for name, found in review.scores(before).items()}
+        assert scores == {
+            "before, old truths": 0.667,
+            "before, new truths": 0.0,
+            "after, old truths": 0.333,
+            "after, new truths": 1.0,
+        }
+
+    def test_rows_that_the_model_chose_give_no_new_score(self):
+        with pytest.raises(DataError, match='a review in the order "sure"; expected "random"'):
+            REPORT.review(order="sure").rescored()
