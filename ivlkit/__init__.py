@@ -42,6 +42,7 @@ _HOMES = {
     "compare": "evaluation.compare",
     "learning_curve": "evaluation.curve",
     "label": "bench.label",
+    "playground": "bench.playground",
     "LOSSES": "training.loop.loss",
     "ORDERS": "training.loop.schedule",
 }

@@ -1,4 +1,4 @@
-"""Pictures labelled in a real JupyterLab, by keys alone: beside a busy kernel and a slow model, and when one is killed.
+"""Labelling and the playground in a real JupyterLab: by keys alone, beside a busy kernel, and when it is killed.
 
 How long it takes from Enter to the next picture is printed (pytest -s), never asserted.
 """
@@ -23,6 +23,8 @@ if CHROMIUM is None:
     MISSING.append("Chromium (apt-get install chromium)")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no browser test without {', '.join(MISSING)}")
 
+WIDE = """() => [...document.querySelectorAll(".jp-OutputArea-output")]
+    .filter((each) => each.scrollWidth > each.clientWidth + 2).length"""
 PLAIN = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 PHOTOS = 20
 MODEL = """
@@ -78,27 +80,43 @@ def take_photos(folder, size_px):
 
 
 @pytest.fixture
-def open_label(lab, browser, request):
-    """`open_label(cells, size_px=…)` → (page with the first cell run and its picture shown, folder)."""
+def open_cells(lab, browser, request):
+    """`open_cells(cells, size_px=…)` → (page whose cells were begun, its folder with `photos`)."""
     pages = []
 
     def start(*cells, size_px=(800, 600), before="() => {}"):
-        folder = lab[1] / request.node.name
+        folder = lab[1] / re.sub(r"\W", "_", request.node.name)
         take_photos(folder / "photos", size_px)
         made = [nbformat.v4.new_code_cell(source) for source in cells]
-        nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=PLAIN), folder / "label.ipynb")
-        page = open_page(browser, lab[0], f"{folder.name}/label.ipynb")
+        nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=PLAIN), folder / "bench.ipynb")
+        page = open_page(browser, lab[0], f"{folder.name}/bench.ipynb")
         pages.append(page)
         page.evaluate(before)
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.wait_for_selector(".ivl-label .stage img", timeout=60_000)
-        page.wait_for_selector("text=typing here")
         return page, folder
 
     yield start
     for page in pages:
-        page.evaluate(f"() => {KERNEL}?.shutdown()")
+        page.evaluate(f"() => {{ {KERNEL}?.shutdown() }}")
         page.close()
+
+
+@pytest.fixture
+def open_label(open_cells):
+    """The same, when the first picture is shown and its box has the focus."""
+
+    def start(*cells, **options):
+        page, folder = open_cells(*cells, **options)
+        page.wait_for_selector(".ivl-label .stage img", timeout=60_000)
+        page.wait_for_selector("text=typing here")
+        return page, folder
+
+    return start
+
+
+def use_theme(page, theme):
+    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
 
 
 def screen(page, name):
@@ -211,7 +229,7 @@ def test_the_saved_notebook_keeps_a_line_and_no_picture(open_label):
     page.keyboard.press("Enter")
     page.wait_for_selector("text=1 of 20 labelled: labels.csv")
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    kept = folder / "label.ipynb"
+    kept = folder / "bench.ipynb"
     wait_for(lambda: "1 of 20 labelled: labels.csv" in kept.read_text(), "the file")
     assert len(kept.read_bytes()) < 20_000 and "image/" not in kept.read_text()
 
@@ -219,8 +237,7 @@ def test_the_saved_notebook_keeps_a_line_and_no_picture(open_label):
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_it_can_be_read_in_both_themes(open_label, theme):
     page, _ = open_label(LABEL)
-    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
-    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+    use_theme(page, theme)
     page.wait_for_selector("text=Suggested.", timeout=30_000)
     colours = page.evaluate(
         """() => { const style = (each) => getComputedStyle(document.querySelector(each));
@@ -228,6 +245,31 @@ def test_it_can_be_read_in_both_themes(open_label, theme):
     )
     ink, paper = (np.mean(list(map(float, re.findall(r"[\d.]+", colour)[:3]))) for colour in colours)
     assert abs(ink - paper) > 120
-    wide = ".filter((each) => each.scrollWidth > each.clientWidth + 2).length"
-    assert page.evaluate(f"() => [...document.querySelectorAll('.jp-OutputArea-output')]{wide}") == 0
+    assert page.evaluate(WIDE) == 0
     screen(page, f"label_{theme}")
+
+
+PLAYGROUND = """
+import ivlkit as ivl
+ivl.playground(ivl.load("nano"), pictures="photos/00.jpg", question="What number?", answer="0")
+"""
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_a_row_is_written_asked_taught_and_appended(open_cells, theme):
+    page, folder = open_cells(PLAYGROUND)
+    use_theme(page, theme)
+    page.wait_for_selector(".ivl .token.trained", timeout=60_000)
+    answer = page.locator(".widget-textarea textarea").nth(1)
+    answer.fill("")
+    page.wait_for_selector("text=write it; as it is the model learns to say nothing")
+    screen(page, f"playground_{theme}_finding")
+    answer.fill("seven <b>")
+    page.wait_for_selector("text=seven <b>")
+    assert page.evaluate("() => document.activeElement.tagName") == "TEXTAREA"
+    for name, said in [("teach", "after 1 step"), ("teach", "after 2 steps"), ("append", "row 1 was added")]:
+        page.locator(f".jupyter-button:has-text('{name}')").click()
+        page.wait_for_selector(f"text={said}", timeout=60_000)
+    screen(page, f"playground_{theme}")
+    assert json.loads((folder / "mine.jsonl").read_text())["image"] == "photos/00.jpg"
+    assert page.evaluate(WIDE) == 0
