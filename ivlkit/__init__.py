@@ -42,6 +42,8 @@ _HOMES = {
     "Report": "evaluation.report",
     "compare": "evaluation.compare",
     "learning_curve": "evaluation.curve",
+    "label": "bench.label",
+    "playground": "bench.playground",
     "LOSSES": "training.loop.loss",
     "ORDERS": "training.loop.schedule",
 }

@@ -12,7 +12,7 @@ import ivlkit
 from ivlkit.views import shown
 
 PACKAGE = Path(ivlkit.__file__).parent
-STREET = ("data", "models", "training", "evaluation", "show")
+STREET = ("data", "models", "training", "evaluation", "show", "bench")
 ALLOWED = {room: set(STREET[: place + 1]) for place, room in enumerate(STREET)} | {
     "nano": {"data", "models", "nano"},
     "course": {"data"},

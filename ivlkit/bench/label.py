@@ -1,0 +1,309 @@
+"""Label pictures by keys alone, in a notebook: the picture never waits for a model, and what is saved stays saved.
+
+The browser (label.js) shows pictures and takes keys; here are the threads that send it pictures and suggestions ahead,
+and the table that its answers go to. A message to the browser is a dict: `picture`, `suggest`, `original`, `tiles`,
+`saved`, `beat`, `stop` or `note` says which; one from it has `do`: "want", "original", "tiles" or "answer".
+"""
+
+import csv
+import getpass
+import io
+import os
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ..data.groups import file_digest
+from ..data.importing.tables import PICTURE_SUFFIXES, table_rows
+from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
+from ..data.splits import default_file
+from ..errors import DataError, IvlkitError
+from ..show.html import fragment, text_html
+from ..show.live import WIDGET_VIEW
+from ..show.tiles import tiles_figure
+from .labels import ANSWERED, Labels, answer_text, answer_values
+
+PREVIEW_PX = 1600  # longest side of what the browser holds ahead; the original comes when it is zoomed into
+AHEAD = 16  # pictures, from the present one on, that a model is asked about before they are reached
+BEAT_SECONDS = 0.5  # the browser stops after 1.5 s without one
+_open = {}  # table → the `Labelling` that writes it
+
+
+class Item(NamedTuple):
+    """A picture to be labelled; `suggestion` is filled in, unless `blind` hides it until the answer is saved."""
+
+    picture: str | os.PathLike
+    question: str = ""
+    suggestion: str | None = None
+    confidence: float | None = None
+    blind: bool = False
+
+
+def label(
+    pictures,
+    question=None,
+    *,
+    vlm=None,
+    choices=None,
+    columns=None,
+    boxes=False,
+    to="labels.csv",
+    suggest=None,
+    by=None,
+):
+    """Label pictures in the notebook: type, press Enter, see the next one. `ivl.open_data(to)` opens what was labelled.
+
+    Opened again it goes on where it was. Rows that `labels.csv.split.csv` has in its part "test" are labelled blind.
+    Keys stand below the picture; docs/labelling.md tells more.
+
+    Args:
+        pictures: a folder, a list of paths, or of `Item`s or tuples (picture, question, suggestion, confidence, blind).
+        question: what is asked about each; needed unless every item has its own.
+        vlm: a model whose replies are filled in as they come; anything with `chat(question, images=…)`.
+        choices: the answers that there are; keys 1 to 9 choose.
+        columns: names; each is filled in, and the answer is JSON: {"make": "Audi", "colour": null}.
+        boxes: rectangles are drawn and named: <ref>cat</ref><box>[[x1, y1, x2, y2]]</box>, in 0–1000 of the picture.
+        to: the table, a .csv in or above the pictures' folder; its journal lies beside it.
+        suggest: instead of `vlm`: {picture: answer or (answer, confidence)}, or a table with `file`, `answer` and
+            maybe `confidence`.
+        by: who labels; default the user's name.
+    Raises: DataError for a picture outside the table's folder or a table of another program; IvlkitError without
+    anywidget.
+    """
+    widget = _widget_class()
+    labels = Labels(to, by=_user() if by is None else by)
+    items = _items(pictures, question, suggest, labels.path.parent)
+    if before := _open.pop(labels.path, None):
+        before.close()
+    form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
+    _open[labels.path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
+    return _open[labels.path]
+
+
+def _widget_class():
+    try:
+        import anywidget
+        import traitlets
+    except ImportError as error:
+        raise IvlkitError(
+            "ivl.label: anywidget is not installed; expected it beside JupyterLab; run: pip install anywidget, then "
+            "restart the kernel and reload the page"
+        ) from error
+
+    class LabelWidget(anywidget.AnyWidget):
+        _esm = Path(__file__).with_name("label.js")
+        rows = traitlets.List().tag(sync=True)
+        setup = traitlets.Dict().tag(sync=True)
+
+    return LabelWidget
+
+
+def _user():
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        return ""
+
+
+def _items(pictures, question, suggest, folder):
+    """`Item`s with absolute paths, each with a question and what is suggested for it."""
+    if isinstance(pictures, (str, os.PathLike)):
+        files = Path(pictures).rglob("*")
+        pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
+    items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
+    items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
+    if not items:
+        raise DataError("no picture", "some", "check the folder", where="ivl.label")
+    for item in items:
+        if not item.question:
+            raise DataError("no question", "one", 'say question="What is written?"', where=item.picture)
+        if os.path.relpath(item.picture, folder).startswith(".."):
+            todo = f"write to={str(Path(item.picture).parent.parent / 'labels.csv')!r}"
+            raise DataError(f"not below {folder}, the table's folder", "it there", todo, where=item.picture)
+    known = {} if suggest is None else _suggested(suggest, folder)
+    found = (known.get(item.picture, (item.suggestion, item.confidence)) for item in items)
+    return [item._replace(suggestion=text, confidence=sure) for item, (text, sure) in zip(items, found, strict=True)]
+
+
+def _suggested(suggest, folder):
+    """{absolute path: (answer, confidence)} of a mapping or a table."""
+    if isinstance(suggest, Mapping):
+        pairs = ((key, one if isinstance(one, tuple) else (one, None)) for key, one in suggest.items())
+        return {os.path.abspath(key): one for key, one in pairs}
+    folder, found = Path(suggest).absolute().parent, {}
+    for _, row in table_rows(suggest, question="Suggested?")[1]:
+        if isinstance(row, DataError):
+            raise row
+        told, sure = row["conversations"][1]["value"], row.get("confidence")
+        found[os.path.abspath(folder / row["image"])] = told, float(sure) if sure else None
+    return found
+
+
+class Labelling:
+    """What a cell shows; `receive` takes the browser's messages, threads send pictures, suggestions and a heartbeat."""
+
+    def __init__(self, items, labels, form, *, vlm, widget):
+        self.items, self.labels, self.form, self.vlm = items, labels, form, vlm
+        self.files = [Path(os.path.relpath(item.picture, labels.path.parent)).as_posix() for item in items]
+        self.suggested = {n: (item.suggestion, item.confidence) for n, item in enumerate(items) if item.suggestion}
+        self.rules = getattr(getattr(vlm, "processor", None), "picture_rules", UPRIGHT_ON_WHITE)
+        self.rows = [self._row(number) for number in range(len(items))]
+        self.numbers = {(row["file"], row["question"]): number for number, row in enumerate(self.rows)}
+        after = self.numbers.get(labels.last, -1) + 1
+        order = [*range(after, len(items)), *range(after)]
+        self.at = next((number for number in order if not self.rows[number]["how"]), order[0])
+        setup = form | {"start": self.at, "key": str(labels.path), "tiles": hasattr(vlm, "processor")}
+        self.widget = widget(rows=self.rows, setup=setup)
+        # ipykernel 7.4 answers a widget where it was made, behind the running cell; without this JupyterLab's own
+        # subshell takes its messages meanwhile. Elsewhere the name means nothing, and the browser queues.
+        self.widget.comm._reply_subshell_for = None
+        self.widget.on_msg(lambda _, message, __: self.receive(message))
+        self.closed, self.moved, self.wanted = threading.Event(), threading.Event(), queue.SimpleQueue()
+        self.waiting, self._handle, self._saving = set(), None, threading.Lock()
+        self._tests = _test_digests(labels.path)
+
+    def _row(self, number):
+        file, question = self.files[number], self.items[number].question
+        line = self.labels.state.get((file, question), {"answer": "", "how": None})
+        values = self._values(line["answer"]) if line["answer"] else None
+        return {"file": file, "question": question, "values": values, "how": line["how"]}
+
+    def _values(self, text):
+        return answer_values(text, self.form["columns"], boxes=self.form["boxes"])
+
+    def close(self):
+        """Stop the threads; the browser says that the table is open elsewhere."""
+        self.closed.set()
+        self.wanted.put(None)
+        self.widget.send({"stop": "This table was opened again, in another cell."})
+
+    # to the browser
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        view = self.widget._repr_mimebundle_()[0][WIDGET_VIEW]
+        display({WIDGET_VIEW: view, "text/plain": "In a running notebook pictures are labelled here."}, raw=True)
+        self._handle = display(self._line(), display_id=True, raw=True)
+        if not self.moved.is_set():
+            self.moved.set()
+            for work in (self._beat, self._send_wanted, *([self._ask] if self.vlm else [])):
+                threading.Thread(target=work, daemon=True).start()
+
+    def _line(self):
+        """What the saved notebook keeps, as a bundle."""
+        how = [row["how"] for row in self.rows]
+        unusable = f", {how.count('unusable')} unusable" if "unusable" in how else ""
+        said = f"{sum(one in ANSWERED for one in how):,} of {len(how):,} labelled{unusable}"
+        html = fragment(f"<div>{text_html(f'{said}: {self.labels.path.name}')}</div>")
+        return {"text/html": html, "text/plain": said}
+
+    def _beat(self):
+        while not self.closed.wait(BEAT_SECONDS):
+            self.widget.send({"beat": True})
+
+    def _send_wanted(self):
+        while (wanted := self.wanted.get()) is not None:
+            kind, number = wanted
+            self.waiting.discard(wanted)
+            try:
+                message, image = self._picture(kind, number)
+            except Exception as error:  # whatever a damaged file raises is told in the picture's place
+                self.widget.send({kind: number, "error": str(error)})
+                continue
+            buffer = io.BytesIO()
+            image.save(buffer, format="JPEG", quality=90)
+            self.widget.send(message, [buffer.getvalue()])
+
+    def _picture(self, kind, number):
+        small = PREVIEW_PX if kind == "picture" else None
+        image = open_image(self.items[number].picture, self.files[number], rules=self.rules, at_least_px=small)
+        if kind == "tiles":
+            image = tiles_figure(image, self.vlm.processor).to_image()
+        elif small:
+            image.thumbnail((small, small))
+        return {kind: number} | (self._suggestion(number) if small else {}), image
+
+    def _suggestion(self, number):
+        """What may be shown now of what is suggested for a picture."""
+        text, confidence = self.suggested.get(number, (None, None))
+        if text is None or (self._is_blind(number) and not self.rows[number]["how"]):
+            return {"suggestion": None}
+        return {"suggestion": self._values(text), "confidence": confidence}
+
+    def _is_blind(self, number):
+        item = self.items[number]
+        return item.blind or (bool(self._tests) and file_digest(item.picture) in self._tests)
+
+    def _ask(self):
+        """Ask the model about the present picture and those ahead, as long as there are any."""
+        while not self.closed.is_set():
+            self.moved.clear()
+            ahead = [*range(self.at, len(self.items)), *range(self.at)]
+            open_rows = [number for number in ahead if not self.rows[number]["how"]][:AHEAD]
+            number = next((number for number in open_rows if number not in self.suggested), None)
+            if number is None:
+                self.moved.wait(1)
+                continue
+            item = self.items[number]
+            try:
+                reply = self.vlm.chat(item.question, images=item.picture)
+                self.suggested[number] = str(reply), getattr(reply, "confidence", None)
+                self.widget.send({"suggest": number} | self._suggestion(number))
+            except IvlkitError as error:  # of this picture
+                self.suggested[number] = None, None
+                self.widget.send({"note": f"no suggestion: {error}"})
+            except Exception as error:
+                self.widget.send({"note": f"no more suggestions: {type(error).__name__}: {error}"})
+                raise
+
+    # from the browser
+
+    def receive(self, message):
+        """One message of the browser; an answer that can't be kept stops it with the reason."""
+        if message["do"] == "answer":
+            with self._saving:
+                self._answer(message)
+        elif message["do"] == "want":
+            self.at = message["at"]
+            self.moved.set()
+            for number in message["numbers"]:
+                self._want("picture", number)
+        else:
+            self._want(message["do"], message["number"])
+
+    def _want(self, *wanted):
+        """Send it once, however often it was asked for meanwhile."""
+        if wanted not in self.waiting:
+            self.waiting.add(wanted)
+            self.wanted.put(wanted)
+
+    def _answer(self, message):
+        """Keep it and say so, and what a blind row's suggestion was."""
+        number = self.numbers.get((message["file"], message["question"]))  # None: of a session with other pictures
+        suggested, confidence = self.suggested.get(number, (None, None))
+        told = {"suggested": suggested or "", "confidence": "" if confidence is None else confidence}
+        told["answer"] = answer_text(message["values"] or [], self.form["columns"])
+        try:
+            self.labels.add(message["file"], message["question"], id=message["id"], how=message["how"], **told)
+        except (IvlkitError, OSError) as error:
+            self.widget.send({"stop": str(error)})
+            return
+        reply = {"saved": message["id"], "number": number}
+        if number is not None:
+            self.rows[number] |= self._row(number)
+            reply |= {"row": self.rows[number]} | (self._suggestion(number) if self._is_blind(number) else {})
+        self.widget.send(reply)
+        if self._handle is not None:
+            self._handle.update(self._line(), raw=True)
+
+
+def _test_digests(path):
+    """Digests of the pictures that the table's kept split has in its part "test"."""
+    kept = default_file(path)
+    if not kept.exists():
+        return set()
+    with open(kept, encoding="utf-8", newline="") as file:
+        return {row[0] for row in csv.reader(file) if row[1:] == ["test"]}
