@@ -41,6 +41,7 @@ _HOMES = {
     "Report": "evaluation.report",
     "compare": "evaluation.compare",
     "learning_curve": "evaluation.curve",
+    "sweep": "evaluation.sweep",
     "LOSSES": "training.loop.loss",
     "ORDERS": "training.loop.schedule",
 }
