@@ -42,6 +42,7 @@ _HOMES = {
     "Report": "evaluation.report",
     "compare": "evaluation.compare",
     "learning_curve": "evaluation.curve",
+    "sweep": "evaluation.sweep",
     "label": "bench.label",
     "playground": "bench.playground",
     "LOSSES": "training.loop.loss",

@@ -53,6 +53,7 @@ SLOW = (
     "evaluation/test_evaluate.py::test_the_measured_speeds",
     "evaluation/test_curve.py::test_each_size",
     "evaluation/test_exports_of_tools.py",
+    "evaluation/test_sweep.py::TestOfRuns::test_killed",
 )
 REFERENCE = "IVLKIT_REFERENCE"  # names the folder; else it is looked for beside the repository
 

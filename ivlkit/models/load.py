@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import math
-import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
-from .families import find_model
+from .families import find_model, model_roots
 from .layouts.configuration import native_config, read_released_config
 from .layouts.key_map import from_released, register_with_transformers, to_released
 from .layouts.safetensors_files import fingerprint
@@ -33,6 +32,7 @@ SMALL_BYTES = 1_000_000_000
 QUANTISED_BYTES = {"4bit": 0.516, "float8": 1.002}  # a value with its share of the scales
 _DECODER, _TOWER = "language_model.model.layers.", "vision_model.encoder.layers."
 QUANTISED_KEYS = {"4bit": _DECODER, "float8": (_DECODER, _TOWER)}
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
 # It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -43,11 +43,13 @@ class NoGpuMemory(CheckpointError, torch.OutOfMemoryError):
     """Weights that the free memory of a GPU does not hold; torch's own error for whoever waits for that."""
 
 
-def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
+def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_device=None):
     """Load a model with its processor, ready to answer.
 
     Args:
-        name: a key ("nano", "2b", "4b", "26b"), a folder in the released layout, or what a run left.
+        name: a key ("nano", "2b", "4b", "26b"), a folder in the released layout, what a run left, or an adapter's
+            folder, whoever wrote it: it loads onto the base that it names.
+        base: key or folder of an adapter's base, where the one that it names is not here.
         device: default: the GPU if torch sees one, else the CPU.
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
         quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; "float8": its matrices and
@@ -65,37 +67,39 @@ def load(name, *, device=None, dtype=None, quantize=None, tower_device=None):
     if quantize not in (None, "4bit", "float8"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit', 'float8' or none")
     if quantize == "float8":
-        return _load_float8(name, folder, device=device, dtype=dtype, tower_device=tower_device)
+        return _load_float8(name, folder, base=base, device=device, dtype=dtype, tower_device=tower_device)
     if tower_device is not None and not quantize:
-        vlm = load(name, device=tower_device, dtype=dtype)
+        vlm = load(name, base=base, device=tower_device, dtype=dtype)
         _move_all_but_tower_layers(vlm.model, device)
         return vlm
     options = {"quantize": quantize, "tower_device": tower_device} if quantize else {}
     origin = read_origin(folder)
+    if origin is None and base is not None:
+        raise CheckpointError(f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out")
     if origin is None:
         return _load_released(folder, device=device, dtype=dtype, **options)
-    is_adapter = (folder / "adapter_config.json").exists()
-    if quantize and (not is_adapter or read_origin(find_base(folder)) is not None):
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
+    if quantize and (not is_adapter or read_origin(find_base(folder, base)) is not None):
         raise CheckpointError(
             f"{folder}: what a run wrote, to be quantised; expected a released folder, or an adapter on one; "
             f"ivlkit export {folder} --to merged, then load that"
         )
     if is_adapter:
-        base = load(find_base(folder), device=device, dtype=dtype, **options)
-        base.merge_adapter()  # trained on what a run left: never two adapters on one layer
-        vlm = _load_adapter(base, folder)
+        below = load(find_base(folder, base), device=device, dtype=dtype, **options)
+        below.merge_adapter()  # trained on what a run left: never two adapters on one layer
+        vlm = _load_adapter(below, folder)
     else:
-        root = released_root(folder)
+        root = released_root(base or folder)
         vlm = _load_read(root, folder, load_processor(root), device=device, dtype=dtype)
     vlm.processor = as_trained(vlm.processor, origin)
     return vlm
 
 
-def _load_float8(name, folder, *, device, dtype, tower_device):
+def _load_float8(name, folder, *, base, device, dtype, tower_device):
     """Read on the CPU, where weights stay in their file, and take them to the device matrix by matrix."""
     if tower_device is None:
-        _check_memory(released_root(folder), dtype=dtype, device=device, quantize="float8")
-    vlm = load(name, device=tower_device or "cpu", dtype=dtype)
+        _check_memory(released_root(base or folder), dtype=dtype, device=device, quantize="float8")
+    vlm = load(name, base=base, device=tower_device or "cpu", dtype=dtype)
     to_float8(vlm.model, device=device, tower=tower_device is None)
     if tower_device is None:
         vlm.model.to(device)
@@ -105,27 +109,34 @@ def _load_float8(name, folder, *, device, dtype, tower_device):
 
 
 def read_origin(folder):
-    """The dict of ivlkit.json beside weights that a run wrote: base, max_tiles, …; None for a model on its own."""
+    """The dict of ivlkit.json beside weights that a run wrote: base, max_tiles, …; None for a model on its own.
+
+    Of an adapter that something else wrote it is {"base": as its adapter_config.json says, "" where it says none}.
+    """
     path = Path(folder) / ORIGIN_FILE
     try:
+        if not path.exists() and not (path.parent / "config.json").exists():
+            path = path.with_name(ADAPTER_CONFIG)
+            return {"base": json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""}
         origin = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
     if not isinstance(origin, dict) or not isinstance(origin.get("base"), str):
         raise CheckpointError(f"{path}: names no `base`; expected the folder or key of a model; copy the file again")
     return origin
 
 
-def find_base(folder):
-    """The folder of the model that what lies in `folder` was trained on.
+def find_base(folder, given=None):
+    """The folder of the model that what lies in `folder` was trained on: the one that is given, else as it is named.
 
     Raises: CheckpointError if it is not here, or if its weights are not the ones that the folder names.
     """
-    _check_chain_ends(folder)
+    if given is None:
+        _check_chain_ends(folder)
     origin = read_origin(folder)
-    base = final_folder(_named_base(folder, origin))
+    base = final_folder(find_model(given) if given is not None else _named_base(folder, origin))
     expected = origin.get("base_fingerprint")
     if expected and fingerprint(read_weight_files(base)) != expected:
         raise CheckpointError(
@@ -149,13 +160,18 @@ def _check_chain_ends(folder):
 def _named_base(folder, origin):
     """By the name a run wrote; on a colleague's machine, by the folder's name where released models are looked for."""
     try:
-        return find_model(origin["base"])
+        return find_model(origin["base"] or "no name")
     except CheckpointError as error:
         name = origin.get("base_name") or Path(origin["base"]).name
-        for root in (Path(folder).parent, Path("pretrained"), Path(os.environ.get("IVLKIT_MODELS") or "pretrained")):
+        for root in (Path(folder).parent, *model_roots()) if name else ():
             if (root / name / "config.json").exists():
                 return root / name
-        raise CheckpointError(f"{folder}: its base is not here; {error}") from error
+        kind = "an adapter (adapter_config.json) and no model; " if (Path(folder) / ADAPTER_CONFIG).exists() else ""
+        named = origin["base"] or "which its adapter_config.json does not name"
+        raise CheckpointError(
+            f"{folder}: {kind}its base is not here; {error}; fetch its base, {named}, put it beside this folder, or "
+            "name it: ivlkit.load(…, base=…)"
+        ) from error
 
 
 def released_root(folder):
@@ -366,7 +382,7 @@ def _wrap(model, folder):
             return PeftModel(model, PeftConfig.from_pretrained(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: no adapter of this model ({type(error).__name__}: {error}); expected "
+            f"{folder / ADAPTER_CONFIG}: no adapter of this model ({type(error).__name__}: {error}); expected "
             "what a LoRA run or an export wrote; copy the folder again"
         ) from error
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from statistics import median
 
+from ..errors import TrainingError
 from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
 from .html import fragment, list_html, table_html, text_html
 from .live import Live, make_controls
@@ -138,6 +140,49 @@ def recipe_html(recipe):
     """Every field of a `Recipe`, below the reasons for its values where it has some."""
     rows = [(field.name, getattr(recipe, field.name)) for field in fields(recipe)]
     return list_html(recipe.reasons) + table_html(rows, title=recipe.name)
+
+
+def sweep_figure(sweep):
+    """The training loss of every run as a running mean, and its validations: matplotlib figure."""
+    logs = {value: (run.history, run.validation) for value, run in sweep.runs.items()}
+    ends = ", ".join(f"{value} {lines[-1]['loss']:.3f}" for value, (_, lines) in logs.items() if lines)
+    figure = ShownFigure(figsize=(8, 3), layout="constrained", alt=f"losses by {sweep.field}; in validation {ends}")
+    axes = figure.subplots(1, 2, sharex=True)
+    for value, (history, validation) in logs.items():
+        axes[0].plot([line["step"] for line in history], _smooth([line["loss"] for line in history]))
+        axes[1].plot([line["step"] for line in validation], [line["loss"] for line in validation], ".-", label=value)
+    for each, title in zip(axes, ("loss in training", "loss in validation"), strict=True):
+        each.set_title(title, fontsize=9)
+        each.set_xlabel("optimiser step", fontsize=8)
+        each.grid(alpha=0.3)
+    axes[1].legend(title=sweep.field, fontsize=7, title_fontsize=7)
+    return figure
+
+
+def sweep_html(sweep):
+    """Curves, a line for each run that has ended, and the verdict."""
+    header = (sweep.field, "best step", "validation loss", "a row beside the lowest, 95 %")
+    rows = [
+        (value, step, f"{loss:.4f}", f"{low:+.4f} to {high:+.4f}")
+        for value, (step, loss, (low, high)) in sweep.table.items()
+    ]
+    return fragment(f"{sweep_figure(sweep).to_html()}{table_html(rows, header=header)}{text_html(sweep.said)}")
+
+
+def follow_sweep(sweep, run):
+    """Wait for a run: in a notebook with the sweep's picture, which stays one, else with a bar of progress."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with suppress(TrainingError):  # the sweep names it
+            run.wait()
+        return
+    live = sweep.__dict__.setdefault("_live", Live(lambda: sweep_html(sweep)))
+    while run.state == "running":
+        began = time.perf_counter()
+        live.redraw()
+        time.sleep(max(REDRAWN_EVERY_SECONDS, REST_AFTER_DRAWING * (time.perf_counter() - began)))
+    live.redraw()
 
 
 def _answers_html(lines, title, said):

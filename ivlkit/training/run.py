@@ -227,6 +227,21 @@ class Run:
 
         return load(self.folder, **options)
 
+    @shown("ask:ask_run")
+    def ask(self, question=None, image=None, *, checkpoints=False, **options):
+        """Ask the base and what was trained side by side: an upload, a question, the answers as they are written.
+
+        A LoRA run needs the memory of one model: its adapter is turned off for the base. After full fine-tuning two
+        models are in memory. All are asked with the run's prompt and tile limit.
+
+        Args:
+            question, image: asked at once: without a widget too, and a saved notebook keeps the answers.
+            checkpoints: also those that the run's folder still holds.
+            options: of `ivlkit.load`, such as quantize.
+        Returns: what a notebook draws; its `answers` are {"base": text, "trained": text}.
+        Raises: TrainingError for a run that has not finished.
+        """
+
     def _process(self):
         """The living child, or None."""
         child = children.get(self.folder.resolve())

@@ -96,7 +96,7 @@ def describe(
     """
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
-    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or _validation_of(data)
+    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
     _check(recipe, validation, metric)
     _check_tracker(report_to)
     recipe = _portable(recipe)
@@ -153,7 +153,7 @@ def _own_part(folder):
     return {key: existing[key] for key in existing if key not in BESIDE_SPEC}
 
 
-def _validation_of(data):
+def validation_of(data):
     """The validation split of a meta file whose training split is trained on, or None."""
     if data.path.suffix != ".json" or data.part != TRAIN or data.selection is not None:
         return None

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from ivlkit.data.collate import normalise_tiles
 from ivlkit.errors import CheckpointError
-from ivlkit.models.export.export import save_released
-from ivlkit.models.load import VLM, load, read_weight_files
+from ivlkit.models.export.export import export, save_released
+from ivlkit.models.export.proof import ask, compare, count_equal
+from ivlkit.models.load import VLM, load, peft_is_quiet, read_weight_files
 
 MODELS = ("26b", "2b", "4b")
 
@@ -126,6 +127,68 @@ def test_an_adapter_s_folder_is_told_from_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "OpenGVLab/Somewhere"}')
     with pytest.raises(CheckpointError, match="an adapter .* and no model; .*fetch its base, OpenGVLab/Somewhere"):
         load(tmp_path)
+
+
+@pytest.fixture
+def foreign(tiny, tmp_path):
+    """An adapter by plain PEFT on plain transformers, as a colleague without this kit would write it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    native = export(tiny, tmp_path / "native", layout="transformers")
+    model = AutoModelForImageTextToText.from_pretrained(native, dtype=torch.float32)
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with peft_is_quiet():
+        wrapped = get_peft_model(model, config).eval()
+    wrapped.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    return tmp_path / "theirs", wrapped
+
+
+def name_base(folder, name):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+
+
+@pytest.mark.parametrize("named", ["as a folder", "by its name alone, beside the adapter", "in the call"])
+def test_an_adapter_of_plain_peft_loads_onto_its_base(foreign, tiny, tmp_path, named):
+    folder, theirs = foreign
+    if named == "as a folder":
+        name_base(folder, str(tiny))
+    elif named != "in the call":
+        shutil.copytree(tiny, tmp_path / "some-base")
+        name_base(folder, "someone/some-base")
+    vlm = load(folder, **({"base": tiny} if named == "in the call" else {}))
+    before, after = ask(theirs, vlm.processor), ask(vlm.model, vlm.processor)
+    assert compare(before, after, dtype=torch.float32, what="their adapter") < 1e-5
+    assert count_equal(before, after) == len(before.replies)
+
+
+def test_an_adapter_of_plain_peft_on_a_model_of_ours_is_exported_merged(foreign, tiny, tmp_path):
+    folder, _ = foreign
+    name_base(folder, str(tiny))
+    export(folder, tmp_path / "merged")  # which compares the two
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_an_adapter_without_the_name_of_its_base_asks_for_it(foreign, name):
+    name_base(foreign[0], name)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json does not name, .*ivlkit.load\(…, base=…\)"):
+        load(foreign[0])
+
+
+def test_half_an_adapter_of_plain_peft_is_refused(foreign, tiny):
+    path = foreign[0] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(key for key in tensors if "lora_B" in key))
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="tensor .*lora_B.* is missing"):
+        load(foreign[0], base=tiny)
+
+
+def test_a_base_that_is_named_for_a_whole_model_is_refused(tiny):
+    with pytest.raises(CheckpointError, match="a model of its own, no adapter; expected no base='nano'"):
+        load(tiny, base="nano")
 
 
 def test_a_merged_lora_checkpoint_is_saved_as_a_plain_one(released_lora, tmp_path):

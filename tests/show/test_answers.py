@@ -90,7 +90,7 @@ class TestAsking:
         html = ask_live(tiny_vlm, "What number?", picture).to_html()
         reply = tiny_vlm.chat("What number?", images=picture).text
         assert reply[:8].strip() and "What number?" in html and 'alt="your picture"' in html
-        assert ask_live(tiny_vlm, "What number?", picture).draw.__self__.answer.strip() == reply
+        assert ask_live(tiny_vlm, "What number?", picture).answers["nano"].strip() == reply
 
     def test_the_button_asks_what_was_typed_and_uploaded(self, tiny_vlm, draw_picture, upload):
         pytest.importorskip("ipywidgets")

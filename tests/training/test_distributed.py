@@ -160,6 +160,8 @@ def test_two_processes_make_the_steps_of_one(made, name):
     np.testing.assert_allclose(*steps, atol=1e-5, rtol=1e-4)
     losses = [[line["loss"] for line in one.validation] for one in (run, alone)]
     np.testing.assert_allclose(*losses, atol=1e-5, rtol=1e-4)
+    parts = [validation.find_best(one.folder)["row_losses"] for one in (run, alone)]
+    np.testing.assert_allclose(*parts, atol=1e-4, rtol=1e-3)
     rates = [[line["learning_rate"] for line in one.history] for one in (run, alone)]
     assert rates[0] == rates[1] and rates[0][0] != rates[0][-1]  # a prepared schedule would step once a rank
     assert [line["step"] for line in run.validation] == [0, 2, 4, 5]

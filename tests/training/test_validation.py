@@ -114,6 +114,26 @@ def test_the_loss_before_the_first_step_is_the_models_own(chosen, data, here, ti
     assert run.validation[-1]["loss"] != run.validation[0]["loss"]
 
 
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("weighting", ["token", "sample"])
+def test_each_row_s_part_of_the_best_loss_is_kept_in_the_order_of_the_data(chosen, data, here, packing, weighting):
+    run = here(write_run(replace(chosen, packing=packing, weighting=weighting), data, validation=data))
+    best, vlm = find_best(run.folder), load(run.folder)
+    alone = []
+    for record in data:
+        example = encode(record, vlm.processor)
+        rows = {name: torch.as_tensor(getattr(example, name))[None] for name in ("input_ids", "labels")}
+        if len(example.tiles):
+            rows["pixel_values"] = normalise_tiles(torch.as_tensor(example.tiles))
+        tokens = int((rows["labels"][:, 1:] != -100).sum())
+        with torch.no_grad():
+            alone.append((vlm.model(**rows).loss.item(), tokens))
+    weights = [tokens if weighting == "token" else 1 for _, tokens in alone]
+    parts = [loss * weight * len(data) / sum(weights) for (loss, _), weight in zip(alone, weights, strict=True)]
+    assert best["row_losses"] == pytest.approx(parts, rel=1e-4)
+    assert sum(best["row_losses"]) / len(data) == pytest.approx(best["loss"], rel=1e-9)
+
+
 def test_answers_to_the_same_rows_stand_beside_their_truth(chosen, data, here):
     run = here(write_run(replace(chosen, eval_samples=3), data, validation=data, metric=exact_match))
     lines = [json.loads(line) for line in (run.folder / "validation.jsonl").read_text().splitlines()]

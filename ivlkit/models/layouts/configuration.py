@@ -31,9 +31,7 @@ def read_released_config(folder):
     except FileNotFoundError as error:
         if (path.parent / "adapter_config.json").exists():
             raise CheckpointError(
-                f"{folder}: an adapter (adapter_config.json) and no model; expected a model, or ivlkit.json beside it, "
-                f"as runs and exports write it; {_base_of_adapter(path.parent)}, merge the two with the code that wrote"
-                " the adapter, and load that"
+                f"{folder}: an adapter (adapter_config.json) and no model; expected a model; name its base"
             ) from error
         raise CheckpointError(
             f"{folder}: no config.json; expected a model folder in the released layout; check the path"
@@ -50,14 +48,6 @@ def read_released_config(folder):
         if not config.get(key):
             raise CheckpointError(f"{path}: no `{key}`; expected the released fields; copy the file again")
     return config
-
-
-def _base_of_adapter(folder):
-    try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        return "find its base"
-    return f"fetch its base, {base}"
 
 
 def num_image_token(config):

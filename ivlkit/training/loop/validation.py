@@ -7,11 +7,13 @@ is in the run's folder, so that a run that was killed goes on as if it had not b
 import json
 import time
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
+from ...data.encode import IGNORE_INDEX
 from ...data.files import appearing, vanish
 from ...data.rows.records import accepted_truth
 from ...models.chat import reply_batch
@@ -78,7 +80,8 @@ class Validate:
         stance = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         model.eval()
         with torch.random.fork_rng(devices), torch.no_grad(), accelerator.autocast(), stance:
-            line = {"step": step, "loss": self._loss(), **self._answers(), "chosen_by": self.chosen_by}
+            loss, self.row_losses = self._losses()
+            line = {"step": step, "loss": loss, **self._answers(), "chosen_by": self.chosen_by}
         model.train()
         found = [False, False]
         if accelerator.is_main_process:
@@ -87,14 +90,17 @@ class Validate:
             found = [is_best, not is_best and self._is_patience_over(step)]
         return broadcast_object_list(found)
 
-    def _loss(self):
-        """Σ w·CE / W over all validation rows, as a training step weighs its own."""
-        total = weight = 0.0
-        for batch in load_micro_batches(self.dataset):
+    def _losses(self):
+        """(Σ w·CE / W over all validation rows, as a training step weighs its own; a part of each row, whose mean that
+        is)."""
+        sums, weight = np.zeros(len(self.dataset.data)), 0.0
+        for number, batch in enumerate(load_micro_batches(self.dataset)):
             if batch["where"]:
                 weight += float(weigh(self.training, [batch]))
-                total += float(sum_losses(self.training.model, batch, self.training))
-        return sum_over_ranks(self.training, total)[0] / weight
+                rows = [row for _, row in self.dataset.batches[number].rows]
+                np.add.at(sums, rows, _sum_rows(self.training, batch))
+        sums = np.array(sum_over_ranks(self.training, *sums))
+        return float(sums.sum()) / weight, sums * len(sums) / weight
 
     def _answers(self):
         """Greedy replies; every rank makes the same ones, since a model may be spread over all of them."""
@@ -119,11 +125,33 @@ class Validate:
             self.training.save_weights(aside)
             if writes:
                 (line,) = (line for line in read_steps(self.folder / VALIDATION_FILE) if line["step"] == step)
-                (aside / BEST_FILE).write_text(json.dumps({key: line[key] for key in BEST_KEYS}))
+                kept = {key: line[key] for key in BEST_KEYS} | {"row_losses": self.row_losses.tolist()}
+                (aside / BEST_FILE).write_text(json.dumps(kept))
                 write_contents(aside)
         for path in _kept(self.folder) if writes else ():
             if path != to:
                 vanish(path)
+
+
+def _sum_rows(training, batch):
+    """Σ w·CE of each row of a micro-batch: floats [rows]. The model runs once, its head for one row after the other.
+
+    Ranks need the same number of calls under ZeRO-3: all call for as many rows as the one with most.
+    """
+    found, rows = [], torch.tensor([len(batch["where"])], device=training.device)
+    calls = int(training.accelerator.gather(rows).max())
+
+    def by_row(hidden, head, batch):
+        labels = batch["labels"]
+        ids = batch.get("sample_ids", torch.arange(len(labels), device=labels.device)[:, None])
+        for row in range(calls):
+            found.append(
+                training.loss_fn(hidden, head, batch | {"labels": labels.masked_fill(ids != row, IGNORE_INDEX)})
+            )
+        return torch.stack(found).sum()
+
+    sum_losses(training.model, batch, replace(training, loss_fn=by_row))
+    return torch.stack(found).tolist()[: len(batch["where"])]
 
 
 def _answer(row, record, reply, metric):
@@ -158,7 +186,8 @@ def _kept(folder):
 
 
 def find_best(folder):
-    """The best validation so far, as {"step", "loss", "score", "path"}, or None."""
+    """The best validation so far, as {"step", "loss", "score", "row_losses", "path"}, or None; earlier versions kept no
+    losses of rows."""
     best = None
     for path in _kept(folder):  # two, if it was killed before the older one went
         with suppress(OSError, ValueError):  # damaged, or gone while another rank looks
