@@ -6,7 +6,7 @@ import warnings
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .html import embed_html
+from .html import embed_html, turned_html
 
 # Okabe and Ito's palette: told apart by the colour-blind, and readable on white and on black.
 BLUE, ORANGE, GREEN, PINK, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
@@ -21,7 +21,7 @@ class ShownFigure(Figure):
         self.alt = alt
 
     def to_image(self):
-        """The figure as a PIL image in RGB, on white in dark themes too."""
+        """The figure as a PIL image in RGB, on white."""
         buffer = io.BytesIO()
         with warnings.catch_warnings():  # a character that the font lacks is drawn as a box
             warnings.filterwarnings("ignore", message="Glyph")
@@ -29,9 +29,10 @@ class ShownFigure(Figure):
         return Image.open(buffer).convert("RGB")
 
     def to_html(self):
-        """The figure as an embedded picture with its alternative text."""
+        """The figure as an embedded picture with its alternative text; dark in a dark theme, but for photos."""
         image = self.to_image()
-        return embed_html(image, alt=self.alt, width_px=round(image.width * 96 / PIXELS_PER_INCH))
+        html = embed_html(image, alt=self.alt, width_px=round(image.width * 96 / PIXELS_PER_INCH))
+        return html if any(axes.images for axes in self.axes) else turned_html(html)
 
     _repr_html_ = to_html
 

@@ -40,6 +40,13 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .bar .padding { background: repeating-linear-gradient(45deg, #888 0 3px, transparent 3px 6px); }
 """
 
+# In a dark theme a drawing's light ground turns dark: in JupyterLab, in VS Code, on a page of ours.
+_TURNED = "{ filter: invert(.93) hue-rotate(180deg); }"
+_IN_DARK = (
+    f"<style>[data-jp-theme-light=false] .drawn, .vscode-dark .drawn {_TURNED} "
+    f"@media (prefers-color-scheme: dark) {{ body.ivl .drawn {_TURNED} }}</style>"
+)
+
 
 def text_html(text, limit=1500):
     """Any text as escaped HTML; control and bidirectional marks become visible, a long one is cut with its length.
@@ -78,9 +85,19 @@ def embed_html(image, *, alt, width_px=None):
         image.save(buffer, format=kind, **options)
         encodings.append((len(buffer.getvalue()), kind, buffer.getvalue()))
     _, kind, data = min(encodings)
+    return img_html(data, kind, alt=alt, width_px=width_px)
+
+
+def img_html(data, kind, *, alt, width_px=None):
+    """Bytes of a picture of a kind, "png" or "svg+xml", embedded with its alternative text."""
     encoded = base64.b64encode(data).decode()
     width = f' width="{width_px}"' if width_px else ""
     return f'<img src="data:image/{kind};base64,{encoded}" alt="{escape_text(alt)}"{width}>'
+
+
+def turned_html(img):
+    """An embedded drawing or chart, never a photo: a dark theme turns its light ground dark and its ink light."""
+    return _IN_DARK + img.replace("<img", '<img class="drawn"', 1)
 
 
 def table_html(rows, *, header=None, title=None):

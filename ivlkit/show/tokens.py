@@ -217,7 +217,7 @@ def _chips(sample, processor):
 
     Spaces between them, so that lines break where a site strips styles.
     """
-    texts = _texts(sample.input_ids, processor)
+    texts = token_texts(sample.input_ids, processor)
     chips, tile = [], 0
     for kind, run in groupby(range(len(texts)), key=lambda place: sample.kinds[place]):
         places = list(run)
@@ -275,7 +275,7 @@ def _image_chips(places, sample, processor, tile):
     return chips
 
 
-def _texts(ids, processor):
+def token_texts(ids, processor):
     """Tokens as text that can be seen: ▁ for a space that belongs to a piece, ↵ for a line's end."""
     return [_visible_piece(piece) for piece in processor.tokenizer.convert_ids_to_tokens(ids.tolist())]
 

@@ -8,7 +8,7 @@ from PIL import Image
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
-from ivlkit.show import html
+from ivlkit.show import diagrams, html
 from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
 from ivlkit.show.html import STYLE, page_html, picture_html, table_html, text_html
@@ -91,6 +91,12 @@ class TestThemes:
         styles = [style for source in sources for style in re.findall(r'style="([^"]*)"', source)]
         assert len(styles) >= 3
         assert not [style for style in styles if "background" in style and not re.search(r"(^|;)\s*color:", style)]
+
+    @pytest.mark.parametrize("ink", [diagrams.INK, diagrams.QUIET])
+    @pytest.mark.parametrize("inverted", [0, 0.93])
+    def test_ink_of_a_drawing_is_readable_on_its_ground_and_turned_over_too(self, ink, inverted):
+        both = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in (ink, diagrams.GROUND)]
+        assert contrast(*[[inverted * (1 - v) + (1 - inverted) * v for v in colour] for colour in both]) >= 4.5
 
 
 class TestPictures:
