@@ -36,10 +36,10 @@ def main():
 def _build(folder, layers, shard_bytes):
     """A base in shards and a LoRA run over it."""
     import torch
+    from factory.random_nano import CONFIG, build
 
     from ivlkit.models.layouts import safetensors_files as shards
     from ivlkit.models.load import load
-    from ivlkit.nano.build import CONFIG, build
     from ivlkit.training.checkpoints import save_trained
     from ivlkit.training.recipes import recipe
     from ivlkit.training.tuning import prepare

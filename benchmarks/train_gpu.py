@@ -50,6 +50,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from factory.random_nano import build
 from factory.row_plan import plan_run
 from packing import SHARES, SIZES_PX
 from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
@@ -68,7 +69,6 @@ from ivlkit.models.modeling.attention import use_attention
 from ivlkit.models.modeling.float8 import to_float8
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
-from ivlkit.nano.build import build
 from ivlkit.training.loop.build import build_training
 from ivlkit.training.loop.largest_batch import try_largest_batch
 from ivlkit.training.loop.schedule import operations

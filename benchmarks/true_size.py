@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from factory.random_nano import CONFIG
 from PIL import Image, ImageDraw
 
 from ivlkit.data.datasets.opening import open_data
@@ -24,7 +25,6 @@ from ivlkit.models.layouts.safetensors_files import write_shards
 from ivlkit.models.load import load
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.shapes import PARTS, released_shapes
-from ivlkit.nano.build import CONFIG
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import train
 

@@ -89,7 +89,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def _tiny_config():
-    from ivlkit.nano.build import CONFIG
+    from random_nano import CONFIG
 
     config = copy.deepcopy(CONFIG)
     config["llm_config"] |= {
@@ -117,7 +117,7 @@ def tiny_config(_tiny_config):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, _tiny_config):
     """Folder of a random model of that configuration in the released layout, with nano's tokenizer. Don't write."""
-    from ivlkit.nano.build import build
+    from random_nano import build
 
     return build(tmp_path_factory.mktemp("tiny") / "model", config=_tiny_config)
 

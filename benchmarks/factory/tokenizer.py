@@ -103,7 +103,7 @@ def training_text():
     """
     rng = random.Random("tokenizer")
     lines = [*SENTENCES, *(question for questions in digits.QUESTIONS.values() for question in questions)]
-    for task in SEEN + TOLD:
+    for task in (*SEEN, *TOLD):
         for _ in range(20):
             scene = task(rng, MATERIAL["train"])
             asked = scene.questions if task in SPELT else scene.ask(*scene.questions)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from muon import StackedMuon
+from random_nano import build
 from row_plan import plan_run
 from transformers import set_seed
 
@@ -24,7 +25,6 @@ from ivlkit.errors import TrainingError
 from ivlkit.models.export.export import save_released
 from ivlkit.models.load import VLM, load
 from ivlkit.models.modeling.attention import PADDED, choose_attention, use_attention
-from ivlkit.nano.build import build
 from ivlkit.nano.curriculum import TASK_SHARES, Curriculum
 from ivlkit.training.loop.build import mixed_precision
 from ivlkit.training.loop.execute import follow, last_checkpoint

@@ -3,7 +3,7 @@
 Print in many fonts, coloured shapes, receipts and charts in fine print, boxes, pairs of pictures, conversations, and a
 little text. Handwriting is left out on purpose: it is what a person fine-tunes (`nano/digits`). Pictures are 99 to
 672 px wide, so that rows need 1 to 13 tiles. Tasks lie in `printed`, `shapes`, `pairs` and `texts`. To add one, write
-one function `(rng, material) -> Scene` there, enter it in `SEEN` or `TOLD`, and give it a share in `TASK_SHARES`.
+one function `(rng, material) -> Scene` there and enter it with its share in `SEEN` or `TOLD`.
 
 Every row is drawn from its own random stream, keyed by seed, split and row. The validation split also has words and
 fonts that training never shows. How a question is asked decides how it is answered (in a word, in a sentence), so that
@@ -139,7 +139,7 @@ def one_question(scene, rng, material):
 
 def conversation(rng, material):
     """Two or three different questions in a row about one scene; what was said before does not give the last answer."""
-    drawn = rng.choice(SEEN)(rng, material)
+    drawn = rng.choice(list(SEEN))(rng, material)
     most = min(3, len(drawn.questions))
     for _ in range(20):  # a scene with one fact only repeats it
         *before, last = drawn.ask(*rng.sample(drawn.questions, rng.randint(2, most)))
@@ -151,57 +151,35 @@ def conversation(rng, material):
 def from_text(rng, material):
     """A question about a scene that is told, not shown; none of more than `MOST_TOLD` things."""
     while True:
-        drawn = rng.choice(SEEN)(rng, material)
+        drawn = rng.choice(list(SEEN))(rng, material)
         if drawn.said.count(",") < MOST_TOLD or "[[" in drawn.said:  # commas inside boxes part no things
             break
     ((question, answer),) = drawn.ask(rng.choice(drawn.questions))
     return Sample((), ((f"{drawn.said}\n{question}", answer),))
 
 
-SEEN = (
-    printed.printed_lines,
-    printed.printed_number,
-    printed.printed_rows,
-    printed.printed_word,
-    printed.unknown_word,
-    shapes.shape_colour,
-    shapes.shape_name,
-    shapes.list_shapes,
-    shapes.count_shapes,
-    shapes.side_of_shapes,
-    shapes.compare_sizes,
-    shapes.find_box,
-    shapes.name_box,
-    printed.receipt,
-    printed.chart,
-    printed.whole_print,
-    pairs.two_pictures,
-)
-TOLD = (texts.name, texts.simple_sum, texts.repeat_word, texts.opposite)
+# Each task and its share of all rows.
+SEEN = {
+    printed.printed_lines: 9,
+    printed.printed_number: 8,
+    printed.printed_rows: 2,
+    printed.printed_word: 6,
+    printed.unknown_word: 13,
+    shapes.shape_colour: 1,
+    shapes.shape_name: 1,
+    shapes.list_shapes: 4,
+    shapes.count_shapes: 7,
+    shapes.side_of_shapes: 9,
+    shapes.compare_sizes: 3,
+    shapes.find_box: 7,
+    shapes.name_box: 2,
+    printed.receipt: 9,
+    printed.chart: 12,
+    printed.whole_print: 8,
+    pairs.two_pictures: 8,
+}
+TOLD = {texts.name: 1, texts.simple_sum: 2, texts.repeat_word: 4, texts.opposite: 1}
 TASKS = {scene.__name__: partial(one_question, scene) for scene in (*SEEN, *TOLD)}
 TASKS |= {"conversation": conversation, "from_text": from_text}
-TASK_SHARES = {
-    "printed_lines": 9,
-    "printed_number": 8,
-    "printed_rows": 2,
-    "printed_word": 6,
-    "unknown_word": 13,
-    "shape_colour": 1,
-    "shape_name": 1,
-    "list_shapes": 4,
-    "count_shapes": 7,
-    "side_of_shapes": 9,
-    "compare_sizes": 3,
-    "find_box": 7,
-    "name_box": 2,
-    "receipt": 9,
-    "chart": 12,
-    "whole_print": 8,
-    "two_pictures": 8,
-    "conversation": 7,
-    "name": 1,
-    "simple_sum": 2,
-    "repeat_word": 4,
-    "opposite": 1,
-    "from_text": 6,
-}
+TASK_SHARES = {scene.__name__: share for scene, share in SEEN.items()} | {"conversation": 7}
+TASK_SHARES |= {scene.__name__: share for scene, share in TOLD.items()} | {"from_text": 6}

@@ -57,16 +57,6 @@ PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
 TASK_SHARES = {"read": 7, "count": 1, "first": 1, "last": 1}  # rows of each, out of ten; the others come when named
 
 
-def digit_images(split):
-    """The handwritten digits of one split.
-
-    split: "train" (4,000), "validation" (500) or "test" (500).
-    Returns (images uint8 [N, 28, 28], white ink on black as in MNIST; labels int64 [N], as many of each).
-    """
-    ids = digit_ids(split)
-    return _atlas()[ids], ids // DIGITS_PER_CLASS
-
-
 def digit_ids(split):
     """Numbers of a split's digits in the atlas, int64 [N]; digit 1234 shows 1234 // 500 = 2."""
     _require(split, SPLITS, "split")

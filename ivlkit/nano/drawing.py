@@ -28,30 +28,12 @@ SHAPES = {
     "triangle": ((0, -0.9), (0.95, 0.75), (-0.95, 0.75)),
     "diamond": ((0, -1), (0.7, 0), (0, 1), (-0.7, 0)),
     "cross": (
-        (-0.3, -0.9),
-        (0.3, -0.9),
-        (0.3, -0.3),
-        (0.9, -0.3),
-        (0.9, 0.3),
-        (0.3, 0.3),
-        (0.3, 0.9),
-        (-0.3, 0.9),
-        (-0.3, 0.3),
-        (-0.9, 0.3),
-        (-0.9, -0.3),
-        (-0.3, -0.3),
+        *((-0.3, -0.9), (0.3, -0.9), (0.3, -0.3), (0.9, -0.3), (0.9, 0.3), (0.3, 0.3)),
+        *((0.3, 0.9), (-0.3, 0.9), (-0.3, 0.3), (-0.9, 0.3), (-0.9, -0.3), (-0.3, -0.3)),
     ),
     "star": (
-        (0, -1),
-        (0.26, -0.36),
-        (0.95, -0.31),
-        (0.42, 0.14),
-        (0.59, 0.81),
-        (0, 0.44),
-        (-0.59, 0.81),
-        (-0.42, 0.14),
-        (-0.95, -0.31),
-        (-0.26, -0.36),
+        *((0, -1), (0.26, -0.36), (0.95, -0.31), (0.42, 0.14), (0.59, 0.81)),
+        *((0, 0.44), (-0.59, 0.81), (-0.42, 0.14), (-0.95, -0.31), (-0.26, -0.36)),
     ),
 }
 CIRCLE_RADIUS = 0.9
@@ -190,12 +172,7 @@ def whole(picture):
     return 0, 0, picture.width, picture.height
 
 
-def font_path(font_name):
-    """Where matplotlib keeps one of its fonts, for example "DejaVuSans"."""
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font_name}.ttf"
-
-
 @lru_cache(maxsize=1024)
 def font_of(font_name, height_px):
-    """A loaded font."""
-    return ImageFont.truetype(font_path(font_name), height_px)
+    """A font that matplotlib brings, loaded: "DejaVuSans"."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font_name}.ttf"), height_px)

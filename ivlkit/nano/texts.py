@@ -1,27 +1,14 @@
 """Tasks without a picture: nano's name, sums, words to repeat, opposites."""
 
 from .scene import Scene
-from .vocabulary import new_word
+from .vocabulary import listed, new_word
 
 OPPOSITES = [
-    ("hot", "cold"),
-    ("big", "small"),
-    ("up", "down"),
-    ("left", "right"),
-    ("day", "night"),
-    ("old", "new"),
-    ("fast", "slow"),
-    ("open", "closed"),
-    ("happy", "sad"),
-    ("wet", "dry"),
-    ("light", "dark"),
-    ("full", "empty"),
-    ("high", "low"),
-    ("hard", "soft"),
-    ("long", "short"),
-    ("first", "last"),
-    ("good", "bad"),
-    ("yes", "no"),
+    pair.split("-")
+    for pair in listed("""
+hot-cold big-small up-down left-right day-night old-new fast-slow open-closed happy-sad wet-dry light-dark full-empty
+high-low hard-soft long-short first-last good-bad yes-no
+""")
 ]
 
 NAME_QUESTIONS = (

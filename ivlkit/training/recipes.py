@@ -12,10 +12,6 @@ from ..errors import RecipeError
 from ..views import shown
 from .methods import TUNINGS, WHOLE
 
-WEIGHTS = ("bf16", "float8", "nf4")
-CHECKPOINTING = ("none", "selective", "full")
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit")
-ZERO_STAGES = (0, 1, 2, 3)
 FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
 OVERFIT = "-overfit"  # ends the name of a recipe that learns a few rows by heart
 WEIGHTINGS = ("token", "sample", "square")
@@ -32,22 +28,29 @@ _KINDS = {  # annotation of a field → how it is said, what is taken
     bool: ("true or false", (bool,)),
     str: ("text", (str,)),
 }
-_POSITIVE = {
-    *("total_batch", "per_device_batch", "gpus", "epochs", "max_seq_length", "max_tiles", "lora_rank", "lora_alpha"),
-    *("learning_rate", "save_steps", "save_total_limit", "bin_tokens", "bin_tiles"),
-    *("eval_steps", "eval_samples", "patience"),
-    *("vision_learning_rate", "projector_learning_rate"),
-}
-_AT_LEAST_0 = {"weight_decay", "max_grad_norm", "workers", "seed", "warmup_ratio"}
-_BELOW_1 = {"lora_dropout", "drop_path", "adam_beta2"}
+_RANGES = (  # fields, what holds for their numbers, how it is said
+    (None, math.isfinite, "a finite number"),
+    (
+        {
+            *("total_batch", "per_device_batch", "gpus", "epochs", "max_seq_length", "max_tiles", "lora_rank"),
+            *("lora_alpha", "learning_rate", "save_steps", "save_total_limit", "bin_tokens", "bin_tiles"),
+            *("eval_steps", "eval_samples", "patience", "vision_learning_rate", "projector_learning_rate"),
+        },
+        lambda value: value > 0,
+        "more than 0",
+    ),
+    ({"weight_decay", "max_grad_norm", "workers", "seed", "warmup_ratio"}, lambda value: value >= 0, "0 or more"),
+    ({"lora_dropout", "drop_path", "adam_beta2"}, lambda value: 0 <= value < 1, "0 or more and below 1"),
+    ({"warmup_ratio"}, lambda value: value <= 1, "a share of all steps, at most 1"),
+)
 _CHOICES = {
     **{part: [name for name, method in TUNINGS.items() if part in method.parts] for part in WHOLE},
-    "weights": WEIGHTS,
+    "weights": ("bf16", "float8", "nf4"),
     "weighting": WEIGHTINGS,
-    "optimizer": OPTIMIZERS,
+    "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "scheduler": SCHEDULERS,
-    "gradient_checkpointing": CHECKPOINTING,
-    "zero_stage": ZERO_STAGES,
+    "gradient_checkpointing": ("none", "selective", "full"),
+    "zero_stage": (0, 1, 2, 3),
 }
 
 
@@ -56,25 +59,11 @@ def _check_value(where, value, field):
     spoken, kinds = _KINDS[field.type]
     if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
         raise RecipeError(f"{where}={value!r}; expected {spoken}")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        expected = _range_missed(field.name, value)
-        if expected:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    for names, holds, expected in _RANGES:
+        if (names is None or field.name in names) and not holds(value):
             raise RecipeError(f"{where}={value}; expected {expected}")
-
-
-def _range_missed(name, value):
-    """What a number should have been, or None."""
-    if not math.isfinite(value):
-        return "a finite number"
-    if name in _POSITIVE and not value > 0:
-        return "more than 0"
-    if name in _AT_LEAST_0 and not value >= 0:
-        return "0 or more"
-    if name in _BELOW_1 and not 0 <= value < 1:
-        return "0 or more and below 1"
-    if name == "warmup_ratio" and value > 1:
-        return "a share of all steps, at most 1"
-    return None
 
 
 @dataclass(frozen=True)
@@ -147,76 +136,82 @@ class Recipe:
             TUNINGS[tuning].check(self)
         if set(self.parts) == {"frozen"} and not self.unfreeze_vit_layers:
             raise RecipeError(f"{self.name}: every part is frozen; expected one that trains")
-        self._check_vision()
-        self._check_engine()
-        if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:
-            raise RecipeError(
-                f"{self.name}: bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that "
-                "length fits in no bin; raise the one or lower the other"
-            )
+        for clash in (*self._vision_clashes(), *self._engine_clashes()):
+            raise RecipeError(f"{self.name}: {clash}")
 
     def _settle_weights(self):
         """NF4 is written as `language: qlora`, as recipes always did, so that one field alone says it."""
         if self.weights == "nf4" and self.language in ("lora", "qlora"):
             object.__setattr__(self, "language", "qlora")
             object.__setattr__(self, "weights", "bf16")
-        for clashes, found in (
-            (
-                not self.has_adapters,
-                f"vision={self.vision!r}, language={self.language!r}; expected adapters; set 'lora'",
-            ),
-            (self.weights == "nf4", f"language={self.language!r}; expected 'lora', on the language model"),
-            (self.language == "qlora", "language='qlora', which is NF4; set language='lora'"),
-            (self.vision_int8, "vision_int8; float8 is the tower's too; set vision_int8=false"),
-            (
-                self.processes > 1 and self.zero_stage == 3,
-                "zero_stage=3, which divides weights before they are float8; set zero_stage=2 or less",
-            ),
-        ):
-            if clashes and self.weights != "bf16":
-                raise RecipeError(f"{self.name}: weights={self.weights!r} with {found}")
+        for clash in self._weight_clashes() if self.weights != "bf16" else ():
+            raise RecipeError(f"{self.name}: weights={self.weights!r} with {clash}")
 
-    def _check_vision(self):
+    def _weight_clashes(self):
+        if not self.has_adapters:
+            yield f"{self._tunings}; expected adapters; set 'lora'"
+        if self.weights == "nf4":
+            yield f"language={self.language!r}; expected 'lora', on the language model"
+        if self.language == "qlora":
+            yield "language='qlora', which is NF4; set language='lora'"
+        if self.vision_int8:
+            yield "vision_int8; float8 is the tower's too; set vision_int8=false"
+        if self._stage == 3:
+            yield "zero_stage=3, which divides weights before they are float8; set zero_stage=2 or less"
+
+    def _vision_clashes(self):
+        beside_adapters = self.vision == "frozen" and self.has_adapters
+        expected = "expected a frozen tower beside adapters; set vision='frozen' and language="
         if self.unfreeze_vit_layers and self.vision != "frozen":
-            raise RecipeError(
-                f"{self.name}: unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a "
-                "frozen tower, of which these layers train; set vision='frozen'"
+            yield (
+                f"unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a frozen tower, "
+                "of which these layers train; set vision='frozen'"
             )
-        for name in ("vision_int8", "vision_offload"):
-            if getattr(self, name) and (self.vision != "frozen" or not self.has_adapters):
-                raise RecipeError(
-                    f"{self.name}: {name} with vision={self.vision!r}, language={self.language!r}; expected a frozen "
-                    "tower beside adapters; set vision='frozen' and language='lora' or 'qlora'"
-                )
+        if self.vision_int8 and not beside_adapters:
+            yield f"vision_int8 with {self._tunings}; {expected}'lora' or 'qlora'"
+        if self.vision_offload and not beside_adapters:
+            yield f"vision_offload with {self._tunings}; {expected}'qlora' or 'lora'"
+        if self.vision_offload and self.vision_int8:
+            yield "vision_offload with vision_int8; expected layers as they were loaded; set one of the two to false"
+        if self.vision_offload and self.compile:
+            yield "vision_offload with compile=true, which binds a layer to its own weights; set compile=false"
+        if self.vision_offload and self._stage:
+            yield f"vision_offload with zero_stage={self._stage}; expected DDP, a tower a process; set zero_stage=0"
         if self.vision != "frozen" and self.drop_path:
-            raise RecipeError(f"{self.name}: drop_path={self.drop_path} in a vision tower that trains; set drop_path=0")
-        sharded = self.processes > 1 and self.zero_stage > 0
-        for clashes, found in (
-            (self.vision_int8, "vision_int8; expected layers as they were loaded; set one of the two to false"),
-            (self.compile, "compile=true, which binds a layer to its own weights; set compile=false"),
-            (sharded, f"zero_stage={self.zero_stage}; expected DDP, a tower a process; set zero_stage=0"),
-        ):
-            if self.vision_offload and clashes:
-                raise RecipeError(f"{self.name}: vision_offload with {found}")
+            yield f"drop_path={self.drop_path} in a vision tower that trains; set drop_path=0"
 
-    def _check_engine(self):
+    def _engine_clashes(self):
         if self.compile and self.gradient_checkpointing == "selective":
-            raise RecipeError(
-                f"{self.name}: compile=true with gradient_checkpointing='selective', which sees no operation inside a "
-                "compiled layer; set 'none' or 'full'"
+            yield (
+                "compile=true with gradient_checkpointing='selective', which sees no operation inside a compiled "
+                "layer; set 'none' or 'full'"
             )
         if self.compile and not self.packing:
-            raise RecipeError(f"{self.name}: compile=true with packing=false; expected bins; set packing=true")
-        if self.compile and self.processes > 1 and self.zero_stage == 3:
-            raise RecipeError(
-                f"{self.name}: compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 "
-                "or compile=false"
+            yield "compile=true with packing=false; expected bins; set packing=true"
+        if self.compile and self._stage == 3:
+            yield (
+                "compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 or "
+                "compile=false"
             )
         if self.zero_offload and (not self.zero_stage or self.optimizer != "adamw"):
-            raise RecipeError(
-                f"{self.name}: zero_offload with zero_stage={self.zero_stage}, optimizer={self.optimizer!r}; expected "
-                "zero_stage=1, 2 or 3 and optimizer='adamw', whose state is moved"
+            yield (
+                f"zero_offload with zero_stage={self.zero_stage}, optimizer={self.optimizer!r}; expected zero_stage=1, "
+                "2 or 3 and optimizer='adamw', whose state is moved"
             )
+        if self.packing and self.bin_tokens is not None and self.bin_tokens < self.max_seq_length:
+            yield (
+                f"bin_tokens={self.bin_tokens} below max_seq_length {self.max_seq_length}; a row of that length fits "
+                "in no bin; raise the one or lower the other"
+            )
+
+    @property
+    def _tunings(self):
+        return f"vision={self.vision!r}, language={self.language!r}"
+
+    @property
+    def _stage(self):
+        """Of ZeRO; 0 in a single process."""
+        return self.zero_stage if self.processes > 1 else 0
 
     @property
     def parts(self):
@@ -303,17 +298,9 @@ class Recipe:
     _repr_html_ = shown("run:recipe_html")
 
 
-def _released(model, batch, per_device, learning_rate, weight_decay, zero_stage, **parts):
-    return {
-        "model": model,
-        "total_batch": batch,
-        "gpus": None,  # the guide's number stands in `hardware`
-        "per_device_batch": per_device,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "zero_stage": zero_stage,
-        **parts,
-    }
+def _released(*values, **parts):
+    names = ("model", "total_batch", "per_device_batch", "learning_rate", "weight_decay", "zero_stage")
+    return {"gpus": None, **dict(zip(names, values, strict=True)), **parts}  # the guide's number stands in `hardware`
 
 
 _LORA = {"projector": "frozen", "language": "lora"}

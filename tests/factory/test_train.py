@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import train
+from random_nano import build
 from train import STAGES, train_nano
 
 from ivlkit.training.loop import execute
@@ -15,6 +16,11 @@ def short(monkeypatch):
     """The real stages, four steps of eight rows each, with a checkpoint every second step."""
     monkeypatch.setattr(train, "SHARED", train.SHARED | {"total_batch": 8, "per_device_batch": 8, "save_steps": 2})
     return tuple(replace(stage, steps=4) for stage in STAGES)
+
+
+def test_building_twice_gives_the_same_bytes(tmp_path, tiny_config):
+    first, second = (build(tmp_path / name, seed=3, config=tiny_config) for name in ("a", "b"))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
 def test_the_language_model_is_frozen_while_the_vision_tower_learns_to_show_it_things():

@@ -4,11 +4,11 @@ import copy
 import math
 
 import pytest
+from random_nano import CONFIG
 
 from ivlkit.models.families import FAMILIES
 from ivlkit.models.layouts.configuration import native_config
 from ivlkit.models.load import meta_state
-from ivlkit.nano.build import CONFIG
 
 VIT_300M = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 VIT_6B = {"hidden_size": 3200, "num_hidden_layers": 45, "num_attention_heads": 25, "intermediate_size": 12800}

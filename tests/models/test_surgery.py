@@ -23,7 +23,7 @@ from ivlkit.models.load import load
 @pytest.fixture(scope="module")
 def other(tmp_path_factory, _tiny_config):
     """Another random model of the tiny configuration."""
-    from ivlkit.nano.build import build
+    from random_nano import build
 
     return build(tmp_path_factory.mktemp("other") / "model", config=_tiny_config, seed=7)
 
@@ -152,7 +152,7 @@ def test_a_plain_language_model_without_picture_tokens_takes_the_place(tiny, oth
 
 
 def test_a_language_model_with_more_layers_is_saved_and_loaded(tiny, tmp_path, tiny_config):
-    from ivlkit.nano.build import build
+    from random_nano import build
 
     tiny_config["llm_config"]["num_hidden_layers"] = 3
     deeper = build(tmp_path / "deeper", config=tiny_config, seed=3)

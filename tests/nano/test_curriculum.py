@@ -36,7 +36,7 @@ def samples(task, count, *, split="train"):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", MATERIAL)
-def test_a_sample_has_its_pictures_questions_and_answers(task, split):
+def test_a_sample_has_its_pictures_questions_and_answers_and_the_tiles_it_was_drawn_for(task, split):
     for sample, _, _ in samples(task, 25, split=split):
         expected = {0} if task in TEXT_TASKS else {2} if task == "two_pictures" else {1, 2}
         assert len(sample.pictures) in expected
@@ -45,6 +45,9 @@ def test_a_sample_has_its_pictures_questions_and_answers(task, split):
             assert 98 <= picture.width <= 672
             assert 98 <= picture.height <= 448
             assert len(picture.getcolors(1 << 20)) > 1  # something is drawn
+            columns, rows = choose_grid(*picture.size, max_tiles=12, tile_px=112)
+            assert picture.width / columns == pytest.approx(picture.height / rows, rel=0.02)
+            assert picture.width <= 112 * columns
         for question, answer in sample.turns:
             assert question and answer
             assert "{" not in question + answer
@@ -234,15 +237,6 @@ def test_fine_print_in_a_single_tile_is_at_most_7_px_high(monkeypatch):
     for seed in range(60):
         make_sample("whole_print", random.Random(seed))
     assert max(112 / picture.height * size for picture, size in sizes) <= 7.4
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_pictures_are_cut_into_the_tiles_they_were_drawn_for(task):
-    for sample, _, _ in samples(task, 40):
-        for picture in sample.pictures:
-            columns, rows = choose_grid(*picture.size, max_tiles=12, tile_px=112)
-            assert picture.width / columns == pytest.approx(picture.height / rows, rel=0.02)
-            assert picture.width <= 112 * columns
 
 
 def test_print_stands_out_from_its_paper():

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from ivlkit.errors import DataError
-from ivlkit.nano.digits import digit_ids, digit_images, write_digit_strips, write_digit_table
+from ivlkit.nano import digits
+from ivlkit.nano.digits import digit_ids, write_digit_strips, write_digit_table
 
 
 def read_rows(path):
@@ -17,6 +18,12 @@ def read_rows(path):
 
 def read_bytes(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def digit_images(split):
+    """(images [N, 28, 28], what each shows [N])."""
+    ids = digit_ids(split)
+    return digits._atlas()[ids], ids // 500
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 4000), ("validation", 500), ("test", 500)])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_nano import build
 from safetensors.torch import load_file
 from torch import _dynamo as dynamo
 from trial import Trial
@@ -19,7 +20,6 @@ from ivlkit.models.export.lazy_weights import open_source
 from ivlkit.models.families import NANO_FOLDER
 from ivlkit.models.load import load
 from ivlkit.models.modeling.float8 import holds_float8
-from ivlkit.nano.build import build
 from ivlkit.training.engine import layers
 from ivlkit.training.estimate import footprint
 from ivlkit.training.estimate.planner import plan, prepared_shape

@@ -25,7 +25,7 @@ SMALL = {"total_batch": 4, "epochs": 1, "max_seq_length": 200, "learning_rate": 
 @pytest.fixture
 def deep(tiny_config, tmp_path):
     """Folder of a model whose tower has five layers."""
-    from ivlkit.nano.build import build
+    from random_nano import build
 
     tiny_config["vision_config"] |= {"num_hidden_layers": 5, "norm_type": "rms_norm", "qk_normalization": True}
     return build(tmp_path / "deep", config=tiny_config)

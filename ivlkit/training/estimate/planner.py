@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import psutil
+import torch
 
 from ...data.checking.lengths import epoch_lengths
 from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError
-from ...hardware import GIB, gpu_processes, holders_of_gpu, read_ram_gib
+from ...hardware import GIB, find_gpus, gpu_processes, holders_of_gpu, read_ram_gib
 from ...models.modeling.attention import rope_limits
 from ...models.processor import load_processor
 from ...models.shapes import config_of, empty_model
@@ -28,7 +29,7 @@ from ..methods import less_memory
 from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from ..recipes import recipe as named_recipe
 from ..tuning import prepare
-from .cards import CARDS, find_measured, match_card, probe_cpu
+from .cards import CARDS, Card, find_measured, match_card, probe_cpu
 from .outlook import outlook
 from .prediction import BUS_RATE, CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
 
@@ -37,6 +38,32 @@ TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
 # Optimizer, log and the launches that small bins wait for: fitted to seven runs of the 2B on one H200, 182 steps of
 # 3,000 to 18,000 tokens, which it meets within 27 %. Steps of 100,000 tokens don't show it.
 STEP_SECONDS = 0.45
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is to compute."""
+
+    name: str
+    free_gib: float | None
+    card: Card | None  # None: not listed
+    device_type: str = "cuda"
+    holders: tuple[str, ...] = ()  # programs that hold the rest of its memory
+    bf16: bool = True
+    is_named: bool = False  # by the user; else it is here
+
+
+class Job:
+    """What all cases of a plan share: a recipe, its data if there are any, its model as it trains, without memory."""
+
+    def __init__(self, recipe, data, place):
+        self.recipe, self.place = recipe, place
+        self.released, self.is_here = config_of(recipe.model)
+        self.data = open_data(data) if data is not None and not isinstance(data, Data) else data
+        self.processor = load_processor(recipe.model) if data is not None else None
+        model, self.model = prepared_shape(recipe, self.released)
+        self.config = model.config
+        self.packs = recipe.packing and place.bf16
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,18 @@ class Case:
     def allocated_gib(self):
         """What torch's `max_memory_allocated` would say."""
         return sum(self.parts.values()) / GIB
+
+    def cells(self, device_type):
+        """Its row of `RunPlan.table`."""
+        return [
+            str(self.max_tiles),
+            f"{self.tokens:,} tokens, {self.tiles} tiles",
+            *(f"{value / GIB:.2f}" for value in self.parts.values()),
+            f"{self.allocated_gib:.2f}",
+            f"{needed_gib(self.parts, device_type):.2f}",
+            "-" if self.steps is None else f"{self.steps:,}",
+            "-" if self.minutes is None else f"{self.minutes:.1f}",
+        ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +137,7 @@ class RunPlan:
         """Rows of text: one a case, its parts, and the sum."""
         names = list(self.cases[0].parts)
         head = ["max_tiles", "largest batch", *names, "allocated GiB", "needed GiB", "steps", "minutes"]
-        return [head, *([*_case_cells(case), *_sums(case, self.device_type)] for case in self.cases)]
+        return [head, *(case.cells(self.device_type) for case in self.cases)]
 
     def lines(self):
         """What it comes to, then a line for each note: what stands above and below the table."""
@@ -138,9 +177,8 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
-    job = _job(recipe, data, place)
-    own, *others = _tile_counts(job)
-    cases = [_case(job, own), *(_case(job, tiles) for tiles in others)]
+    job = Job(recipe, data, place)
+    cases = [_case(job, tiles) for tiles in _tile_counts(job)]
     checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
     fits = place.free_gib is None or needed_gib(cases[0].parts, place.device_type) <= place.free_gib
     return RunPlan(
@@ -160,44 +198,18 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
 
 
 def find_place(gpu_gib=None, card=None):
-    """Where it is to run: device type, card, free memory and who holds the rest."""
-    import torch
-
+    """Where it is to run, as a `Place`. Raises: RecipeError for an unknown card."""
     if card is not None and card not in CARDS:
         raise RecipeError(f"card {card!r}; expected one of {', '.join(CARDS)}")
     if card is not None or gpu_gib is not None:
         found = CARDS.get(card)
-        name = card or "the card you named"
-        return SimpleNamespace(
-            device_type="cuda",
-            card=found,
-            free_gib=found.gib if gpu_gib is None else gpu_gib,
-            name=name,
-            holders=(),
-            bf16=_has_bf16(found),
-            is_named=True,
-        )
-    if not torch.cuda.is_available():
-        return SimpleNamespace(
-            device_type="cpu",
-            card=probe_cpu(),
-            free_gib=read_ram_gib()[1],
-            name="this machine",
-            holders=(),
-            bf16=True,
-            is_named=False,
-        )
-    free, _ = torch.cuda.mem_get_info()
-    name = torch.cuda.get_device_name()
-    return SimpleNamespace(
-        device_type="cuda",
-        card=match_card(name),
-        free_gib=(free + torch.cuda.memory_reserved()) / GIB + held_by_runs(),
-        name=name,
-        holders=holders_of_gpu(),
-        bf16=torch.cuda.get_device_capability()[0] >= 8,
-        is_named=False,
-    )
+        free_gib = found.gib if gpu_gib is None else gpu_gib
+        return Place(card or "the card you named", free_gib, found, bf16=found is None or found.bf16, is_named=True)
+    gpus = find_gpus()
+    if not gpus:
+        return Place("this machine", read_ram_gib()[1], probe_cpu(), device_type="cpu")
+    name, free_gib = gpus[0].name, gpus[0].free_gib + torch.cuda.memory_reserved() / GIB + held_by_runs()
+    return Place(name, free_gib, match_card(name), holders=holders_of_gpu(), bf16=gpus[0].bf16)
 
 
 def held_by_runs():
@@ -210,37 +222,10 @@ def held_by_runs():
         command = process.info["cmdline"] or []
         if command[-3:-1] == ["ivlkit", "train"] and process.pid != os.getpid():
             held[command[-1]] = held.get(command[-1], 0.0) + shown.get(process.pid, 0.0)
-    return sum(used_gib or _logged_gib(Path(spec)) for spec, used_gib in held.items())
-
-
-def _logged_gib(spec):
-    steps = read_steps(spec.with_name("log.jsonl"))
-    return CONTEXT_GIB + steps[-1]["memory_gib"] if steps else 0.0
-
-
-def _has_bf16(card):
-    return card is None or card.bf16
-
-
-def _job(recipe, data, place):
-    """What all cases share: the model without memory, prepared as the recipe says, and the data."""
-    config, is_here = config_of(recipe.model)
-    if data is not None and not isinstance(data, Data):
-        data = open_data(data)
-    processor = load_processor(recipe.model) if data is not None else None
-    model, wrapped = prepared_shape(recipe, config)
-    packs = recipe.packing and place.bf16
-    return SimpleNamespace(
-        recipe=recipe,
-        data=data,
-        processor=processor,
-        config=model.config,
-        released=config,
-        model=wrapped,
-        place=place,
-        packs=packs,
-        is_here=is_here,
-    )
+    for spec in (spec for spec, used_gib in held.items() if not used_gib):
+        steps = read_steps(Path(spec).with_name("log.jsonl"))
+        held[spec] = CONTEXT_GIB + steps[-1]["memory_gib"] if steps else 0.0
+    return sum(held.values())
 
 
 def prepared_shape(recipe, config):
@@ -251,7 +236,7 @@ def prepared_shape(recipe, config):
 
 def needed_at(place, recipe):
     """GiB that have to be free at a place (`find_place`) for the largest batch that the recipe allows, of any rows."""
-    job = _job(recipe, None, place)
+    job = Job(recipe, None, place)
     return needed_gib(_case(job, _tile_counts(job)[0]).parts, place.device_type)
 
 
@@ -261,18 +246,10 @@ def _tile_counts(job):
 
 
 def _case(job, max_tiles):
-    batch = _largest_batch(job, max_tiles)
-    parts = batch_parts(job.model, job.config, job.recipe, batch, device_type=job.place.device_type)
-    known = job.data is not None and job.place.card is not None
-    return Case(
-        max_tiles,
-        batch.tokens,
-        batch.tiles,
-        parts,
-        batch.steps,
-        seconds_of(job, batch) / 60 if known else None,
-        *(() if job.data is None else batch.row),
-    )
+    batch, place = _largest_batch(job, max_tiles), job.place
+    parts = batch_parts(job.model, job.config, job.recipe, batch, device_type=place.device_type)
+    minutes = _minutes(job, batch) if job.data is not None and place.card is not None else None
+    return Case(max_tiles, batch.tokens, batch.tiles, parts, batch.steps, minutes, *batch.row)
 
 
 def _largest_batch(job, max_tiles):
@@ -280,13 +257,8 @@ def _largest_batch(job, max_tiles):
     recipe, config = job.recipe, job.config
     if job.data is None:
         return _assumed_batch(job, max_tiles)
-    lengths = epoch_lengths(
-        job.data,
-        job.processor.with_tiles(max_tiles),
-        seed=recipe.seed,
-        epochs=math.ceil(recipe.epochs),
-        max_length=recipe.max_seq_length,
-    )
+    processor, epochs = job.processor.with_tiles(max_tiles), math.ceil(recipe.epochs)
+    lengths = epoch_lengths(job.data, processor, seed=recipe.seed, epochs=epochs, max_length=recipe.max_seq_length)
     rope = rope_limits(config.text_config)
     if job.packs:
         batches = plan_packed(*lengths, recipe, rope=rope, tile_cost=tile_cost(config, recipe))
@@ -294,14 +266,9 @@ def _largest_batch(job, max_tiles):
         batches = plan_grouped(*lengths, recipe, rope=rope)
     _, tokens, tiles = batches.largest_batch()
     row = [float(np.mean(one)) for one in lengths]
-    return SimpleNamespace(
-        tokens=tokens,
-        tiles=tiles,
-        steps=batches.steps,
-        row=row,
-        total=[mean * len(job.data) * recipe.epochs for mean in row],
-        bins=batches.steps * batches.accumulation,
-    )
+    total = [mean * len(job.data) * recipe.epochs for mean in row]
+    bins = batches.steps * batches.accumulation
+    return SimpleNamespace(tokens=tokens, tiles=tiles, steps=batches.steps, row=row, total=total, bins=bins)
 
 
 def _assumed_batch(job, max_tiles):
@@ -310,18 +277,18 @@ def _assumed_batch(job, max_tiles):
     row = min(recipe.max_seq_length, each * job.config.image_seq_length + TEXT_TOKENS)
     if job.packs:
         tokens, most = recipe.budgets
-        tiles = tokens // row * each
-        return SimpleNamespace(tokens=tokens, tiles=min(tiles, most or tiles), steps=None)
-    return SimpleNamespace(tokens=recipe.per_device_batch * row, tiles=recipe.per_device_batch * each, steps=None)
+        tiles = min(tokens // row * each, most or math.inf)
+    else:
+        tokens, tiles = recipe.per_device_batch * row, recipe.per_device_batch * each
+    return SimpleNamespace(tokens=tokens, tiles=tiles, steps=None, row=())
 
 
-def seconds_of(job, batch):
+def _minutes(job, batch):
     """Of the whole run on the job's card, and on so many of them as the recipe says."""
     tokens, tiles = batch.total
+    sizes = {"tokens": tokens, "tiles": tiles, "bins": batch.bins * job.recipe.processes}
     beside = STEP_SECONDS * batch.steps if job.place.device_type == "cuda" else 0.0
-    return beside + predict_seconds(
-        job.model, job.config, job.recipe, job.place, tokens=tokens, tiles=tiles, bins=batch.bins * job.recipe.processes
-    )
+    return (beside + predict_seconds(job.model, job.config, job.recipe, job.place, **sizes)) / 60
 
 
 def advise(job, free_gib):
@@ -335,8 +302,8 @@ def advise(job, free_gib):
         trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": prepared_shape(recipe, job.released)[1]})
         tiles = recipe.max_tiles or _tile_counts(job)[0]
         needed = needed_gib(_case(trial, tiles).parts, job.place.device_type)
-        said = ", ".join(f"{name}={value!r}" for name, value in changes.items())
-        lines.append(f"{'then ' if lines else ''}{said}: {needed:.2f} GiB (predicted)")
+        settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        lines.append(f"{'then ' if lines else ''}{settings}: {needed:.2f} GiB (predicted)")
         if needed <= free_gib:
             return [*lines[:-1], f"{lines[-1]}, fits"]
     return [*lines, f"nothing here makes it fit into {free_gib:.1f} GiB; take a smaller model or more memory"]
@@ -348,7 +315,7 @@ def out_of_memory(recipe):
     free, needed = f"{place.free_gib:.1f} GiB", f"{needed_at(place, recipe):.1f} GiB (predicted)"
     lines = [f"memory ran out: {free} of {place.name} for this run; its largest possible batch needs {needed}"]
     lines += [f"held by others: {holder}" for holder in place.holders]
-    return "\n".join([*lines, *(f"to change: {line}" for line in advise(_job(recipe, None, place), place.free_gib))])
+    return "\n".join([*lines, *(f"to change: {line}" for line in advise(Job(recipe, None, place), place.free_gib))])
 
 
 def _changes(recipe, device_type):
@@ -397,15 +364,3 @@ def _notes(job, place, steps):
         yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
     if job.recipe.processes > 1:
         yield f"each of {job.recipe.processes} GPUs; never measured on several"
-
-
-def _case_cells(case):
-    batch = f"{case.tokens:,} tokens, {case.tiles} tiles"
-    return [str(case.max_tiles), batch, *(f"{value / GIB:.2f}" for value in case.parts.values())]
-
-
-def _sums(case, device_type):
-    minutes = "-" if case.minutes is None else f"{case.minutes:.1f}"
-    needed = needed_gib(case.parts, device_type)
-    steps = "-" if case.steps is None else f"{case.steps:,}"
-    return [f"{case.allocated_gib:.2f}", f"{needed:.2f}", steps, minutes]
