@@ -1,9 +1,12 @@
 """Charts of numbers: what a run holds in memory, score over rows, what was learned beside what was forgotten."""
 
+import numpy as np
+
 from ..hardware import GIB
 from .figure import BLUE, GREEN, ORANGE, PINK, RED, ShownFigure, plain_text
 from .html import fragment, table_html, text_html
 
+FEW = 6  # places of a line that are all told
 MEMORY_COLOURS = {"weights": BLUE, "gradients": "#56b4e9", "optimizer": GREEN, "activations": ORANGE, "working": RED}
 
 
@@ -33,6 +36,36 @@ def memory_figure(parts, *, card_gib=None, measured=None, title="memory that tor
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
+
+
+def curves_figure(panels, *, across):
+    """Lines over one quantity, panels side by side: of numbers, or of reports with their 95 % intervals.
+
+    Args: panels: {what is upwards: {line: {place: number, or what `evaluate` gave}}}; across: what the places are.
+    Returns: matplotlib figure.
+    """
+    told = [f"{what} over {across}, {name} {_told(line)}" for what in panels for name, line in panels[what].items()]
+    figure = ShownFigure(figsize=(1 + 4.5 * len(panels), 3.2), layout="constrained", alt="; ".join(told))
+    for axes, (what, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for place, (name, line) in enumerate(lines.items()):
+            colour, marker = (BLUE, ORANGE, GREEN, PINK, RED)[place % 5], "osD^v"[place % 5]
+            heights = [getattr(value, "score", value) for value in line.values()]
+            axes.plot(list(line), heights, color=colour, marker=marker, markersize=4, label=plain_text(name))
+            bars = {x: report.interval for x, report in line.items() if hasattr(report, "interval")}
+            axes.vlines(list(bars), *np.reshape(list(bars.values()), (-1, 2)).T, color=colour)
+            if bars:
+                axes.yaxis.set_major_formatter("{x:.0%}")
+            if len(line) <= FEW:
+                axes.set_xticks(list(line))
+        axes.set(xlabel=across, ylabel=what)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def _told(line):
+    values = [f"{value.score:.0%}" if hasattr(value, "score") else f"{value:.2f}" for value in line.values()]
+    return ", ".join(values) if len(values) <= FEW else f"from {values[0]} to {values[-1]}"
 
 
 def plan_html(plan):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..data.rows.media import open_image
 from ..data.tiling import MAX_TILES, candidate_grids
-from .figure import BLUE, GREEN, ORANGE, PINK, RED, ShownFigure, plain_text
+from .figure import BLUE, RED, ShownFigure, plain_text
 from .live import Live, make_controls, uploaded
 
 SHOWN_PX = 160  # side of a tile in the figure
@@ -136,30 +136,6 @@ def readable_figure(image, processor, *, region=None, budgets=(1, 2, 4, 6, 12), 
         if place < len(shown):
             axis.imshow(shown[place][1], interpolation="nearest", aspect="auto")
             axis.set_title(shown[place][0], fontsize=9)
-    return figure
-
-
-def budgets_figure(reports):
-    """Score over max_tiles with its 95 % interval: what more tiles give.
-
-    Args: reports: {name: {max_tiles: what `evaluate` gave for it}}.
-    Returns: matplotlib figure.
-    """
-    told = [f"{name}: {', '.join(f'{one.score:.0%}' for one in reports[name].values())}" for name in reports]
-    budgets = list(next(iter(reports.values())))
-    alt = f"score at max_tiles {', '.join(map(str, budgets))}: {'; '.join(told)}"
-    figure = ShownFigure(figsize=(7, 3.2), alt=alt)
-    axes = figure.subplots()
-    for place, (name, by_budget) in enumerate(reports.items()):
-        scores = [report.score for report in by_budget.values()]
-        spread = [[abs(report.interval[end] - report.score) for report in by_budget.values()] for end in (0, 1)]
-        style = {"color": (BLUE, ORANGE, GREEN, PINK, RED)[place % 5], "marker": "osD^v"[place % 5], "capsize": 3}
-        axes.errorbar(budgets, scores, yerr=spread, label=plain_text(name), **style)
-    axes.set_xticks(budgets)
-    axes.set(xlabel="max_tiles", ylabel="score", ylim=(-0.04, 1.04))
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 

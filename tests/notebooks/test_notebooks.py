@@ -51,6 +51,10 @@ def expect_conversation_to_labels(results):
     assert results["role_pieces"] > 1
     assert results["cut_supervised"] == 0 and results["refused"] == 2
     assert results["answer_share"] < 0.2 and not results["system_prompt_trained"]
+    right, wrong = (results["losses"][name] for name in ("the answers", "every token"))
+    assert wrong[0] - wrong[1] > 5 > right[0] - right[1]
+    right, wrong = (results["scores"][name] for name in ("the answers", "every token"))
+    assert right[-1] > right[0] + 0.1 and right[-1] > wrong[-1] + 0.1
 
 
 def expect_inside_the_model(results):
@@ -91,7 +95,10 @@ def expect_evaluate(results):
     assert results["won"] > results["lost"]
     assert results["rows_in_csv"] == 160 and results["page_mb"] < 10
     assert results["right"] - max(results["shuffled"], results["none"]) > 0.25
-    assert results["believed_to_look"] and results["lazy_test_warned"]
+    assert results["believed_to_look"] and results["follows"] > results["right"] - 0.2
+    blind, looks = (results["trap"][name] for name in ("trained blind", "trained to look"))
+    assert blind[0] > 0.7 and abs(blind[0] - blind[1]) < 0.1 < looks[0] - looks[1]
+    assert results["warned"] == ["trained blind"]
     assert results["asked_again"] == 0 and results["text_rows"] == 70
 
 
@@ -247,7 +254,7 @@ def test_a_notebook_that_looks_runs_on_a_checkpoint_of_each_family(name, key, re
     folder = (reference / "checkpoints" / f"internvl-{key}").resolve()
     chosen.source, count = re.subn('^MODEL = "nano"', f'MODEL = "{folder}"', chosen.source, flags=re.MULTILINE)
     assert count == 1
-    chosen.source = re.sub(r"^((PROBE_)?ROWS) = \d+", r"\1 = 12", chosen.source, flags=re.MULTILINE)
+    chosen.source = re.sub(r"^((PROBE_)?ROWS|STEPS) = \d+", r"\1 = 12", chosen.source, flags=re.MULTILINE)
     for cell in notebook.cells:  # a check may ask for what only a trained model does
         if "check" in cell.metadata.get("tags", []):
             cell.metadata.tags = ["raises-exception"]

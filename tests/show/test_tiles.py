@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivlkit.evaluation.report import Report, Row
-from ivlkit.show.tiles import budgets_figure, readable_figure, tiles_figure, tiles_live
+from ivlkit.show.tiles import readable_figure, tiles_figure, tiles_live
 
 
 @pytest.fixture
@@ -62,22 +61,6 @@ def test_a_reply_stands_over_its_picture_and_no_region_means_all_of_it(released)
     titles = [axis.get_title() for axis in figure.axes[:3]]
     assert "reply" not in titles[0] and titles[1].endswith("reply: Quem") and titles[2].endswith(r"reply: Queen \$1")
     assert figure.axes[1].images[0].get_array().shape == (300, 900, 3)
-
-
-def right_of_ten(count):
-    rows = [Row(f"a.jsonl:{n}", "Which?", "a", "a", float(n < count)) for n in range(10)]
-    return Report("exact_match", tuple(rows), {})
-
-
-def test_scores_are_drawn_over_the_budget_with_their_intervals():
-    figure = budgets_figure(
-        {"words": {1: right_of_ten(2), 12: right_of_ten(9)}, "prices": {1: right_of_ten(0), 12: right_of_ten(0)}}
-    )
-    assert figure.alt == "score at max_tiles 1, 12: words: 20%, 90%; prices: 0%, 0%"
-    line = figure.axes[0].containers[0]
-    low, high = right_of_ten(2).interval
-    assert line.lines[0].get_ydata().tolist() == [0.2, 0.9]
-    assert line.lines[2][0].get_segments()[0][:, 1].tolist() == pytest.approx([low, high])
 
 
 class TestSlider:
