@@ -96,7 +96,7 @@ LESSONS = {
         "takes `batch_size=64`. In bfloat16 a few replies differ from one batch size to another: keep it the same for "
         "both models that you compare.",
     ),
-    "09_finetune_full": Lesson(
+    "11_finetune_full": Lesson(
         {"TRAIN_ROWS, EPOCHS": "96, 1", "NEW_ROWS, OLD_ROWS": "16, 24"},
         note="Full fine-tuning of a released model does not fit into 24 GB: set `RECIPE` to its LoRA there. "
         '`ivl.plan("2b-full")` says what your card needs for all weights.',

@@ -21,9 +21,9 @@ from .tokens import token_texts
 INK, QUIET, GREY, GROUND = "#1a1a1a", "#595959", "#808080", "#fafaf8"
 DOORS = (  # (door, what it is for, [(notebook, what happens in it)])
     ("Half an hour", "see how it learns", "00 first look|02 tiles|07 teach it|08 does it read?"),
-    ("My own data", "teach it my pictures", "05 table to rows|my_project run it all|10 share it"),
+    ("My own data", "teach it my pictures", "05 table to rows|09 label, review|my_project run it all|10 share it"),
     ("My GPU", "what can it do?", "06 memory, time|13 many GPUs"),
-    ("Deeper", "any of them, any time", "01 the files|03 the labels|04 inside|09 all weights|12 the loop"),
+    ("Deeper", "any of them, any time", "01 the files|03 the labels|04 inside|11 all weights|12 the loop"),
 )
 SHOWN = 8  # tokens of the shift, rows of packing
 STATE_COLOURS = {"weights": BLUE, "gradients": ORANGE, "optimizer": GREEN}

@@ -83,8 +83,8 @@ class TestNotebooks:
         assert settings["MODEL"] == '"2b"' and all(f"{key} = {value}" in lines for key, value in settings.items())
 
     def test_a_recipe_becomes_the_models_lora_unless_all_weights_are_asked_for(self):
-        _, settings = notebooks_gpu.prepare("09_finetune_full", "2b")
-        _, full = notebooks_gpu.prepare("09_finetune_full", "2b", full=True)
+        _, settings = notebooks_gpu.prepare("11_finetune_full", "2b")
+        _, full = notebooks_gpu.prepare("11_finetune_full", "2b", full=True)
         assert (settings["RECIPE"], full["RECIPE"]) == ('"2b-lora"', '"2b-full"')
 
     def test_one_that_needs_two_cards_runs_nano_on_one(self):

@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
-SECONDS = {"09_finetune_full.ipynb": 900, "07_finetune_lora.ipynb": 900}  # of others: 300
+SECONDS = {"11_finetune_full.ipynb": 900, "07_finetune_lora.ipynb": 900}  # of others: 300
 
 
 LONGEST_FIRST = sorted(NOTEBOOKS, key=lambda name: -SECONDS.get(name, 0))
@@ -164,7 +164,7 @@ EXPECTED = {
     "06_memory_and_time.ipynb": expect_memory_and_time,
     "07_finetune_lora.ipynb": expect_finetune_lora,
     "08_evaluate.ipynb": expect_evaluate,
-    "09_finetune_full.ipynb": expect_finetune_full,
+    "11_finetune_full.ipynb": expect_finetune_full,
     "10_export_and_share.ipynb": expect_export_and_share,
     "12_the_loop.ipynb": expect_the_loop,
     "13_many_gpus.ipynb": expect_many_gpus,
