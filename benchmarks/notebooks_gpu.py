@@ -96,15 +96,16 @@ LESSONS = {
         "takes `batch_size=64`. In bfloat16 a few replies differ from one batch size to another: keep it the same for "
         "both models that you compare.",
     ),
-    "11_finetune_full": Lesson(
-        {"TRAIN_ROWS, EPOCHS": "96, 1", "NEW_ROWS, OLD_ROWS": "16, 24"},
-        note="Full fine-tuning of a released model does not fit into 24 GB: set `RECIPE` to its LoRA there. "
-        '`ivl.plan("2b-full")` says what your card needs for all weights.',
-    ),
+    "09_label_train_review": Lesson({"TEST_ROWS": "32"}),
     "10_export_and_share": Lesson(
         {"ROWS": "96"},
         note="Merging reads and writes one tensor after another; most of its time is the proof. A 26B model needs "
         "another 48 GB of disk, and for its proof a card of 80 GB or as much host memory.",
+    ),
+    "11_finetune_full": Lesson(
+        {"TRAIN_ROWS, EPOCHS": "96, 1", "NEW_ROWS, OLD_ROWS": "16, 24"},
+        note="Full fine-tuning of a released model does not fit into 24 GB: set `RECIPE` to its LoRA there. "
+        '`ivl.plan("2b-full")` says what your card needs for all weights.',
     ),
     "12_the_loop": Lesson(
         change='`MODEL = "2b"` and `RECIPE = "2b-lora"`',

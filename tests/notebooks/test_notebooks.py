@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
-SECONDS = {"11_finetune_full.ipynb": 900, "07_finetune_lora.ipynb": 900}  # of others: 300
+SECONDS = {"09_label_train_review.ipynb": 1200, "11_finetune_full.ipynb": 900, "07_finetune_lora.ipynb": 900}  # of others: 300
 
 
 LONGEST_FIRST = sorted(NOTEBOOKS, key=lambda name: -SECONDS.get(name, 0))
@@ -102,6 +102,17 @@ def expect_evaluate(results):
     assert results["asked_again"] == 0 and results["text_rows"] == 70
 
 
+def expect_label_train_review(results):
+    scores = results["scores"]
+    assert results["steps"]["20 labels"] == 4 and results["gain_of_20"][1] < 0.2
+    assert results["gain_of_100"][0] > 0 and scores["400 labels"] > scores["100 labels"]
+    surest, _, least_sure = results["right_as_suggested"]
+    assert surest > least_sure + 20
+    assert results["found"][0] > 3 * 0.05 * results["wrong_labels"]
+    assert results["found"][2] > results["wrong_labels"] / 2 and 10 < results["corrected"] <= results["wrong_labels"]
+    assert results["table_as_it_was"] == 400
+
+
 def expect_finetune_full(results):
     assert (results["state"], results["steps"]) == ("finished", 150)
     assert results["learned_at_least"] > 0.25 and results["lost_at_least"] > 0.02
@@ -164,8 +175,9 @@ EXPECTED = {
     "06_memory_and_time.ipynb": expect_memory_and_time,
     "07_finetune_lora.ipynb": expect_finetune_lora,
     "08_evaluate.ipynb": expect_evaluate,
-    "11_finetune_full.ipynb": expect_finetune_full,
+    "09_label_train_review.ipynb": expect_label_train_review,
     "10_export_and_share.ipynb": expect_export_and_share,
+    "11_finetune_full.ipynb": expect_finetune_full,
     "12_the_loop.ipynb": expect_the_loop,
     "13_many_gpus.ipynb": expect_many_gpus,
     "my_project.ipynb": expect_my_project,
