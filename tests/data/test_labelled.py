@@ -443,9 +443,9 @@ def test_labels_of_yolo_are_read_or_listed_line_by_line(save, tmp_path):
     [
         (
             {"rotation": 30},
-            r"a region of box \(.*\) is no upright box with a label; 'cup' of this picture",
+            "a region of cup that is no upright rectangle; 'cup' of this picture can't be asked about",
         ),
-        ({"rectanglelabels": []}, "is no upright box with a label; this picture's boxes can't be asked about"),
+        ({"rectanglelabels": []}, r"a rectangle without a label at \(25.0, 20.0, 25.0, 60.0\); this picture's boxes"),
     ],
 )
 def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, said, save, tmp_path):
@@ -457,6 +457,37 @@ def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, sa
     assert (done.rows, done.rejected) == ({"train": 1}, 0)  # boxes are not asked about
     with pytest.raises(DataError, match="the cell 'count' is empty"):
         convert(path, tmp_path / "out", question="Q?", answer="count")
+
+
+def test_a_label_or_a_text_of_its_own_in_the_same_place_belongs_to_the_rectangle(save):
+    path = write_studio(save)
+    tasks = studio()
+    for task in tasks:
+        result = task["annotations"][0]["result"]
+        for region in [each for each in result if each["type"] == "rectanglelabels"]:
+            sides = dict(region["value"])
+            names = sides.pop("rectanglelabels")
+            region |= {"type": "rectangle", "from_name": "bbox", "value": sides}
+            result.append({"from_name": "kind", "type": "labels", "value": sides | {"labels": names}})
+            result.append({"from_name": "said", "type": "textarea", "value": sides | {"text": ["written here"]}})
+    save("project-1.json", tasks)
+    assert rows_of(ivl.open_data(path)) == ROWS
+
+
+def test_an_outline_of_label_studio_and_a_number_that_was_chosen(save, tmp_path):
+    path = write_studio(save)
+    tasks = studio()
+    outline = {"points": [[1, 1], [9, 9], [1, 9]], "polygonlabels": ["pen"]}
+    tasks[0]["annotations"][0]["result"] += [
+        {"from_name": "shape", "type": "polygonlabels", "value": outline},
+        {"from_name": "stars", "type": "rating", "value": {"rating": 4}},
+    ]
+    save("project-1.json", tasks)
+    done = convert(path, tmp_path / "out", shares={"rows": 1})
+    assert "task 1: a region of pen that is no upright rectangle; 'pen' of this picture" in done.first_rejects[0]
+    assert rows_of(ivl.open_data(done.meta)) == [ROWS[0], ROWS[2]]
+    done = convert(path, tmp_path / "out", shares={"rows": 1}, question="How many stars?", answer="stars")
+    assert (done.rows, done.rejected) == ({"rows": 1}, 1)
 
 
 def test_tasks_of_label_studio_without_an_annotation_or_with_several_are_listed(save, tmp_path):
