@@ -80,7 +80,7 @@ def _labelled(row, where):
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             regions += value
         elif key not in _OWN and value:
-            texts[key] = ", ".join(map(str, _listed(value)))
+            texts[str(key)] = ", ".join(map(str, _listed(value)))
     if picture is None:
         raise ValueError("no field that names a picture")
     boxes, faults = _boxes(regions)
@@ -96,7 +96,9 @@ def _boxes(regions):
         if region.keys() >= {*_SIDES} and not region.get("rotation"):
             names_at.setdefault(tuple(float(region[side]) for side in _SIDES), []).extend(names)
         else:
-            faults.append(((names or [None])[0], f"a region of {', '.join(names)} that is no upright rectangle"))
+            faults.append(
+                ((names or [None])[0], f"a region of {', '.join(map(str, names))} that is no upright rectangle")
+            )
     faults += [(None, f"a rectangle without a label at {place}") for place, names in names_at.items() if not names]
     return [(name, (x, y, x + w, y + h)) for (x, y, w, h), names in names_at.items() for name in names], faults
 

@@ -167,7 +167,7 @@ def _usable(record, path):
     boxes, faults = defaultdict(list), list(record.faults)
     sides = _sides(record, path) if record.boxes else None
     for name, box in record.boxes:
-        name, thousandths = name.strip(), _thousandths(box, sides)
+        name, thousandths = name.strip() if isinstance(name, str) else "", _thousandths(box, sides)
         if name and thousandths:
             boxes[name].append(thousandths)
         else:

@@ -52,10 +52,16 @@ def read_labelled(path, read, files):
     """Every `Labelled` and DataError of the files, each with its part of the split if the files or folders have one."""
     path, found = Path(path), []
     for file in files:
-        part = _part(file.relative_to(path)) if path.is_dir() else None
-        for record in read(file, file.relative_to(home_of(path)).as_posix()):
-            is_placed = isinstance(record, DataError) or record.part or not part
-            found.append(record if is_placed else replace(record, part=part))
+        part, name = (
+            _part(file.relative_to(path)) if path.is_dir() else None,
+            file.relative_to(home_of(path)).as_posix(),
+        )
+        try:
+            for record in read(file, name):
+                is_placed = isinstance(record, DataError) or record.part or not part
+                found.append(record if is_placed else replace(record, part=part))
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 ({error})", "text", "save it as UTF-8", where=name) from error
     parts = {record.part for record in found if not isinstance(record, DataError)}
     return [_placed(record, sorted(parts - {None})) for record in found]
 

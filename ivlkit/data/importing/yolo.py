@@ -64,7 +64,8 @@ def _label_of(picture):
 def _boxes(label, names):
     """(boxes, faults) of a label file; of an outline of points the box around it."""
     boxes, faults = [], []
-    for number, line in enumerate(label.read_text().splitlines() if label.exists() else (), start=1):
+    lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.exists() else ()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
