@@ -288,6 +288,16 @@ def test_coco_files_that_are_named_by_parts_are_its_parts(save, tmp_path):
     assert convert(tmp_path / "set", tmp_path / "out").rows == {"train": 2, "validation": 1}
 
 
+def test_captions_beside_the_instances_are_left_where_they_are(save, tmp_path):
+    save("set/annotations/captions_train2017.json", {"info": {}, "images": [], "annotations": [{"caption": "a cup"}]})
+    for name in BOXES:
+        save(f"set/train2017/{name}")
+    save("set/annotations/instances_train2017.json", coco())
+    assert convert(tmp_path / "set", tmp_path / "out").rows == {"train": 3}
+    with pytest.raises(DataError, match="captions_train2017.json: no COCO file .KeyError: 'categories'."):
+        convert(tmp_path / "set" / "annotations" / "captions_train2017.json", tmp_path / "more")
+
+
 @pytest.mark.parametrize("lists", [False, True])
 def test_the_parts_of_yolo_are_those_of_its_yaml(lists, save, tmp_path):
     for part, name in (("train", "a.jpg"), ("val", "b.jpg")):
