@@ -45,10 +45,11 @@ def _begins(path, start):
         return re.search(start, file.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf"), re.S) is not None
 
 
-def home_of(path):
-    """The folder that holds a tool's files and its pictures."""
-    path = Path(path)
-    return path if path.is_dir() else path.parents[path.parent.name in _WITHOUT_PICTURES]
+def home_of(path, tool="any"):
+    """The folder that paths in a file or folder start from; of a tool's `annotations/` the one above."""
+    if path.is_dir():
+        return path
+    return path.parents[bool(tool) and path.parent.name in _WITHOUT_PICTURES]
 
 
 def read_labelled(path, read, files):
