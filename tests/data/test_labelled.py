@@ -2,7 +2,9 @@
 
 import csv
 import json
+import random
 import re
+from contextlib import suppress
 
 import pytest
 from PIL import Image
@@ -349,6 +351,14 @@ def test_a_picture_that_may_be_two_is_listed(save, tmp_path):
     assert convert(path, tmp_path / "out", images=tmp_path / "set" / "two").rejected == 0
 
 
+def test_a_picture_that_is_not_there_is_listed(save, tmp_path):
+    path = save("set/labels.json", coco())
+    sizeless = save("set/more.json", coco(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}]))
+    for source in (path, sizeless):
+        with pytest.raises(DataError, match=r"(labels|more)\.json: a.jpg: .*a.jpg does not exist; expected a file"):
+            convert(source, tmp_path / "out")
+
+
 def test_a_name_is_found_whatever_unicode_form_and_upload_prefix_it_has(save, tmp_path):
     save("set/pictures/cafe\u0301.jpg")
     boxes = {"caf\xe9.jpg": BOXES["b.jpg"]}
@@ -555,6 +565,59 @@ def test_an_xml_with_a_document_type_is_refused_before_it_is_expanded(save, tmp_
 def test_a_damaged_file_is_said(name, content, said, save, tmp_path):
     with pytest.raises(DataError, match=said):
         convert(save(name, content), tmp_path / "out")
+
+
+JUNK = (
+    None,
+    3,
+    -1,
+    "x",
+    "",
+    [],
+    {},
+    [1],
+    {"a": 1},
+    True,
+    float("nan"),
+    1e400,
+    "../../a.jpg",
+    "a.jpg\0",
+    [None],
+    "\ud800",
+)
+
+
+def damaged(value, draw):
+    """A copy in which one value, somewhere, is another one or is gone."""
+    if not isinstance(value, (list, dict)) or not value or draw.random() < 0.15:
+        return draw.choice(JUNK)
+    key = draw.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    changed = value.copy()
+    changed[key] = damaged(value[key], draw)
+    if draw.random() < 0.1:
+        del changed[key]
+    return changed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_damaged_export_ends_in_another_error_than_ours(seed, save, tmp_path):
+    draw = random.Random(seed)
+    for name in BOXES:
+        save(name)
+    text = bytearray(voc("a.jpg", BOXES["a.jpg"]).encode())
+    text[draw.randrange(len(text))] = draw.randrange(256)
+    (tmp_path / "a.xml").write_bytes(text)
+    save(
+        "data.yaml",
+        draw.choice(["train: .", "val: [3, x]", "train: {}", ""]) + draw.choice(["\nnames: 3", "\nnames: [a]"]),
+    )
+    save("a.txt", draw.choice(["inf 0 0 1 1", "0 nan 0 1 1", "0 1e400 0 1 1", "-1 0.5 0.5 1 1", "0 0.5 0.5 1 1 x"]))
+    for number, content in enumerate((coco(), studio(), studio_rows())):
+        save(f"{number}.json", json.dumps(damaged(content, draw)))
+    for name in ("0.json", "1.json", "2.json", "a.xml", "data.yaml"):
+        for options in ({}, {"question": "Q?", "answer": "note"}):
+            with suppress(DataError):
+                convert(tmp_path / name, tmp_path / "out", shares={"rows": 1}, **options)
 
 
 # JSON with the columns of a table

@@ -81,6 +81,6 @@ def _boxes(label, names):
                 raise ValueError
             xs, ys = values[::2], values[1::2]
             boxes.append((thing, (min(xs), min(ys), max(xs), max(ys))))
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, OverflowError):
             faults.append((None, f"{label.name}:{number}: {line[:60]!r}, which is no class and box"))
     return boxes, faults
