@@ -302,9 +302,9 @@ def _run_evaluate(options):
     )
     if options.html:
         report.save_html(options.html)
+    _print(report.to_dict() if options.json else report, options.json)
     if options.coco:
         save_coco(report, options.coco)
-    _print(report.to_dict() if options.json else report, options.json)
 
 
 def _run_predict(options):

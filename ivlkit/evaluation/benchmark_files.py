@@ -7,7 +7,7 @@ read: RefCOCO comes as the JSON lines of the released evaluation guide.
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.rows.records import parse_row, path_inside
@@ -26,18 +26,19 @@ class Question:
     extra: dict = field(default_factory=dict)  # other fields; `answers` are all accepted ones
 
 
+def _question(where, entry, number, picture, text, truth):
+    """A question by the names of its fields; without one of its number, its place is its id."""
+    number = where if number is None else _field(entry, number, (int, str), where)
+    return Question(where, number, _field(entry, picture, str, where), _field(entry, text, str, where), truth)
+
+
 def read_textvqa(path):
     """TextVQA_0.5.1_*.json: `data` with question, image_id, and ten answers, none in the test file."""
     for where, entry in _entries(_load(path, dict), "data", path):
         answers = _texts(entry, "answers", where) if "answers" in entry else None
-        yield Question(
-            where,
-            _field(entry, "question_id", (int, str), where),
-            f"{_field(entry, 'image_id', str, where)}.jpg",
-            _field(entry, "question", str, where),
-            Counter(answers).most_common(1)[0][0] if answers else None,
-            {"answers": answers} if answers else {},
-        )
+        truth = Counter(answers).most_common(1)[0][0] if answers else None
+        asked = _question(where, entry, "question_id", "image_id", "question", truth)
+        yield replace(asked, picture=f"{asked.picture}.jpg", extra={"answers": answers} if answers else {})
 
 
 def read_docvqa(path):
@@ -54,26 +55,15 @@ def _read_rrc(path, *, picture, kinds):
     """Files of the Robust Reading Competition: names of the fields that differ."""
     for where, entry in _entries(_load(path, dict), "data", path):
         answers = _texts(entry, "answers", where) if entry.get("answers") else None
-        yield Question(
-            where,
-            _field(entry, "questionId", (int, str), where),
-            _field(entry, picture, str, where),
-            _field(entry, "question", str, where),
-            answers[0] if answers else None,
-            {name: entry[name] for name in (kinds,) if name in entry} | ({"answers": answers} if answers else {}),
-        )
+        extra = {kinds: entry[kinds]} if kinds in entry else {}
+        asked = _question(where, entry, "questionId", picture, "question", answers[0] if answers else None)
+        yield replace(asked, extra=extra | ({"answers": answers} if answers else {}))
 
 
 def read_chartqa(path):
     """ChartQA's *_human.json and *_augmented.json: a list of imgname, query, label."""
     for where, entry in _numbered(_load(path, list), f"{path.name}: "):
-        yield Question(
-            where,
-            where,
-            _field(entry, "imgname", str, where),
-            _field(entry, "query", str, where),
-            str(_field(entry, "label", (str, int, float), where)),
-        )
+        yield _question(where, entry, None, "imgname", "query", str(_field(entry, "label", (str, int, float), where)))
 
 
 def read_pope(path):
@@ -82,13 +72,7 @@ def read_pope(path):
         label = _field(entry, "label", str, where)
         if label not in ("yes", "no"):
             raise DataError(f"{where}: `label` is {label!r}; expected yes or no")
-        yield Question(
-            where,
-            _field(entry, "question_id", (int, str), where),
-            _field(entry, "image", str, where),
-            _field(entry, "text", str, where),
-            label,
-        )
+        yield _question(where, entry, "question_id", "image", "text", label)
 
 
 def read_refcoco(path):
@@ -104,13 +88,8 @@ def read_refcoco(path):
         if min(sides) <= 0:
             raise DataError(f"{where}: a picture of {sides[0]} x {sides[1]} px; expected the benchmark's own numbers")
         shares = [1000 * value / side for value, side in zip(box, sides * 2, strict=True)]
-        yield Question(
-            where,
-            where,
-            _field(entry, "image", str, where),
-            _field(entry, "sent", str, where),
-            f"[{', '.join(f'{share:.6f}' for share in shares)}]",
-        )
+        truth = f"[{', '.join(f'{share:.6f}' for share in shares)}]"
+        yield _question(where, entry, None, "image", "sent", truth)
 
 
 def read_coco_captions(path):

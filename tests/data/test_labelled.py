@@ -2,7 +2,9 @@
 
 import csv
 import json
+import random
 import re
+from contextlib import suppress
 
 import pytest
 from PIL import Image
@@ -288,6 +290,16 @@ def test_coco_files_that_are_named_by_parts_are_its_parts(save, tmp_path):
     assert convert(tmp_path / "set", tmp_path / "out").rows == {"train": 2, "validation": 1}
 
 
+def test_captions_beside_the_instances_are_left_where_they_are(save, tmp_path):
+    save("set/annotations/captions_train2017.json", {"info": {}, "images": [], "annotations": [{"caption": "a cup"}]})
+    for name in BOXES:
+        save(f"set/train2017/{name}")
+    save("set/annotations/instances_train2017.json", coco())
+    assert convert(tmp_path / "set", tmp_path / "out").rows == {"train": 3}
+    with pytest.raises(DataError, match="captions_train2017.json: no COCO file .KeyError: 'categories'."):
+        convert(tmp_path / "set" / "annotations" / "captions_train2017.json", tmp_path / "more")
+
+
 @pytest.mark.parametrize("lists", [False, True])
 def test_the_parts_of_yolo_are_those_of_its_yaml(lists, save, tmp_path):
     for part, name in (("train", "a.jpg"), ("val", "b.jpg")):
@@ -337,6 +349,14 @@ def test_a_picture_that_may_be_two_is_listed(save, tmp_path):
     with pytest.raises(DataError, match="labels.json: a.jpg: a.jpg may be one/a.jpg or two/a.jpg; expected one"):
         convert(path, tmp_path / "out")
     assert convert(path, tmp_path / "out", images=tmp_path / "set" / "two").rejected == 0
+
+
+def test_a_picture_that_is_not_there_is_listed(save, tmp_path):
+    path = save("set/labels.json", coco())
+    sizeless = save("set/more.json", coco(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}]))
+    for source in (path, sizeless):
+        with pytest.raises(DataError, match=r"(labels|more)\.json: a.jpg: .*a.jpg does not exist; expected a file"):
+            convert(source, tmp_path / "out")
 
 
 def test_a_name_is_found_whatever_unicode_form_and_upload_prefix_it_has(save, tmp_path):
@@ -443,9 +463,9 @@ def test_labels_of_yolo_are_read_or_listed_line_by_line(save, tmp_path):
     [
         (
             {"rotation": 30},
-            r"a region of box \(.*\) is no upright box with a label; 'cup' of this picture",
+            "a region of cup that is no upright rectangle; 'cup' of this picture can't be asked about",
         ),
-        ({"rectanglelabels": []}, "is no upright box with a label; this picture's boxes can't be asked about"),
+        ({"rectanglelabels": []}, r"a rectangle without a label at \(25.0, 20.0, 25.0, 60.0\); this picture's boxes"),
     ],
 )
 def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, said, save, tmp_path):
@@ -457,6 +477,37 @@ def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, sa
     assert (done.rows, done.rejected) == ({"train": 1}, 0)  # boxes are not asked about
     with pytest.raises(DataError, match="the cell 'count' is empty"):
         convert(path, tmp_path / "out", question="Q?", answer="count")
+
+
+def test_a_label_or_a_text_of_its_own_in_the_same_place_belongs_to_the_rectangle(save):
+    path = write_studio(save)
+    tasks = studio()
+    for task in tasks:
+        result = task["annotations"][0]["result"]
+        for region in [each for each in result if each["type"] == "rectanglelabels"]:
+            sides = dict(region["value"])
+            names = sides.pop("rectanglelabels")
+            region |= {"type": "rectangle", "from_name": "bbox", "value": sides}
+            result.append({"from_name": "kind", "type": "labels", "value": sides | {"labels": names}})
+            result.append({"from_name": "said", "type": "textarea", "value": sides | {"text": ["written here"]}})
+    save("project-1.json", tasks)
+    assert rows_of(ivl.open_data(path)) == ROWS
+
+
+def test_an_outline_of_label_studio_and_a_number_that_was_chosen(save, tmp_path):
+    path = write_studio(save)
+    tasks = studio()
+    outline = {"points": [[1, 1], [9, 9], [1, 9]], "polygonlabels": ["pen"]}
+    tasks[0]["annotations"][0]["result"] += [
+        {"from_name": "shape", "type": "polygonlabels", "value": outline},
+        {"from_name": "stars", "type": "rating", "value": {"rating": 4}},
+    ]
+    save("project-1.json", tasks)
+    done = convert(path, tmp_path / "out", shares={"rows": 1})
+    assert "task 1: a region of pen that is no upright rectangle; 'pen' of this picture" in done.first_rejects[0]
+    assert rows_of(ivl.open_data(done.meta)) == [ROWS[0], ROWS[2]]
+    done = convert(path, tmp_path / "out", shares={"rows": 1}, question="How many stars?", answer="stars")
+    assert (done.rows, done.rejected) == ({"rows": 1}, 1)
 
 
 def test_tasks_of_label_studio_without_an_annotation_or_with_several_are_listed(save, tmp_path):
@@ -514,6 +565,59 @@ def test_an_xml_with_a_document_type_is_refused_before_it_is_expanded(save, tmp_
 def test_a_damaged_file_is_said(name, content, said, save, tmp_path):
     with pytest.raises(DataError, match=said):
         convert(save(name, content), tmp_path / "out")
+
+
+JUNK = (
+    None,
+    3,
+    -1,
+    "x",
+    "",
+    [],
+    {},
+    [1],
+    {"a": 1},
+    True,
+    float("nan"),
+    1e400,
+    "../../a.jpg",
+    "a.jpg\0",
+    [None],
+    "\ud800",
+)
+
+
+def damaged(value, draw):
+    """A copy in which one value, somewhere, is another one or is gone."""
+    if not isinstance(value, (list, dict)) or not value or draw.random() < 0.15:
+        return draw.choice(JUNK)
+    key = draw.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    changed = value.copy()
+    changed[key] = damaged(value[key], draw)
+    if draw.random() < 0.1:
+        del changed[key]
+    return changed
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_damaged_export_ends_in_another_error_than_ours(seed, save, tmp_path):
+    draw = random.Random(seed)
+    for name in BOXES:
+        save(name)
+    text = bytearray(voc("a.jpg", BOXES["a.jpg"]).encode())
+    text[draw.randrange(len(text))] = draw.randrange(256)
+    (tmp_path / "a.xml").write_bytes(text)
+    save(
+        "data.yaml",
+        draw.choice(["train: .", "val: [3, x]", "train: {}", ""]) + draw.choice(["\nnames: 3", "\nnames: [a]"]),
+    )
+    save("a.txt", draw.choice(["inf 0 0 1 1", "0 nan 0 1 1", "0 1e400 0 1 1", "-1 0.5 0.5 1 1", "0 0.5 0.5 1 1 x"]))
+    for number, content in enumerate((coco(), studio(), studio_rows())):
+        save(f"{number}.json", json.dumps(damaged(content, draw)))
+    for name in ("0.json", "1.json", "2.json", "a.xml", "data.yaml"):
+        for options in ({}, {"question": "Q?", "answer": "note"}):
+            with suppress(DataError):
+                convert(tmp_path / name, tmp_path / "out", shares={"rows": 1}, **options)
 
 
 # JSON with the columns of a table

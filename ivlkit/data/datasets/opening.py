@@ -15,7 +15,8 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
     """Open a meta JSON or a JSONL, or what `convert` can make one of: a table, a JSON list, a folder with classes.
 
     Args:
-        path: `*.json` is a meta file or a list of rows, `*.jsonl` one data set.
+        path: `*.json` is a meta file, a list of rows or COCO's, `*.jsonl` one data set; what YOLO, Pascal VOC and Label
+            Studio write is read too (docs/formats.md).
         root: folder of the pictures of a JSONL; defaults to the JSONL's own folder.
         seed: for `repeat_time` fractions.
         split: of a meta file, the entries of this `split`; "train" are also those that name none; "all" is every one.
@@ -40,7 +41,7 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
 def from_csv(
     path, *, images=None, question=None, answer=None, suffix=None, image=None, video=None, to=None, rejects="refuse"
 ):
-    """A table of pictures and labels (.csv, .tsv, .xlsx) as a data set; `ivl.train`, `encode` and `check` take it.
+    """A table of pictures and labels (CSV, TSV, XLSX, JSON) as a data set; `ivl.train`, `encode` and `check` take it.
 
     The rows are written as the released JSONL into the folder `to`, which a run can open again. Separator and encoding
     are detected. A picture may be named without its suffix and with backslashes; a page of a PDF is `scan.pdf#page=2`.

@@ -48,5 +48,5 @@ def _labelled(image, entries, names, name):
         else:
             boxes.append((thing, (box[0], box[1], box[0] + box[2], box[1] + box[3])))
     size = (image.get("width"), image.get("height"))
-    picture, size = str(image["file_name"]), size if all(size) else None
+    picture, size = str(image["file_name"]), size if all(isinstance(side, int) and side for side in size) else None
     return Labelled(f"{name}: {picture}", beside(name, picture), boxes, size=size, faults=faults)

@@ -172,24 +172,23 @@ def _open_source(source, images, columns):
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a table, a .jsonl, a .json list or a folder; check the path")
     tool, read, files = find_tool(path)
+    home, parts, suffix = images or home_of(path, tool), {}, path.suffix.lower()
     if tool:
         _only(columns, {"ask", "question", "answer"}, tool)
-        home, parts = images or home_of(path), {}
         rows = labelled_rows(read_labelled(path, read, files), home, **columns)
         more = f" in {len(files):,} files" if len(files) > 1 else ""
         return f"labels of {tool}{more}", _with_parts(rows, parts), home, parts
     if path.is_dir():
         said, found = folder_rows(path, **_only(columns, {"question"}, "a folder"))
-        parts, placed = folder_parts(path), {}
-        rows = ((where, row, parts.get(where.partition("/")[0])) for where, row in found)
-        return said, _with_parts(rows, placed), path, placed
-    home = images or path.parent
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home, {}
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home, {}
-    if path.suffix.lower() == ".json":
-        return *_rows_of_json("JSON list", _json_rows(path), columns), home, {}
+        part_of = folder_parts(path)
+        rows = ((where, row, part_of.get(where.partition("/")[0])) for where, row in found)
+        return said, _with_parts(rows, parts), home, parts
+    if suffix in TABLE_SUFFIXES:
+        return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home, parts
+    if suffix in (".jsonl", ".ndjson"):
+        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home, parts
+    if suffix == ".json":
+        return *_rows_of_json("JSON list", _json_rows(path), columns), home, parts
     raise DataError(f"{path}: suffix {path.suffix!r}; expected .jsonl, .json, .csv, .tsv, .xlsx or a folder; rename it")
 
 

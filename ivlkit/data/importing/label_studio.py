@@ -8,7 +8,7 @@ from .labelled import Labelled
 from .tables import PICTURE_SUFFIXES, text_table
 
 _OWN = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time"}
-_SIDES = ("x", "y", "width", "height")
+_SIDES, _SIZE = ("x", "y", "width", "height"), ("original_width", "original_height")
 
 
 def read_label_studio(path, name):
@@ -52,47 +52,55 @@ def _annotations(task):
     done = [each for each in task["annotations"] if not each.get("was_cancelled")]
     if not done:
         raise ValueError("no annotation")
-    return [
-        task["data"] | _values(each["result"]) for each in sorted(done, key=lambda each: not each.get("ground_truth"))
-    ]
+    first = sorted(done, key=lambda each: not each.get("ground_truth"))
+    return [task["data"] | _values(each["result"]) for each in first]
 
 
 def _values(result):
-    """{field: its values}; what belongs to a region has the region's sides."""
+    """{field: what was chosen or typed, or its regions}."""
     row = {}
     for found in result:
-        value, about = (
-            found["value"],
-            {key: found[key] for key in ("original_width", "original_height") if key in found},
-        )
-        values = value if "x" in value else next(iter(value.values()))
-        row.setdefault(found["from_name"], []).extend([value | about] if "x" in value else values)
+        value = found["value"] | {key: found[key] for key in _SIZE if key in found}
+        is_region = "x" in value or any(key.endswith("labels") for key in value)
+        row.setdefault(found["from_name"], []).extend([value] if is_region else _listed(found["value"]))
     return row
 
 
+def _listed(value):
+    """["day", "warm"] of {"choices": ["day", "warm"]}, of a list, and of "day, warm"."""
+    value = next(iter(value.values()), []) if isinstance(value, dict) else value
+    return value if isinstance(value, list) else [value]
+
+
 def _labelled(row, where):
-    picture, texts, boxes, faults, size = None, {}, [], [], None
+    picture, texts, regions = None, {}, []
     for key, value in row.items():
         if picture is None and isinstance(value, str) and (found := _picture(value)):
             picture = found
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            size = size or (value[0].get("original_width"), value[0].get("original_height"))
-            for region in value:
-                names, kinds = region.get("rectanglelabels"), ", ".join(region.keys() - {*_SIDES})
-                if names and not region.get("rotation") and region.keys() >= {*_SIDES}:
-                    left, top, width, height = (float(region[side]) for side in _SIDES)
-                    boxes += [(name, (left, top, left + width, top + height)) for name in names]
-                else:
-                    faults.append(
-                        ((names or [None])[0], f"a region of {key} ({kinds:.60}) is no upright box with a label")
-                    )
+            regions += value
         elif key not in _OWN and value:
-            values = next(iter(value.values())) if isinstance(value, dict) else value
-            texts[key] = ", ".join(map(str, values)) if isinstance(values, list) else str(values)
+            texts[str(key)] = ", ".join(map(str, _listed(value)))
     if picture is None:
         raise ValueError("no field that names a picture")
-    size = size if size and all(size) else None
+    boxes, faults = _boxes(regions)
+    size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
     return Labelled(where, picture, boxes, per=100, size=size, texts=texts, faults=faults)
+
+
+def _boxes(regions):
+    """(boxes, faults); a rectangle, its label and its text may be regions of their own in the same place."""
+    names_at, faults = {}, []
+    for region in regions:
+        names = [name for key, found in region.items() if key.endswith("labels") for name in found]
+        if region.keys() >= {*_SIDES} and not region.get("rotation"):
+            names_at.setdefault(tuple(float(region[side]) for side in _SIDES), []).extend(names)
+        else:
+            faults.append(
+                ((names or [None])[0], f"a region of {', '.join(map(str, names))} that is no upright rectangle")
+            )
+    faults += [(None, f"a rectangle without a label at {place}") for place, names in names_at.items() if not names]
+    return [(name, (x, y, x + w, y + h)) for (x, y, w, h), names in names_at.items() for name in names], faults
 
 
 def _picture(address):

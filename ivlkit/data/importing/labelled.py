@@ -167,7 +167,7 @@ def _usable(record, path):
     boxes, faults = defaultdict(list), list(record.faults)
     sides = _sides(record, path) if record.boxes else None
     for name, box in record.boxes:
-        name, thousandths = name.strip(), _thousandths(box, sides)
+        name, thousandths = name.strip() if isinstance(name, str) else "", _thousandths(box, sides)
         if name and thousandths:
             boxes[name].append(thousandths)
         else:
@@ -188,17 +188,17 @@ def _thousandths(box, sides):
 def _sides(record, path):
     """What the sides count in a record's boxes. A declared size has to be the file's; EXIF may not turn it unsaid.
 
-    A file that is not there is said where its row is read.
+    A file that is not there is said where its row is read, or here if nothing else tells its size.
     """
-    if path.is_file():
-        size = image_size(path, record.where)
-        if is_turned(path) and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
-            said = f"{path.name}: EXIF turns it, and nothing says which way up it was labelled"
-            todo = "save it turned, and correct its boxes"
-            raise DataError(said, "a picture that is stored upright", todo, where=record.where)
-        if record.size and record.size != size:
-            said = (
-                f"{path.name}: labelled as {record.size[0]} x {record.size[1]} px, the file has {size[0]} x {size[1]}"
-            )
-            raise DataError(said, "the picture that was labelled", "get that one", where=record.where)
-    return (record.per,) * 2 if record.per else record.size or (size if path.is_file() else (1, 1))
+    sides = (record.per,) * 2 if record.per else record.size
+    if sides and not path.is_file():
+        return sides
+    size = image_size(path, record.where)
+    if is_turned(path) and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
+        said = f"{path.name}: EXIF turns it, and nothing says which way up it was labelled"
+        todo = "save it turned, and correct its boxes"
+        raise DataError(said, "a picture that is stored upright", todo, where=record.where)
+    if record.size and record.size != size:
+        said = "labelled as {} x {} px, the file has {} x {}".format(*record.size, *size)
+        raise DataError(f"{path.name}: {said}", "the picture that was labelled", "get that one", where=record.where)
+    return sides or size

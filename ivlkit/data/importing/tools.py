@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ...errors import DataError
@@ -11,16 +12,18 @@ from .tables import PART_OF, files_below
 from .voc import read_box_table, read_voc
 from .yolo import read_yolo
 
-# (tool, its reader, how its files' names end, what they begin with), in the order in which they are looked for: an
-# export often has the same boxes in several forms.
+# (tool, its reader, names of its files, what they begin with), in the order in which they are looked for: an export
+# often has the same boxes in several forms.
+_COCO = rb'\A\s*\{\s*"(info|images|annotations|categories|licenses|videos|type)"\s*:'
 TOOLS = (
-    ("YOLO", read_yolo, (".yaml", ".yml"), rb"(?m)^(names|nc)\s*:"),
-    ("YOLO", read_yolo, ("classes.txt",), rb""),
-    ("COCO", read_coco, (".json",), rb'\A\s*\{\s*"(info|images|annotations|categories|licenses|videos|type)"\s*:'),
-    ("Pascal VOC", read_voc, (".xml",), rb"\A[^\0]{,500}<annotation"),
-    ("Label Studio", read_label_studio, (".json",), rb'\A\s*\[.*"(result"\s*:\s*\[|annotation_id"\s*:)'),
-    ("Label Studio", read_label_studio, (".csv",), rb"\A[^\r\n]*\bannotator\b"),
-    ("a table of boxes", read_box_table, (".csv",), rb"\A[^\r\n]*\bfilename\b[^\r\n]*\bxmin\b"),
+    ("YOLO", read_yolo, "*.y*ml", rb"(?m)^(names|nc)\s*:"),
+    ("YOLO", read_yolo, "classes.txt", rb""),
+    ("COCO", read_coco, "instances*.json", _COCO),  # and not captions, keypoints and what else lies beside it
+    ("COCO", read_coco, "*.json", _COCO),
+    ("Pascal VOC", read_voc, "*.xml", rb"\A[^\0]{,500}<annotation"),
+    ("Label Studio", read_label_studio, "*.json", rb'\A\s*\[.*"(result"\s*:\s*\[|annotation_id"\s*:)'),
+    ("Label Studio", read_label_studio, "*.csv", rb"\A[^\r\n]*\bannotator\b"),
+    ("a table of boxes", read_box_table, "*.csv", rb"\A[^\r\n]*\bfilename\b[^\r\n]*\bxmin\b"),
 )
 HEAD_BYTES = 1 << 20
 _WITHOUT_PICTURES = {"annotations", "labels"}  # folders beside those of the pictures
@@ -30,8 +33,8 @@ def find_tool(path):
     """(name of the tool, its reader, its files) of a file or folder; (None, None, []) if it is none's."""
     path = Path(path)
     files = sorted(files_below(path)) if path.is_dir() else [path]
-    for name, read, ends, start in TOOLS:
-        found = [file for file in files if file.name.lower().endswith(ends) and _begins(file, start)]
+    for name, read, pattern, start in TOOLS:
+        found = [file for file in files if fnmatch(file.name.lower(), pattern) and _begins(file, start)]
         if found:
             return name, read, found
     return None, None, []
@@ -42,20 +45,25 @@ def _begins(path, start):
         return re.search(start, file.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf"), re.S) is not None
 
 
-def home_of(path):
-    """The folder that holds a tool's files and its pictures."""
-    path = Path(path)
-    return path if path.is_dir() else path.parents[path.parent.name in _WITHOUT_PICTURES]
+def home_of(path, tool="any"):
+    """The folder that paths in a file or folder start from; of a tool's `annotations/` the one above."""
+    if path.is_dir():
+        return path
+    return path.parents[bool(tool) and path.parent.name in _WITHOUT_PICTURES]
 
 
 def read_labelled(path, read, files):
     """Every `Labelled` and DataError of the files, each with its part of the split if the files or folders have one."""
     path, found = Path(path), []
     for file in files:
+        name = file.relative_to(home_of(path)).as_posix()
         part = _part(file.relative_to(path)) if path.is_dir() else None
-        for record in read(file, file.relative_to(home_of(path)).as_posix()):
-            is_placed = isinstance(record, DataError) or record.part or not part
-            found.append(record if is_placed else replace(record, part=part))
+        try:
+            for record in read(file, name):
+                is_placed = isinstance(record, DataError) or record.part or not part
+                found.append(record if is_placed else replace(record, part=part))
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 ({error})", "text", "save it as UTF-8", where=name) from error
     parts = {record.part for record in found if not isinstance(record, DataError)}
     return [_placed(record, sorted(parts - {None})) for record in found]
 

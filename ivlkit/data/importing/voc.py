@@ -24,7 +24,7 @@ def read_voc(path, name):
             (thing.findtext("name") or "", [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES])
             for thing in root.iter("object")
         ]
-    except (expat.ExpatError, ValueError) as error:
+    except (expat.ExpatError, ValueError, OverflowError) as error:
         said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it"
         yield DataError(*said, where=name)
         return

@@ -40,7 +40,9 @@ def _named(file, path):
 def _pictures(path, config, name):
     """(part or None, path or DataError) of every picture that is named, by folders or lists of files."""
     named = [(PART_OF[key], entry) for key, entry in config.items() if key in PART_OF and entry] or [(None, ".")]
-    for part, entry in ((part, one) for part, some in named for one in (some if isinstance(some, list) else [some])):
+    for part, entry in (
+        (part, str(one)) for part, some in named for one in (some if isinstance(some, list) else [some])
+    ):
         folders = (path.parent / str(config.get("path") or ""), path.parent)
         places = [folder / start for folder in folders for start in (entry, entry.removeprefix("../"))]
         place = next((place for place in places if place.exists()), None)
@@ -64,7 +66,8 @@ def _label_of(picture):
 def _boxes(label, names):
     """(boxes, faults) of a label file; of an outline of points the box around it."""
     boxes, faults = [], []
-    for number, line in enumerate(label.read_text().splitlines() if label.exists() else (), start=1):
+    lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.exists() else ()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -78,6 +81,6 @@ def _boxes(label, names):
                 raise ValueError
             xs, ys = values[::2], values[1::2]
             boxes.append((thing, (min(xs), min(ys), max(xs), max(ys))))
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, OverflowError):
             faults.append((None, f"{label.name}:{number}: {line[:60]!r}, which is no class and box"))
     return boxes, faults
