@@ -152,10 +152,10 @@ def from_text(rng, material):
     """A question about a scene that is told, not shown; none of more than `MOST_TOLD` things."""
     while True:
         drawn = rng.choice(list(SEEN))(rng, material)
-        if drawn.said.count(",") < MOST_TOLD or "[[" in drawn.said:  # commas inside boxes part no things
+        if drawn.in_words.count(",") < MOST_TOLD or "[[" in drawn.in_words:  # commas inside boxes part no things
             break
     ((question, answer),) = drawn.ask(rng.choice(drawn.questions))
-    return Sample((), ((f"{drawn.said}\n{question}", answer),))
+    return Sample((), ((f"{drawn.in_words}\n{question}", answer),))
 
 
 # Each task and its share of all rows.
