@@ -121,13 +121,14 @@ def verify(name, *, device=None):
     Raises: CheckpointError if there is no such model or folder.
     """
     folder = find_model(name)
+    processor = lru_cache(lambda: load_processor(folder))  # read once by all checks; what it raises is theirs
     checks = [
         _guarded("files", lambda: _check_files(folder)),
-        _guarded("config", lambda: _check_config(folder)),
-        _guarded("tensors", lambda: _check_tensors(folder)),
-        _guarded("tokenizer", lambda: _check_tokenizer(folder)),
+        _guarded("config", lambda: _check_config(folder, processor().family)),
+        _guarded("tensors", lambda: _check_tensors(folder, processor())),
+        _guarded("tokenizer", lambda: _check_tokenizer(folder, processor())),
     ]
-    family = _family(folder)
+    family = processor().family if checks[1].ok else None
     answers, asked = (), [Check("replies", None, "not asked: mend what failed first")]
     kind = questions()["released" if family is None or family.hub_id else "nano"]
     if all(check.ok is not False for check in checks[1:]):
@@ -150,13 +151,6 @@ def _guarded(name, look):
     except Exception as error:
         kind = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
         return Check(name, False, kind + first_line(error))
-
-
-def _family(folder):
-    try:
-        return load_processor(folder).family
-    except Exception:  # named by the checks
-        return None
 
 
 def _revision(folder):
@@ -182,14 +176,13 @@ def _check_files(folder):
     return True, f"{len(record['files'])} files, {size / 1e6:,.1f} MB, sizes and hashes as downloaded"
 
 
-def _check_config(folder):
+def _check_config(folder, family):
+    template = read_released_config(folder)["template"]
+    return True, f"{family.vision} + {family.language}, template {template}"
+
+
+def _check_tensors(folder, processor):
     config = read_released_config(folder)
-    family = load_processor(folder).family
-    return True, f"{family.vision} + {family.language}, template {config['template']}"
-
-
-def _check_tensors(folder):
-    config, processor = read_released_config(folder), load_processor(folder)
     read_shapes(read_weight_files(folder))  # names a file that is cut
     kinds = ", ".join(sorted(_dtypes(folder)))
     if config.get("use_llm_lora") or config.get("use_backbone_lora"):
@@ -212,8 +205,7 @@ def _dtypes(folder):
     return found
 
 
-def _check_tokenizer(folder):
-    processor = load_processor(folder)
+def _check_tokenizer(folder, processor):
     ids = {token: processor.token_id(token) for token in _SPECIAL}
     expected = RELEASED_IDS[processor.template.name] if processor.family.hub_id else {}
     for token, number in expected.items():
