@@ -168,9 +168,7 @@ def ask_both(name, vlm, *, options, test):
 
 def mix_in(new, folder, rows):
     """A meta file of the new rows and so many of the curriculum's that these are `OLD_SHARE` of all."""
-    old = write_curriculum(
-        folder / "old", round(rows * OLD_SHARE / (1 - OLD_SHARE)), "train", seed=1, workers=ivl.machine().cpu_count
-    )
+    old = write_curriculum(folder / "old", round(rows * OLD_SHARE / (1 - OLD_SHARE)), "train", seed=1)
     meta = {name: {"root": str(path.parent), "annotation": str(path)} for name, path in (("new", new), ("old", old))}
     path = folder / "mixed.json"
     path.write_text(json.dumps(meta))

@@ -32,8 +32,8 @@ class DataError(IvlkitError, ValueError):
     """
 
     def __init__(self, found, expected=None, todo=None, *, where="", code="unusable"):
-        said = "; ".join(part for part in (found, expected and f"expected {expected}", todo) if part)
-        super().__init__(f"{where}: {said}" if where else said)
+        sentence = "; ".join(part for part in (found, expected and f"expected {expected}", todo) if part)
+        super().__init__(f"{where}: {sentence}" if where else sentence)
         self.code, self.where, self.found, self.expected, self.todo = code, str(where), found, expected, todo
 
     def at(self, where):
@@ -90,7 +90,7 @@ def ended(run, arguments):
         return BROKEN_PIPE
     except (OSError, UnicodeError) as error:
         _drop_output()
-        print(f"ivlkit: {_said(error)}", file=sys.stderr)
+        print(f"ivlkit: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -103,7 +103,7 @@ def _drop_output():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _said(error):
+def _sentence(error):
     if not isinstance(error, OSError) or not error.strerror:
         return " ".join(str(error).split())
     place = error.filename or "the output"

@@ -83,6 +83,10 @@ def machine() -> Machine:
     """
     import platform
 
+    try:
+        disk_free_gib = free_bytes(".") / GIB
+    except OSError:  # the working folder was removed
+        disk_free_gib = None
     ram_gib, ram_free_gib = read_ram_gib()
     torch, cuda_problem = _import_torch()
     gpus = find_gpus()
@@ -92,7 +96,7 @@ def machine() -> Machine:
         cpu_count=_cpu_count(),
         ram_gib=ram_gib,
         ram_free_gib=ram_free_gib,
-        disk_free_gib=_disk_free_gib(),
+        disk_free_gib=disk_free_gib,
         gpus=gpus,
         driver_without_torch=None if gpus else _driver_without_torch(torch, cuda_problem),
         attention=_attention(gpus),
@@ -116,13 +120,6 @@ def free_bytes(place) -> int:
 
     place = Path(place).absolute()
     return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
-
-
-def _disk_free_gib() -> float | None:
-    try:
-        return free_bytes(".") / GIB
-    except OSError:  # the working folder was removed
-        return None
 
 
 def read_ram_gib() -> tuple[float | None, float | None]:
@@ -154,14 +151,14 @@ def _import_torch():
     import warnings
 
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             import torch
 
             torch.cuda.is_available()
     except Exception as error:  # a broken torch must not hide the rest of the report
         return None, f"{type(error).__name__}: {error}"
-    about_cuda = [str(warning.message) for warning in said if "CUDA" in str(warning.message)]
+    about_cuda = [str(warning.message) for warning in caught if "CUDA" in str(warning.message)]
     return torch, about_cuda[0].strip().partition("\n")[0] if about_cuda else ""
 
 
@@ -179,13 +176,7 @@ def _gpu(torch, index: int) -> Gpu:
     properties = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     capability = (properties.major, properties.minor)
-    return Gpu(
-        name=properties.name,
-        memory_gib=total / GIB,
-        free_gib=free / GIB,
-        capability=capability,
-        bf16=capability >= (8, 0),
-    )
+    return Gpu(properties.name, total / GIB, free / GIB, capability, bf16=capability >= (8, 0))
 
 
 def _attention(gpus: tuple[Gpu, ...]) -> str:
@@ -231,7 +222,6 @@ def _nvidia_smi(*options: str) -> list[str]:
 
 
 def _nvidia_smi_name() -> str | None:
-    """The first card's name."""
     names = _nvidia_smi("--query-gpu=name", "--format=csv,noheader")
     return names[0].strip() if names and not names[0].startswith("No devices") else None
 

@@ -138,7 +138,7 @@ def tiny_vlm(tiny):
     return load(tiny)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def draw_picture():
     """`draw_picture(width_px, height_px, seed=0)` → an RGB picture of a few shapes."""
 
@@ -167,7 +167,7 @@ def write_rows(tmp_path):
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def turns():
     """`turns("Q", "A", …)` → the `conversations` of a row, human first."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..data.files import write_whole
 from ..data.rows.media import image_size
 from ..errors import DataError
-from .boxes import ScoredReply, box_scores_known, boxes_by_class
+from .boxes import box_scores_known, boxes_by_class
+from .confidence import ScoredReply
 
 
 def save_coco(rows, folder):

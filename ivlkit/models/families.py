@@ -24,13 +24,13 @@ class Family:
     weight_files: tuple[str, ...]
     vision: str
     language: str
-    language_class: str  # `llm_config.architectures[0]` of its config.json
-    vision_norm: str
-    template: str
-    vision_lora_targets: tuple[str, ...]  # transformers' module names
-    language_lora_targets: tuple[str, ...]
     guide_full: str
     guide_lora: str
+    language_class: str = _INTERNLM2  # `llm_config.architectures[0]` of its config.json
+    vision_norm: str = "layer_norm"
+    template: str = "internlm2-chat"
+    vision_lora_targets: tuple[str, ...] = _VISION_TARGETS  # transformers' module names
+    language_lora_targets: tuple[str, ...] = _LLAMA_TARGETS
     parts: tuple[int, ...] = ()  # parameters of vision tower, projector, language model
     verified: str = "not yet"  # on the released weights: by whom, when
 
@@ -52,11 +52,7 @@ FAMILIES = {
             weight_files=tuple(f"model-{n:05d}-of-00011.safetensors" for n in range(1, 12)),
             vision="InternViT-6B-448px-V1-5",
             language="InternLM2-Chat-20B",
-            language_class=_INTERNLM2,
             vision_norm="rms_norm",
-            template="internlm2-chat",
-            vision_lora_targets=_VISION_TARGETS,
-            language_lora_targets=_LLAMA_TARGETS,
             guide_full="8 GPUs of 80 GB (77 GB each)",
             guide_lora="2 GPUs of 80 GB (79 GB each), or 8 at 60 GB",
         ),
@@ -69,11 +65,6 @@ FAMILIES = {
             weight_files=("model.safetensors",),
             vision="InternViT-300M-448px",
             language="InternLM2-Chat-1.8B",
-            language_class=_INTERNLM2,
-            vision_norm="layer_norm",
-            template="internlm2-chat",
-            vision_lora_targets=_VISION_TARGETS,
-            language_lora_targets=_LLAMA_TARGETS,
             guide_full="8 GPUs (30 GB each)",
             guide_lora="2 GPUs (27 GB each)",
         ),
@@ -87,9 +78,7 @@ FAMILIES = {
             vision="InternViT-300M-448px",
             language="Phi-3-mini-128k-instruct",
             language_class="Phi3ForCausalLM",
-            vision_norm="layer_norm",
             template="phi3-chat",
-            vision_lora_targets=_VISION_TARGETS,
             language_lora_targets=_PHI3_TARGETS,
             guide_full="8 GPUs (40 GB each)",
             guide_lora="2 GPUs (19 GB each)",
@@ -102,11 +91,6 @@ FAMILIES = {
             weight_files=("model.safetensors",),
             vision="InternViT, 112 px tiles",
             language="InternLM2",
-            language_class=_INTERNLM2,
-            vision_norm="layer_norm",
-            template="internlm2-chat",
-            vision_lora_targets=_VISION_TARGETS,
-            language_lora_targets=_LLAMA_TARGETS,
             guide_full="a laptop",
             guide_lora="a laptop",
             verified="ships with the package",
@@ -179,12 +163,12 @@ def refuse_successors(folder, config, prompt):
     names = (Path(folder).name, str(config.get("_name_or_path", "")).rpartition("/")[2])
     language = config["llm_config"]
     sizes = [language.get(key) for key in ("hidden_size", "num_hidden_layers")]
-    said = {
+    signs = {
         "its name": any(re.match(r"(Mini-)?InternVL(2|3)", name) for name in names),
         "its system prompt": "InternVL" in prompt,
         "its sizes, those of InternVL2-8B": sizes == [4096, 32] and language.get("architectures") == [_INTERNLM2],
     }
-    for sign in (sign for sign, holds in said.items() if holds):
+    for sign in (sign for sign, holds in signs.items() if holds):
         raise CheckpointError(
             f"{folder}: InternVL2 or later, by {sign}; expected one of the InternVL 1.5 family: {', '.join(FAMILIES)}; "
             "it would need its own entry in ivlkit/models/families.py, with its prompt, proven by its released replies"

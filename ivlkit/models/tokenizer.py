@@ -5,7 +5,6 @@ Released folders carry a sentencepiece model (BPE) and JSON files with the added
 read from the folder. Fast tokenizers give character offsets, which labels need.
 """
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 
 from ..errors import CheckpointError
+from .layouts.configuration import read_json
 
 SPACE = "▁"  # sentencepiece writes a space like this
 _NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6  # piece types of sentencepiece
@@ -25,7 +25,8 @@ def load_tokenizer(folder):
     Raises: CheckpointError if files are missing or the tokenizer is of a kind whose rules we don't know.
     """
     folder = Path(folder)
-    config = _read_json(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, f"{path}: missing; expected the tokenizer files of a released folder")
     kind = config.get("tokenizer_class", "").removesuffix("Fast")
     if kind not in _KINDS:
         raise CheckpointError(f"{folder}: tokenizer_class {kind!r}; expected one of {', '.join(_KINDS)}")
@@ -33,7 +34,7 @@ def load_tokenizer(folder):
         raise CheckpointError(f"{folder}: a legacy Llama tokenizer; expected `legacy: false`, as released")
     for name in ("added_tokens_decoder", "bos_token", "eos_token", "pad_token", "unk_token"):
         if not config.get(name):
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: no `{name}`; expected it, as released")
+            raise CheckpointError(f"{path}: no `{name}`; expected it, as released")
     proto = _read_model(folder / "tokenizer.model")
     backend = _build(proto, config, dummy_prefix=proto.normalizer_spec.add_dummy_prefix)
     return _wrap(backend, config)
@@ -145,15 +146,6 @@ def _check_ids(backend, added):
 
 def _content(token):
     return token["content"] if isinstance(token, dict) else token
-
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; expected the tokenizer files of a released folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
 
 
 @lru_cache(maxsize=4)

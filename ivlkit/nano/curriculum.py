@@ -18,7 +18,6 @@ import json
 import random
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 from ..data.rows.records import IMAGE_PLACEHOLDER, Record, Turn
@@ -89,23 +88,17 @@ class Curriculum:
         return hashlib.sha256(repr((self.path, self.rows, self.shares)).encode()).hexdigest()
 
 
-def write_curriculum(folder, rows=10_000, split="train", *, seed=0, workers=1, shares=None):
+def write_curriculum(folder, rows=10_000, split="train", *, seed=0):
     """Write `<split>.jsonl` and its pictures in `folder/images/`; each row also names its `task`.
 
-    The same rows, split and seed write the same bytes whatever `workers` is; fewer rows are the beginning
-    of more rows.
+    The same rows, split and seed write the same bytes; fewer rows are the beginning of more rows.
 
-    split: "train" or "validation". workers: processes that draw, about 1,000 rows a second each.
-    Returns the path of the JSONL.
+    split: "train" or "validation". Returns the path of the JSONL.
     """
     folder = Path(folder)
-    write_row = partial(_write_row, folder, Curriculum(rows, split, seed=seed, shares=shares))
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    if workers == 1:
-        lines = [write_row(row) for row in range(rows)]
-    else:
-        with Pool(workers) as pool:
-            lines = pool.map(write_row, range(rows), chunksize=64)
+    curriculum = Curriculum(rows, split, seed=seed)
+    lines = [_write_row(folder, curriculum, row) for row in range(rows)]
     path = folder / f"{split}.jsonl"
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
     return path
@@ -152,10 +145,10 @@ def from_text(rng, material):
     """A question about a scene that is told, not shown; none of more than `MOST_TOLD` things."""
     while True:
         drawn = rng.choice(list(SEEN))(rng, material)
-        if drawn.said.count(",") < MOST_TOLD or "[[" in drawn.said:  # commas inside boxes part no things
+        if drawn.in_words.count(",") < MOST_TOLD or "[[" in drawn.in_words:  # commas inside boxes part no things
             break
     ((question, answer),) = drawn.ask(rng.choice(drawn.questions))
-    return Sample((), ((f"{drawn.said}\n{question}", answer),))
+    return Sample((), ((f"{drawn.in_words}\n{question}", answer),))
 
 
 # Each task and its share of all rows.

@@ -61,5 +61,5 @@ def _two_numbers(rng, material):
         pictures.append(picture)
     chosen = rng.randrange(2)
     facts = {"place": ("first", "second")[chosen], "number": numbers[chosen], "both": ", ".join(numbers)}
-    said = f"The first picture says {numbers[0]}. The second picture says {numbers[1]}."
-    return Scene(tuple(pictures), NUMBER_PAIR_QUESTIONS, facts, said)
+    in_words = f"The first picture says {numbers[0]}. The second picture says {numbers[1]}."
+    return Scene(tuple(pictures), NUMBER_PAIR_QUESTIONS, facts, in_words)

@@ -34,7 +34,7 @@ class Scene:
     pictures: tuple  # RGB
     questions: tuple  # (question, answer) each, with facts as {fields}
     facts: dict
-    said: str = ""  # the same facts in words
+    in_words: str = ""  # the same facts
 
     def ask(self, *chosen):
         """The chosen questions and answers, filled in."""

@@ -85,14 +85,12 @@ def count_shapes(rng, material):
     picture = paper(rng, rng.choice(COUNT_GRIDS))
     places = rng.sample(cells(picture, *((4, 2) if picture.width >= picture.height else (2, 4))), count + others)
     kinds = [shape] * count + [other] * others
-    names = []
     for kind, cell in zip(kinds, places, strict=True):
         colour = rng.choice(list(COLOURS))
         draw_shape(picture, kind, colour, place_shape(cell, rng, share=(0.6, 0.95)))
-        names.append(kind)
-    rng.shuffle(names)
+    rng.shuffle(kinds)
     facts = {"shapes": _plural(shape), "count": count, "all": count + others}
-    return Scene((picture,), COUNT_QUESTIONS, facts, f"There are: {', '.join(names)}.")
+    return Scene((picture,), COUNT_QUESTIONS, facts, f"There are: {', '.join(kinds)}.")
 
 
 def _plural(shape):
@@ -169,8 +167,8 @@ def _boxes(rng, questions, *, fewest=1):
         found.append(((colour, shape), _thousandths(box, picture)))
     (colour, shape), box = rng.choice(found)
     facts = {"name": f"{colour} {shape}", "a": article(colour), "box": box}
-    said = ", ".join(f"{' '.join(entry)} at [[{where}]]" for entry, where in found)
-    return Scene((picture,), questions, facts, f"There are: {said}.")
+    boxed = ", ".join(f"{' '.join(entry)} at [[{where}]]" for entry, where in found)
+    return Scene((picture,), questions, facts, f"There are: {boxed}.")
 
 
 def _thousandths(box, picture):

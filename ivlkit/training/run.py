@@ -141,13 +141,13 @@ class Run:
 
         Raises: TrainingError with the reason if it failed.
         """
-        said = 0
+        written = 0  # notices
         with tqdm(desc=self.folder.name, unit="step") as bar:
             while True:
                 running = self.state == "running"
-                for notice in self.notices[said:]:
+                for notice in self.notices[written:]:
                     bar.write(notice, file=sys.stderr)
-                    said += 1
+                    written += 1
                 history = self.history
                 if history:
                     bar.total = history[-1]["steps"]

@@ -34,15 +34,7 @@ BESIDE_SPEC = ("versions", "model_fingerprint", "report_to", "skip_unusable", "s
 
 
 def train(
-    recipe,
-    data,
-    *,
-    validation=None,
-    metric=None,
-    folder=None,
-    overfit=None,
-    report_to=None,
-    skip_unusable=False,
+    recipe, data, *, validation=None, metric=None, folder=None, overfit=None, report_to=None, skip_unusable=False
 ):
     """Train in a child process and return at once: `run.wait()`, `run.stop()`, `run.history`, `run.load()`.
 
@@ -97,8 +89,7 @@ def describe(
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
-    _check(recipe, validation, metric)
-    _check_tracker(report_to)
+    _check(recipe, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}
     settled = _settle(recipe, folder, **described)
@@ -106,9 +97,9 @@ def describe(
     if here and not (run_folder / "final").exists():
         _check_machine(settled, began_in=None if recipe.gpus == settled.gpus else run_folder)
     run = write_run(settled, data, folder, validation=validation, metric=metric)
-    said = {"report_to": report_to, "skip_unusable": skip_unusable}
-    if any(run.spec.get(name) != value and (value or name in run.spec) for name, value in said.items()):
-        rewrite(run, **said)
+    beside = {"report_to": report_to, "skip_unusable": skip_unusable}
+    if any(run.spec.get(name) != value and (value or name in run.spec) for name, value in beside.items()):
+        rewrite(run, **beside)
     return run
 
 
@@ -215,28 +206,21 @@ def _describe(data, rows_file=ROWS_FILE):
     return spec | part | ({} if data.selection is None else {"selection": rows_file})
 
 
-def _check(recipe, validation, metric):
-    """What would fail in the child fails here: batch arithmetic, the model's folder."""
+def _check(recipe, validation, metric, tracker):
+    """What would fail in the child fails here, and a tracker that is not there, which Accelerate would leave out."""
     if validation is None and (metric is not None or recipe.patience is not None):
         raise RecipeError(f"{recipe.name}: a metric or patience, and no validation data; give validation=…")
-
     if not recipe.packing:
         assert recipe.accumulation >= 1
     find_model(recipe.model)
-
-
-def _check_tracker(name):
-    """Raise RecipeError for a tracker that is unknown or not installed: Accelerate would leave it out."""
-    if name is None:
-        return
-    if name not in TRACKERS:
-        raise RecipeError(f"report_to={name!r}; expected one of {', '.join(TRACKERS)}")
-    if importlib.util.find_spec(name) is None:
-        raise RecipeError(f"report_to={name!r}: is not installed; pip install {name}")
+    if tracker not in (None, *TRACKERS):
+        raise RecipeError(f"report_to={tracker!r}; expected one of {', '.join(TRACKERS)}")
+    if tracker and importlib.util.find_spec(tracker) is None:
+        raise RecipeError(f"report_to={tracker!r}: is not installed; pip install {tracker}")
 
 
 def _check_machine(recipe, *, began_in=None):
-    """One process a GPU; without any GPU one a core.
+    """Raise RecipeError if this machine lacks the GPUs (without any: the CPU cores) that the run's processes need.
 
     Args: began_in: the folder of an earlier run, if the number of GPUs is its own.
     """
@@ -259,27 +243,16 @@ def _check_machine(recipe, *, began_in=None):
 def _start(run):
     command = [sys.executable, "-m", "ivlkit", "train", run.spec_path]
     if run.recipe.processes > 1:
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={run.recipe.gpus}",
-        ]
-        command = launcher + command[1:]
-    (run.folder / "error.txt").unlink(missing_ok=True)
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={run.recipe.gpus}"]
+        command[1:1] = launcher
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     cards = visible_cards(run.recipe.processes)
+    if cards:
+        environment["CUDA_VISIBLE_DEVICES"] = cards
+    (run.folder / "error.txt").unlink(missing_ok=True)
     with open(run.folder / "output.txt", "ab") as output:
-        child = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=os.environ
-            | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-            | ({"CUDA_VISIBLE_DEVICES": cards} if cards else {}),
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(command, **streams, start_new_session=True, env=environment)
     children[run.folder.resolve()] = child
     write_whole(run.folder / "pid", str(child.pid))
 

@@ -103,8 +103,8 @@ def loss_and_gradients(model, batch, weighting):
     return loss.item(), {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
-@pytest.mark.parametrize("weighting", ["token", "sample", "square"])
-@pytest.mark.parametrize("backend", ["sdpa", "eager", VARLEN])
+# No backend sees the weighting: each of the three is tried with one.
+@pytest.mark.parametrize(("backend", "weighting"), [("sdpa", "token"), ("eager", "sample"), (VARLEN, "square")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_packed_and_padded_have_the_same_loss_and_gradients(shaped, rows, with_kernel, shape, backend, weighting):
     model = shaped(shape).train()

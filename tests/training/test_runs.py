@@ -32,20 +32,37 @@ from ivlkit.training.run import Run, attach, open_again, runs
 from ivlkit.training.runs import execute, train, write_run
 
 
-@pytest.fixture
-def rows(write_rows, turns, draw_picture, tmp_path):
+def write_five(folder, turns, draw_picture):
     """A JSONL of five rows with pictures."""
     for number in range(5):
-        draw_picture(112, 112, seed=number).save(tmp_path / f"{number}.png")
-    return write_rows([{"image": f"{n}.png", "conversations": turns("Q", f"word {n}")} for n in range(5)])
+        draw_picture(112, 112, seed=number).save(folder / f"{number}.png")
+    rows = [{"image": f"{n}.png", "conversations": turns("Q", f"word {n}")} for n in range(5)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "train.jsonl"
 
 
 @pytest.fixture
+def rows(turns, draw_picture, tmp_path):
+    return write_five(tmp_path, turns, draw_picture)
+
+
+@pytest.fixture(scope="session")
 def chosen(tiny):
     """Twelve steps of two or three rows."""
     return recipe(
         "nano-lora", model=str(tiny), total_batch=4, per_device_batch=2, epochs=9, save_steps=5, lora_dropout=0.2
     )
+
+
+@pytest.fixture(scope="session")
+def finished(chosen, turns, draw_picture, tmp_path_factory):
+    """(a run of `chosen` that has ended, its rows): trained once. Copy it where a test changes it."""
+    folder, handler = tmp_path_factory.mktemp("finished"), signal.getsignal(signal.SIGTERM)
+    rows = write_five(folder, turns, draw_picture)
+    run = write_run(chosen, open_data(rows), folder / "run")
+    execute(run.folder)
+    signal.signal(signal.SIGTERM, handler)
+    return run, rows
 
 
 @pytest.fixture
@@ -208,11 +225,9 @@ def test_weights_that_were_replaced_under_their_name_are_another_run(rows, chose
         train(renamed, rows)
 
 
-def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, here, no_child, tmp_path, capsys):
-    run, other = (
-        here(write_run(chosen, open_data(rows), tmp_path / "one")),
-        write_run(chosen, open_data(rows), tmp_path / "b"),
-    )
+def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, finished, tmp_path, capsys):
+    run = Run(shutil.copytree(finished[0].folder, tmp_path / "one"))
+    other = write_run(chosen, open_data(rows), tmp_path / "b")
     (other.folder / "mine.txt").write_text("keep")
     (other.folder / "finals").mkdir()
     for name in ("checkpoint-5.old.part", "checkpoint-4.corrupt", "best-3"):
@@ -232,8 +247,9 @@ def test_the_run_that_started_last_is_the_one_attached_to(rows, chosen, no_child
     assert attach().folder == older.folder
 
 
-def test_the_folder_has_all_that_is_needed_to_load_and_repeat_the_run(rows, chosen, here, tiny, tmp_path):
-    run = here(write_run(chosen, open_data(rows)))
+def test_the_folder_has_all_that_is_needed_to_load_and_repeat_the_run(chosen, finished, tiny):
+    run, rows = finished
+    tmp_path = rows.parent
     assert run.recipe == chosen
     assert run.spec["data"] == {
         "path": str(rows),
@@ -256,8 +272,8 @@ def test_the_folder_has_all_that_is_needed_to_load_and_repeat_the_run(rows, chos
     assert not list(run.folder.rglob("training_args.bin"))
 
 
-def test_a_lora_run_is_exported_with_equal_logits(rows, chosen, here, tmp_path):
-    run = here(write_run(chosen, open_data(rows)))
+def test_a_lora_run_is_exported_with_equal_logits(finished, tmp_path):
+    run, _ = finished
     trained = run.load()
     export(run, tmp_path / "merged")
     trained.merge_adapter()
@@ -267,13 +283,13 @@ def test_a_lora_run_is_exported_with_equal_logits(rows, chosen, here, tmp_path):
         export(run, tmp_path / "merged")
 
 
-def test_a_run_goes_on_from_a_run_and_from_its_export_and_wraps_nothing_twice(rows, chosen, here, tmp_path):
-    first = here(write_run(chosen, open_data(rows)))
+def test_a_run_goes_on_from_a_run_and_from_its_export_and_wraps_nothing_twice(chosen, finished, here, tmp_path):
+    first, rows = finished
     card = (export(first, tmp_path / "merged") / "README.md").read_text()
     assert "nano-lora: nano, fine-tuned" in card
     assert f"5 rows of `train.jsonl`, fingerprint `{open_data(rows).fingerprint}`" in card
     assert "lora_dropout: 0.2" in card
-    assert str(tmp_path) not in card
+    assert str(tmp_path) not in card and str(rows.parent) not in card
     expected = load_file(first.folder / "final" / "adapter_model.safetensors").keys()
     for start in (first.folder, tmp_path / "merged"):
         second = here(write_run(replace(chosen, model=str(start)), open_data(rows)))
@@ -523,9 +539,8 @@ def test_what_is_no_run_keeps_its_files(tmp_path):
     assert (tmp_path / "error.txt").read_text() == "mine"
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(rows, chosen, here, tmp_path, capsys):
-    more = replace(chosen, save_total_limit=3)
-    whole = here(write_run(more, open_data(rows), tmp_path / "whole"))
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(rows, chosen, finished, here, tmp_path, capsys):
+    more, (whole, _) = replace(chosen, save_total_limit=3), finished
     run = here(write_run(more, open_data(rows), tmp_path / "run"), stop_at=7)
     done = run.history[-1]["step"]
     weights = run.folder / f"checkpoint-{done}" / "adapter_model.safetensors"

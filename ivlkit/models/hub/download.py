@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ...data.files import write_whole
 from ...errors import CheckpointError
+from ...hardware import free_bytes
 from ..families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, model_roots
 from . import files as hub
 
@@ -71,10 +72,10 @@ def download(name, *, revision=None, to=None):
         with _locked(target):
             return _recorded(places, revision) or _bring(family, target, places, revision)
     except (hub.HTTP_ERROR, OSError, CheckpointError) as error:
-        said = hub.explain(error, key=family.key, repo_id=family.hub_id, revision=revision, folder=target)
-        if said is None:
+        explained = hub.explain(error, key=family.key, repo_id=family.hub_id, revision=revision, folder=target)
+        if explained is None:
             raise
-        raise said from error
+        raise explained from error
 
 
 def _family(name):
@@ -159,7 +160,7 @@ def _bring(family, target, places, revision):
     if here := _recorded(places, commit):  # a branch or tag was asked for
         return here
     for folder in places:
-        if _has_sizes(folder, files) and not _differing(folder, files):
+        if _has_sizes(folder, files) and _has_hashes(folder, files):
             return _adopt(folder, family, commit, files)
     return _assemble(family, target, commit, files, sources=_sources(family, places, commit, files))
 
@@ -171,13 +172,13 @@ def _adopt(folder, family, commit, files):
     return Download(folder, commit, "already here; sizes and hashes are the hub's")
 
 
-def _differing(folder, files):
-    """Those whose hash is not the hub's; of files without a known one, none."""
+def _has_hashes(folder, files):
     with _progress("checking", sum(file.size for file in files)) as advance:
-        return [file for file in files if not _is_same(folder / file.name, file, advance)]
+        return all(is_same(folder / file.name, file, advance) for file in files)
 
 
-def _is_same(path, file, advance=lambda count: None):
+def is_same(path, file, advance=lambda count: None):
+    """Whether a file has the hash of the hub; yes where the hub names none."""
     if file.digest is None:
         return True
     return hub.file_digest(path, file.digest.partition(":")[0], advance=advance) == file.digest
@@ -292,12 +293,11 @@ def _link(sources, file, path):
 
 
 def _is_there(path, file):
-    return path.is_file() and path.stat().st_size == file.size and _is_same(path, file)
+    return path.is_file() and path.stat().st_size == file.size and is_same(path, file)
 
 
 def _check_space(target, missing_bytes):
-    place = next(folder for folder in target.absolute().parents if folder.exists())
-    free, needed = shutil.disk_usage(place).free, missing_bytes + MARGIN_BYTES
+    free, needed = free_bytes(target.parent), missing_bytes + MARGIN_BYTES
     if missing_bytes and free < needed:
         raise CheckpointError(
             f"{needed / 1e9:.1f} GB needed ({missing_bytes / 1e9:.1f} GB to fetch, {MARGIN_BYTES / 1e9:.1f} to spare) "

@@ -66,7 +66,7 @@ def list_files(repo_id, *, revision):
         found = _retried(lambda: api.model_info(repo_id, revision=revision, files_metadata=True))
     except (ValueError, KeyError, TypeError) as error:  # a page of a proxy, the start page of another server
         raise CheckpointError(
-            f"{endpoint()}: no answer of a hub for {repo_id} ({_first_line(error)}); is HF_ENDPOINT right?"
+            f"{endpoint()}: no answer of a hub for {repo_id} ({first_line(error)}); is HF_ENDPOINT right?"
         ) from error
     if not found.sha or not found.siblings:
         raise CheckpointError(f"{endpoint()}: an answer without files for {repo_id}; is HF_ENDPOINT right?")
@@ -117,7 +117,7 @@ def fetch(repo_id, commit, file, *, folder):
     except LocalEntryNotFoundError as error:  # the library's question for the file failed, or it may not ask
         raise error.__cause__ or OfflineModeIsEnabled() from None
     except RuntimeError as error:  # Xet's
-        raise ConnectionError(_first_line(error)) from error
+        raise ConnectionError(first_line(error)) from error
     _prove(path, file)
 
 
@@ -163,12 +163,12 @@ def explain(error, *, key, repo_id, revision, folder):
     if isinstance(error, CheckpointError):
         return CheckpointError(f"{key}: {error}")
     if isinstance(error, OfflineModeIsEnabled):
-        said = "HF_HUB_OFFLINE forbids the network; unset it and call again"
+        sentence = "HF_HUB_OFFLINE forbids the network; unset it and call again"
     elif isinstance(error, HTTP_ERROR) or error.errno is None:  # no error of the disk: the library's own, or Xet's
-        said = _explain_http(error, repo_id, revision)
+        sentence = _explain_http(error, repo_id, revision)
     else:
-        said = _explain_disk(error, folder)
-    return said and CheckpointError(f"{key}: {said}")
+        sentence = _explain_disk(error, folder)
+    return sentence and CheckpointError(f"{key}: {sentence}")
 
 
 def _explain_http(error, repo_id, revision):
@@ -189,7 +189,7 @@ def _explain_http(error, repo_id, revision):
     if status is not None:
         return f"{endpoint()} answers with an error ({status}); what is here stays; call again later"
     return (
-        f"the connection to {endpoint()} failed ({type(error).__name__}: {_first_line(error)}); what is here stays; "
+        f"the connection to {endpoint()} failed ({type(error).__name__}: {first_line(error)}); what is here stays; "
         "call again to go on; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
     )
 
@@ -205,5 +205,6 @@ def _explain_disk(error, folder):
     return None
 
 
-def _first_line(error):
+def first_line(error):
+    """Of what an error says."""
     return (str(error).strip().splitlines() or ["no reason given"])[0]

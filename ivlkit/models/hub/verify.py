@@ -25,8 +25,8 @@ from ..families import find_model
 from ..layouts.configuration import native_config, read_released_config
 from ..load import check_released_shapes, load, read_shapes, read_weight_files
 from ..processor import load_processor
-from . import files as hub
-from .download import read_record
+from .download import is_same, read_record
+from .files import first_line
 
 DATA = Path(__file__).parents[1] / "verify_data"
 MAX_NEW_TOKENS = 48
@@ -41,6 +41,9 @@ RELEASED_IDS = {
         **{"<|user|>": 32010, "<img>": 32011, "</img>": 32012, "<IMG_CONTEXT>": 32013, "</box>": 32019},
     },
 }
+NEVER_ASKED = (
+    "These questions were never run on the released weights before: a wrong reply may be the question's fault."
+)
 _SPECIAL = ("<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>")
 
 
@@ -118,25 +121,20 @@ def verify(name, *, device=None):
     Raises: CheckpointError if there is no such model or folder.
     """
     folder = find_model(name)
+    processor = lru_cache(lambda: load_processor(folder))  # read once by all checks; what it raises is theirs
     checks = [
         _guarded("files", lambda: _check_files(folder)),
-        _guarded("config", lambda: _check_config(folder)),
-        _guarded("tensors", lambda: _check_tensors(folder)),
-        _guarded("tokenizer", lambda: _check_tokenizer(folder)),
+        _guarded("config", lambda: _check_config(folder, processor().family)),
+        _guarded("tensors", lambda: _check_tensors(folder, processor())),
+        _guarded("tokenizer", lambda: _check_tokenizer(folder, processor())),
     ]
-    family = _family(folder)
+    family = processor().family if checks[1].ok else None
     answers, asked = (), [Check("replies", None, "not asked: mend what failed first")]
     kind = questions()["released" if family is None or family.hub_id else "nano"]
     if all(check.ok is not False for check in checks[1:]):
         answers, asked = _ask(folder, kind, device)
     model = f"{family.key}, {family.name}" if family else Path(folder).name
-    note = (
-        ""
-        if kind["ran_on_weights"] != "not yet"
-        else (
-            "These questions were never run on the released weights before: a wrong reply may be the question's fault."
-        )
-    )
+    note = NEVER_ASKED if kind["ran_on_weights"] == "not yet" else ""
     return Verification(model, _revision(folder), (*checks, *asked), answers, note, machine())
 
 
@@ -152,14 +150,7 @@ def _guarded(name, look):
         return Check(name, *look())
     except Exception as error:
         kind = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
-        return Check(name, False, kind + (str(error).strip().splitlines() or ["no reason given"])[0])
-
-
-def _family(folder):
-    try:
-        return load_processor(folder).family
-    except Exception:  # named by the checks
-        return None
+        return Check(name, False, kind + first_line(error))
 
 
 def _revision(folder):
@@ -179,20 +170,19 @@ def _check_files(folder):
         path = folder / file.name
         if not path.is_file() or path.stat().st_size != file.size:
             return False, f"{file.name} is missing or cut; expected {file.size:,} bytes; remove it and download again"
-        if file.digest and hub.file_digest(path, file.digest.partition(":")[0]) != file.digest:
+        if not is_same(path, file):
             return False, f"{file.name} is not {file.digest}; remove it and download again"
     size = sum(file.size for file in record["files"])
     return True, f"{len(record['files'])} files, {size / 1e6:,.1f} MB, sizes and hashes as downloaded"
 
 
-def _check_config(folder):
+def _check_config(folder, family):
+    template = read_released_config(folder)["template"]
+    return True, f"{family.vision} + {family.language}, template {template}"
+
+
+def _check_tensors(folder, processor):
     config = read_released_config(folder)
-    family = load_processor(folder).family
-    return True, f"{family.vision} + {family.language}, template {config['template']}"
-
-
-def _check_tensors(folder):
-    config, processor = read_released_config(folder), load_processor(folder)
     read_shapes(read_weight_files(folder))  # names a file that is cut
     kinds = ", ".join(sorted(_dtypes(folder)))
     if config.get("use_llm_lora") or config.get("use_backbone_lora"):
@@ -215,19 +205,15 @@ def _dtypes(folder):
     return found
 
 
-def _check_tokenizer(folder):
-    processor = load_processor(folder)
+def _check_tokenizer(folder, processor):
     ids = {token: processor.token_id(token) for token in _SPECIAL}
     expected = RELEASED_IDS[processor.template.name] if processor.family.hub_id else {}
     for token, number in expected.items():
         if processor.token_id(token) != number:
             return False, f"{token} is {processor.token_id(token)}; expected {number}; copy the tokenizer's files again"
-    vocabulary = read_released_config(folder)["llm_config"]["vocab_size"]
-    if max(ids.values()) >= vocabulary:
-        return (
-            False,
-            f"ids up to {max(ids.values())}; expected below vocab_size {vocabulary}; another model's tokenizer?",
-        )
+    vocabulary, largest = read_released_config(folder)["llm_config"]["vocab_size"], max(ids.values())
+    if largest >= vocabulary:
+        return False, f"ids up to {largest}; expected below vocab_size {vocabulary}; another model's tokenizer?"
     return True, f"{len(ids | expected)} special tokens, <IMG_CONTEXT> is {ids['<IMG_CONTEXT>']} of {vocabulary:,}"
 
 
@@ -264,11 +250,9 @@ def _check_replies(vlm, kind, answers):
 
 def _check_loss(vlm, stored):
     loss, limit = stored_loss(vlm, stored), stored["largest_loss"]
-    at_random = math.log(vlm.model.config.text_config.vocab_size)
-    return (
-        loss <= limit,
-        f"{loss:.4f} nats a token on a stored answer; expected at most {limit}, {at_random:.1f} is chance",
-    )
+    chance = math.log(vlm.model.config.text_config.vocab_size)
+    found = f"{loss:.4f} nats a token on a stored answer"
+    return loss <= limit, f"{found}; expected at most {limit}, {chance:.1f} is chance"
 
 
 @torch.inference_mode()

@@ -26,18 +26,12 @@ def read_released_config(folder):
     Raises: CheckpointError if there is none, or if it is not an InternVL chat model.
     """
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if (path.parent / "adapter_config.json").exists():
-            raise CheckpointError(
-                f"{folder}: an adapter (adapter_config.json) and no model; expected a model; name its base"
-            ) from error
+    if not path.exists() and (path.parent / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder}: no config.json; expected a model folder in the released layout; check the path"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+            f"{folder}: an adapter (adapter_config.json) and no model; expected a model; name its base"
+        )
+    missing = f"{folder}: no config.json; expected a model folder in the released layout; check the path"
+    config = read_json(path, missing)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: a {type(config).__name__}; expected an object; copy the file again")
     if config.get("model_type") != "internvl_chat":
@@ -48,6 +42,16 @@ def read_released_config(folder):
         if not config.get(key):
             raise CheckpointError(f"{path}: no `{key}`; expected the released fields; copy the file again")
     return config
+
+
+def read_json(path, missing):
+    """What the JSON file at a `Path` holds. Raises: CheckpointError, with the sentence `missing` if there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(missing) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
 
 
 def num_image_token(config):
@@ -70,8 +74,8 @@ def native_config(config, *, image_token_id):
 
     _require(config.get("ps_version") in ("v1", "v2"), "ps_version", config.get("ps_version"), "'v1' or 'v2'")
     _require(not config.get("pad2square"), "pad2square", True, "false")
-    _require(not config.get("use_backbone_lora"), "use_backbone_lora", config.get("use_backbone_lora"), "0 (merged)")
-    _require(not config.get("use_llm_lora"), "use_llm_lora", config.get("use_llm_lora"), "0 (merged)")
+    for rank in ("use_backbone_lora", "use_llm_lora"):
+        _require(not config.get(rank), rank, config.get(rank), "0 (merged)")
     return InternVLConfig(
         vision_config=_vision_config(config),
         text_config=_text_config(config["llm_config"]),
@@ -162,12 +166,8 @@ def _phi3_config(language):
     _require(kind in ("su", "longrope"), "llm_config.rope_scaling.type", kind, "su, which is longrope")
     original = language.get("original_max_position_embeddings", PHI3_SHORT_CONTEXT)
     window = language.get("sliding_window")
-    _require(
-        window is None or window >= language["max_position_embeddings"],
-        "llm_config.sliding_window",
-        window,
-        "none, or one longer than the context",
-    )
+    is_longer = window is None or window >= language["max_position_embeddings"]
+    _require(is_longer, "llm_config.sliding_window", window, "none, or one longer than the context")
     return Phi3Config(
         **_common(language),
         original_max_position_embeddings=original,

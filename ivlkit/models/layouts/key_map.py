@@ -110,7 +110,7 @@ def from_released(tensors, config):
     for key, tensor in tensors.items():
         targets = native_keys(key, config)
         grouped = by_released[_parse(key)[0]].grouped
-        parts = _split(tensor, config) if grouped else tensor.chunk(len(targets))
+        parts = split_grouped(tensor, **_heads(config)) if grouped else tensor.chunk(len(targets))
         native |= zip(targets, parts, strict=True)
     return native
 
@@ -132,7 +132,7 @@ def to_released(tensors, config):
         parts[part] = tensor
         if len(parts) == len(entry.native):
             pieces = [parts[number] for number in range(len(entry.native))]
-            released[target] = _join(pieces, config) if entry.grouped else _concatenate(pieces)
+            released[target] = join_grouped(*pieces, **_heads(config)) if entry.grouped else _concatenate(pieces)
             del open_parts[target]
     if open_parts:
         raise CheckpointError(f"tensor {next(iter(open_parts))} is incomplete; expected its query, key and value parts")
@@ -181,10 +181,10 @@ def _concatenate(pieces):
 
 
 def _heads(config):
-    """(kv heads, queries a kv head) of an InternLM2 configuration."""
+    """The numbers of kv heads and of queries a kv head, of InternLM2's language model."""
     language = config["llm_config"]
     kv_heads = language["num_key_value_heads"]
-    return kv_heads, language["num_attention_heads"] // kv_heads
+    return {"kv_heads": kv_heads, "queries": language["num_attention_heads"] // kv_heads}
 
 
 def split_grouped(fused, *, kv_heads, queries):
@@ -200,16 +200,6 @@ def join_grouped(q, k, v, *, kv_heads, queries):
     return torch.cat([q, k, v], dim=1).flatten(0, 2)
 
 
-def _split(fused, config):
-    kv_heads, queries = _heads(config)
-    return split_grouped(fused, kv_heads=kv_heads, queries=queries)
-
-
-def _join(pieces, config):
-    kv_heads, queries = _heads(config)
-    return join_grouped(*pieces, kv_heads=kv_heads, queries=queries)
-
-
 def register_with_transformers(class_name):
     """Give the table to transformers' loader for models of this class. Idempotent."""
     from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -221,13 +211,8 @@ def register_with_transformers(class_name):
         def convert(self, input_dict, source_patterns, target_patterns, config=None, **_):
             tensor = next(iter(input_dict.values()))
             tensor = tensor[0] if isinstance(tensor, list) else tensor
-            language = config.get_text_config()
-            kv_heads, queries = (
-                language.num_key_value_heads,
-                language.num_attention_heads // language.num_key_value_heads,
-            )
-            parts = split_grouped(tensor, kv_heads=kv_heads, queries=queries)
-            return dict(zip(target_patterns, parts, strict=True))
+            heads = _heads({"llm_config": config.get_text_config().to_dict()})
+            return dict(zip(target_patterns, split_grouped(tensor, **heads), strict=True))
 
         @property
         def reverse_op(self):

@@ -7,6 +7,7 @@ import struct
 from contextlib import contextmanager
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 
 from ...data.files import appearing, replacing
 from ...errors import ExportError
@@ -29,13 +30,16 @@ def write_shards(tensors, shapes, folder, *, dtype):
         shapes: {key: shape} of what is written, in this order.
         dtype: of the files.
     """
-    shards = plan_shards(shapes, dtype)
-    names = _shard_names(len(shards))
-    for name, keys in zip(names, shards, strict=True):
+    split = split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=lambda shape: total_bytes({"": shape}, dtype),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for name, keys in split.filename_to_tensors.items():
         _write_file(folder / name, tensors, {key: shapes[key] for key in keys}, dtype)
-    if len(shards) > 1:
-        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        index = {"metadata": {"total_size": total_bytes(shapes, dtype)}, "weight_map": weight_map}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     else:
         (folder / INDEX_FILE).unlink(missing_ok=True)  # an older one would be read instead
@@ -58,28 +62,9 @@ def _write_file(path, tensors, shapes, dtype):
             file.write(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def plan_shards(shapes, dtype):
-    """Keys of each shard: as many as fit SHARD_BYTES, in order; a larger tensor gets a shard of its own."""
-    shards, size = [[]], 0
-    for key, shape in shapes.items():
-        tensor_bytes = total_bytes({key: shape}, dtype)
-        if shards[-1] and size + tensor_bytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(key)
-        size += tensor_bytes
-    return shards
-
-
 def total_bytes(shapes, dtype):
     """Bytes of tensors of these shapes: 8 for {"a": (2, 2)} in bfloat16."""
     return sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
-
-
-def _shard_names(count):
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
 def check_is_new(folder):

@@ -84,12 +84,8 @@ def rope_limits(text_config):
 
 def packed_arguments(cu_seqlens, max_length):
     """The bounds of the samples as transformers passes them on to an attention function."""
-    return {
-        "cu_seq_lens_q": cu_seqlens,
-        "cu_seq_lens_k": cu_seqlens,
-        "max_length_q": max_length,
-        "max_length_k": max_length,
-    }
+    bounds = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
+    return bounds | {"max_length_q": max_length, "max_length_k": max_length}
 
 
 def register_varlen():
@@ -125,12 +121,9 @@ def varlen_attention(
     if dropout:
         raise ValueError(f"{VARLEN} attention with dropout {dropout}; the kernel has none; use sdpa")
     groups = query.shape[1] // key.shape[1]
-    query, key, value = (
-        _rows(states, value.dtype, times) for states, times in ((query, 1), (key, groups), (value, groups))
-    )
-    output = kernel(
-        query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0)
-    )  # [L, heads, D]
+    states = [_rows(query, value.dtype, 1), _rows(key, value.dtype, groups), _rows(value, value.dtype, groups)]
+    bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    output = kernel(*states, *bounds, scale=scaling, window_size=(-1, 0))  # [L, heads, D]
     return output[None], None
 
 

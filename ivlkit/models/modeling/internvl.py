@@ -21,10 +21,10 @@ def count_calls(tiles):
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
 
-    sees_all_tiles = (
-        False  # in one call of the tower, which then sees to its memory itself (`training.engine.streaming`)
-    )
-    least_tiles = 1  # of a call of the tower, blank ones if need be: 2 for a compiled one, to which a 1 is a constant
+    sees_all_tiles = False  # in one call of the tower, whose memory `training.engine.streaming` then bounds
+    # Of a call of the tower, with blank tiles if need be. A compiled one needs two: torch treats a size of one as a
+    # constant.
+    least_tiles = 1
 
     def __init__(self, config):
         super().__init__(config)

@@ -31,10 +31,10 @@ def outlook(plan, *, rows, asks=3, reply_tokens=16, export=True, now=None):
     if export:
         parts["export"] = weights_gb / EXPORT_GB_PER_SECOND / 60 + START_MINUTES
     end = (now or datetime.now()) + timedelta(minutes=sum(parts.values()))
-    said = " + ".join(f"{name} {math.ceil(minutes)}" for name, minutes in parts.items())
+    minutes = " + ".join(f"{name} {math.ceil(each)}" for name, each in parts.items())
     disk_gb = plan.disk_gb + (weights_gb if export else 0)
     return (
-        f"{said} minutes, {disk_gb:.1f} GB, done at about {end:%H:%M} "
+        f"{minutes} minutes, {disk_gb:.1f} GB, done at about {end:%H:%M} "
         f"(predicted; replies of {reply_tokens} tokens, a longer one takes longer)"
     )
 

@@ -293,13 +293,15 @@ def _minutes(job, batch):
 
 def advise(job, free_gib):
     """What to change until it fits, one change after the other, each line with what is then needed."""
-    recipe, lines = job.recipe, []
+    recipe, model, lines = job.recipe, job.model, []
     for changes in _changes(recipe, job.place.device_type):
         try:
             recipe = replace(recipe, **changes)
         except RecipeError:
             continue
-        trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": prepared_shape(recipe, job.released)[1]})
+        if {"language", "projector"} & changes.keys():  # else the same parts train
+            _, model = prepared_shape(recipe, job.released)
+        trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": model})
         tiles = recipe.max_tiles or _tile_counts(job)[0]
         needed = needed_gib(_case(trial, tiles).parts, job.place.device_type)
         settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())

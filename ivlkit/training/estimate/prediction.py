@@ -134,8 +134,10 @@ def needed_gib(parts, device_type):
 
 
 def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=False, shared=True):
-    """Products at `MATRIX_SHARE` of the card's rate, activations moved `PASSES` times, NF4 made bf16 thrice a bin, the
-    layers of a tower on the host copied once a bin, as if nothing were computed meanwhile.
+    """Seconds of all steps: the sum of computing and of moving bytes, as if the two never overlapped.
+
+    Computing: every product, at `MATRIX_SHARE` of the card's rate. Moving: the bytes that backward keeps, `PASSES`
+    times; weights in NF4, made bf16 three times a bin; and the layers of a tower on the host, copied once a bin.
     """
     precision = footprint.precision_of(recipe, place.device_type)
     how, vision, text = _layers(recipe, precision, cast=cast, shared=shared), config.vision_config, config.text_config
@@ -174,10 +176,7 @@ def disk_bytes(model, recipe, *, device_type):
     weights = each * (frozen + trained)
     checkpoint = weights + optimizer_bytes(model, recipe.optimizer.removeprefix("paged_"))
     if is_divided:
-        checkpoint += 4 * trained + each * _values_of_deepspeed(recipe.zero_stage, frozen, trained)
+        # Its own files hold weights in half precision beside the masters; at stage 2 those that are frozen twice.
+        copied = {1: frozen + trained, 2: 2 * frozen + trained, 3: frozen}[recipe.zero_stage]
+        checkpoint += 4 * trained + each * copied
     return checkpoint, (recipe.save_total_limit + 1) * checkpoint + weights
-
-
-def _values_of_deepspeed(stage, frozen, trained):
-    """Weights that its own files hold in half precision beside the masters; at stage 2 those that are frozen twice."""
-    return {1: frozen + trained, 2: 2 * frozen + trained, 3: frozen}[stage]

@@ -37,8 +37,6 @@ RATE_SOURCES = (
 )
 FEWER_TILES = (6, 4, 2, 1)
 TOKENS_A_TILE, TEXT_TOKENS = 256, 512  # of the released models, and of a row beside its tiles
-_ON_THE_HOST = {"vision_offload": True}
-_IN_8_BITS = {"vision_int8": True}
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,11 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
 def _read(kept):
     """The recipe of an earlier call, with its reasons; None where there is none, or one that can't be read any more."""
     try:
-        said = yaml.safe_load(kept.read_text(encoding="utf-8"))
-        recipe = Recipe.from_dict(said["recipe"])
+        written = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        recipe = Recipe.from_dict(written["recipe"])
     except (FileNotFoundError, yaml.YAMLError, RecipeError, TypeError, KeyError):
         return None
-    object.__setattr__(recipe, "reasons", (*said["reasons"], f"kept in {kept}: remove it to choose anew"))
+    object.__setattr__(recipe, "reasons", (*written["reasons"], f"kept in {kept}: remove it to choose anew"))
     return recipe
 
 
@@ -164,7 +162,8 @@ def _ways(base, place):
         sizes = [size for size in sizes if base.total_batch % size["per_device_batch"] == 0]
     for policy in ("none", "full"):
         yield [{"gradient_checkpointing": policy} | size for size in sizes]
-    towers = [_IN_8_BITS, _ON_THE_HOST] if base.vision == "frozen" and place.device_type == "cuda" else []
+    is_movable = base.vision == "frozen" and place.device_type == "cuda"
+    towers = [{"vision_int8": True}, {"vision_offload": True}] if is_movable else []
     small = {"gradient_checkpointing": "full"} | sizes[-1]
     yield from ([small | tower] for tower in towers)
     yield from ([small | changes | tower] for changes in less_memory(base) for tower in ({}, *towers))
@@ -209,11 +208,11 @@ def _too_small(base, place, data, fixed):
             continue
         needed = _fits(base, smallest | fixed | small | {"bin_tokens": length}, place)
         if needed:
-            said = ", ".join(f"{name}={value!r}" for name, value in (small | fixed).items())
+            settings = ", ".join(f"{name}={value!r}" for name, value in (small | fixed).items())
             return (
                 f"{found} with the model's own tiles; {tiles} a picture would, {needed:.1f} GiB (predicted)"
                 f"{_a_row_of(data, tiles)}; if you can still read it there, write "
-                f"ivlkit.suggest({base.model!r}, data, {said})"
+                f"ivlkit.suggest({base.model!r}, data, {settings})"
             )
     return f"{found}; expected more memory; take a smaller model or a larger card"
 
