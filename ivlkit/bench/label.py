@@ -77,6 +77,8 @@ def label(
     items = _items(pictures, question, suggest, labels.path.parent)
     if before := _open.pop(labels.path, None):
         before.close()
+    if columns and (choices or boxes):
+        raise DataError("columns beside choices or boxes", "one of them", "leave out the others", where="ivl.label")
     form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
     _open[labels.path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[labels.path]
@@ -110,8 +112,8 @@ def _user():
 def _items(pictures, question, suggest, folder):
     """`Item`s with absolute paths, each with a question and what is suggested for it."""
     if isinstance(pictures, (str, os.PathLike)):
-        files = Path(pictures).rglob("*")
-        pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
+        found = (path for path in Path(pictures).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
+        pictures = sorted(path for path in found if "/." not in f"/{path.relative_to(pictures).as_posix()}")
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
     items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
     if not items:
@@ -171,6 +173,9 @@ class Labelling:
         return {"file": file, "question": question, "values": values, "how": line["how"]}
 
     def _values(self, text):
+        """What the browser holds of an answer; "Dog." is the choice "dog"."""
+        plain = text.strip(" .").casefold()
+        text = next((choice for choice in self.form["choices"] if choice.casefold() == plain), text)
         return answer_values(text, self.form["columns"], boxes=self.form["boxes"])
 
     def close(self):
@@ -184,11 +189,10 @@ class Labelling:
     def _ipython_display_(self):
         from IPython.display import display
 
-        view = self.widget._repr_mimebundle_()[0][WIDGET_VIEW]
+        is_first, view = self._handle is None, self.widget._repr_mimebundle_()[0][WIDGET_VIEW]
         display({WIDGET_VIEW: view, "text/plain": "In a running notebook pictures are labelled here."}, raw=True)
         self._handle = display(self._line(), display_id=True, raw=True)
-        if not self.moved.is_set():
-            self.moved.set()
+        if is_first:
             for work in (self._beat, self._send_wanted, *([self._ask] if self.vlm else [])):
                 threading.Thread(target=work, daemon=True).start()
 

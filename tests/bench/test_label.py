@@ -22,11 +22,13 @@ pytest.importorskip("anywidget", reason="no widget without anywidget (pip instal
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder `photos` of three pictures and one of another kind, below the working folder."""
+    """A folder `photos` of three pictures, a text and a hidden picture, below the working folder."""
     (tmp_path / "photos" / "more").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.jpg", "more/c.png")):
         Image.fromarray(np.full((60, 80, 3), 40 * number, np.uint8)).save(tmp_path / "photos" / name)
     (tmp_path / "photos" / "note.txt").write_text("no picture")
+    (tmp_path / "photos" / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / ".ipynb_checkpoints" / "a-checkpoint.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
@@ -211,6 +213,13 @@ class TestChangedOnDisk:
         opened.labels.path.write_bytes(before)
         assert begin("photos/", "What?").rows[0]["values"] == ["18"]
 
+    def test_a_table_without_its_journal_keeps_who_said_what(self, photos, begin):
+        answer(begin("photos/", "What?", suggest={"photos/a.png": "17"}, by="Anna"), 0, "17", how="accepted")
+        before = table()
+        Path("labels.csv.journal.jsonl").unlink()
+        answer(begin("photos/", "What?", by="Ben"), 1, "18")
+        assert table()[0] == before[0] and table()[1]["by"] == "Ben"
+
     def test_a_table_of_another_program_is_left_alone(self, photos, begin):
         for text, said in [
             ("image,label\na.png,1\n", "no column 'file'"),
@@ -250,6 +259,10 @@ class TestSuggestions:
         opened = begin("photos/", "What?", suggest="answers.csv")
         assert opened._suggestion(1) == {"suggestion": ["18"], "confidence": 0.25}
         assert opened._suggestion(0) == {"suggestion": None}
+
+    def test_a_reply_is_taken_for_the_choice_that_it_names(self, photos, begin):
+        opened = begin("photos/", "What?", choices=["cat", "dog"], suggest={"photos/a.png": "Dog."})
+        assert opened._suggestion(0)["suggestion"] == ["dog"]
 
     def test_of_a_blind_row_it_is_hidden_until_the_answer_is_saved(self, photos, begin):
         opened = begin([("photos/a.png", "What?", "17", 0.9, True), Item("photos/b.jpg", "What?", "18")])
@@ -302,6 +315,7 @@ class TestRefused:
         [
             ({"pictures": []}, "no picture"),
             ({"question": None}, "no question"),
+            ({"columns": ["make"], "boxes": True}, "columns beside choices or boxes"),
             ({"to": "labels.xlsx"}, "ends in .csv"),
             ({"to": "elsewhere/labels.csv"}, "not below .*elsewhere.*to='.*labels.csv'"),
         ],
