@@ -418,12 +418,12 @@ function render({ model, el }) {
 
   const suggestionOf = ({ suggestion, confidence }) => ({ suggestion, confidence });
 
-  function saved({ saved: id, number, row, suggestion }) {
+  function saved({ saved: id, number, row, reply }) {
     pending = pending.filter((each) => each.id !== id);
     late = pending.length ? Date.now() : 0;
     remember();
     if (number === null || pending.some((each) => each.file === rows[number].file && each.question === rows[number].question)) return;
-    if (suggestion) note = `The reply to ${rows[number].file}: ${suggestion.join(", ")}`;
+    if (reply) note = `The reply to ${rows[number].file}: ${reply}`;
     Object.assign(rows[number], row);
   }
 

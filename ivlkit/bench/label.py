@@ -72,16 +72,16 @@ def label(
     Raises: DataError for a picture outside the table's folder or a table of another program; IvlkitError without
     anywidget.
     """
-    widget = _widget_class()
-    labels = Labels(to, by=_user() if by is None else by)
-    items = _items(pictures, question, suggest, labels.path.parent)
-    if before := _open.pop(labels.path, None):
-        before.close()
     if columns and (choices or boxes):
         raise DataError("columns beside choices or boxes", "one of them", "leave out the others", where="ivl.label")
+    widget, path = _widget_class(), Path(os.path.abspath(to))
+    items = _items(pictures, question, suggest, path.parent)
+    if before := _open.pop(path, None):
+        before.close()
+    labels = Labels(path, by=_user() if by is None else by)
     form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
-    _open[labels.path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
-    return _open[labels.path]
+    _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
+    return _open[path]
 
 
 def _widget_class():
@@ -116,6 +116,7 @@ def _items(pictures, question, suggest, folder):
         pictures = sorted(path for path in found if "/." not in f"/{path.relative_to(pictures).as_posix()}")
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
     items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
+    items = list({(item.picture, item.question): item for item in items}.values())
     if not items:
         raise DataError("no picture", "some", "check the folder", where="ivl.label")
     for item in items:
@@ -180,7 +181,8 @@ class Labelling:
 
     def close(self):
         """Stop the threads; the browser says that the table is open elsewhere."""
-        self.closed.set()
+        with self._saving:
+            self.closed.set()
         self.wanted.put(None)
         self.widget.send({"stop": "This table was opened again, in another cell."})
 
@@ -231,9 +233,9 @@ class Labelling:
         return {kind: number} | (self._suggestion(number) if small else {}), image
 
     def _suggestion(self, number):
-        """What may be shown now of what is suggested for a picture."""
+        """What may be filled in for a picture: nothing for a blind one."""
         text, confidence = self.suggested.get(number, (None, None))
-        if text is None or (self._is_blind(number) and not self.rows[number]["how"]):
+        if text is None or self._is_blind(number):
             return {"suggestion": None}
         return {"suggestion": self._values(text), "confidence": confidence}
 
@@ -286,6 +288,8 @@ class Labelling:
 
     def _answer(self, message):
         """Keep it and say so, and what a blind row's suggestion was."""
+        if self.closed.is_set():  # the browser keeps it for the cell that has the table now
+            return
         number = self.numbers.get((message["file"], message["question"]))  # None: of a session with other pictures
         suggested, confidence = self.suggested.get(number, (None, None))
         told = {"suggested": suggested or "", "confidence": "" if confidence is None else confidence}
@@ -298,7 +302,7 @@ class Labelling:
         reply = {"saved": message["id"], "number": number}
         if number is not None:
             self.rows[number] |= self._row(number)
-            reply |= {"row": self.rows[number]} | (self._suggestion(number) if self._is_blind(number) else {})
+            reply |= {"row": self.rows[number], "reply": suggested if self._is_blind(number) else None}
         self.widget.send(reply)
         if self._handle is not None:
             self._handle.update(self._line(), raw=True)

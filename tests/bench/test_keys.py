@@ -12,7 +12,7 @@ def saved(page, how="typed", reply=None):
         if message["do"] == "answer":
             number = int(message["file"].split(".")[0])
             row = {"how": how, "values": message["values"]}
-            page.tell(saved=message["id"], number=number, row=row, suggestion=reply)
+            page.tell(saved=message["id"], number=number, row=row, reply=reply)
 
 
 class TestEnter:
@@ -165,7 +165,7 @@ class TestSuggestions:
         page = open_label()
         page.type("18")
         page.press("Enter")
-        saved(page, reply=["17"])
+        saved(page, reply="17")
         assert page.text("said") == "The reply to 0.jpg: 17"
 
 

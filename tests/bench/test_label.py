@@ -181,8 +181,14 @@ class TestGoingOn:
 
     def test_a_second_cell_closes_the_first(self, photos, begin):
         first = begin("photos/", "What?")
-        begin("photos/", "What?")
+        second = begin("photos/", "What?")
         assert first.closed.is_set() and "opened again" in told(first, "stop")[0]["stop"]
+        answer(first, 0, "17", id="late")
+        answer(second, 1, "18")
+        assert told(first, "saved") == [] and [row["answer"] for row in table()] == ["18"]
+
+    def test_a_picture_that_is_listed_twice_is_labelled_once(self, photos, begin):
+        assert len(begin(["photos/a.png", "photos/a.png"], "What?").rows) == 1
 
 
 class TestChangedOnDisk:
@@ -270,8 +276,10 @@ class TestSuggestions:
         assert message == {"picture": 0, "suggestion": None}
         assert opened._picture("picture", 1)[0] == {"picture": 1, "suggestion": ["18"], "confidence": None}
         answer(opened, 0, "17")
-        assert told(opened, "saved")[0]["suggestion"] == ["17"]
-        assert table()[0]["how"] == "typed"
+        assert told(opened, "saved")[0]["reply"] == "17" and table()[0]["how"] == "typed"
+        answer(opened, 1, "18")
+        assert told(opened, "saved")[1]["reply"] is None
+        assert opened._picture("picture", 0)[0]["suggestion"] is None  # a row taken back is typed again
 
     def test_rows_that_the_kept_split_tests_are_blind(self, photos, begin):
         suggest = {f"photos/{name}": "1" for name in ("a.png", "b.jpg", "more/c.png")}
