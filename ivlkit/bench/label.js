@@ -80,7 +80,8 @@ function render({ model, el }) {
   const main = list ?? fields[0];
   const keys = make(root, "div", "keys");
   const told = { Enter: "save, next", "↓": "skip", "↑": "back", Esc: "empty, again: suggestion", "Ctrl+Z": "take back",
-    "Ctrl+D": "unusable", "Alt +/−": "zoom", ...(setup.tiles && { "Alt+T": "tiles" }), ...(list && { "1–9": "choose" }),
+    "Ctrl+D": "unusable", "Alt +/−": "zoom", ...(setup.tiles && { "Alt+T": "tiles" }), ...(choices.length && { "1–9": list ? "choose" : choices.slice(0, 9).join(", ") }),
+    ...(list && { "← →": "choose another" }),
     ...(fields.length > 1 && { Tab: "next column" }), ...(!list && { "Shift+Enter": "new line" }),
     ...(hasBoxes && { drag: "box", "Alt+B": "box by keys", "Alt+arrows": "move, with Shift size", "Alt+N": "next box",
       "Alt+Backspace": "delete it or the last" }) };
@@ -136,10 +137,11 @@ function render({ model, el }) {
     boxes = hasBoxes && Array.isArray(values?.[0]) ? values.map((box) => [...box]) : [];
     current = -1;
     if (list) now.chosen = choices.indexOf(values?.[0]);
-    fields.forEach((field, place) => { field.value = boxes.length ? "" : values?.[place] ?? ""; field.select(); });
+    fields.forEach((field, place) => write(field, boxes.length ? "" : values?.[place] ?? ""));
     drawBoxes();
   }
 
+  const write = (field, text) => { field.value = text; field.setSelectionRange(0, text.length); };  // select() takes the focus
   const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
   const isEmpty = () => !boxes.length && (list ? now.chosen < 0 : fields.every((field) => !field.value.trim()));
   const values = () => (list ? [choices[now.chosen]] : boxes.length ? boxes : fields.map((field) => field.value.trim()));
@@ -204,8 +206,7 @@ function render({ model, el }) {
 
   function pick(number) {
     current = number;
-    fields[0].value = number < 0 ? "" : boxes[number][0] || word;
-    fields[0].select();
+    write(fields[0], number < 0 ? "" : boxes[number][0] || word);
     drawBoxes();
   }
 

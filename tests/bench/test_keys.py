@@ -316,6 +316,10 @@ class TestColumns:
         assert page.answers == [("0.jpg", "typed", ["Audi", "red"])]
         page.type("BMW")
         assert page.typed == "BMW"
+        page.tell(suggest=2, suggestion=["VW", "blue"])
+        page.press("Enter")
+        page.type("Fiat")
+        assert page.typed == "Fiat"  # the first column keeps the focus
 
 
 class TestBoxes:
@@ -437,6 +441,12 @@ class TestFocus:
         page.page.locator(".ivl-label .stage").click()
         assert page.has_focus
         page.page.wait_for_selector("text=typing here")
+
+    def test_a_late_suggestion_does_not_take_it_from_another_cell(self, open_label):
+        page = open_label()
+        page.page.locator("#elsewhere").focus()
+        page.tell(suggest=0, suggestion=["17"])
+        assert page.typed == "17" and page.page.evaluate("() => document.activeElement.id") == "elsewhere"
 
     def test_no_key_reaches_the_notebook(self, open_label):
         page = open_label()
