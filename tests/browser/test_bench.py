@@ -187,6 +187,8 @@ def test_a_killed_kernel_stops_the_input_and_loses_nothing(open_label):
     page.keyboard.press("Enter")  # the kernel is dead or dying
     page.wait_for_selector(".ivl-label .state:text('stopped')", timeout=10_000)
     screen(page, "label_stopped")
+    page.locator(".jp-Dialog button:has-text('Ok')").click(timeout=60_000)  # JupyterLab says that it restarts
+    page.locator(".ivl-label textarea").click()
     at = shown(page)[0]
     page.keyboard.type("lost")
     page.keyboard.press("Enter")
