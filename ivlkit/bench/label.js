@@ -486,9 +486,9 @@ function render({ model, el }) {
   const SILENT = "The kernel does not answer. What is not saved yet is kept in this browser: run the cell again.";
   let ticks = 0;
   const watch = setInterval(() => {
-    if (!stopped && !pictures.has(at) && ++ticks % 5 === 0) {  // what was asked may wait behind a running cell
-      asked.clear();
-      want();
+    if (++ticks % (pictures.has(at) ? 25 : 5) === 0) {  // what was asked may wait behind a cell; and this page is alive
+      if (!pictures.has(at)) asked.clear();
+      try { want(); } catch { /* a dead kernel's model can't send */ }
     }
     if (!stopped && Date.now() - beat > SILENCE_MS) stopped = SILENT;
     draw();

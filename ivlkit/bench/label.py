@@ -11,6 +11,7 @@ import io
 import os
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from .labels import ANSWERED, Labels, answer_text, answer_values
 PREVIEW_PX = 1600  # longest side of what the browser holds ahead; the original comes when it is zoomed into
 AHEAD = 16  # pictures, from the present one on, that a model is asked about before they are reached
 BEAT_SECONDS = 0.5  # the browser stops after 1.5 s without one
+PATIENCE_SECONDS = 600  # without a word of the browser, until a server would only store up heartbeats for a closed page
 _open = {}  # table → the `Labelling` that writes it
 
 
@@ -165,7 +167,7 @@ class Labelling:
         self.widget.on_msg(lambda _, message, __: self.receive(message))
         self.closed, self.moved, self.wanted = threading.Event(), threading.Event(), queue.SimpleQueue()
         self.waiting, self._handle, self._saving = set(), None, threading.Lock()
-        self._tests = _test_digests(labels.path)
+        self._tests, self.heard = _test_digests(labels.path), time.monotonic()
 
     def _row(self, number):
         file, question = self.files[number], self.items[number].question
@@ -208,7 +210,8 @@ class Labelling:
 
     def _beat(self):
         while not self.closed.wait(BEAT_SECONDS):
-            self.widget.send({"beat": True})
+            if time.monotonic() - self.heard < PATIENCE_SECONDS:
+                self.widget.send({"beat": True})
 
     def _send_wanted(self):
         while (wanted := self.wanted.get()) is not None:
@@ -269,6 +272,7 @@ class Labelling:
 
     def receive(self, message):
         """One message of the browser; an answer that can't be kept stops it with the reason."""
+        self.heard = time.monotonic()
         if message["do"] == "answer":
             with self._saving:
                 self._answer(message)

@@ -144,7 +144,7 @@ class Playground:
 
     def _controls(self, widgets):
         wide = {"layout": {"width": "480px"}}
-        paths = widgets.Text(value=", ".join(map(str, self.pictures)), description="pictures", **wide)
+        paths = widgets.Textarea(value="\n".join(map(str, self.pictures)), description="pictures", rows=1, **wide)
         upload = widgets.FileUpload(accept="image/*", multiple=True, description="picture")
         question = widgets.Textarea(value=self.question, description="question", **wide)
         answer = widgets.Textarea(value=self.answer, description="answer", **wide)
@@ -162,7 +162,7 @@ class Playground:
         return [paths, upload, question, answer, *buttons]
 
     def _change(self, name, value):
-        names = [part.strip() for part in value.split(",") if part.strip()]
+        names = [line.strip() for line in value.splitlines() if line.strip()]
         setattr(self, name, names if name == "pictures" else value)
         self.said.clear()
         self.live.redraw()
@@ -176,7 +176,7 @@ class Playground:
             name = hashlib.sha256(content).hexdigest()[:20] + Path(file["name"]).suffix.lower()
             write_if_changed(folder / name, content)
             self.pictures.append(os.path.relpath(folder / name))
-        paths.value = ", ".join(map(str, self.pictures))
+        paths.value = "\n".join(map(str, self.pictures))
 
     def _do(self, action):
         try:

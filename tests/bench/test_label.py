@@ -317,6 +317,20 @@ class TestPictures:
         assert second["picture"] == 1 and jpeg[:2] == b"\xff\xd8"
 
 
+def test_a_page_that_was_closed_gets_no_heartbeats_until_it_speaks_again(photos, begin, monkeypatch):
+    opened = begin("photos/", "What?")
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.001)
+    opened.heard -= module.PATIENCE_SECONDS
+    threading.Thread(target=opened._beat, daemon=True).start()
+    time.sleep(0.05)
+    assert told(opened, "beat") == []
+    opened.receive({"do": "want", "at": 0, "numbers": []})
+    end = time.monotonic() + 30
+    while not told(opened, "beat") and time.monotonic() < end:
+        time.sleep(0.001)
+    assert told(opened, "beat")
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("how", "said"),

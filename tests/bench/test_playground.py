@@ -137,6 +137,11 @@ class TestModel:
         opened.teach()
         assert opened.said[-1][0] == "after 1 step"
 
+    def test_a_row_that_a_run_refuses_is_not_taught(self, nano, picture):
+        opened = ivl.playground(nano, pictures=picture, question="<image><image>", answer="A cat.")
+        button(opened, "teach").click()
+        assert opened.said[-1][0] == "not done" and "placeholder" in opened.said[-1][1]
+
     def test_a_processor_has_nothing_to_ask(self, picture):
         names = [one.description for one in ivl.playground(ivl.load_processor("nano")).live.controls]
         assert "append" in names and "ask" not in names
@@ -150,6 +155,7 @@ class TestControls:
     def test_what_is_typed_is_shown_and_a_refusal_is_said(self, nano, picture):
         opened = ivl.playground(nano, pictures=picture)
         _, _, question, answer, *_ = opened.live.controls
+        assert opened.pictures == [picture]
         question.value, answer.value = "What? <image> <image>", "A <b>bird</b>."
         assert "A &lt;b&gt;bird" in opened.to_html()
         button(opened, "append").click()

@@ -262,7 +262,7 @@ def test_a_row_is_written_asked_taught_and_appended(open_cells, theme):
     page, folder = open_cells(PLAYGROUND)
     use_theme(page, theme)
     page.wait_for_selector(".ivl .token.trained", timeout=60_000)
-    answer = page.locator(".widget-textarea textarea").nth(1)
+    answer = page.locator(".widget-textarea textarea").nth(2)
     answer.fill("")
     page.wait_for_selector("text=write it; as it is the model learns to say nothing")
     screen(page, f"playground_{theme}_finding")
