@@ -459,7 +459,7 @@ function render({ model, el }) {
 
   function saved({ saved: id, number, row, reply }) {
     pending = pending.filter((each) => each.id !== id);
-    late = pending.length ? Date.now() : 0;
+    if (!pending.length) late = 0;
     remember();
     const isOf = (each) => each.file === rows[number].file && each.question === rows[number].question;
     if (number === null || pending.some(isOf)) return;
