@@ -94,7 +94,7 @@ class Playground:
     def ask(self):
         """Ask the model, or the copy that was taught, and note the reply."""
         taught = self._pupil is not None and self._taught == self.line
-        name = f"after {_steps(self._pupil.step)}" if taught else self.vlm.family.key
+        name = f"after step {self._pupil.step}" if taught else self.vlm.family.key
         asked = self._reader if taught else self.vlm
         self.said.append((name, asked.chat(self.question, images=self.pictures or None).text))
 
@@ -121,21 +121,16 @@ class Playground:
 
     def to_html(self):
         """The row's line, findings, replies and tokens as they are now."""
-        parts = [f'<div class="dim">{text_html(self.line)}</div>', *self._said_html()]
-        problems = self.problems()
-        parts.append(problem_table(problems) or "<div>The doctor finds nothing.</div>")
+        told = ((text_html(who), text_html(text)) for who, text in self.said[-SAID:])
+        said = "".join(f"<tr><td>{who}</td><td><b>{text}</b></td></tr>" for who, text in told)
+        parts = [f'<div class="dim">{text_html(self.line)}</div><table>{said}</table>']
+        parts.append(problem_table(self.problems()) or "<div>The doctor finds nothing.</div>")
         try:
             (record,) = read_records(self._file(), self.to.parent)
             parts.append(tokens_html(record, self.processor))
         except IvlkitError as error:
             parts.append(f'<div class="card bad">{text_html(error)}</div>')
         return fragment("".join(parts))
-
-    def _said_html(self):
-        rows = "".join(
-            f"<tr><td>{text_html(who)}</td><td><b>{text_html(text)}</b></td></tr>" for who, text in self.said[-SAID:]
-        )
-        return [f"<table>{rows}</table>"] if rows else []
 
     # in a notebook
 
@@ -184,7 +179,3 @@ class Playground:
         except IvlkitError as error:
             self.said.append(("not done", str(error)))
         self.live.redraw()
-
-
-def _steps(number):
-    return "1 step" if number == 1 else f"{number} steps"

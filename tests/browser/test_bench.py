@@ -268,7 +268,7 @@ def test_a_row_is_written_asked_taught_and_appended(open_cells, theme):
     answer.fill("seven <b>")
     page.wait_for_selector("text=seven <b>")
     assert page.evaluate("() => document.activeElement.tagName") == "TEXTAREA"
-    for name, said in [("teach", "after 1 step"), ("teach", "after 2 steps"), ("append", "row 1 was added")]:
+    for name, said in [("teach", "after step 1"), ("teach", "after step 2"), ("append", "row 1 was added")]:
         page.locator(f".jupyter-button:has-text('{name}')").click()
         page.wait_for_selector(f"text={said}", timeout=60_000)
     screen(page, f"playground_{theme}")
