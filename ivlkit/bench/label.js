@@ -3,7 +3,7 @@
 
 const AHEAD = 5, KEPT = 16, SILENCE_MS = 1500, ZOOM = 1.25, MOST_ZOOM = 40;
 const STYLE = `
-.ivl-label { border: 1px solid #8886; border-left: 6px solid #d55e00; border-radius: 6px; padding: 8px 10px; color: inherit;
+.ivl-label { border: 1px solid #8886; border-left: 6px solid #d55e00; border-radius: 6px; padding: 8px 10px;
   font: 14px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 1000px; box-sizing: border-box; }
 .ivl-label.typing { border-left-color: #0072b2; }
 .ivl-label .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: baseline; min-height: 1.5em; }
@@ -13,24 +13,27 @@ const STYLE = `
 .ivl-label .stage { position: relative; height: 420px; overflow: hidden; background: #8882; border-radius: 4px;
   margin: 6px 0; touch-action: none; user-select: none; }
 .ivl-label.boxes .stage { cursor: crosshair; }
-.ivl-label .stage img, .ivl-label .layer { position: absolute; left: 0; top: 0; transform-origin: 0 0; max-width: none; margin: 0; }
+.ivl-label .stage img, .ivl-label .layer { position: absolute; max-width: none; margin: 0; }
 .ivl-label .stage .over { inset: 0; width: 100%; height: 100%; object-fit: contain; background: #fff; }
 .ivl-label .layer { pointer-events: none; }
 .ivl-label .box { position: absolute; box-sizing: border-box; border: 2px solid #e69f00; box-shadow: 0 0 0 1px #000a; }
 .ivl-label .box.now { border-color: #56b4e9; }
-.ivl-label .box span { position: absolute; left: 0; top: 0; background: #000c; color: #fff; font-size: 12px; padding: 0 4px;
-  white-space: nowrap; transform-origin: 0 0; }
+.ivl-label .box span { position: absolute; background: #000c; color: #fff; font-size: 12px; white-space: nowrap; }
 .ivl-label .error { position: absolute; inset: 0; padding: 1em; overflow: auto; overflow-wrap: anywhere; }
 .ivl-label label { display: block; margin: 4px 0; } .ivl-label label > span { display: block; font-weight: 600; }
-.ivl-label textarea { width: 100%; box-sizing: border-box; font: inherit; font-size: 17px; padding: 5px 8px; resize: vertical;
-  color: inherit; background: transparent; border: 2px solid #8888; border-radius: 4px; }
-.ivl-label textarea:focus, .ivl-label .choices:focus { outline: 2px solid #0072b2; outline-offset: 0; border-color: #0072b2; }
-.ivl-label .choices { display: flex; flex-wrap: wrap; gap: 6px; padding: 6px; border: 2px solid #8888; border-radius: 4px; }
+.ivl-label textarea, .ivl-label .choices { border: 2px solid #8888; border-radius: 4px; padding: 5px 8px; }
+.ivl-label textarea { width: 100%; box-sizing: border-box; font: inherit; font-size: 17px; resize: vertical;
+  color: inherit; background: transparent; }
+.ivl-label textarea:focus, .ivl-label .choices:focus { outline: 2px solid #0072b2; border-color: #0072b2; }
+.ivl-label .choices { display: flex; flex-wrap: wrap; gap: 6px; }
 .ivl-label button { font: inherit; color: inherit; background: #8882; border: 1px solid #8888; border-radius: 4px;
   padding: 3px 10px; cursor: pointer; text-align: start; }
 .ivl-label button.chosen { background: #0072b2; color: #fff; }
 .ivl-label .keys { opacity: .8; font-size: 12px; display: flex; flex-wrap: wrap; gap: 0 14px; margin-top: 4px; }`;
 
+const put = (each, left, top, right, bottom, unit = "%") => Object.assign(each.style, { left: `${left}${unit}`,
+  top: `${top}${unit}`, width: `${right - left}${unit}`, height: `${bottom - top}${unit}` });
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const make = (parent, tag, name = "", text = "") => {
   const made = document.createElement(tag);
   if (name) made.className = name;
@@ -42,7 +45,7 @@ const make = (parent, tag, name = "", text = "") => {
 function render({ model, el }) {
   const rows = model.get("rows"), setup = model.get("setup"), hasBoxes = setup.boxes, choices = setup.choices;
   const store = `ivl.label ${setup.key}`, session = Math.random().toString(36).slice(2);
-  const pictures = new Map(), asked = new Set(), trail = [], done = [];
+  const pictures = new Map(), suggestions = new Map(), asked = new Set(), trail = [], done = [];
   let at = setup.start, now = {}, pending = [], count = 0, beat = Date.now(), stopped = "", note = "", late = 0;
   let zoom = { scale: 1, x: 0, y: 0 }, boxes = [], current = -1, word = "", drag = null, over = null;
 
@@ -79,11 +82,15 @@ function render({ model, el }) {
   }
   const main = list ?? fields[0];
   const keys = make(root, "div", "keys");
-  const told = { Enter: "save, next", "↓": "skip", "↑": "back", Esc: "empty, again: suggestion", "Ctrl+Z": "take back",
-    "Ctrl+D": "unusable", "Alt +/−": "zoom", ...(setup.tiles && { "Alt+T": "tiles" }), ...(list && { "1–9": "choose" }),
-    ...(fields.length > 1 && { Tab: "next column" }), ...(!list && { "Shift+Enter": "new line" }),
+  const told = {
+    Enter: "save, next", "↓": "skip", "↑": "back", Esc: "empty, again: suggestion", "Ctrl+Z": "take back",
+    "Ctrl+D": "unusable", "Alt +/−": "zoom", ...(setup.tiles && { "Alt+T": "tiles" }),
+    ...(choices.length && { "1–9": list ? "choose" : choices.slice(0, 9).join(", ") }),
+    ...(list ? { "← →": "choose another" } : { "Shift+Enter": "new line" }),
+    ...(fields.length > 1 && { Tab: "next column" }),
     ...(hasBoxes && { drag: "box", "Alt+B": "box by keys", "Alt+arrows": "move, with Shift size", "Alt+N": "next box",
-      "Alt+Backspace": "delete it or the last" }) };
+      "Alt+Backspace": "delete it or the last" }),
+  };
   for (const [key, does] of Object.entries(told)) {
     const each = make(keys, "span");
     make(each, "b", "", key);
@@ -94,8 +101,8 @@ function render({ model, el }) {
 
   const isOpen = (number) => !rows[number].how;
   const following = (from, most) => {
-    const order = rows.map((_, step) => (from + 1 + step) % rows.length).filter((number) => number !== at && isOpen(number));
-    return order.slice(0, most);
+    const order = rows.map((_, step) => (from + 1 + step) % rows.length);
+    return order.filter((number) => number !== at && isOpen(number)).slice(0, most);
   };
   const want = () => {
     const near = [at, ...following(at, AHEAD)], kept = [...near, ...trail.slice(-AHEAD)];
@@ -106,8 +113,8 @@ function render({ model, el }) {
     model.send({ do: "want", at, numbers });
   };
   const forget = (number) => {
-    const { image, original } = pictures.get(number);
-    for (const each of [image, original]) if (each) URL.revokeObjectURL(each.src);
+    const { image, original, tiles: cut } = pictures.get(number);
+    for (const each of [image, original, cut]) if (each) URL.revokeObjectURL(each.src);
     pictures.delete(number);
     asked.delete(number);
   };
@@ -125,8 +132,8 @@ function render({ model, el }) {
   }
 
   function suggest(again = false) {  // a late suggestion never takes the place of what was typed
-    const known = pictures.get(at);
-    if (!known?.suggestion || (!again && (rows[at].how || now.edited || boxes.length))) return;
+    const known = suggestions.get(at);
+    if (!known || (!again && (rows[at].how || now.edited || boxes.length))) return;
     now.shown = true;
     fill(known.suggestion);
     draw();
@@ -136,17 +143,22 @@ function render({ model, el }) {
     boxes = hasBoxes && Array.isArray(values?.[0]) ? values.map((box) => [...box]) : [];
     current = -1;
     if (list) now.chosen = choices.indexOf(values?.[0]);
-    fields.forEach((field, place) => { field.value = boxes.length ? "" : values?.[place] ?? ""; field.select(); });
+    fields.forEach((field, place) => write(field, boxes.length ? "" : values?.[place] ?? ""));
     drawBoxes();
   }
 
-  const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
-  const isEmpty = () => !boxes.length && (list ? now.chosen < 0 : fields.every((field) => !field.value.trim()));
-  const values = () => (list ? [choices[now.chosen]] : boxes.length ? boxes : fields.map((field) => field.value.trim()));
+  const write = (field, text) => {
+    field.value = text;
+    field.setSelectionRange(0, text.length);  // select() would take the focus
+  };
+  const isEmpty = () => !boxes.length && (list ? now.chosen < 0 : !typed().some(Boolean));
+  const typed = () => fields.map((field) => field.value.trim());
+  const values = () => (list ? [choices[now.chosen]] : boxes.length ? boxes : typed());
   const focus = () => { if (root.isConnected) main.focus({ preventScroll: true }); };
 
   function go(number = following(at, 1)[0]) {
-    if (number === undefined) { now.complete = rows.every((row) => row.how); return draw(); }
+    now.complete = rows.every((row) => row.how);
+    if (number === undefined) return say(now.complete ? "" : "No other is left.");
     trail.push(at);
     show(number);
   }
@@ -161,7 +173,7 @@ function render({ model, el }) {
 
   function howSaved() {
     if (!now.shown && !["accepted", "corrected"].includes(rows[at].how)) return "typed";
-    return same(values(), pictures.get(at).suggestion) ? "accepted" : "corrected";
+    return same(values(), suggestions.get(at)?.suggestion) ? "accepted" : "corrected";
   }
 
   function queue({ file: name, question: asked }, how, kept) {
@@ -204,8 +216,7 @@ function render({ model, el }) {
 
   function pick(number) {
     current = number;
-    fields[0].value = number < 0 ? "" : boxes[number][0] || word;
-    fields[0].select();
+    write(fields[0], number < 0 ? "" : boxes[number][0] || word);
     drawBoxes();
   }
 
@@ -227,8 +238,10 @@ function render({ model, el }) {
     if (current < 0) current = boxes.length - 1;
     const box = boxes[current];
     if (!box) return;
-    const [left, top, x, y] = box.slice(1).map((value, place) => value + (resize && place < 2 ? 0 : place % 2 ? down : right));
-    if (left >= 0 && top >= 0 && x <= 1000 && y <= 1000 && left < x && top < y) boxes[current] = [box[0], left, top, x, y];
+    const by = resize ? [0, 0, right, down] : [right, down, right, down];
+    const [left, top, x, y] = by.map((step, place) => box[place + 1] + step);
+    const isInside = 0 <= left && left < x && x <= 1000 && 0 <= top && top < y && y <= 1000;
+    if (isInside) boxes[current] = [box[0], left, top, x, y];
     now.edited = true;
     drawBoxes();
   }
@@ -242,12 +255,12 @@ function render({ model, el }) {
 
   function takeBack(event) {
     if (event.target.value !== undefined && now.edited && !isEmpty()) return false;  // the box's own: what was typed
-    const last = done.pop();
-    if (!last) return say("Nothing to take back.");
-    queue(rows[last.number], last.how ?? "undone", last.values);
-    Object.assign(rows[last.number], last);
-    trail.splice(trail.lastIndexOf(last.number), 1);
-    show(last.number);
+    if (!done.length) return say("Nothing to take back.");
+    const { number, values: before, how: was } = done.pop();
+    queue(rows[number], was ?? "undone", before);
+    Object.assign(rows[number], { values: before, how: was });
+    if (trail.at(-1) === number) trail.pop();
+    show(number);
   }
 
   function arrow(event, step) {
@@ -275,30 +288,46 @@ function render({ model, el }) {
     place();
   }
 
-  const pan = (right, down) => { zoom.x -= 4 * right; zoom.y -= 4 * down; place(); };
+  function pan(right, down) {
+    if (zoom.scale === 1) return false;
+    [zoom.x, zoom.y] = [zoom.x - 4 * right, zoom.y - 4 * down];
+    place();
+  }
+
   const MOVES = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
   const COMMANDS = {
     Enter: enter, ArrowDown: (event) => arrow(event, 1), ArrowUp: (event) => arrow(event, -1), Escape: empty,
     "Ctrl+z": takeBack, "Ctrl+d": () => { keep("unusable", null); go(); }, "Alt+KeyT": () => setup.tiles && tiles(),
     "Alt++": () => zoomBy(ZOOM), "Alt+-": () => zoomBy(1 / ZOOM),
-    ...(list && { "+": () => zoomBy(ZOOM), "-": () => zoomBy(1 / ZOOM), ArrowLeft: () => lean(-1), ArrowRight: () => lean(1) }),
+    ...(list && { "+": () => zoomBy(ZOOM), "-": () => zoomBy(1 / ZOOM) }),
+    ...(list && { ArrowLeft: () => lean(-1), ArrowRight: () => lean(1) }),
     ...(hasBoxes && { "Alt+KeyB": () => addBox([400, 400, 600, 600]), "Alt+Backspace": deleteBox,
       "Alt+KeyN": () => boxes.length && pick((current + 1) % boxes.length) }),
   };
-  const lean = (step) => { now.chosen = (Math.max(now.chosen, step < 0 ? 0 : -1) + step + choices.length) % choices.length; now.edited = true; draw(); };
+
+  function lean(step) {
+    now.chosen = (Math.max(now.chosen, step < 0 ? 0 : -1) + step + choices.length) % choices.length;
+    now.edited = true;
+    draw();
+  }
+
+  const SIGNS = { Equal: "+", NumpadAdd: "+", BracketRight: "+", Minus: "-", NumpadSubtract: "-", Slash: "-" };
+  function nameOf(event) {  // "a", "Ctrl+z", "Alt+KeyT": with Alt a Mac's keys give other letters, so their place counts
+    const control = event.ctrlKey || event.metaKey;
+    if (control === event.altKey) return control ? "AltGr" : event.key;
+    if (control) return `Ctrl+${event.key.toLowerCase()}`;
+    const place = SIGNS[event.code] ?? (event.code.startsWith("Key") ? event.code : event.key);
+    return `Alt+${/^[+-]$/.test(event.key) ? event.key : place}`;
+  }
 
   root.addEventListener("keydown", (event) => {
     event.stopPropagation();
     if (event.isComposing || event.keyCode === 229) return;  // an input method's own Enter
-    const control = event.ctrlKey || event.metaKey, plus = /^(Equal|NumpadAdd|BracketRight)$/.test(event.code) || event.key === "+";
-    const minus = /^(Minus|NumpadSubtract|Slash)$/.test(event.code) || event.key === "-";
-    const alt = plus ? "+" : minus ? "-" : event.code.startsWith("Key") ? event.code : event.key;
-    const name = event.altKey && !control ? `Alt+${alt}` : control && !event.altKey ? `Ctrl+${event.key.toLowerCase()}` : event.key;
-    const moves = event.altKey && MOVES[event.key];
-    const number = !control && !event.altKey && (list || (hasBoxes && current >= 0)) && choices.length && /^[1-9]$/.test(event.key);
-    const command = moves ? () => (hasBoxes ? moveBox : pan)(...moves, event.shiftKey) : number ? () => choose(event.key - 1)
-      : event.key === "Enter" && event.shiftKey ? null : COMMANDS[name];
-    if (!command || (event.target.tagName === "BUTTON" && name === "Enter")) return;
+    const name = nameOf(event), moves = name.startsWith("Alt+") && MOVES[event.key];
+    let command = event.key === "Enter" && event.shiftKey ? null : COMMANDS[name];
+    if (moves) command = () => (hasBoxes ? moveBox : pan)(...moves, event.shiftKey);
+    if (/^[1-9]$/.test(name) && choices.length && (list || current >= 0)) command = () => choose(name - 1);
+    if (!command) return;
     const isHeld = event.repeat && !moves && !/[+-]$/.test(name);  // a held Enter accepts once
     if (isHeld || stopped || command(event) !== false) event.preventDefault();
   });
@@ -334,14 +363,14 @@ function render({ model, el }) {
     const left = zoom.x + ((stage.clientWidth - width) / 2) * zoom.scale;
     const top = zoom.y + ((stage.clientHeight - height) / 2) * zoom.scale;
     for (const each of over ? [layer] : stage.querySelectorAll("img, .layer"))
-      Object.assign(each.style, { left: `${left}px`, top: `${top}px`, width: `${width * zoom.scale}px`, height: `${height * zoom.scale}px` });
+      put(each, left, top, left + width * zoom.scale, top + height * zoom.scale, "px");
   }
 
   function drawBoxes() {
     layer.replaceChildren();
     boxes.forEach(([name, x1, y1, x2, y2], number) => {
       const box = make(layer, "div", number === current ? "box now" : "box");
-      Object.assign(box.style, { left: `${x1 / 10}%`, top: `${y1 / 10}%`, width: `${(x2 - x1) / 10}%`, height: `${(y2 - y1) / 10}%` });
+      put(box, x1 / 10, y1 / 10, x2 / 10, y2 / 10);
       if (name) make(box, "span", "", name);
     });
   }
@@ -363,18 +392,24 @@ function render({ model, el }) {
     stage.setPointerCapture(event.pointerId);
     drag = { from: share(event), x: event.clientX - zoom.x, y: event.clientY - zoom.y };
   });
+  const corners = (event) => {
+    const [x, y] = share(event), [left, top] = drag.from;
+    return [Math.min(x, left), Math.min(y, top), Math.max(x, left), Math.max(y, top)];
+  };
   stage.addEventListener("pointermove", (event) => {
     if (!drag) return;
-    if (!hasBoxes) { if (zoom.scale > 1) [zoom.x, zoom.y] = [event.clientX - drag.x, event.clientY - drag.y]; return place(); }
-    drawBoxes();
-    const [x, y] = share(event), [left, top] = drag.from, box = make(layer, "div", "box now");
-    Object.assign(box.style, { left: `${Math.min(x, left) / 10}%`, top: `${Math.min(y, top) / 10}%`,
-      width: `${Math.abs(x - left) / 10}%`, height: `${Math.abs(y - top) / 10}%` });
+    if (hasBoxes) {
+      drawBoxes();
+      put(make(layer, "div", "box now"), ...corners(event).map((value) => value / 10));
+    } else if (zoom.scale > 1) {
+      [zoom.x, zoom.y] = [event.clientX - drag.x, event.clientY - drag.y];
+      place();
+    }
   });
   stage.addEventListener("pointerup", (event) => {
     if (drag && hasBoxes) {
-      const [x, y] = share(event), [left, top] = drag.from;
-      if (Math.abs(x - left) > 3 && Math.abs(y - top) > 3) addBox([Math.min(x, left), Math.min(y, top), Math.max(x, left), Math.max(y, top)]);
+      const box = corners(event);
+      if (box[2] - box[0] > 3 && box[3] - box[1] > 3) addBox(box);
       else drawBoxes();
     }
     drag = null;
@@ -385,15 +420,17 @@ function render({ model, el }) {
   const say = (text) => { note = text; draw(); };
 
   function draw() {
-    const has = root.contains(document.activeElement), row = rows[at], known = pictures.get(at);
+    const has = root.contains(document.activeElement), row = rows[at], known = suggestions.get(at);
     root.classList.toggle("typing", has && !stopped);
     state.textContent = stopped ? "stopped" : !has ? "click to type" : list ? "keys are heard here" : "typing here";
     const labelled = rows.filter((each) => each.how && each.how !== "unusable").length;
     counted.textContent = `${labelled} of ${rows.length} labelled`;
     file.textContent = row.file;
-    queued.textContent = pending.length && (stopped || Date.now() - late > 300) ? `${pending.length} not saved yet` : "";
+    const isLate = pending.length && (stopped || Date.now() - late > 300);
+    queued.textContent = isLate ? `${pending.length} not saved yet` : "";
     const sure = known?.confidence == null ? "" : ` (${Math.round(100 * known.confidence)} % sure)`;
-    const about = row.how === "unusable" ? "Called unusable." : row.how ? "Saved." : now.shown ? `Suggested${sure}.` : "";
+    const kept = row.how === "unusable" ? "Called unusable." : "Saved.";
+    const about = row.how ? kept : now.shown ? `Suggested${sure}.` : "";
     said.textContent = stopped || note || (now.complete ? "All are labelled; ↑ goes back. " : "") + about;
     said.classList.toggle("bad", Boolean(stopped));
     asks.textContent = row.question;
@@ -410,47 +447,56 @@ function render({ model, el }) {
     if (message.stop) stopped = message.stop;
     if (message.note) note = message.note;
     for (const kind of ["picture", "original", "tiles"]) if (kind in message) await arrive(kind, message, buffers);
-    if ("suggest" in message && pictures.has(message.suggest)) Object.assign(pictures.get(message.suggest), suggestionOf(message));
-    if (message.suggest === at) suggest();
+    if ("suggest" in message) keepSuggestion(message);
     if (message.saved) saved(message);
     draw();
   }
 
-  const suggestionOf = ({ suggestion, confidence }) => ({ suggestion, confidence });
+  function keepSuggestion({ suggest: number, suggestion, confidence }) {
+    if (suggestion) suggestions.set(number, { suggestion, confidence });
+    if (suggestion && number === at) suggest();
+  }
 
-  function saved({ saved: id, number, row, suggestion }) {
+  function saved({ saved: id, number, row, reply }) {
     pending = pending.filter((each) => each.id !== id);
-    late = pending.length ? Date.now() : 0;
+    if (!pending.length) late = 0;
     remember();
-    if (number === null || pending.some((each) => each.file === rows[number].file && each.question === rows[number].question)) return;
-    if (suggestion) note = `The reply to ${rows[number].file}: ${suggestion.join(", ")}`;
+    const isOf = (each) => each.file === rows[number].file && each.question === rows[number].question;
+    if (number === null || pending.some(isOf)) return;
+    if (reply) note = `The reply to ${rows[number].file}: ${reply}`;
     Object.assign(rows[number], row);
   }
 
   async function arrive(kind, message, buffers) {
-    const number = message[kind], image = new Image();
-    if (message.error) { pictures.set(number, { ...pictures.get(number), ...(kind === "picture" ? { error: message.error } : {}) }); note = message.error; }
-    else {
+    const number = message[kind], isFirst = kind === "picture", known = pictures.get(number) ?? {};
+    if (message.error) {
+      note = message.error;
+      if (isFirst) known.error = message.error;
+    } else {
+      const image = new Image();
       image.src = URL.createObjectURL(new Blob([buffers[0]], { type: "image/jpeg" }));
       await image.decode().catch(() => {});  // ahead, so that Enter finds it ready
-      const isFirst = kind === "picture";
-      if (isFirst || pictures.has(number))
-        pictures.set(number, { ...pictures.get(number), [isFirst ? "image" : kind]: image, ...(isFirst ? suggestionOf(message) : {}) });
+      known[isFirst ? "image" : kind] = image;
     }
-    if (number !== at) return;
-    drawPicture();
-    if (kind === "picture") suggest();
+    if (isFirst) pictures.set(number, known);
+    if (number === at) drawPicture();
+    if (isFirst) keepSuggestion({ ...message, suggest: number });
   }
 
   const SILENT = "The kernel does not answer. What is not saved yet is kept in this browser: run the cell again.";
   let ticks = 0;
   const watch = setInterval(() => {
-    if (!stopped && !pictures.has(at) && ++ticks % 5 === 0) { asked.clear(); want(); }  // the first may wait behind a cell
+    if (++ticks % (pictures.has(at) ? 25 : 5) === 0) {  // what was asked may wait behind a cell; and this page is alive
+      if (!pictures.has(at)) asked.clear();
+      try { want(); } catch { /* a dead kernel's model can't send */ }
+    }
     if (!stopped && Date.now() - beat > SILENCE_MS) stopped = SILENT;
     draw();
   }, 200);
   for (const kind of ["focusin", "focusout"]) root.addEventListener(kind, () => setTimeout(draw));
-  root.addEventListener("click", (event) => { if (!root.contains(document.activeElement) || event.target === root) focus(); });
+  root.addEventListener("click", (event) => {
+    if (!root.contains(document.activeElement) || event.target === root) focus();
+  });
   const resized = new ResizeObserver(place);
   resized.observe(stage);
   const begin = () => (root.isConnected ? focus() : requestAnimationFrame(begin));
@@ -458,7 +504,8 @@ function render({ model, el }) {
   try { pending = JSON.parse(localStorage.getItem(store) ?? "[]"); } catch { pending = []; }
   for (const each of pending) {
     const row = rows.find((one) => one.file === each.file && one.question === each.question);
-    if (row && each.how !== "skipped") Object.assign(row, each.how === "undone" ? { values: null, how: null } : { values: each.values, how: each.how });
+    const how = each.how === "undone" ? null : each.how;
+    if (row && how !== "skipped") Object.assign(row, { values: how && each.values, how });
     model.send(each);
   }
   show(isOpen(at) ? at : following(at, 1)[0] ?? at);

@@ -11,6 +11,7 @@ import io
 import os
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from .labels import ANSWERED, Labels, answer_text, answer_values
 PREVIEW_PX = 1600  # longest side of what the browser holds ahead; the original comes when it is zoomed into
 AHEAD = 16  # pictures, from the present one on, that a model is asked about before they are reached
 BEAT_SECONDS = 0.5  # the browser stops after 1.5 s without one
+PATIENCE_SECONDS = 600  # without a word of the browser, until a server would only store up heartbeats for a closed page
 _open = {}  # table → the `Labelling` that writes it
 
 
@@ -72,14 +74,16 @@ def label(
     Raises: DataError for a picture outside the table's folder or a table of another program; IvlkitError without
     anywidget.
     """
-    widget = _widget_class()
-    labels = Labels(to, by=_user() if by is None else by)
-    items = _items(pictures, question, suggest, labels.path.parent)
-    if before := _open.pop(labels.path, None):
+    if columns and (choices or boxes):
+        raise DataError("columns beside choices or boxes", "one of them", "leave out the others", where="ivl.label")
+    widget, path = _widget_class(), Path(os.path.abspath(to))
+    items = _items(pictures, question, suggest, path.parent)
+    if before := _open.pop(path, None):
         before.close()
+    labels = Labels(path, by=_user() if by is None else by)
     form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
-    _open[labels.path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
-    return _open[labels.path]
+    _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
+    return _open[path]
 
 
 def _widget_class():
@@ -110,10 +114,11 @@ def _user():
 def _items(pictures, question, suggest, folder):
     """`Item`s with absolute paths, each with a question and what is suggested for it."""
     if isinstance(pictures, (str, os.PathLike)):
-        files = Path(pictures).rglob("*")
-        pictures = sorted(path for path in files if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
+        found = (path for path in Path(pictures).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
+        pictures = sorted(path for path in found if "/." not in f"/{path.relative_to(pictures).as_posix()}")
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
     items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
+    items = list({(item.picture, item.question): item for item in items}.values())
     if not items:
         raise DataError("no picture", "some", "check the folder", where="ivl.label")
     for item in items:
@@ -162,7 +167,7 @@ class Labelling:
         self.widget.on_msg(lambda _, message, __: self.receive(message))
         self.closed, self.moved, self.wanted = threading.Event(), threading.Event(), queue.SimpleQueue()
         self.waiting, self._handle, self._saving = set(), None, threading.Lock()
-        self._tests = _test_digests(labels.path)
+        self._tests, self.heard = _test_digests(labels.path), time.monotonic()
 
     def _row(self, number):
         file, question = self.files[number], self.items[number].question
@@ -171,11 +176,15 @@ class Labelling:
         return {"file": file, "question": question, "values": values, "how": line["how"]}
 
     def _values(self, text):
+        """What the browser holds of an answer; "Dog." is the choice "dog"."""
+        plain = text.strip(" .").casefold()
+        text = next((choice for choice in self.form["choices"] if choice.casefold() == plain), text)
         return answer_values(text, self.form["columns"], boxes=self.form["boxes"])
 
     def close(self):
         """Stop the threads; the browser says that the table is open elsewhere."""
-        self.closed.set()
+        with self._saving:
+            self.closed.set()
         self.wanted.put(None)
         self.widget.send({"stop": "This table was opened again, in another cell."})
 
@@ -184,11 +193,10 @@ class Labelling:
     def _ipython_display_(self):
         from IPython.display import display
 
-        view = self.widget._repr_mimebundle_()[0][WIDGET_VIEW]
+        is_first, view = self._handle is None, self.widget._repr_mimebundle_()[0][WIDGET_VIEW]
         display({WIDGET_VIEW: view, "text/plain": "In a running notebook pictures are labelled here."}, raw=True)
         self._handle = display(self._line(), display_id=True, raw=True)
-        if not self.moved.is_set():
-            self.moved.set()
+        if is_first:
             for work in (self._beat, self._send_wanted, *([self._ask] if self.vlm else [])):
                 threading.Thread(target=work, daemon=True).start()
 
@@ -202,7 +210,8 @@ class Labelling:
 
     def _beat(self):
         while not self.closed.wait(BEAT_SECONDS):
-            self.widget.send({"beat": True})
+            if time.monotonic() - self.heard < PATIENCE_SECONDS:
+                self.widget.send({"beat": True})
 
     def _send_wanted(self):
         while (wanted := self.wanted.get()) is not None:
@@ -227,9 +236,9 @@ class Labelling:
         return {kind: number} | (self._suggestion(number) if small else {}), image
 
     def _suggestion(self, number):
-        """What may be shown now of what is suggested for a picture."""
+        """What may be filled in for a picture: nothing for a blind one."""
         text, confidence = self.suggested.get(number, (None, None))
-        if text is None or (self._is_blind(number) and not self.rows[number]["how"]):
+        if text is None or self._is_blind(number):
             return {"suggestion": None}
         return {"suggestion": self._values(text), "confidence": confidence}
 
@@ -263,6 +272,7 @@ class Labelling:
 
     def receive(self, message):
         """One message of the browser; an answer that can't be kept stops it with the reason."""
+        self.heard = time.monotonic()
         if message["do"] == "answer":
             with self._saving:
                 self._answer(message)
@@ -282,6 +292,8 @@ class Labelling:
 
     def _answer(self, message):
         """Keep it and say so, and what a blind row's suggestion was."""
+        if self.closed.is_set():  # the browser keeps it for the cell that has the table now
+            return
         number = self.numbers.get((message["file"], message["question"]))  # None: of a session with other pictures
         suggested, confidence = self.suggested.get(number, (None, None))
         told = {"suggested": suggested or "", "confidence": "" if confidence is None else confidence}
@@ -294,7 +306,7 @@ class Labelling:
         reply = {"saved": message["id"], "number": number}
         if number is not None:
             self.rows[number] |= self._row(number)
-            reply |= {"row": self.rows[number]} | (self._suggestion(number) if self._is_blind(number) else {})
+            reply |= {"row": self.rows[number], "reply": suggested if self._is_blind(number) else None}
         self.widget.send(reply)
         if self._handle is not None:
             self._handle.update(self._line(), raw=True)

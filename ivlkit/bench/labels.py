@@ -43,15 +43,15 @@ class Labels:
         self._digest = _digest(self.path)
         self._take_edits()
 
-    def add(self, file, question, *, id, how, answer="", suggested="", confidence=""):
-        """Keep one step for good; one that is known by its `id` is not kept twice.
+    def add(self, file, question, *, id, how, **cells):
+        """Keep one step for good; one that is known by its `id` is not kept twice. `cells` are other FIELDS.
 
         Raises: DataError if the table was changed by another program: it stays as it is, the journal has the step.
         """
         if id not in self.ids:
             at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            cells = (file, question, answer, how, suggested, confidence, self.by, at)
-            line = dict(zip(FIELDS, cells, strict=True)) | {"id": id}
+            known = {"file": file, "question": question, "how": how, "by": self.by, "at": at, "id": id}
+            line = dict.fromkeys(FIELDS, "") | known | cells
             self._apply(line)
             self._append(line)
         self.write()
@@ -101,8 +101,9 @@ class Labels:
             asked, told = (turn["value"] for turn in row["conversations"])
             key = row["image"], asked.removeprefix("<image>\n")
             if (*key, told) not in self._told:
+                told_by = {name: row[name] for name in FIELDS[3:] if row.get(name)} if key not in self.state else {}
                 last = self.last
-                self.add(*key, id=f"{self._digest}:{where}", how=TYPED, answer=told)
+                self.add(*key, id=f"{self._digest}:{where}", **{"how": TYPED} | told_by | {"answer": told})
                 self.last = last
 
 

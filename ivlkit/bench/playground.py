@@ -94,7 +94,7 @@ class Playground:
     def ask(self):
         """Ask the model, or the copy that was taught, and note the reply."""
         taught = self._pupil is not None and self._taught == self.line
-        name = f"after {_steps(self._pupil.step)}" if taught else self.vlm.family.key
+        name = f"after step {self._pupil.step}" if taught else self.vlm.family.key
         asked = self._reader if taught else self.vlm
         self.said.append((name, asked.chat(self.question, images=self.pictures or None).text))
 
@@ -121,21 +121,16 @@ class Playground:
 
     def to_html(self):
         """The row's line, findings, replies and tokens as they are now."""
-        parts = [f'<div class="dim">{text_html(self.line)}</div>', *self._said_html()]
-        problems = self.problems()
-        parts.append(problem_table(problems) or "<div>The doctor finds nothing.</div>")
+        told = ((text_html(who), text_html(text)) for who, text in self.said[-SAID:])
+        said = "".join(f"<tr><td>{who}</td><td><b>{text}</b></td></tr>" for who, text in told)
+        parts = [f'<div class="dim">{text_html(self.line)}</div><table>{said}</table>']
+        parts.append(problem_table(self.problems()) or "<div>The doctor finds nothing.</div>")
         try:
             (record,) = read_records(self._file(), self.to.parent)
             parts.append(tokens_html(record, self.processor))
         except IvlkitError as error:
             parts.append(f'<div class="card bad">{text_html(error)}</div>')
         return fragment("".join(parts))
-
-    def _said_html(self):
-        rows = "".join(
-            f"<tr><td>{text_html(who)}</td><td><b>{text_html(text)}</b></td></tr>" for who, text in self.said[-SAID:]
-        )
-        return [f"<table>{rows}</table>"] if rows else []
 
     # in a notebook
 
@@ -144,7 +139,7 @@ class Playground:
 
     def _controls(self, widgets):
         wide = {"layout": {"width": "480px"}}
-        paths = widgets.Text(value=", ".join(map(str, self.pictures)), description="pictures", **wide)
+        paths = widgets.Textarea(value="\n".join(map(str, self.pictures)), description="pictures", rows=1, **wide)
         upload = widgets.FileUpload(accept="image/*", multiple=True, description="picture")
         question = widgets.Textarea(value=self.question, description="question", **wide)
         answer = widgets.Textarea(value=self.answer, description="answer", **wide)
@@ -162,7 +157,7 @@ class Playground:
         return [paths, upload, question, answer, *buttons]
 
     def _change(self, name, value):
-        names = [part.strip() for part in value.split(",") if part.strip()]
+        names = [line.strip() for line in value.splitlines() if line.strip()]
         setattr(self, name, names if name == "pictures" else value)
         self.said.clear()
         self.live.redraw()
@@ -176,7 +171,7 @@ class Playground:
             name = hashlib.sha256(content).hexdigest()[:20] + Path(file["name"]).suffix.lower()
             write_if_changed(folder / name, content)
             self.pictures.append(os.path.relpath(folder / name))
-        paths.value = ", ".join(map(str, self.pictures))
+        paths.value = "\n".join(map(str, self.pictures))
 
     def _do(self, action):
         try:
@@ -184,7 +179,3 @@ class Playground:
         except IvlkitError as error:
             self.said.append(("not done", str(error)))
         self.live.redraw()
-
-
-def _steps(number):
-    return "1 step" if number == 1 else f"{number} steps"

@@ -12,7 +12,7 @@ def saved(page, how="typed", reply=None):
         if message["do"] == "answer":
             number = int(message["file"].split(".")[0])
             row = {"how": how, "values": message["values"]}
-            page.tell(saved=message["id"], number=number, row=row, suggestion=reply)
+            page.tell(saved=message["id"], number=number, row=row, reply=reply)
 
 
 class TestEnter:
@@ -111,6 +111,11 @@ class TestArrows:
         page.press("Enter")
         assert page.text("said").startswith("All are labelled") and page.text("counted") == "3 of 3 labelled"
 
+    def test_down_on_the_only_open_one_stays_and_says_so(self, open_label):
+        page = open_label(rows=1)
+        page.press("ArrowDown")
+        assert page.at == "0.jpg" and page.text("said") == "No other is left."
+
     def test_move_inside_a_text_of_several_lines(self, open_label):
         page = open_label()
         page.type("one")
@@ -139,6 +144,15 @@ class TestSuggestions:
         page.tell(suggest=0, suggestion=["17"], confidence=0.931)
         assert (page.typed, page.text("said")) == ("17", "Suggested (93 % sure).")
 
+    def test_one_that_is_quicker_than_its_picture_waits_for_it(self, open_label):
+        page = open_label(missing=[1])
+        page.tell(suggest=1, suggestion=["17"], confidence=0.5)
+        page.press("ArrowDown")
+        page.page.evaluate("() => window.draw(1)")
+        assert page.typed == "17"
+        page.press("Enter")
+        assert page.answers[-1] == ("1.jpg", "accepted", ["17"])
+
     def test_a_late_one_never_takes_the_place_of_what_was_typed(self, open_label):
         page = open_label()
         page.type("1")
@@ -165,7 +179,7 @@ class TestSuggestions:
         page = open_label()
         page.type("18")
         page.press("Enter")
-        saved(page, reply=["17"])
+        saved(page, reply="17")
         assert page.text("said") == "The reply to 0.jpg: 17"
 
 
@@ -187,6 +201,15 @@ class TestControl:
         page.type("18")
         page.press("Enter", "Control+z")
         assert page.answers[-1] == ("0.jpg", "typed", ["17"]) and page.typed == "17"
+
+    def test_z_after_going_back_keeps_the_way_that_was_gone(self, open_label):
+        page = open_label()
+        page.press("ArrowDown")
+        page.type("17")
+        page.press("Enter", "ArrowUp", "ArrowUp", "Control+z")
+        assert page.at == "1.jpg" and page.answers[-1][:2] == ("1.jpg", "undone")
+        page.press("Control+z")
+        assert page.at == "1.jpg" and page.text("said") == "Nothing to take back."
 
     def test_z_while_typing_is_the_boxs_own(self, open_label):
         page = open_label()
@@ -215,6 +238,9 @@ class TestPicture:
         page.press("Alt+Equal", "Alt+Equal")
         assert self.width(page) == pytest.approx(before * 1.25**2)
         assert [one for one in page.sent if one["do"] == "original"] == [{"do": "original", "number": 0}]
+        left = page.box(".stage img")["x"]
+        page.press("Alt+ArrowRight")
+        assert page.box(".stage img")["x"] == pytest.approx(left - 40)
         page.press("Alt+Minus", "Alt+Minus")
         assert self.width(page) == pytest.approx(before)
         page.type("+1-2")
@@ -316,6 +342,10 @@ class TestColumns:
         assert page.answers == [("0.jpg", "typed", ["Audi", "red"])]
         page.type("BMW")
         assert page.typed == "BMW"
+        page.tell(suggest=2, suggestion=["VW", "blue"])
+        page.press("Enter")
+        page.type("Fiat")
+        assert page.typed == "Fiat"  # the first column keeps the focus
 
 
 class TestBoxes:
@@ -437,6 +467,12 @@ class TestFocus:
         page.page.locator(".ivl-label .stage").click()
         assert page.has_focus
         page.page.wait_for_selector("text=typing here")
+
+    def test_a_late_suggestion_does_not_take_it_from_another_cell(self, open_label):
+        page = open_label()
+        page.page.locator("#elsewhere").focus()
+        page.tell(suggest=0, suggestion=["17"])
+        assert page.typed == "17" and page.page.evaluate("() => document.activeElement.id") == "elsewhere"
 
     def test_no_key_reaches_the_notebook(self, open_label):
         page = open_label()

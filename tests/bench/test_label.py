@@ -22,11 +22,13 @@ pytest.importorskip("anywidget", reason="no widget without anywidget (pip instal
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder `photos` of three pictures and one of another kind, below the working folder."""
+    """A folder `photos` of three pictures, a text and a hidden picture, below the working folder."""
     (tmp_path / "photos" / "more").mkdir(parents=True)
     for number, name in enumerate(("a.png", "b.jpg", "more/c.png")):
         Image.fromarray(np.full((60, 80, 3), 40 * number, np.uint8)).save(tmp_path / "photos" / name)
     (tmp_path / "photos" / "note.txt").write_text("no picture")
+    (tmp_path / "photos" / ".ipynb_checkpoints").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / ".ipynb_checkpoints" / "a-checkpoint.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
@@ -179,8 +181,14 @@ class TestGoingOn:
 
     def test_a_second_cell_closes_the_first(self, photos, begin):
         first = begin("photos/", "What?")
-        begin("photos/", "What?")
+        second = begin("photos/", "What?")
         assert first.closed.is_set() and "opened again" in told(first, "stop")[0]["stop"]
+        answer(first, 0, "17", id="late")
+        answer(second, 1, "18")
+        assert told(first, "saved") == [] and [row["answer"] for row in table()] == ["18"]
+
+    def test_a_picture_that_is_listed_twice_is_labelled_once(self, photos, begin):
+        assert len(begin(["photos/a.png", "photos/a.png"], "What?").rows) == 1
 
 
 class TestChangedOnDisk:
@@ -210,6 +218,13 @@ class TestChangedOnDisk:
         answer(opened, 0, "18")
         opened.labels.path.write_bytes(before)
         assert begin("photos/", "What?").rows[0]["values"] == ["18"]
+
+    def test_a_table_without_its_journal_keeps_who_said_what(self, photos, begin):
+        answer(begin("photos/", "What?", suggest={"photos/a.png": "17"}, by="Anna"), 0, "17", how="accepted")
+        before = table()
+        Path("labels.csv.journal.jsonl").unlink()
+        answer(begin("photos/", "What?", by="Ben"), 1, "18")
+        assert table()[0] == before[0] and table()[1]["by"] == "Ben"
 
     def test_a_table_of_another_program_is_left_alone(self, photos, begin):
         for text, said in [
@@ -251,14 +266,20 @@ class TestSuggestions:
         assert opened._suggestion(1) == {"suggestion": ["18"], "confidence": 0.25}
         assert opened._suggestion(0) == {"suggestion": None}
 
+    def test_a_reply_is_taken_for_the_choice_that_it_names(self, photos, begin):
+        opened = begin("photos/", "What?", choices=["cat", "dog"], suggest={"photos/a.png": "Dog."})
+        assert opened._suggestion(0)["suggestion"] == ["dog"]
+
     def test_of_a_blind_row_it_is_hidden_until_the_answer_is_saved(self, photos, begin):
         opened = begin([("photos/a.png", "What?", "17", 0.9, True), Item("photos/b.jpg", "What?", "18")])
         message, _ = opened._picture("picture", 0)
         assert message == {"picture": 0, "suggestion": None}
         assert opened._picture("picture", 1)[0] == {"picture": 1, "suggestion": ["18"], "confidence": None}
         answer(opened, 0, "17")
-        assert told(opened, "saved")[0]["suggestion"] == ["17"]
-        assert table()[0]["how"] == "typed"
+        assert told(opened, "saved")[0]["reply"] == "17" and table()[0]["how"] == "typed"
+        answer(opened, 1, "18")
+        assert told(opened, "saved")[1]["reply"] is None
+        assert opened._picture("picture", 0)[0]["suggestion"] is None  # a row taken back is typed again
 
     def test_rows_that_the_kept_split_tests_are_blind(self, photos, begin):
         suggest = {f"photos/{name}": "1" for name in ("a.png", "b.jpg", "more/c.png")}
@@ -296,12 +317,27 @@ class TestPictures:
         assert second["picture"] == 1 and jpeg[:2] == b"\xff\xd8"
 
 
+def test_a_page_that_was_closed_gets_no_heartbeats_until_it_speaks_again(photos, begin, monkeypatch):
+    opened = begin("photos/", "What?")
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.001)
+    opened.heard -= module.PATIENCE_SECONDS
+    threading.Thread(target=opened._beat, daemon=True).start()
+    time.sleep(0.05)
+    assert told(opened, "beat") == []
+    opened.receive({"do": "want", "at": 0, "numbers": []})
+    end = time.monotonic() + 30
+    while not told(opened, "beat") and time.monotonic() < end:
+        time.sleep(0.001)
+    assert told(opened, "beat")
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("how", "said"),
         [
             ({"pictures": []}, "no picture"),
             ({"question": None}, "no question"),
+            ({"columns": ["make"], "boxes": True}, "columns beside choices or boxes"),
             ({"to": "labels.xlsx"}, "ends in .csv"),
             ({"to": "elsewhere/labels.csv"}, "not below .*elsewhere.*to='.*labels.csv'"),
         ],

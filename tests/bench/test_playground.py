@@ -122,7 +122,7 @@ class TestModel:
         for _ in range(3):
             opened.teach()
         losses = [float(text.rpartition(" ")[2]) for who, text in opened.said if who.startswith("step")]
-        assert losses[2] < losses[0] and opened.said[-1][0] == "after 3 steps"
+        assert losses[2] < losses[0] and opened.said[-1][0] == "after step 3"
         after = nano.model.state_dict()
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
         assert trained == [parameter.requires_grad for parameter in nano.model.parameters()]
@@ -135,7 +135,12 @@ class TestModel:
         opened.ask()
         assert opened.said[-1] == ("nano", nano.chat("What?", images=picture).text)
         opened.teach()
-        assert opened.said[-1][0] == "after 1 step"
+        assert opened.said[-1][0] == "after step 1"
+
+    def test_a_row_that_a_run_refuses_is_not_taught(self, nano, picture):
+        opened = ivl.playground(nano, pictures=picture, question="<image><image>", answer="A cat.")
+        button(opened, "teach").click()
+        assert opened.said[-1][0] == "not done" and "placeholder" in opened.said[-1][1]
 
     def test_a_processor_has_nothing_to_ask(self, picture):
         names = [one.description for one in ivl.playground(ivl.load_processor("nano")).live.controls]
@@ -150,6 +155,7 @@ class TestControls:
     def test_what_is_typed_is_shown_and_a_refusal_is_said(self, nano, picture):
         opened = ivl.playground(nano, pictures=picture)
         _, _, question, answer, *_ = opened.live.controls
+        assert opened.pictures == [picture]
         question.value, answer.value = "What? <image> <image>", "A <b>bird</b>."
         assert "A &lt;b&gt;bird" in opened.to_html()
         button(opened, "append").click()
