@@ -183,8 +183,7 @@ def _run_plan(options):
 
     data = open_data(options.data, root=options.root) if options.data else None
     chosen = _recipe_from(options, data, gpu_gib=options.gpu_gib, card=options.card)
-    found = plan(chosen, data=data, gpu_gib=options.gpu_gib, card=options.card)
-    print(found)
+    print(found := plan(chosen, data=data, gpu_gib=options.gpu_gib, card=options.card))
     return int(found.fits is False)
 
 
