@@ -186,7 +186,7 @@ def _card(row, earlier=None, *, max_px=320):
 
 
 def _verdict(score):
-    return {0.0: "wrong", 1.0: "right"}.get(score, f"score {score:.2f}")
+    return {0.0: "✗ wrong", 1.0: "✓ right"}.get(score, f"{'✓' if score >= RIGHT else '✗'} score {score:.2f}")
 
 
 def scores_html(scores):
