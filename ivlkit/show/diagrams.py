@@ -13,6 +13,7 @@ from ..models.families import match_family
 from ..models.shapes import config_of
 from ..training.estimate.planner import plan
 from ..training.recipes import recipe as named_recipe
+from .charts import MEMORY_COLOURS
 from .figure import BLUE, GREEN, ORANGE, PINK
 from .html import escape_text, img_html, turned_html
 from .tokens import token_texts
@@ -25,7 +26,7 @@ DOORS = (  # (door, what it is for, [(notebook, what happens in it)])
     ("Deeper", "any of them, any time", "01 the files|03 the labels|04 inside|09 all weights|12 the loop"),
 )
 SHOWN = 8  # tokens of the shift, rows of packing at most
-STATE_COLOURS = {"weights": BLUE, "gradients": ORANGE, "optimizer": GREEN}
+STATE_COLOURS = {part: MEMORY_COLOURS[part] for part in ("weights", "gradients", "optimizer")}
 
 
 class Drawing:
@@ -207,7 +208,7 @@ def packing_diagram(tokens, *, bin_tokens):
     sides = (("padded", padded, longest, 16, 24), ("packed", bins, bin_tokens, 40 + 24 * len(padded), 36))
     drawing = Drawing(900, 48 + 24 * len(padded) + 36 * len(bins), alt=said)
     scale, names = 730 / max(bin_tokens, longest), {row: str(place + 1) for place, (row,) in enumerate(padded)}
-    drawing.label(760, 30, f"drawn: {len(padded)} of {len(tokens)} rows", size=13, colour=QUIET)
+    drawing.label(740, 30, f"{len(padded)} of {len(tokens)} rows drawn, all counted", size=13, colour=QUIET)
     for (name, held, size, y, step), share in zip(sides, empty, strict=True):
         drawing.label(74, y + step * len(held) / 2 - 14, name, share, bold=True)
         for place, rows in enumerate(held):

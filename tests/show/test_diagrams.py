@@ -194,7 +194,7 @@ class TestPacking:
         drawing = diagrams.packing_diagram([150] * 10 + [50] * 12, bin_tokens=300)
         assert "22 rows" in drawing.alt and "in 7 bins of 300 tokens, 0% empty" in drawing.alt
         assert "padded to the longest 36% empty" in drawing.alt  # 1,200 of 3,300
-        assert "drawn: 8 of 22 rows" in texts(drawing)  # 2 of 150 and 6 of 50
+        assert "8 of 22 rows drawn, all counted" in texts(drawing)  # 2 of 150 and 6 of 50
 
     def test_a_row_longer_than_a_bin_has_one_of_its_own(self):
         drawing = diagrams.packing_diagram([300, 75], bin_tokens=200)
