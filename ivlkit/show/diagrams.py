@@ -174,7 +174,7 @@ def lora_diagram(recipe):
     width, out, times = language["intermediate_size"], language["hidden_size"], f"{recipe.lora_alpha / rank:g}"
     frozen, trained = out * width, rank * (out + width)
     share, size = f"{trained:,} trained: {trained / frozen:.1%}", f"{out:,} × {width:,}"
-    said = f"A layer gives W x + {times} B A x. W, {size}, is frozen; B and A, of rank {rank}, are thin: {share}"
+    said = f"A layer gives W x + {times} B A x. W, {size}, is frozen; B and A, of rank {rank}, are thin ({share})"
     scale = 240 / max(out, width)
     tall, wide, thin = out * scale, width * scale, max(6, rank * scale)
     drawing = Drawing(900, round(100 + tall), alt=said)
