@@ -232,7 +232,8 @@ def _marked(row):
 
 
 def _verdict(row):
-    scored = {None: (), 0.0: ("wrong",), 1.0: ("right",)}.get(row.score, (f"score {row.score or 0:.2f}",))
+    mark = "✓" if row.score is not None and row.is_right else "✗"
+    scored = {None: (), 0.0: ("✗ wrong",), 1.0: ("✓ right",)}.get(row.score, (f"{mark} score {row.score or 0:.2f}",))
     sure = "" if row.confidence is None else f"confidence {row.confidence:.2f}"
     sure = sure or ("cut before its end" if row.least_sure else "")
     fields = (f"{text_html(name, 40)} {value:.2f}" for name, value in row.field_scores.items())

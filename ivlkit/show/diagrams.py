@@ -1,8 +1,7 @@
 """Diagrams of what can't be photographed: the course, the model's parts, the shift, LoRA, packing, ZeRO.
 
-Every size in them comes from a configuration, a row or a plan. A `Drawing` is an SVG that brings its own ground and
-sets everything by attributes, embedded as a picture: GitHub and untrusted notebooks strip styles and inline SVG, but
-show embedded pictures with their alternative text.
+Every size in them comes from a configuration, a row or a plan. A `Drawing` is an SVG with a ground of its own, embedded
+as a picture: GitHub and untrusted notebooks strip styles and inline SVG, but keep pictures and their alternative text.
 """
 
 import math
@@ -14,6 +13,7 @@ from ..models.families import match_family
 from ..models.shapes import config_of
 from ..training.estimate.planner import plan
 from ..training.recipes import recipe as named_recipe
+from .charts import MEMORY_COLOURS
 from .figure import BLUE, GREEN, ORANGE, PINK
 from .html import escape_text, img_html, turned_html
 from .tokens import token_texts
@@ -25,8 +25,8 @@ DOORS = (  # (door, what it is for, [(notebook, what happens in it)])
     ("My GPU", "what can it do?", "06 memory, time|13 many GPUs"),
     ("Deeper", "any of them, any time", "01 the files|03 the labels|04 inside|11 all weights|12 the loop"),
 )
-SHOWN = 8  # tokens of the shift, rows of packing
-STATE_COLOURS = {"weights": BLUE, "gradients": ORANGE, "optimizer": GREEN}
+SHOWN = 8  # tokens of the shift, rows of packing at most
+STATE_COLOURS = {part: MEMORY_COLOURS[part] for part in ("weights", "gradients", "optimizer")}
 
 
 class Drawing:
@@ -122,8 +122,9 @@ def parts_diagram(model):
         ("3 · language model", f"{language['num_hidden_layers']} layers", ORANGE, next_token, "the next token"),
     )
     said = "; ".join(f"{name} gives {shape}, {what}" for name, _, _, shape, what in steps)
-    said = f"{match_family(config).key}, from a tile to a reply: {said}. The question's tokens join at 3"
-    drawing = Drawing(900, 240, alt=said)
+    drawing = Drawing(
+        900, 240, alt=f"{match_family(config).key}, from a tile to a reply: {said}; the question joins at 3"
+    )
     for place, (name, size, colour, shape, what) in enumerate(steps):
         x = 16 + 178 * place
         drawing.box(x, 20, 156, 68, name, size, colour=colour, dashed=place == 2, opacity=0.3, size=13)
@@ -144,8 +145,7 @@ def shift_diagram(example, processor):
     Args: example: of `encode`; processor: whose tokenizer names the tokens.
     """
     first = max(0, len(example) - SHOWN)
-    names = token_texts(example.input_ids[first:], processor)
-    names = [name if len(name) <= 10 else name[:9] + "…" for name in names]
+    names = [n if len(n) <= 10 else n[:9] + "…" for n in token_texts(example.input_ids[first:], processor)]
     trained = [label != IGNORE_INDEX for label in example.labels[first:]]
     pairs = [f"{names[n]} → {names[n + 1]}" for n in range(len(names) - 1) if trained[n + 1]]
     said = f"The last {len(names)} of {len(example)} tokens above their labels. The loss compares {', '.join(pairs)}"
@@ -174,7 +174,7 @@ def lora_diagram(recipe):
     width, out, times = language["intermediate_size"], language["hidden_size"], f"{recipe.lora_alpha / rank:g}"
     frozen, trained = out * width, rank * (out + width)
     share, size = f"{trained:,} trained: {trained / frozen:.1%}", f"{out:,} × {width:,}"
-    said = f"A layer gives W x + {times} B A x. W, {size}, is frozen; B and A, of rank {rank}, are thin: {share}"
+    said = f"A layer gives W x + {times} B A x. W, {size}, is frozen; B and A, of rank {rank}, are thin ({share})"
     scale = 240 / max(out, width)
     tall, wide, thin = out * scale, width * scale, max(6, rank * scale)
     drawing = Drawing(900, round(100 + tall), alt=said)
@@ -194,27 +194,29 @@ def lora_diagram(recipe):
 def packing_diagram(tokens, *, bin_tokens):
     """Rows padded to the longest, and below them the same rows whole in bins, to one scale.
 
-    Args: tokens: of real rows, as `row_lengths` counts them; the first eight are drawn. bin_tokens: of a bin.
+    Args: tokens: of real rows, as `row_lengths` counts them; bin_tokens: of a bin. A bin of the longest rows is drawn
+        and one of the shortest; what is empty is said of all.
     """
-    tokens = [int(count) for count in tokens if count][:SHOWN]
-    bins = pack(tokens, [0] * len(tokens), budgets=Budgets(bin_tokens))
-    padded, top = [[row] for row in range(len(tokens))], 40 + 24 * len(tokens)
-    sides = (("padded", padded, max(tokens), 16, 24), ("packed", bins, bin_tokens, top, 36))
-    places = {name: sum(max(size, sum(tokens[row] for row in rows)) for rows in held) for name, held, size, *_ in sides}
-    empty = {name: f"{1 - sum(tokens) / taken:.0%} empty" for name, taken in places.items()}
-    said = f"{len(tokens)} rows of {min(tokens)} to {max(tokens)} tokens. Padded to the longest: {empty['padded']}"
-    said = f"{said}. Whole, in {len(bins)} bins of {bin_tokens:,} tokens: {empty['packed']}"
-    drawing, scale = Drawing(900, top + 36 * len(bins) + 8, alt=said), 730 / max(bin_tokens, *tokens)
-    for name, held, size, y, step in sides:
-        middle = y + step * len(held) / 2 - 14
-        drawing.label(74, middle, name, empty[name], bold=True)
+    tokens = [int(count) for count in tokens if count]
+    longest, bins = max(tokens), pack(tokens, [0] * len(tokens), budgets=Budgets(bin_tokens))
+    taken = sum(max(bin_tokens, sum(tokens[row] for row in rows)) for rows in bins)
+    empty = [f"{1 - sum(tokens) / places:.0%} empty" for places in (longest * len(tokens), taken)]
+    said = f"{len(tokens)} rows of {min(tokens)} to {longest} tokens: padded to the longest {empty[0]}"
+    said = f"{said}; whole, in {len(bins)} bins of {bin_tokens:,} tokens, {empty[1]}"
+    bins = [bins[0], *[rows for rows in bins[:0:-1] if len(bins[0] + rows) <= SHOWN][:1]]
+    padded = [[row] for row in sorted(sum(bins, []))]
+    sides = (("padded", padded, longest, 16, 24), ("packed", bins, bin_tokens, 40 + 24 * len(padded), 36))
+    drawing = Drawing(900, 48 + 24 * len(padded) + 36 * len(bins), alt=said)
+    scale, names = 730 / max(bin_tokens, longest), {row: str(place + 1) for place, (row,) in enumerate(padded)}
+    drawing.label(740, 30, f"{len(padded)} of {len(tokens)} rows drawn, all counted", size=13, colour=QUIET)
+    for (name, held, size, y, step), share in zip(sides, empty, strict=True):
+        drawing.label(74, y + step * len(held) / 2 - 14, name, share, bold=True)
         for place, rows in enumerate(held):
-            x = 154.0
-            drawing.box(x, y + step * place, size * scale, step - 4, dashed=True, opacity=0)
+            x, top, height = 154.0, y + step * place, step - 4
+            drawing.box(x, top, size * scale, height, dashed=True, opacity=0)
             for row in rows:
-                wide, number = tokens[row] * scale, str(row + 1)
-                drawing.box(x, y + step * place, wide, step - 4, number, colour=BLUE, opacity=0.3, size=13)
-                x += wide
+                drawing.box(x, top, tokens[row] * scale, height, names[row], colour=BLUE, opacity=0.3, size=13)
+                x += tokens[row] * scale
     return drawing
 
 

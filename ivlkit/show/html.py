@@ -25,6 +25,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 .ivl .token { display: inline-block; line-height: 1.5; vertical-align: middle; max-width: 100%; white-space: pre-wrap; }
 .ivl .token sub { opacity: .7; font-size: .7em; margin-left: 3px; font-weight: normal; font-style: normal; }
 .ivl.ivl .token code { background: none; padding: 0; color: inherit; }
+.ivl .token u { text-decoration: none; } .ivl .card hr { display: none; }
 .ivl .token img, .ivl .tiles img { display: inline-block; vertical-align: middle; margin: 1px 4px 1px 0; }
 .ivl .token img { height: 28px; } .ivl .token img, .ivl .tiles img { outline: 1px solid #8888; }
 .ivl .trained { background: #0072b255; border-color: #0072b2; }
@@ -114,10 +115,12 @@ def list_html(lines):
 
 
 def cards_html(cards):
-    """`[(inner HTML, class), …]` as a row of boxes that wraps; class "good", "bad" or ""."""
-    return (
-        '<div class="cards">' + "".join(f'<div class="card {kind}">{inner}</div>' for inner, kind in cards) + "</div>"
-    )
+    """`[(inner HTML, class), …]` as a row of boxes that wraps; class "good", "bad" or "", which `inner` says too.
+
+    Where a site strips styles, a line ends each card.
+    """
+    boxes = (f'<div class="card {kind}">{inner}<hr></div>' for inner, kind in cards)
+    return f'<div class="cards">{"".join(boxes)}</div>'
 
 
 def fragment(body):

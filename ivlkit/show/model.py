@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 
 from ..data.rows.media import open_image
+from ..hardware import GIB
 from ..models.families import FAMILIES
 from ..models.hub.verify import DATA
 from ..models.layouts.weight_files import read_shapes, read_weight_files
 from .figure import BLUE, ORANGE, PINK, ShownFigure
 from .html import cards_html, fragment, picture_html, table_html, text_html
 
-GIB = 1024**3
 PART_COLOURS = {"vision tower": BLUE, "projector": PINK, "language model": ORANGE}
 RELEASED_PREFIXES = {"vision_model.": "vision tower", "mlp1.": "projector", "language_model.": "language model"}
 FILES = {
@@ -66,7 +66,8 @@ def verification_html(found):
 def _answer_card(answer):
     return (
         f"{picture_html(open_image(DATA / answer.picture), alt=answer.picture, max_px=160)}"
-        f"<div>{text_html(answer.question)}</div><div><b>{text_html(answer.reply, 200)}</b></div>"
+        f"<div>{text_html(answer.question)}</div>"
+        f"<div>{'✓' if answer.ok else '✗'} <b>{text_html(answer.reply, 200)}</b></div>"
         f'<div class="dim">expected: {text_html(" or ".join(answer.expected))}</div>'
     )
 

@@ -25,6 +25,12 @@ SAID_OF_A_KIND = {
     SPECIAL: "a token of the chat format, not trained on",
     PADDING: "fills the batch up; seen by no other token",
 }
+MARKS = {  # around a token, where a site strips styles; masked text is plain
+    TRAINED: ("<u><b>", "</b></u>"),
+    IMAGE: ("<i>[", "]</i>"),
+    SPECIAL: ("<code>", "</code>"),
+    PADDING: ("<s>", "</s>"),
+}
 RUN_SHOWN = (120, 40)  # first and last tokens of a long run of one kind
 CHIPS_SHOWN = 2000
 RUNS_DRAWN = 400
@@ -201,7 +207,7 @@ def _pictures(sample, record):
     """The picture beside its tiles."""
     if not len(sample.tiles):
         return ""
-    tiles = "".join(_tile_html(tile, number) for number, tile in enumerate(sample.tiles, start=1))
+    tiles = " ".join(_tile_html(tile, number) for number, tile in enumerate(sample.tiles, start=1))
     picture = f"<div>{media_html(record, max_px=240)}</div>" if record else ""
     return (
         f'<div class="cards">{picture}<div><div class="dim">as tiles</div><div class="tiles">{tiles}</div></div></div>'
@@ -244,7 +250,9 @@ def _text_chips(places, texts, sample, kind):
 
 
 def _chip(place, text, sample, kind):
-    title = f"token {sample.start + place}, {kind}"
+    place_in_row = sample.start + place
+    said = f"the loss compares it with what is said at place {place_in_row - 1}" if kind == TRAINED else "not trained"
+    title = f"place {place_in_row}, {kind}: {said}"
     ends_line = "<br>" if text.endswith("↵") else ""
     inner = _emphasised(escape_text(text, 40), kind)
     return (
@@ -254,8 +262,8 @@ def _chip(place, text, sample, kind):
 
 def _emphasised(text, kind):
     """A kind also shows without colours: where a site strips styles, or to an eye that sees fewer."""
-    element = {TRAINED: "b", IMAGE: "i", SPECIAL: "code", PADDING: "s"}.get(kind)
-    return f"<{element}>{text}</{element}>" if element else text
+    before, after = MARKS.get(kind, ("", ""))
+    return f"{before}{text}{after}"
 
 
 def _image_chips(places, sample, processor, tile):
@@ -266,11 +274,11 @@ def _image_chips(places, sample, processor, tile):
         picture = _tile_html(sample.tiles[number], number + 1) if number < len(sample.tiles) else ""
         is_cut = len(part) < whole
         count = f"<b>cut: {len(part)} of {whole}</b>" if is_cut else len(part)
-        title = f"tokens {sample.start + part[0]} to {sample.start + part[-1]}, image"
+        title = f"places {sample.start + part[0]} to {sample.start + part[-1]}, image: {SAID_OF_A_KIND[IMAGE]}"
         token = f"{escape_text(IMAGE_CONTEXT)}<sub>{int(sample.input_ids[part[0]])}</sub>"
         chips.append(
             f'<span class="token image{" cut" if is_cut else ""}" title="{title}">{picture}'
-            f"<i>tile {number + 1}: {count} × {token}</i></span>"
+            f"{_emphasised(f'tile {number + 1}: {count} × {token}', IMAGE)}</span>"
         )
     return chips
 

@@ -181,17 +181,24 @@ def test_lora_has_the_matrices_that_training_adds(drawings):
     assert f"x + {chosen.lora_alpha // chosen.lora_rank} ·" in said
 
 
-def test_packing_keeps_every_row_whole_and_says_what_stays_empty():
-    drawing = diagrams.packing_diagram([100, 0, 50, 50, 150], bin_tokens=200)
-    assert "4 rows of 50 to 150 tokens. Padded to the longest: 42% empty" in drawing.alt  # 250 of 600
-    assert "in 2 bins of 200 tokens: 12% empty" in drawing.alt  # 50 of 400
-    widths = {each.get("width") for each in elements(drawing, "rect") if each.get("fill") == BLUE}
-    assert widths == {f"{730 * count / 200:.1f}" for count in (50, 100, 150)}
-    assert sorted(text for text in texts(drawing) if text.isdigit()) == sorted(2 * ["1", "2", "3", "4"])
+class TestPacking:
+    def test_every_row_stays_whole_and_what_is_empty_is_said(self):
+        drawing = diagrams.packing_diagram([100, 0, 50, 50, 150], bin_tokens=200)
+        assert "4 rows of 50 to 150 tokens: padded to the longest 42% empty" in drawing.alt  # 250 of 600
+        assert "in 2 bins of 200 tokens, 12% empty" in drawing.alt  # 50 of 400
+        widths = [each.get("width") for each in elements(drawing, "rect") if each.get("fill") == BLUE]
+        assert sorted(widths) == sorted(2 * [f"{730 * count / 200:.1f}" for count in (50, 50, 100, 150)])
+        assert sorted(text for text in texts(drawing) if text.isdigit()) == sorted(2 * ["1", "2", "3", "4"])
 
+    def test_of_many_rows_the_longest_and_the_shortest_are_drawn_and_all_are_counted(self):
+        drawing = diagrams.packing_diagram([150] * 10 + [50] * 12, bin_tokens=300)
+        assert "22 rows" in drawing.alt and "in 7 bins of 300 tokens, 0% empty" in drawing.alt
+        assert "padded to the longest 36% empty" in drawing.alt  # 1,200 of 3,300
+        assert "8 of 22 rows drawn, all counted" in texts(drawing)  # 2 of 150 and 6 of 50
 
-def test_a_row_longer_than_a_bin_has_one_of_its_own():
-    assert "in 2 bins of 200 tokens: 25% empty" in diagrams.packing_diagram([300, 75], bin_tokens=200).alt  # 125 of 500
+    def test_a_row_longer_than_a_bin_has_one_of_its_own(self):
+        drawing = diagrams.packing_diagram([300, 75], bin_tokens=200)
+        assert "in 2 bins of 200 tokens, 25% empty" in drawing.alt  # 125 of 500
 
 
 def test_zero_divides_what_its_authors_say(drawings):

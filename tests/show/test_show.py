@@ -2,10 +2,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from ivlkit.data.collate import collate
 from ivlkit.data.datasets.opening import open_data
+from ivlkit.data.encode import IGNORE_INDEX, encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
 from ivlkit.show import diagrams, html
@@ -13,6 +16,7 @@ from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
 from ivlkit.show.html import STYLE, page_html, picture_html, table_html, text_html
 from ivlkit.show.model import folder_html, sizes_figure, tensors_html
+from ivlkit.show.tokens import batch_html, tokens_html
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
 
@@ -97,6 +101,49 @@ class TestThemes:
     def test_ink_of_a_drawing_is_readable_on_its_ground_and_turned_over_too(self, ink, inverted):
         both = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in (ink, diagrams.GROUND)]
         assert contrast(*[[inverted * (1 - v) + (1 - inverted) * v for v in colour] for colour in both]) >= 4.5
+
+
+def unstyled(html):
+    """As GitHub shows it: no style sheet, no style or class of an element."""
+    return re.sub(r' (?:style|class)="[^"]*"', "", re.sub(r"<style>.*?</style>", "", html, flags=re.S))
+
+
+class TestWithoutStyles:
+    """What colour says on a notebook's page is also said by elements and words, for sites that strip styles."""
+
+    def test_every_kind_of_token_looks_another_way(self, processor):
+        image = Image.new("RGB", (112, 112), "red")
+        turns = (Turn("user", "<image>\nWhat?"), Turn("assistant", "Red"))
+        long, short = (Record(id=n, turns=turns, images=(image,) * (n == 0), where="a:1") for n in range(2))
+        short = replace(short, turns=(Turn("user", "What?"), turns[1]))
+        batch = collate([encode(record, processor) for record in (long, short)], pad_token_id=2)
+        html = unstyled(batch_html(batch, processor))
+        marks = {}  # kind → what stands before a token of it
+        for kind, inner in re.findall(r'<span title="places? [^"]*?, (\w+):[^"]*">(.*?)<sub>', html):
+            marks.setdefault(kind, set()).add("".join(re.findall(r"^(?:<img [^>]*>)?((?:<\w+>)*)", inner)))
+        assert marks == {
+            "trained": {"<u><b>"},
+            "masked": {""},
+            "special": {"<code>"},
+            "image": {"<i>"},
+            "padding": {"<s>"},
+        }
+        assert "<i>[tile 1: 16 ×" in html
+
+    def test_a_chip_says_on_hover_what_the_loss_does_with_it(self, processor):
+        turns = (Turn("user", "What?"), Turn("assistant", "Red"))
+        record = Record(id=0, turns=turns, where="a:1")
+        first = int(np.flatnonzero(encode(record, processor).labels != IGNORE_INDEX)[0])
+        html = tokens_html(record, processor)
+        assert f"place {first}, trained: the loss compares it with what is said at place {first - 1}" in html
+        assert f"place {first - 1}, masked: not trained" in html
+
+    def test_right_and_wrong_cards_and_their_ends_are_told(self):
+        rows = [Row(f"a:{n}", "What?", "yes", "yes", float(n)) for n in range(2)]
+        html = unstyled(report_page(Report("exact_match", tuple(rows), {})))
+        cards = html.split("<h3>Examples</h3>")[1].split("<hr>")
+        assert ["✗ wrong" in cards[0], "✓ right" in cards[1]] == [True, True] and len(cards) == 3
+        assert "✗" not in cards[1] and "✓" not in cards[0]
 
 
 class TestPictures:
