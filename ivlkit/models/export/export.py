@@ -65,6 +65,9 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
     write, reload = _LAYOUTS[layout]
     with appearing_or_said(to) as aside:
         base = write(opened, source, aside)
+        for path in opened.processor.folder.iterdir():
+            if path.stem in _COPIED_STEMS:
+                shutil.copyfile(path, aside / path.name)
         proof = _prove(opened, source, aside, reload, device, merges=layout != "adapter")
         write_card(opened, aside, layout=layout, proof=proof, base=base, scores=scores)
         if handover:
