@@ -28,6 +28,7 @@ SLOW = (
     "test_readme.py::test_the_ten_lines",
     "test_layout.py::TestPublicNames::test_every_one_is_callable",  # fresh processes
     "models/test_native_layout.py::test_a_fresh_process",
+    "models/test_serving.py",  # a server
     "models/test_export.py::test_killed_at_any_moment",  # kill matrices
     "models/test_export.py::test_writing_holds_less",
     "training/test_checkpoints.py::test_a_run_that_is_killed_or_damaged_ends_with_the_bits_of_an_undisturbed_one[nano-lora",

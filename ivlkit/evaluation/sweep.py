@@ -63,11 +63,12 @@ class Sweep:
 
     @property
     def said(self):
-        """The verdict: "learning_rate: can't tell 1e-05 and 0.0001 apart: took the first; 0.1 is worse by 0.412"."""
+        """The verdict: "learning_rate: can't tell 1e-05 and 0.0001 apart: took the smaller; 0.1 is worse by 0.412"."""
         table, tied = self.table, self.tied
         lowest = min((loss for _, loss, _ in table.values()), default=None)
         names = " and ".join(map(str, tied)) or "no run has ended"
-        verdict = f"can't tell {names} apart: took the first" if len(tied) > 1 else names
+        taken = "first" if isinstance(next(iter(tied), ""), str) else "smaller" if len(tied) == 2 else "smallest"
+        verdict = f"can't tell {names} apart: took the {taken}" if len(tied) > 1 else names
         worse = [f"; {value} is worse by {one[1] - lowest:.3f}" for value, one in table.items() if value not in tied]
         return f"{self.field}: {verdict}{''.join([*worse, *self._failed])}"
 

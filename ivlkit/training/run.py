@@ -227,6 +227,11 @@ class Run:
 
         return load(self.folder, **options)
 
+    def parts(self):
+        """{"train": `Data` of its rows, "validation": of those apart, if it has some}."""
+        parts = {"train": "data", VALIDATION: VALIDATION}
+        return {name: open_again(self, part) for name, part in parts.items() if part in self.spec}
+
     @shown("ask:ask_run")
     def ask(self, question=None, image=None, *, checkpoints=False, **options):
         """Ask the base and what was trained side by side: an upload, a question, the answers as they are written.

@@ -43,7 +43,7 @@ def test_the_smaller_of_two_that_can_not_be_told_apart_is_taken(make_sweep):
     found = make_sweep({2e-4: HARD, 1e-4: HARD + NOISE + 0.001, 4e-4: HARD + 0.5})
     assert found.tied == [1e-4, 2e-4]
     assert found.run is found.runs[1e-4]
-    assert found.said == "learning_rate: can't tell 0.0001 and 0.0002 apart: took the first; 0.0004 is worse by 0.500"
+    assert found.said == "learning_rate: can't tell 0.0001 and 0.0002 apart: took the smaller; 0.0004 is worse by 0.500"
 
 
 def test_rows_are_paired_so_that_a_small_steady_difference_is_seen(make_sweep):
@@ -55,7 +55,9 @@ def test_rows_are_paired_so_that_a_small_steady_difference_is_seen(make_sweep):
 
 
 def test_of_words_that_can_not_be_told_apart_the_first_is_taken(make_sweep):
-    assert make_sweep({"linear": HARD + NOISE, "cosine": HARD}).tied == ["linear", "cosine"]
+    found = make_sweep({"linear": HARD + NOISE, "cosine": HARD})
+    assert found.tied == ["linear", "cosine"] and found.run is found.runs["linear"]
+    assert found.said == "learning_rate: can't tell linear and cosine apart: took the first"
 
 
 def test_a_run_that_failed_is_named_and_never_wins(make_sweep):

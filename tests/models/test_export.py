@@ -90,6 +90,21 @@ def test_a_released_folder_can_be_exported_too(tiny, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("layout", ["released", "adapter", "transformers"])
+def test_the_card_names_the_base_s_licence_and_what_to_know_before_sharing(tiny, tmp_path, layout):
+    base = shutil.copytree(tiny, tmp_path / "base")
+    trained = write_trained(base, tmp_path / "final")
+    bare = " ".join((export(trained, tmp_path / "bare", layout=layout) / "README.md").read_text().split())
+    assert "Licence: the base's own, which its page names: its folder held no licence file." in bare
+    (base / "LICENSE.txt").write_text("theirs")
+    folder = export(trained, tmp_path / "out", layout=layout)
+    card = " ".join((folder / "README.md").read_text().split())
+    assert (folder / "LICENSE.txt").read_text() == "theirs" and "Licence: the base's own, in `LICENSE.txt`." in card
+    assert "English and Chinese conversations; measure before you train in another" in card
+    assert "can repeat text that they were trained on" in card
+    assert ("transformers serve FOLDER" in card) == (layout == "transformers")
+
+
 def test_the_record_of_a_download_is_not_copied_to_other_weights(tiny, tmp_path):
     source = shutil.copytree(tiny, tmp_path / "source")
     (source / "download.json").write_text("{}")

@@ -7,8 +7,9 @@ import time
 import pytest
 
 from ivlkit.errors import TrainingError
+from ivlkit.evaluation.sweep import Sweep
 from ivlkit.show import run as show_run
-from ivlkit.show.run import duration_text, run_figure, run_html, seconds_left, token_rates, watch
+from ivlkit.show.run import duration_text, run_figure, run_html, seconds_left, sweep_figure, token_rates, watch
 from ivlkit.training.run import Run
 
 WIDGETS = importlib.util.find_spec("ipywidgets") is not None
@@ -189,3 +190,31 @@ class TestAnswers:
         monkeypatch.setattr(Run, "samples", property(lambda _: [self.sample(n, "x") for n in range(0, 100, 10)]))
         html = run_html(make_run(["running"]))
         assert [n for n in range(0, 100, 10) if f"step {n}<" in html] == [0, 20, 40, 50, 70, 90]
+
+
+class TestSweep:
+    def test_in_a_notebook_the_curves_of_all_runs_are_one_picture_until_each_ends(self, make_run, shown):
+        first, second = make_run(["finished"]), make_run(["running"] * 3 + ["finished"])
+        sweep = Sweep("learning_rate", {1e-4: first, 2e-4: second})
+
+        async def cell():
+            sweep._follow(first)
+            sweep._follow(second)
+
+        asyncio.run(cell())
+        pages = [each["text/html"] for each in shown]
+        assert len(pages) >= 3 and all(page.count('alt="losses by learning_rate') == 1 for page in pages)
+
+    def test_a_run_that_fails_ends_the_wait_and_not_the_sweep(self, make_run, capsys):
+        run = make_run(["failed"], error="loss nan at step 3")
+        sweep = Sweep("learning_rate", {1e-1: run})
+        sweep._follow(run)
+        assert sweep.said == "learning_rate: no run has ended; 0.1 failed: loss nan at step 3"
+
+    def test_a_line_is_a_run_and_its_dots_are_validations(self, make_run, monkeypatch):
+        run = make_run(["finished"])
+        monkeypatch.setattr(Run, "validation", property(lambda _: [{"step": 0, "loss": 2.5}, {"step": 4, "loss": 0.5}]))
+        losses, validation = sweep_figure(Sweep("epochs", {1: run, 2: run})).axes
+        assert len(losses.lines) == 2 and list(losses.lines[0].get_xdata()) == [1, 2, 3, 4]
+        assert [list(line.get_ydata()) for line in validation.lines] == [[2.5, 0.5]] * 2
+        assert [text.get_text() for text in validation.get_legend().texts] == ["1", "2"]

@@ -45,6 +45,7 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
         _section("Ask it", _ask(source, layout)),
         _section("Serve it", _serve(source, folder, layout)),
         _section("What was proven", f"{str(proof)[0].upper()}{str(proof)[1:]}."),
+        _section("Before you share it", _SHARING + _licence(folder)),
         _section("Versions and hashes", _table(versions | _hashes(folder))),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -70,7 +71,7 @@ def serving_commands(source, layout):
     commands = {"vLLM": f"{vllm} --mm-processor-kwargs {shlex.quote(json.dumps(limit))}"}
     if layout == "transformers":
         other = 'export with layout="released"'
-        return commands | {"LMDeploy": other, "SGLang": other}
+        return {"transformers": "transformers serve FOLDER"} | commands | {"LMDeploy": other, "SGLang": other}
     commands["LMDeploy"] = (
         f"lmdeploy serve api_server FOLDER --session-len {tokens} --chat-template FOLDER/{LMDEPLOY_FILE}"
     )
@@ -184,6 +185,22 @@ filter: the same grid of tiles, slightly other pixels. Several pictures in one m
 whole tile budget, the training shared it between them; pass `max_patches` divided by their number."""
 
 
+_SHARING = """Languages: the makers trained the base on English and Chinese conversations; measure before you train in
+another.
+
+Privacy: no picture is among these weights, but they, and an adapter too, can repeat text that they were trained on.
+
+Licence: the base's own, """
+_SERVED = """`transformers serve` needs `pip install 'transformers[serving]' torchvision`, one that fits torch.
+It reads pictures with torchvision: the same tiles, slightly other pixels, so a reply may differ from the run's. Of
+several pictures in a message each gets the whole tile limit, which the training shared between them."""
+
+
+def _licence(folder):
+    files = ", ".join(f"`{path.name}`" for path in sorted(folder.glob("LICENSE*")))
+    return f"in {files}." if files else "which its page names: its folder held no licence file."
+
+
 def _ask(source, layout):
     if layout != "transformers":
         return _ASK
@@ -192,9 +209,11 @@ def _ask(source, layout):
 
 def _serve(source, folder, layout):
     lines = [
-        "Written from the servers' own sources, not run by the kit. FOLDER is this folder. Every command carries the "
-        "prompt and the tile limit of the training; LMDeploy and SGLang read the limit from config.json where their "
-        "version does (`max_dynamic_patch`).",
+        "Written from the servers' own sources; the kit's tests run `transformers serve` alone. FOLDER is this folder. "
+        "Every command carries the prompt and the tile limit of the training, and a system message of a request takes "
+        "the prompt's place; LMDeploy and SGLang read the limit from config.json where their version does "
+        "(`max_dynamic_patch`).",
+        *([_SERVED] if layout == "transformers" else []),
         *(f"{server}:\n\n    {command}" for server, command in serving_commands(source, layout).items()),
     ]
     if layout == "released" and not list(folder.glob("*.py")):

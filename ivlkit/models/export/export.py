@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ...data.datasets.opening import open_data
 from ...data.rows.records import IMAGE_PLACEHOLDER
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
@@ -20,6 +21,7 @@ from ..layouts.safetensors_files import (
 from ..layouts.weight_files import Fused, read_weight_files
 from ..load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
 from .card import read_run, write_card, write_templates
+from .handover import check_handover, write_handover
 from .hf_layout import check_native, write_native
 from .lazy_weights import open_source
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
@@ -30,7 +32,7 @@ _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
 _COPIED_STEMS = {"LICENSE", "NOTICE"}
 
 
-def export(source, to, *, layout="released", scores=None, device=None):
+def export(source, to, *, layout="released", scores=None, device=None, handover=False, test=None, report=None):
     """Write a model as a folder of its own: adapter merged, saved, reloaded, compared, described in README.md.
 
     Weights are read, merged in float32 and written tensor by tensor: beside the proof, memory holds one shard. The
@@ -46,6 +48,9 @@ def export(source, to, *, layout="released", scores=None, device=None):
             has the base; "transformers", which plain transformers reads.
         scores: {"what was measured": number} for the model card.
         device: of the proof; default the GPU if there is one.
+        handover: of a run, also write `handover/` for a colleague: labels and split as tables, run.yaml, the report,
+            the test rows with their pictures (PNG, without metadata), and a notebook that loads, asks and scores.
+        test, report: the test rows (what `open_data` gives, or a path), and what `evaluate` found on them.
     Returns: the folder.
     Raises: ExportError if the disk is too small, the layout can't hold the model, or the reloaded model differs.
     """
@@ -53,12 +58,20 @@ def export(source, to, *, layout="released", scores=None, device=None):
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
     to = Path(to)
     check_is_new(to)
+    test = open_data(test) if isinstance(test, (str, Path)) else test
+    if handover:
+        check_handover(source, test, report)
     opened = open_source(source)
     write, reload = _LAYOUTS[layout]
     with appearing_or_said(to) as aside:
         base = write(opened, source, aside)
+        for path in opened.processor.folder.iterdir():
+            if path.stem in _COPIED_STEMS:
+                shutil.copyfile(path, aside / path.name)
         proof = _prove(opened, source, aside, reload, device, merges=layout != "adapter")
         write_card(opened, aside, layout=layout, proof=proof, base=base, scores=scores)
+        if handover:
+            write_handover(aside / "handover", source, opened, test=test, report=report)
     return to
 
 
