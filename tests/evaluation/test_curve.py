@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ivlkit.errors import DataError
-from ivlkit.evaluation import curve as curve_module
-from ivlkit.evaluation.curve import LearningCurve, learning_curve
+from ivlkit.evaluation.trials import curve as curve_module
+from ivlkit.evaluation.trials.curve import LearningCurve, learning_curve
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 

@@ -8,7 +8,7 @@ import pytest
 
 from ivlkit.errors import RecipeError, TrainingError
 from ivlkit.evaluation import sweep as module
-from ivlkit.evaluation.sweep import Sweep, sweep
+from ivlkit.evaluation.trials.sweep import Sweep, sweep
 from ivlkit.training.recipes import recipe
 from ivlkit.training.run import Run
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ivlkit.errors import TrainingError
-from ivlkit.evaluation.sweep import Sweep
+from ivlkit.evaluation.trials.sweep import Sweep
 from ivlkit.show import run as show_run
 from ivlkit.show.run import duration_text, run_figure, run_html, seconds_left, sweep_figure, token_rates, watch
 from ivlkit.training.run import Run

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.datasets.mixture import Data
-from ..data.datasets.opening import open_data
-from ..errors import RecipeError, TrainingError
-from ..training.estimate.outlook import START_MINUTES
-from ..training.estimate.planner import plan
-from ..training.loop.validation import find_best
-from ..training.recipes import Recipe
-from ..training.recipes import recipe as named_recipe
-from ..training.run import RUNS_FOLDER
-from ..training.runs import train, validation_of
-from ..views import shown
-from .evaluate import evaluate
-from .intervals import bootstrap_interval
-from .report import Report
+from ...data.datasets.mixture import Data
+from ...data.datasets.opening import open_data
+from ...errors import RecipeError, TrainingError
+from ...training.estimate.outlook import START_MINUTES
+from ...training.estimate.planner import plan
+from ...training.loop.validation import find_best
+from ...training.recipes import Recipe
+from ...training.recipes import recipe as named_recipe
+from ...training.run import RUNS_FOLDER
+from ...training.runs import train, validation_of
+from ...views import shown
+from ..evaluate import evaluate
+from ..intervals import bootstrap_interval
+from ..report import Report
 
 OTHER_MEASURES = ("loss", "weighting", "model", "name")  # with another of these a loss can't be compared
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.datasets.mixture import Data
-from ..data.datasets.opening import open_data
-from ..errors import DataError
-from ..models.load import load
-from ..training.recipes import Recipe
-from ..training.recipes import recipe as named_recipe
-from ..training.run import RUNS_FOLDER, Run
-from ..training.runs import train
-from ..views import shown
-from .evaluate import evaluate
-from .report import Report
+from ...data.datasets.mixture import Data
+from ...data.datasets.opening import open_data
+from ...errors import DataError
+from ...models.load import load
+from ...training.recipes import Recipe
+from ...training.recipes import recipe as named_recipe
+from ...training.run import RUNS_FOLDER, Run
+from ...training.runs import train
+from ...views import shown
+from ..evaluate import evaluate
+from ..report import Report
 
 ROWS = (25, 50, 100, 200, 400)
 
