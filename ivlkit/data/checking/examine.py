@@ -92,7 +92,7 @@ class Examiner:
         self._look_at_file = lru_cache(maxsize=_CACHED_PICTURES)(self._look_at)
         self.video_faults = lru_cache(maxsize=20_000)(partial(video_faults, **how))
 
-    def block(self, source, start, stop, *, rows=None):
+    def block(self, source, start, stop, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
         index = self.indexes[source]
         lines = index.lines(start, stop)
@@ -416,7 +416,8 @@ def _token_pattern(processor):
         tokens = {token.content for token in added}
     else:
         templates = TEMPLATES.values()
-        marks = {mark for template in templates for mark in re.findall(r"<\|?\w+\|?>", "".join(_parts(template)))}
+        parts = [(one.system_prefix, one.user_prefix, one.assistant_prefix, one.end) for one in templates]
+        marks = set(re.findall(r"<\|?\w+\|?>", " ".join(map("".join, parts))))
         tokens = marks | {"<s>", "</s>", "<unk>"}
     tokens -= {*_GROUNDING, *_IMAGE_TOKENS, IMAGE_PLACEHOLDER}
     longest_first = sorted(tokens, key=len, reverse=True)
@@ -424,10 +425,6 @@ def _token_pattern(processor):
         re.compile("|".join(map(re.escape, _IMAGE_TOKENS))),
         re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
     )
-
-
-def _parts(template):
-    return template.system_prefix, template.user_prefix, template.assistant_prefix, template.end
 
 
 def _numbers(text):

@@ -134,15 +134,12 @@ def _names(row):
 
 
 def _mend_slashes(row, root, _):
-    names = [_slashed(name, root) for name in _names(row)]
-    if names:
-        row["image"] = names if isinstance(row["image"], list) else names[0]
-
-
-def _slashed(name, root):
-    slashed = name.replace("\\", "/")
-    meant = slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed)
-    return slashed if meant else name
+    names = _names(row)
+    for number, name in enumerate(names):
+        slashed = name.replace("\\", "/")
+        if slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed):
+            names[number] = slashed
+            row["image"] = names if isinstance(row["image"], list) else slashed
 
 
 def _mend_sizes(row, root, _):

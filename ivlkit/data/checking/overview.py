@@ -291,15 +291,14 @@ class Overview:
 
     def samples(self, problems, limit=24):
         """(problem, record) of the first rows with pictures that have a finding."""
-        samples, seen = [], set()
-        number_of = {source.name: number for number, source in enumerate(self.task.sources)}
+        starts = {source.name: int(self.starts[number]) for number, source in enumerate(self.task.sources)}
+        samples, first = [], {}
         for problem in problems:
-            if problem.row is None or len(samples) >= limit or (problem.source, problem.row) in seen:
-                continue
-            seen.add((problem.source, problem.row))
+            if problem.row is not None:
+                first.setdefault(starts[problem.source] + problem.row, problem)
+        for row, problem in first.items():
             with contextlib.suppress(DataError):  # a row that can't be read has no picture to show
-                record = self.record(int(self.starts[number_of[problem.source]]) + problem.row)
-                if record.images:
+                if len(samples) < limit and (record := self.record(row)).images:
                     samples.append((problem, record))
         return samples
 
@@ -344,13 +343,6 @@ def _histogram(values, *, edges):
 
 
 def _summary(values):
-    if not len(values):
-        return {"total": 0, "min": 0, "median": 0, "p95": 0, "max": 0}
-    low, median, high = np.percentile(values, [0, 50, 95], method="nearest").tolist()
-    return {
-        "total": int(values.sum(dtype=np.int64)),
-        "min": int(low),
-        "median": int(median),
-        "p95": int(high),
-        "max": int(values.max()),
-    }
+    found = np.percentile(values, [0, 50, 95, 100], method="nearest") if len(values) else np.zeros(4)
+    named = zip(("min", "median", "p95", "max"), map(int, found), strict=True)
+    return {"total": int(values.sum(dtype=np.int64)), **dict(named)}
