@@ -205,7 +205,7 @@ def _part_source(part, kind, medium):
         from urllib.parse import unquote, urlparse
 
         return unquote(urlparse(value).path)
-    return value
+    return written_out(value)
 
 
 def _fill(found, media):
