@@ -240,3 +240,12 @@ def test_boxes_on_every_turned_picture_are_said_and_its_size_is_never_mended(cod
     swaps = orientation >= 5
     assert codes(released(image="a.jpg", width=120, height=90)) == ({"turned_picture"} if swaps else set())
     assert codes(released(image="a.jpg", width=7, height=9)) == {"declared_size"}
+
+
+@pytest.mark.parametrize(("name", "is_odd"), [("a.jpg", True), ("a.webp", True), ("b.jpg", False)])
+def test_a_picture_whose_rest_was_never_written_is_a_warning(codes, noise, tmp_path, name, is_odd):
+    """Its place on the disk was reserved: it has its size, and decodes without an error."""
+    content = noise(name)
+    if is_odd:
+        (tmp_path / name).write_bytes(_zeros_at_the_end(content))
+    assert codes(released(image=name)) == ({"zeros_at_end"} if is_odd else set())

@@ -11,7 +11,6 @@ from ..rows.formats import short
 from ..rows.media import UPRIGHT_ON_WHITE, check_picture, is_data_uri
 from ..rows.video import check_end, frame_files
 
-DARK = 16_384  # a picture of 16 bits that stays below has no brighter value than 63 of 255
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _SUFFIXES = {
@@ -65,11 +64,12 @@ def look_at(name, pictures, processor):
 def _look_inside(name, look, pictures, processor):
     rules = processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
-        kind, size, is_turned, brightest = check_picture(name, rules=rules, decode=pictures == "decode")
+        kind, size, is_turned, odd = check_picture(name, rules=rules, decode=pictures == "decode")
     except DataError as fault:
         return replace(look, fault=fault)
     name = "its data" if is_data_uri(name) else name
-    return replace(look, size=size, remarks=tuple(_remarks(name, kind, *size, brightest)), is_turned=is_turned)
+    remarks = (*_remarks(name, kind, *size), *((code, f"{name} {found}") for code, found in odd.items()))
+    return replace(look, size=size, remarks=remarks, is_turned=is_turned)
 
 
 def video_faults(video, pictures, processor):
@@ -101,12 +101,10 @@ def _missing(name):
     return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
-def _remarks(name, kind, width_px, height_px, brightest):
+def _remarks(name, kind, width_px, height_px):
     said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
     if kind and said and kind != said:
         yield "wrong_extension", f"{name} is a {kind.upper()}"
-    if brightest is not None and brightest < DARK:
-        yield "dark_depth", f"{name} has values up to {brightest:,} of 65,535"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
     elif min(width_px, height_px) < 28:

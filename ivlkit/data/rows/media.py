@@ -30,6 +30,8 @@ FILE_FORMATS = (
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 TWELVE_BITS = 4096
+DARK = 16_384  # a picture of 16 bits that stays below has no brighter value than 63 of 255
+_DEEP = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX);16")  # how Pillow names the pixels of such files
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -103,18 +105,20 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
     picture with a note behind its end is decoded too, and is found to be whole; so is a picture of 16 bits.
 
     Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
-    Returns: (kind, (width_px, height_px), whether its EXIF turns it, the brightest value): ("jpeg", (640, 480), False,
-        None); the kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF, the value where there are 8 bits.
+    Returns: (kind, (width_px, height_px), whether its EXIF turns it, what is odd): ("jpeg", (640, 480), False, {}); the
+        kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF.
     """
     with OpenPicture(source, where, rules=rules) as picture:
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
         is_turned = _orientation(picture.image, rules) in TURNS
-        brightest = picture.brightest() if any("16" in str(tile[3]) for tile in picture.image.tile) else None
+        odd = picture.darkness()
     kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
     kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
-    return kind, size_px, is_turned, brightest
+    if kind in ("jpeg", "webp") and not any(tail):  # they decode to grey, as if nothing were wrong
+        odd["zeros_at_end"] = f"ends with {len(tail):,} bytes of zero"
+    return kind, size_px, is_turned, odd
 
 
 def _may_be_cut(kind, head, tail, size_bytes):
@@ -263,11 +267,15 @@ class OpenPicture:
                 return flat.transpose(turn)
             return flat.copy() if flat is self.source else flat
 
-    def brightest(self):
-        """The greatest value of 16 bits; Pillow keeps 8 bits of colours."""
+    def darkness(self):
+        """{"dark_depth": what is found} of a picture of 16 bits that hardly uses them; else {}."""
+        parts = [tile[3] if isinstance(tile[3], str) else str(tile[3][:1]) for tile in self.image.tile]
+        if not any(map(_DEEP.search, parts)):
+            return {}
         with self._explained():
             values = np.asarray(self.image)
-            return int(values.max()) * (257 if values.dtype == np.uint8 else 1)
+            brightest = int(values.max()) * (257 if values.dtype == np.uint8 else 1)  # Pillow keeps 8 bits of colours
+            return {"dark_depth": f"has values up to {brightest:,} of 65,535"} if brightest < DARK else {}
 
     def ends(self):
         """(first bytes, last bytes, bytes in all) of a file."""
