@@ -22,7 +22,7 @@ from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
 from ..rows.media import MAX_PIXELS, is_data_uri
-from ..rows.records import parse_row, read_row
+from ..rows.records import parse_with_doubles, read_row
 from .findings import ERROR, KINDS
 from .pictures import declared_sizes, hash_text, look_at, video_faults
 from .spellings import spelling_key
@@ -123,7 +123,6 @@ class _BlockState:
         self.videos, self.pictures, self.media, self.names = [], [], [], []
         self.problems, self.counts = [], Counter()
         self.to_measure = []  # (place, record, sizes)
-        self.duplicate_keys = []
 
     def result(self):
         pictures = np.array(self.pictures, PICTURE)
@@ -157,23 +156,15 @@ class _BlockState:
         self._check_line(place, row, line)
         where = self.index.where(row)
         try:
-            parsed = parse_row(line, where, object_pairs_hook=self._pairs)
+            parsed, twice = parse_with_doubles(line, where)
         except DataError as fault:
-            self.duplicate_keys.clear()
             return self._say_fault(place, fault)
-        for key in self.duplicate_keys:
+        for key in twice:
             self.say(place, "duplicate_key", f"the key {short(key)} twice")
-        self.duplicate_keys.clear()
         (parsed, record), faults = all_faults(read_row(parsed, where, self.source.root, format=self.source.format))
         if faults:
             return self._say_faults(place, record, faults)
         return self._check_record(place, parsed, self.source.complete(record))
-
-    def _pairs(self, pairs):
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            self.duplicate_keys += [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
-        return made
 
     def _say_fault(self, place, fault):
         """What a reader or the encoder refuses, in its own words."""
@@ -329,7 +320,8 @@ class _BlockState:
         if record.id is not None:
             self.hashes[1, place] = hash_text(repr(record.id))
         self.hashes[2, place] = hash_text(answer)
-        self.hashes[3, place] = hash_text(spelling_key(answer))
+        key = spelling_key(answer)
+        self.hashes[3, place] = self.hashes[2, place] if key == answer else hash_text(key)
 
     # lengths ---------------------------------------------------------------------------------------------------------
 

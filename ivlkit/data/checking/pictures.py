@@ -4,7 +4,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import compress
 
 from ...errors import DataError
 from ..rows.formats import short
@@ -113,14 +112,7 @@ def _remarks(name, kind, width_px, height_px):
 
 def declared_sizes(parsed):
     """[(width_px, height_px), …] of `width`, `height` or the lists of them; [] if none are declared."""
-    widths = parsed.get("width_list", parsed.get("width"))
-    if widths is None:
-        return []
-    heights = parsed.get("height_list", parsed.get("height"))
-    widths = widths if isinstance(widths, list) else [widths]
-    heights = heights if isinstance(heights, list) else [heights]
-    if len(widths) != len(heights):
-        return []
-    pairs = list(zip(widths, heights, strict=True))
-    numeric = [all(isinstance(side, int) and side > 0 for side in pair) for pair in pairs]
-    return list(compress(pairs, numeric)) if all(numeric) else []
+    sides = [parsed.get(f"{side}_list", parsed.get(side)) for side in ("width", "height")]
+    widths, heights = (values if isinstance(values, list) else [values] for values in sides)
+    numeric = all(isinstance(side, int) and side > 0 for side in (*widths, *heights))
+    return list(zip(widths, heights, strict=True)) if numeric and len(widths) == len(heights) else []
