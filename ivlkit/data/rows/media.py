@@ -14,6 +14,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
     """
     with OpenPicture(source, where, rules=rules) as picture:
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
-        is_turned = _orientation(picture.image, rules) in TURNS
+        is_turned = picture.orientation in TURNS
         odd = picture.darkness()
     kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
     kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
@@ -190,19 +191,6 @@ def check_pixels(width_px, height_px, *, name, where):
         raise DataError(*said, where=where, code=UNREADABLE)
 
 
-def _orientation(image, rules):
-    """EXIF orientation still to be applied, 1 for none; read from the header only.
-
-    Pillow turns TIFF by itself. A damaged EXIF block counts as none, as in every viewer.
-    """
-    if not rules.apply_orientation or image.format in (None, "TIFF"):
-        return 1
-    try:
-        return Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own getexif would decode its pixels
-    except Exception:  # Pillow's parser has no one error of its own
-        return 1
-
-
 def _to_rgb(image, rules):
     if rules.scale_16_bit and image.mode in DEEP_GREY:
         return _scale_grey(image)
@@ -248,20 +236,33 @@ class OpenPicture:
     def __exit__(self, *_):
         self._files.close()
 
+    @cached_property
+    def orientation(self):
+        """EXIF orientation still to be applied, 1 for none; read from the header only.
+
+        Pillow turns TIFF by itself. A damaged EXIF block counts as none, as in every viewer.
+        """
+        if not self.rules.apply_orientation or self.image.format in (None, "TIFF"):
+            return 1
+        try:
+            return Image.Image.getexif(self.image).get(0x0112, 1)  # a PNG's own getexif would decode its pixels
+        except Exception:  # Pillow's parser has no one error of its own
+            return 1
+
     @property
     def size_px(self):
         """(width_px, height_px), turned as the pixels will be."""
         with self._explained():
             _check_mode(self.image, self.rules)
             width_px, height_px = self.image.size
-            turned = _orientation(self.image, self.rules) in SWAPS_SIDES
+            turned = self.orientation in SWAPS_SIDES
             return (height_px, width_px) if turned else (width_px, height_px)
 
     def take_rgb(self):
         """The pixels, which are then the caller's alone: a row of many pictures holds those of one at a time."""
         with self._explained():
+            turn = TURNS.get(self.orientation)
             image, self.image = self.image, None
-            turn = TURNS.get(_orientation(image, self.rules))
             flat = _to_rgb(image, self.rules)
             if turn is not None:
                 return flat.transpose(turn)
