@@ -346,7 +346,8 @@ class _BlockState:
             return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
-        self.lengths[:3, place] = tokens - processor.num_image_token * tiles, text.full_tiles, supervised
+        text_tokens = tokens - processor.num_image_token * tiles
+        self.lengths[:, place] = text_tokens, text.full_tiles, supervised, _answer_characters(record)
         self.final[:, place] = tokens, tiles
         if record.video:
             self.videos.append(int(self.rows[place]))
@@ -376,10 +377,7 @@ class _BlockState:
         wanted = record.max_tiles or processor.max_tiles
         tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
         tokens = text_tokens + processor.num_image_token * tiles
-        characters = sum(
-            len(turn.text.strip()) + 1 for turn in record.turns if turn.role == "assistant" and turn.trained
-        )
-        self.lengths[:, place] = text_tokens, tiles, supervised, characters
+        self.lengths[:, place] = text_tokens, tiles, supervised, _answer_characters(record)
         if not supervised:
             self.say(place, "no_supervised_token", "no supervised token")
         if max_length is not None and tokens > max_length:
@@ -390,6 +388,11 @@ class _BlockState:
             tiles = sum(fewer)
         self.final[:, place] = tokens, tiles
         return None
+
+
+def _answer_characters(record):
+    """Characters of what is trained; the token that closes an answer counts as one."""
+    return sum(len(turn.text.strip()) + 1 for turn in record.turns if turn.role == "assistant" and turn.trained)
 
 
 def count_supervised(offsets, answers):
