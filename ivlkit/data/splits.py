@@ -144,12 +144,6 @@ def _begun_by(others, placed_by, *, parts):
     return best
 
 
-def _placed_by(file, *, groups, own, names, where):
-    """(file, its {digest: part}, what was asked for at first, the rows' parts: int64 [rows], -1 for unknown)."""
-    kept, asked = _read(file)
-    return file, kept, asked, _known_parts(groups, own, kept, names, file, where)
-
-
 def _read(file):
     """({digest: part}, what was asked for at first) of a file; ({}, None) where there is none."""
     try:
@@ -165,8 +159,9 @@ def _read(file):
     return kept, kept.pop(ASKED, None)
 
 
-def _known_parts(groups, own, kept, names, file, where):
-    """int64 [rows]: the number of the part that the file has for a row's group, or -1."""
+def _placed_by(file, *, groups, own, names, where):
+    """(file, its {digest: part}, what was asked for at first, the rows' parts: int64 [rows], -1 for unknown)."""
+    kept, asked = _read(file)
     part_of = {}
     for row, (group, digests) in enumerate(zip(groups.tolist(), own, strict=True)):
         for part in sorted({kept[digest] for digest in digests if digest in kept}):
@@ -180,7 +175,8 @@ def _known_parts(groups, own, kept, names, file, where):
                     f"{where(row)}: {file} has what it is tied to in {part!r} and in {part_of[group]!r}; expected one "
                     "part, since nothing moves; remove the row, or for a split of its own name another file"
                 )
-    return np.array([names.index(part_of[group]) if group in part_of else -1 for group in groups.tolist()], np.int64)
+    known = np.array([names.index(part_of[group]) if group in part_of else -1 for group in groups.tolist()], np.int64)
+    return file, kept, asked, known
 
 
 def _fill(groups, keys, known, shares, *, seed, alike):
@@ -190,7 +186,9 @@ def _fill(groups, keys, known, shares, *, seed, alike):
         return known, []
     is_compared = alike == "together" or alike is None and len(keys.pictures) <= LOOKED_AT
     said = [] if is_compared or alike else [_NOT_LOOKED.format(len(keys.pictures), LOOKED_AT)]
-    units = group_keys(list(_ties(groups, keys, alike, is_compared)))
+    alike_of = {} if alike == "apart" else alike_groups(keys.pictures, compare=is_compared)
+    seen = [{-1 - alike_of[digest] for digest in own if digest in alike_of} for own in keys.own]
+    units = group_keys([[group, *numbers] for group, numbers in zip(groups.tolist(), seen, strict=True)])
     joined = np.unique(np.unique(np.stack([units, groups]), axis=1)[0], return_counts=True)[1] > 1
     sizes = np.unique(units, return_counts=True)[1][joined].tolist()
     part_of, apart = place(units, known=_settled(units, known)), place(groups, known=known)
@@ -202,13 +200,6 @@ def _fill(groups, keys, known, shares, *, seed, alike):
         why = "kept together they leave a part without rows, so they are split as if they differed"
         return apart, [*said, found + why]
     return part_of, [*said, found + 'new ones stay together in one part (alike="apart" parts them)']
-
-
-def _ties(groups, keys, alike, is_compared):
-    """Of each row its group, and the numbers of pictures that look like its own."""
-    alike_of = {} if alike == "apart" else alike_groups(keys.pictures, compare=is_compared)
-    for group, own in zip(groups.tolist(), keys.own, strict=True):
-        yield [group, *{-1 - alike_of[digest] for digest in own if digest in alike_of}]
 
 
 def _settled(units, known):

@@ -242,11 +242,14 @@ def test_a_declared_size_that_only_the_turn_explains_is_never_mended(found, phon
 # other scripts -------------------------------------------------------------------------------------------------------
 
 
-def test_answers_of_more_tokens_than_characters_are_said_in_one_line(found, processor):
+def test_answers_of_more_tokens_than_characters_are_said_in_one_line(found, processor, tmp_path):
     assert len(processor.tokenizer("வணக்கம்")["input_ids"]) > len("வணக்கம்") + 1
     rows = [row(f"Q{number}", "A dog and a cat") for number in range(90)]
     rows += [row(f"P{number}", "வணக்கம்") for number in range(10)]
     ((where, said),) = found(rows, "costly_answers")
     assert where == "train.jsonl:91"
     assert said.startswith("10 answers of more than a token a character, ") and said.endswith(" on average")
+    photos = [row(f"Q{number}", "A dog and a cat", "a.png") for number in range(20)]
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    assert found(photos, "costly_answers", pictures="exist") == found(photos, "costly_answers") == []
     assert found(rows[:99], "costly_answers") == found(rows, "costly_answers", model=None) == []

@@ -22,7 +22,7 @@ from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
 from ..rows.media import MAX_PIXELS, is_data_uri
-from ..rows.records import parse_row, read_row
+from ..rows.records import parse_with_doubles, read_row
 from .findings import ERROR, KINDS
 from .pictures import declared_sizes, hash_text, look_at, video_faults
 from .spellings import spelling_key
@@ -92,7 +92,7 @@ class Examiner:
         self._look_at_file = lru_cache(maxsize=_CACHED_PICTURES)(self._look_at)
         self.video_faults = lru_cache(maxsize=20_000)(partial(video_faults, **how))
 
-    def block(self, source, start, stop, *, rows=None):
+    def block(self, source, start, stop, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
         index = self.indexes[source]
         lines = index.lines(start, stop)
@@ -123,7 +123,6 @@ class _BlockState:
         self.videos, self.pictures, self.media, self.names = [], [], [], []
         self.problems, self.counts = [], Counter()
         self.to_measure = []  # (place, record, sizes)
-        self.duplicate_keys = []
 
     def result(self):
         pictures = np.array(self.pictures, PICTURE)
@@ -157,23 +156,15 @@ class _BlockState:
         self._check_line(place, row, line)
         where = self.index.where(row)
         try:
-            parsed = parse_row(line, where, object_pairs_hook=self._pairs)
+            parsed, twice = parse_with_doubles(line, where)
         except DataError as fault:
-            self.duplicate_keys.clear()
             return self._say_fault(place, fault)
-        for key in self.duplicate_keys:
+        for key in twice:
             self.say(place, "duplicate_key", f"the key {short(key)} twice")
-        self.duplicate_keys.clear()
         (parsed, record), faults = all_faults(read_row(parsed, where, self.source.root, format=self.source.format))
         if faults:
             return self._say_faults(place, record, faults)
         return self._check_record(place, parsed, self.source.complete(record))
-
-    def _pairs(self, pairs):
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            self.duplicate_keys += [key for key, number in Counter(key for key, _ in pairs).items() if number > 1]
-        return made
 
     def _say_fault(self, place, fault):
         """What a reader or the encoder refuses, in its own words."""
@@ -329,7 +320,8 @@ class _BlockState:
         if record.id is not None:
             self.hashes[1, place] = hash_text(repr(record.id))
         self.hashes[2, place] = hash_text(answer)
-        self.hashes[3, place] = hash_text(spelling_key(answer))
+        key = spelling_key(answer)
+        self.hashes[3, place] = self.hashes[2, place] if key == answer else hash_text(key)
 
     # lengths ---------------------------------------------------------------------------------------------------------
 
@@ -354,7 +346,8 @@ class _BlockState:
             return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
         supervised = int((text.labels >= 0).sum())
-        self.lengths[:3, place] = tokens - processor.num_image_token * tiles, text.full_tiles, supervised
+        text_tokens = tokens - processor.num_image_token * tiles
+        self.lengths[:, place] = text_tokens, text.full_tiles, supervised, _answer_characters(record)
         self.final[:, place] = tokens, tiles
         if record.video:
             self.videos.append(int(self.rows[place]))
@@ -384,10 +377,7 @@ class _BlockState:
         wanted = record.max_tiles or processor.max_tiles
         tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
         tokens = text_tokens + processor.num_image_token * tiles
-        characters = sum(
-            len(turn.text.strip()) + 1 for turn in record.turns if turn.role == "assistant" and turn.trained
-        )
-        self.lengths[:, place] = text_tokens, tiles, supervised, characters
+        self.lengths[:, place] = text_tokens, tiles, supervised, _answer_characters(record)
         if not supervised:
             self.say(place, "no_supervised_token", "no supervised token")
         if max_length is not None and tokens > max_length:
@@ -398,6 +388,11 @@ class _BlockState:
             tiles = sum(fewer)
         self.final[:, place] = tokens, tiles
         return None
+
+
+def _answer_characters(record):
+    """Characters of what is trained; the token that closes an answer counts as one."""
+    return sum(len(turn.text.strip()) + 1 for turn in record.turns if turn.role == "assistant" and turn.trained)
 
 
 def count_supervised(offsets, answers):
@@ -416,7 +411,8 @@ def _token_pattern(processor):
         tokens = {token.content for token in added}
     else:
         templates = TEMPLATES.values()
-        marks = {mark for template in templates for mark in re.findall(r"<\|?\w+\|?>", "".join(_parts(template)))}
+        parts = [(one.system_prefix, one.user_prefix, one.assistant_prefix, one.end) for one in templates]
+        marks = set(re.findall(r"<\|?\w+\|?>", " ".join(map("".join, parts))))
         tokens = marks | {"<s>", "</s>", "<unk>"}
     tokens -= {*_GROUNDING, *_IMAGE_TOKENS, IMAGE_PLACEHOLDER}
     longest_first = sorted(tokens, key=len, reverse=True)
@@ -424,10 +420,6 @@ def _token_pattern(processor):
         re.compile("|".join(map(re.escape, _IMAGE_TOKENS))),
         re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
     )
-
-
-def _parts(template):
-    return template.system_prefix, template.user_prefix, template.assistant_prefix, template.end
 
 
 def _numbers(text):

@@ -85,6 +85,7 @@ KINDS = {
     "empty_media": Kind(ERROR, "a picture", "copy the file again"),
     "unreadable_media": Kind(ERROR, "a whole picture or video", "replace or remove it"),
     "wrong_extension": Kind(WARNING, "a name that says what is inside", "rename it; other tools go by the name"),
+    "zeros_at_end": Kind(WARNING, "a picture to its last byte", "was it copied whole? Open it, or copy it again"),
     "turned_picture": Kind(WARNING, "boxes and sizes of the upright picture", "are its boxes right? Save it upright"),
     "dark_depth": Kind(
         WARNING,

@@ -86,23 +86,14 @@ def _look(data, processor, rows, max_length, draw, **options):
         yield from examine_all(task, rows, **options)
 
 
-def row_lengths(data, processor, *, max_length=None, workers=None):
-    """(tokens, tiles) of every row of `Data` as it is trained, int64 each; 0 tokens for a row that can't be used.
-
-    From the pictures' headers only; videos at draw (0, 0).
-    """
-    lengths, _ = _spread(data, measure(data, processor, max_length=max_length, workers=workers).known)
-    return lengths[0], lengths[1]
-
-
 checked = WeakKeyDictionary()  # Data → what a run's check measured, until its plan takes it: nothing is looked at twice
 
 
 def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=None):
-    """`row_lengths` in the epochs of a run: a video gives another number of frames in each.
+    """(tokens, tiles) of every row of `Data` as it is trained; 0 tokens for a row that can't be used.
 
-    Returns: (tokens, tiles), int64 [rows] each; [epochs, rows] where there are videos, whose headers are read again for
-        every epoch.
+    Returns: int64 [rows] each; [epochs, rows] where there are videos, which give another number of frames in each epoch
+        of a run, and whose headers are read again for it.
     """
     measured, asked = checked.pop(data, None), (processor.fingerprint, max_length, (seed, 0))
     if measured is None or measured.asked != asked:

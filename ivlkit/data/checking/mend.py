@@ -6,6 +6,7 @@ as they are, byte for byte, and none is lost; blank lines are left out.
 
 import json
 import os
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +15,10 @@ from ...errors import DataError
 from ..datasets.index import LineIndex
 from ..files import replacing
 from ..rows.media import AS_REFERENCE, image_size
-from ..rows.records import ROLES, parse_row
+from ..rows.records import ROLES, parse_row, parse_with_doubles
 from .box_units import rescaler
 from .examine import control_characters
-from .spellings import common_spellings
+from .spellings import LONGEST, common_spellings
 
 _SPELLINGS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "bot": "gpt", "system": "system"}
 
@@ -43,24 +44,22 @@ def mend(source, spellings=None):
 
 def spellings_of(sources):
     """{answer: its most common spelling in these sources}, of those that have several."""
-    return common_spellings(answer for source in sources for answer in _answers(LineIndex(source.annotation)))
-
-
-def _answers(index):
-    for row in range(len(index)):
+    counts = Counter()
+    for line in (line for source in sources for line in LineIndex(source.annotation)):
         with suppress(DataError):
-            yield from (turn["value"].strip() for turn in _last_answers(parse_row(*index.line(row))))
+            answers = [turn["value"].strip() for turn in _last_answers(parse_row(line, ""))]
+            counts.update(answer for answer in answers if len(answer) <= LONGEST)
+    return common_spellings(counts)
 
 
 def _write_mended(index, root, path, spellings):
     """How many of the lines were changed."""
     changed, rescale = 0, rescaler(index, root)
     with open(path, "wb") as file:
-        for start in range(0, len(index), 1000):
-            for line in index.lines(start, min(start + 1000, len(index))):
-                mended = rescale(mend_line(line, root, spellings))
-                changed += mended != line
-                file.write(mended if mended.endswith(b"\n") else mended + b"\n")
+        for line in index:
+            mended = rescale(mend_line(line, root, spellings))
+            changed += mended != line
+            file.write(mended if mended.endswith(b"\n") else mended + b"\n")
     return changed
 
 
@@ -68,12 +67,11 @@ def mend_line(line, root, spellings=MappingProxyType({})):
     """One line as it should be: b'{…"value": " A "…}\\r\\n' → b'{…"value": "A"…}\\n'."""
     for mend_bytes in LINE_MENDERS.values():
         line = mend_bytes(line)
-    keys = []
     try:
-        row = parse_row(line, "", object_pairs_hook=lambda pairs: _unless_twice(pairs, keys))
+        row, twice = parse_with_doubles(line, "")
     except DataError:
         return line
-    if keys:  # which of two equal keys was meant is for a person to say
+    if twice:  # which of two equal keys was meant is for a person to say
         return line
     before = json.dumps(row)
     for mend_row in ROW_MENDERS.values():
@@ -85,12 +83,6 @@ def mend_line(line, root, spellings=MappingProxyType({})):
     return line
 
 
-def _unless_twice(pairs, keys):
-    made = dict(pairs)
-    keys += [True] * (len(pairs) - len(made))
-    return made
-
-
 def _texts(row):
     """The turns that are turns."""
     turns = row.get("conversations")
@@ -98,10 +90,13 @@ def _texts(row):
     return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
 
 
+def _is_answer(turn):
+    return isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant"
+
+
 def _last_answers(row):
     """The last turn, if it is an answer."""
-    last = _texts(row)[-1:]
-    return [turn for turn in last if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant"]
+    return list(filter(_is_answer, _texts(row)[-1:]))
 
 
 def _mend_spelling(row, root, spellings):
@@ -122,9 +117,8 @@ def _mend_characters(row, *_):
 
 
 def _mend_whitespace(row, *_):
-    for turn in _texts(row):
-        if isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant":
-            turn["value"] = turn["value"].strip()
+    for turn in filter(_is_answer, _texts(row)):
+        turn["value"] = turn["value"].strip()
 
 
 def _names(row):
@@ -135,15 +129,12 @@ def _names(row):
 
 
 def _mend_slashes(row, root, _):
-    names = [_slashed(name, root) for name in _names(row)]
-    if names:
-        row["image"] = names if isinstance(row["image"], list) else names[0]
-
-
-def _slashed(name, root):
-    slashed = name.replace("\\", "/")
-    meant = slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed)
-    return slashed if meant else name
+    names = _names(row)
+    for number, name in enumerate(names):
+        slashed = name.replace("\\", "/")
+        if slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed):
+            names[number] = slashed
+            row["image"] = names if isinstance(row["image"], list) else slashed
 
 
 def _mend_sizes(row, root, _):

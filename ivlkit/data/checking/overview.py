@@ -87,9 +87,7 @@ class Overview:
         """Everything that no row shows alone."""
         self.pictures = np.concatenate([np.empty(0, PICTURE), *self._pictures])
         self._pictures.clear()
-        splits = np.array(sorted({source.split for source in self.task.sources}))
-        own = [int(np.searchsorted(splits, source.split)) for source in self.task.sources]
-        self.split_of = np.array(own, np.int8) if own else np.empty(0, np.int8)
+        _, self.split_of = np.unique([source.split for source in self.task.sources], return_inverse=True)
         good = np.flatnonzero(self.state == GOOD)
         self._compare_pictures()
         self._compare_texts(good)
@@ -178,8 +176,7 @@ class Overview:
             original, copy = self.pictures[first[contents[number]]], self.pictures[first[number]]
             found = f"{self._name(copy)} has the content of {self._name(original)} in {self._named(original['row'])}"
             self._say("duplicate_picture", int(copy["row"]), found)
-        if len(set(self.split_of.tolist())) > 1:
-            self._find_leaks(contents[name_of], len(first))
+        self._find_leaks(first[contents[name_of]])
         self._find_alike(first[contents == np.arange(len(contents))])
 
     def _find_alike(self, distinct):
@@ -200,19 +197,14 @@ class Overview:
                     said += f" of split {names[1]}" if names[0] != names[1] else ""
                     self._say("alike_pictures", int(one["row"]), said)
 
-    def _find_leaks(self, content, count):
-        splits = self._splits(self.pictures["row"]).astype(np.int64)
-        seen = np.zeros(count, np.int64)
-        np.bitwise_or.at(seen, content, 1 << splits)
-        leaking = np.flatnonzero((seen[content] & (seen[content] - 1)) != 0)
-        first = {}
-        for place in leaking.tolist():
-            row = int(self.pictures["row"][place])
-            other = first.setdefault(int(content[place]), row)
-            if splits[place] != self._splits(np.array([other]))[0]:
-                name = self._name(self.pictures[place])
-                self._say("leak", row, f"{name} is also in {self._where(other)} of split {self._split_name(other)}")
-                self.state[row] = BAD
+    def _find_leaks(self, original):
+        """`original`: for each picture the number of the first one of its content."""
+        splits = self._splits(self.pictures["row"])
+        for place in np.flatnonzero(splits != splits[original]).tolist():
+            row, other = self.pictures["row"][[place, original[place]]].tolist()
+            name = self._name(self.pictures[place])
+            self._say("leak", row, f"{name} is also in {self._where(other)} of split {self._split_name(other)}")
+            self.state[row] = BAD
 
     def _contents(self, first):
         """The first picture of equal content, for each; only files of equal sizes are read."""
@@ -233,9 +225,8 @@ class Overview:
         return str(self.record(int(picture["row"])).images[int(picture["place"])])
 
     def _find_unused(self):
-        for root in sorted({source.root.resolve() for source in self.task.sources if os.path.isdir(source.root)}):
-            roots = {source.root for source in self.task.sources if source.root.resolve() == root}
-            named = next(iter(sorted(roots)))
+        roots = sorted({source.root for source in self.task.sources if os.path.isdir(source.root)}, reverse=True)
+        for _, named in sorted({root.resolve(): root for root in roots}.items()):
             found = _media_below(named)
             if not found or not len(self.pictures):
                 continue
@@ -275,8 +266,7 @@ class Overview:
 
     def _source_stats(self):
         stats = {}
-        for number, source in enumerate(self.task.sources):
-            state = self.state[self.starts[number] : self.starts[number + 1]]
+        for source, state in zip(self.task.sources, np.split(self.state, self.starts[1:-1]), strict=False):
             counts = {"rows": int((state > 0).sum()), "good": int((state == GOOD).sum())}
             stats[source.name] = {"split": source.split, "file": str(source.annotation), **counts}
         return stats
@@ -291,15 +281,14 @@ class Overview:
 
     def samples(self, problems, limit=24):
         """(problem, record) of the first rows with pictures that have a finding."""
-        samples, seen = [], set()
-        number_of = {source.name: number for number, source in enumerate(self.task.sources)}
+        starts = {source.name: int(self.starts[number]) for number, source in enumerate(self.task.sources)}
+        samples, first = [], {}
         for problem in problems:
-            if problem.row is None or len(samples) >= limit or (problem.source, problem.row) in seen:
-                continue
-            seen.add((problem.source, problem.row))
+            if problem.row is not None:
+                first.setdefault(starts[problem.source] + problem.row, problem)
+        for row, problem in first.items():
             with contextlib.suppress(DataError):  # a row that can't be read has no picture to show
-                record = self.record(int(self.starts[number_of[problem.source]]) + problem.row)
-                if record.images:
+                if len(samples) < limit and (record := self.record(row)).images:
                     samples.append((problem, record))
         return samples
 
@@ -344,13 +333,6 @@ def _histogram(values, *, edges):
 
 
 def _summary(values):
-    if not len(values):
-        return {"total": 0, "min": 0, "median": 0, "p95": 0, "max": 0}
-    low, median, high = np.percentile(values, [0, 50, 95], method="nearest").tolist()
-    return {
-        "total": int(values.sum(dtype=np.int64)),
-        "min": int(low),
-        "median": int(median),
-        "p95": int(high),
-        "max": int(values.max()),
-    }
+    found = np.percentile(values, [0, 50, 95, 100], method="nearest") if len(values) else np.zeros(4)
+    named = zip(("min", "median", "p95", "max"), map(int, found), strict=True)
+    return {"total": int(values.sum(dtype=np.int64)), **dict(named)}

@@ -4,14 +4,12 @@ import os
 import re
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import compress
 
 from ...errors import DataError
 from ..rows.formats import short
 from ..rows.media import UPRIGHT_ON_WHITE, check_picture, is_data_uri
 from ..rows.video import check_end, frame_files
 
-DARK = 16_384  # a picture of 16 bits that stays below has no brighter value than 63 of 255
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
 _SUFFIXES = {
@@ -65,11 +63,12 @@ def look_at(name, pictures, processor):
 def _look_inside(name, look, pictures, processor):
     rules = processor.picture_rules if processor else UPRIGHT_ON_WHITE
     try:
-        kind, size, is_turned, brightest = check_picture(name, rules=rules, decode=pictures == "decode")
+        kind, size, is_turned, odd = check_picture(name, rules=rules, decode=pictures == "decode")
     except DataError as fault:
         return replace(look, fault=fault)
     name = "its data" if is_data_uri(name) else name
-    return replace(look, size=size, remarks=tuple(_remarks(name, kind, *size, brightest)), is_turned=is_turned)
+    remarks = (*_remarks(name, kind, *size), *((code, f"{name} {found}") for code, found in odd.items()))
+    return replace(look, size=size, remarks=remarks, is_turned=is_turned)
 
 
 def video_faults(video, pictures, processor):
@@ -101,12 +100,10 @@ def _missing(name):
     return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
-def _remarks(name, kind, width_px, height_px, brightest):
+def _remarks(name, kind, width_px, height_px):
     said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
     if kind and said and kind != said:
         yield "wrong_extension", f"{name} is a {kind.upper()}"
-    if brightest is not None and brightest < DARK:
-        yield "dark_depth", f"{name} has values up to {brightest:,} of 65,535"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
     elif min(width_px, height_px) < 28:
@@ -115,14 +112,7 @@ def _remarks(name, kind, width_px, height_px, brightest):
 
 def declared_sizes(parsed):
     """[(width_px, height_px), …] of `width`, `height` or the lists of them; [] if none are declared."""
-    widths = parsed.get("width_list", parsed.get("width"))
-    if widths is None:
-        return []
-    heights = parsed.get("height_list", parsed.get("height"))
-    widths = widths if isinstance(widths, list) else [widths]
-    heights = heights if isinstance(heights, list) else [heights]
-    if len(widths) != len(heights):
-        return []
-    pairs = list(zip(widths, heights, strict=True))
-    numeric = [all(isinstance(side, int) and side > 0 for side in pair) for pair in pairs]
-    return list(compress(pairs, numeric)) if all(numeric) else []
+    sides = [parsed.get(f"{side}_list", parsed.get(side)) for side in ("width", "height")]
+    widths, heights = (values if isinstance(values, list) else [values] for values in sides)
+    numeric = all(isinstance(side, int) and side > 0 for side in (*widths, *heights))
+    return list(zip(widths, heights, strict=True)) if numeric and len(widths) == len(heights) else []

@@ -7,6 +7,7 @@ import sys
 import types
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from itertools import starmap
 from multiprocessing import get_context
 
 import numpy as np
@@ -30,7 +31,7 @@ def examine_all(task, rows, *, workers=None, progress=False):
     jobs = [job for number, index in enumerate(indexes) for job in _jobs(number, index, rows[number])]
     total = sum(len(index) if wanted is None else len(wanted) for index, wanted in zip(indexes, rows, strict=True))
     workers = workers or max(1, min(_cores(), total // ROWS_PER_PROCESS))
-    blocks = _in_processes(task, jobs, workers) if workers > 1 else _here(task, jobs)
+    blocks = _in_processes(task, jobs, workers) if workers > 1 else starmap(Examiner(task).block, jobs)
     with tqdm(total=total, desc="checking rows", unit="row", delay=BAR_AFTER_SECONDS, disable=not progress) as bar:
         for block in blocks:
             bar.update(len(block.rows))
@@ -58,12 +59,6 @@ def _cores():
     return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def _here(task, jobs):
-    examiner = Examiner(task)
-    for source, start, stop, rows in jobs:
-        yield examiner.block(source, start, stop, rows=rows)
-
-
 _examiner = None  # of a process of the pool
 
 
@@ -80,8 +75,8 @@ def give_back_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _examine(source, start, stop, rows):
-    return _examiner.block(source, start, stop, rows=rows)
+def _examine(*job):
+    return _examiner.block(*job)
 
 
 def _in_processes(task, jobs, workers):

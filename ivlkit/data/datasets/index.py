@@ -34,7 +34,8 @@ class LineIndex:
     def __init__(self, path):
         self.path = Path(path)
         size, changed_ns = self._stat()
-        stored = load_array(self.path, "index") if size >= STORED_FROM_BYTES else None
+        known = stored_arrays(self.path, "index") if size >= STORED_FROM_BYTES else ()
+        stored = next((one for one in known if one[1:3].tolist() == [size, changed_ns]), None)
         if stored is None or not _is_whole(stored):
             stored = self._build(size, changed_ns)
         rows = int(stored[3])
@@ -45,6 +46,11 @@ class LineIndex:
 
     def __len__(self):
         return len(self.offsets) - 1
+
+    def __iter__(self):
+        """All lines, a thousand read at once."""
+        for start in range(0, len(self), 1000):
+            yield from self.lines(start, min(start + 1000, len(self)))
 
     def __reduce__(self):
         return LineIndex, (self.path,)  # a worker maps the same file instead of receiving a copy of it
@@ -155,13 +161,6 @@ def _blank_lines(path, chunk, starts, position):
 
 
 # arrays beside a file, or in the user's cache ------------------------------------------------------------------------
-
-
-def load_array(path, kind):
-    """The memory-mapped int64 array stored of this kind for a file of the same size and time of change, or None."""
-    found = Path(path).stat()
-    state = [found.st_size, found.st_mtime_ns]
-    return next((one for one in stored_arrays(path, kind) if one[1:3].tolist() == state), None)
 
 
 def stored_arrays(path, kind):

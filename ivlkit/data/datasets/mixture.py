@@ -369,17 +369,15 @@ def _resolve(name, meta_path):
 
 def _check_files(sources):
     """All missing files at once, each with where it comes from."""
-    missing = [source for source in sources if not os.path.exists(source.annotation)]
-    if not missing:
-        return
-    named = [
+    missing = [
         f"{source.annotation}: can't be read (No such file or directory); expected a JSONL file; check the path"
         f"{' or get it: ' + source.about if source.about else ''}"
-        for source in missing
+        for source in sources
+        if not os.path.exists(source.annotation)
     ]
-    if len(named) == 1:
-        raise DataError(named[0])
-    raise DataError(f"{len(named)} of {len(sources)} data sets are missing:\n  " + "\n  ".join(named))
+    if missing:
+        head = f"{len(missing)} of {len(sources)} data sets are missing:\n  " if len(missing) > 1 else ""
+        raise DataError(head + "\n  ".join(missing))
 
 
 def check_repeat(source, num_rows):

@@ -92,7 +92,8 @@ def row_from_cells(cells, columns, where, *, id):
 
     Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
     """
-    images = [_file_name(_filled(cells, name, where)) for name in columns.images]
+    images = [_filled(cells, name, where) for name in columns.images]
+    images = [str(name) if isinstance(name, (int, float)) else name for name in images]  # a spreadsheet's 0017
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     question = "\n".join(filter(None, (question, columns.suffix)))
     conversations = [{"from": "human", "value": _with_media(question, len(images), columns.video)}]
@@ -103,14 +104,9 @@ def row_from_cells(cells, columns, where, *, id):
         row["image"] = images if len(images) > 1 else images[0]
     if columns.video:
         row["video"] = str(_filled(cells, columns.video, where))
-    return _rest(cells, columns) | row
-
-
-def _rest(cells, columns):
-    """The other columns, kept beside the row: a report can be sliced by them."""
-    used = {*columns.images, columns.question, columns.video, *RESERVED}
-    plain = (str, int, float, bool)
-    return {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
+    used, plain = {*columns.images, columns.question, columns.video, *RESERVED}, (str, int, float, bool)
+    others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
+    return others | row  # a report can be sliced by them
 
 
 def _filled(cells, name, where):
@@ -129,11 +125,6 @@ def _text(cells, name, where):
             "values"
         )
     return str(value)
-
-
-def _file_name(value):
-    """A spreadsheet reads the name 0017 as a number."""
-    return str(value) if isinstance(value, (int, float)) else value
 
 
 def _with_media(question, num_images, video):

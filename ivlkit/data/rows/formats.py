@@ -158,7 +158,8 @@ def _turn(turn, number, *, word, roles, found=None):
         return None
     role = turn.get("from", turn.get("role"))
     if not isinstance(role, str) or role not in roles:
-        said = f"{place}: role {role!r}", f"one of {', '.join(roles)}", "tool calls can't be trained; remove them"
+        beside, todo = (" (tool calls can't be trained here)", None) if found is None else ("", "remove tool messages")
+        said = f"{place}: role {role!r}", f"one of {', '.join(roles)}{beside}", todo
         yield DataError(*said, code="unknown_role")
         return None
     yield from refused(turn, REFUSED_IN_TURN, f"{place}: ")
@@ -205,7 +206,7 @@ def _part_source(part, kind, medium):
         from urllib.parse import unquote, urlparse
 
         return unquote(urlparse(value).path)
-    return value
+    return written_out(value)
 
 
 def _fill(found, media):

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ FILE_FORMATS = (
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 TWELVE_BITS = 4096
+DARK = 16_384  # a picture of 16 bits that stays below has no brighter value than 63 of 255
+_DEEP = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX);16")  # how Pillow names the pixels of such files
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -103,18 +106,20 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
     picture with a note behind its end is decoded too, and is found to be whole; so is a picture of 16 bits.
 
     Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
-    Returns: (kind, (width_px, height_px), whether its EXIF turns it, the brightest value): ("jpeg", (640, 480), False,
-        None); the kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF, the value where there are 8 bits.
+    Returns: (kind, (width_px, height_px), whether its EXIF turns it, what is odd): ("jpeg", (640, 480), False, {}); the
+        kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF.
     """
     with OpenPicture(source, where, rules=rules) as picture:
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
-        is_turned = _orientation(picture.image, rules) in TURNS
-        brightest = picture.brightest() if any("16" in str(tile[3]) for tile in picture.image.tile) else None
+        is_turned = picture.orientation in TURNS
+        odd = picture.darkness()
     kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
     kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
-    return kind, size_px, is_turned, brightest
+    if kind in ("jpeg", "webp") and not any(tail):  # they decode to grey, as if nothing were wrong
+        odd["zeros_at_end"] = f"ends with {len(tail):,} bytes of zero"
+    return kind, size_px, is_turned, odd
 
 
 def _may_be_cut(kind, head, tail, size_bytes):
@@ -192,19 +197,6 @@ def check_pixels(width_px, height_px, *, name, where):
         raise DataError(*said, where=where, code=UNREADABLE)
 
 
-def _orientation(image, rules):
-    """EXIF orientation still to be applied, 1 for none; read from the header only.
-
-    Pillow turns TIFF by itself. A damaged EXIF block counts as none, as in every viewer.
-    """
-    if not rules.apply_orientation or image.format in (None, "TIFF"):
-        return 1
-    try:
-        return Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own getexif would decode its pixels
-    except Exception:  # Pillow's parser has no one error of its own
-        return 1
-
-
 def _to_rgb(image, rules):
     if rules.scale_16_bit and image.mode in DEEP_GREY:
         return _scale_grey(image)
@@ -250,30 +242,47 @@ class OpenPicture:
     def __exit__(self, *_):
         self._files.close()
 
+    @cached_property
+    def orientation(self):
+        """EXIF orientation still to be applied, 1 for none; read from the header only.
+
+        Pillow turns TIFF by itself. A damaged EXIF block counts as none, as in every viewer.
+        """
+        if not self.rules.apply_orientation or self.image.format in (None, "TIFF"):
+            return 1
+        try:
+            return Image.Image.getexif(self.image).get(0x0112, 1)  # a PNG's own getexif would decode its pixels
+        except Exception:  # Pillow's parser has no one error of its own
+            return 1
+
     @property
     def size_px(self):
         """(width_px, height_px), turned as the pixels will be."""
         with self._explained():
             _check_mode(self.image, self.rules)
             width_px, height_px = self.image.size
-            turned = _orientation(self.image, self.rules) in SWAPS_SIDES
+            turned = self.orientation in SWAPS_SIDES
             return (height_px, width_px) if turned else (width_px, height_px)
 
     def take_rgb(self):
         """The pixels, which are then the caller's alone: a row of many pictures holds those of one at a time."""
         with self._explained():
+            turn = TURNS.get(self.orientation)
             image, self.image = self.image, None
-            turn = TURNS.get(_orientation(image, self.rules))
             flat = _to_rgb(image, self.rules)
             if turn is not None:
                 return flat.transpose(turn)
             return flat.copy() if flat is self.source else flat
 
-    def brightest(self):
-        """The greatest value of 16 bits; Pillow keeps 8 bits of colours."""
+    def darkness(self):
+        """{"dark_depth": what is found} of a picture of 16 bits that hardly uses them; else {}."""
+        parts = [tile[3] if isinstance(tile[3], str) else str(tile[3][:1]) for tile in self.image.tile]
+        if not any(map(_DEEP.search, parts)):
+            return {}
         with self._explained():
             values = np.asarray(self.image)
-            return int(values.max()) * (257 if values.dtype == np.uint8 else 1)
+            brightest = int(values.max()) * (257 if values.dtype == np.uint8 else 1)  # Pillow keeps 8 bits of colours
+            return {"dark_depth": f"has values up to {brightest:,} of 65,535"} if brightest < DARK else {}
 
     def ends(self):
         """(first bytes, last bytes, bytes in all) of a file."""

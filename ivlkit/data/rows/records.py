@@ -9,6 +9,7 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,6 +136,19 @@ def parse_row(line, where, *, object_pairs_hook=None):
         found = f"a {type(row).__name__}"
         raise DataError(found, "a JSON object with `conversations`", where=where, code="not_an_object")
     return row
+
+
+def parse_with_doubles(line, where):
+    """(the JSON object on one line, the keys that stand twice in it or in what it holds)."""
+    twice = []
+
+    def made(pairs):
+        kept = dict(pairs)
+        if len(kept) != len(pairs):
+            twice.extend(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        return kept
+
+    return parse_row(line, where, object_pairs_hook=made), twice
 
 
 def read_row(row, where, root, *, format=None):
