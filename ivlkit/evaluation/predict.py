@@ -38,11 +38,11 @@ class Predictions:
 
     def chance_right(self, row):
         """The calibrated confidence of a row; None without a calibration, and for an answer that was cut."""
-        return self.calibration and self.calibration.chance_right(row.confidence)
+        return self.calibration and self.calibration.chance_right(row)
 
     def least_sure(self, k=12):
-        """The k rows with the lowest confidence, answers that were cut first."""
-        return Gallery(sorted(self.rows, key=lambda row: row.confidence or 0.0)[:k])
+        """The k rows that are least likely to be right, or have the lowest confidence; answers that were cut first."""
+        return Gallery(sorted(self.rows, key=lambda row: self.chance_right(row) or row.confidence or 0.0)[:k])
 
     def table(self):
         """A dict for each row: source, file, id, question, answer, confidence, chance_right, least_sure, fields.
@@ -75,11 +75,16 @@ class Predictions:
         """Write one self-contained page with pictures: the least sure answers first, their least sure token marked."""
         return write_whole(path, self._page(title=title))
 
-    def __repr__(self):
+    @property
+    def said(self):
+        """Sentences: how many answers, how many were cut, what a confidence is worth."""
         cut = sum(bool(row.least_sure) and row.confidence is None for row in self.rows)
-        said = f"; {cut} were cut before their end" if cut else ""
-        worth = f"\n{self.calibration}" if self.calibration else "; uncalibrated: give validation= rows with answers"
-        return f"Predictions({len(self.rows):,} answers, model: {self.details['model']}{said}{worth})"
+        cut_text = [f"Cut before their end: {cut:,}."] if cut else []
+        worth = str(self.calibration or "The confidences are uncalibrated; give validation=, rows with answers.")
+        return [f"{len(self.rows):,} answers; the model: {self.details['model']}.", *cut_text, worth]
+
+    def __repr__(self):
+        return "\n".join(self.said)
 
     _repr_html_ = shown("answers:predictions_html")
     _page = shown("answers:predictions_page")
