@@ -80,7 +80,7 @@ class Predictions:
         """Sentences: how many answers, how many were cut, what a confidence is worth."""
         cut = sum(bool(row.least_sure) and row.confidence is None for row in self.rows)
         cut_text = [f"Cut before their end: {cut:,}."] if cut else []
-        worth = str(self.calibration or "The confidences are uncalibrated; give validation=, rows with answers.")
+        worth = str(self.calibration or "The confidences are uncalibrated; give validation rows, with answers.")
         return [f"{len(self.rows):,} answers; the model: {self.details['model']}.", *cut_text, worth]
 
     def __repr__(self):
