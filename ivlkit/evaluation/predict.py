@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from ..data.datasets.questions import questions_of
+from ..data.datasets.questions import left_aside, questions_of
 from ..data.files import write_whole
 from ..errors import DataError
 from ..models.options import check_options
 from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
-from .evaluate import ask_all, evaluate, fingerprint, without_places
+from .evaluate import ask_all, evaluate, fingerprint, name_of_data, without_places
 from .report import Gallery, Report, Row, writable
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -77,11 +77,13 @@ class Predictions:
 
     @property
     def said(self):
-        """Sentences: how many answers, how many were cut, what a confidence is worth."""
+        """Sentences: how many answers, how many were cut, what was left aside, what a confidence is worth."""
         cut = sum(bool(row.least_sure) and row.confidence is None for row in self.rows)
-        cut_text = [f"Cut before their end: {cut:,}."] if cut else []
+        more = [f"Cut before their end: {cut:,}."] if cut else []
+        if aside := self.details.get("left aside"):
+            more.append(f"Left aside: {aside}.")
         worth = str(self.calibration or "The confidences are uncalibrated; give validation rows, with answers.")
-        return [f"{len(self.rows):,} answers; the model: {self.details['model']}.", *cut_text, worth]
+        return [f"{len(self.rows):,} answers; the model: {self.details['model']}.", *more, worth]
 
     def __repr__(self):
         return "\n".join(self.said)
@@ -137,7 +139,10 @@ def predict(
     calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
     replies, details = ask_all(vlm, records, folder=journal, **options)
     rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
-    found = Predictions(rows, {"data": str(getattr(data, "path", home or "records"))} | details, calibration)
+    details = {"data": name_of_data(data, data)} | details
+    if aside := left_aside(data):
+        details |= {"left aside": f"{len(aside):,} files that are no picture and no video, such as {aside[0]}"}
+    found = Predictions(rows, details, calibration)
     if to:
         found.save(to)
     return found

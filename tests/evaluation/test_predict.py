@@ -44,6 +44,10 @@ class TestWhatIsAskedAbout:
         assert [row.extra["file"] for row in found] == ["a.PNG", "b.png", "more/c.png"]
         assert found[1].reply == tiny_vlm.chat("What is it?", photos / "b.png", max_new_tokens=4).text
 
+    def test_other_files_of_the_folder_are_named(self, tiny_vlm, photos):
+        said = "1 files that are no picture and no video, such as notes.txt"
+        assert predict(tiny_vlm, photos, **ASKED).details["left aside"] == said
+
     def test_pictures_without_a_question_are_refused(self, tiny_vlm, photos):
         with pytest.raises(DataError, match=r"a\.PNG: no question; expected one that is asked about every picture"):
             predict(tiny_vlm, photos, **NEW)
