@@ -26,7 +26,7 @@ import ivlkit as ivl
 from ivlkit.data.collate import collate, normalise_tiles
 from ivlkit.data.encode import encode
 from ivlkit.data.rows.records import Turn
-from ivlkit.evaluation.confidence import calibration_error, ranking_score
+from ivlkit.evaluation.confidence import TEMPERATURES, calibration_error, ranking_score, tempered
 from ivlkit.models.load import load
 from ivlkit.nano.digits import write_digit_strips
 from ivlkit.training.recipes import recipe
@@ -37,7 +37,7 @@ EPOCHS = (4, 20)
 SWAPPED = str.maketrans("17", "71")
 FIRST = (0.05, 0.10, 0.20)
 FRESH, VALIDATION = 1000, 300
-OF_LOGITS = np.geomspace(0.25, 4, 41)
+OF_LOGITS = np.geomspace(0.25, 4, 41).tolist()
 
 
 def say(**figures):
@@ -119,22 +119,51 @@ def confidence(options, folder):
     }
     data = write_digit_strips(folder / "clean", rows=ROWS, digits=(1, 3), tasks=("read",))
     for name, vlm in each_model(folder, data, options.epochs):
-        known, fresh = (ivl.evaluate(vlm, strips[split], progress=False) for split in ("validation", "test"))
-        found, right = known.calibration(), [row.is_right for row in fresh.rows]
-        of_logits = logit_scores(vlm, known, strips["validation"])  # [temperatures, rows]
-        losses = [log_loss(values, [row.is_right for row in known.rows]) for values in of_logits]
-        best, raw = int(np.argmin(losses)), [row.confidence for row in fresh.rows]
-        kinds = {
-            "raw": (None, raw),
-            "sequence": (found.temperature, list(map(found.chance_right, raw))),
-            "logits": (OF_LOGITS[best], logit_scores(vlm, fresh, strips["test"])[best]),
-            "mean of tokens": (None, [p ** (1 / (len(row.reply) + 1)) for p, row in zip(raw, fresh.rows, strict=True)]),
-        }
-        for kind, (temperature, values) in kinds.items():
-            numbers = ranking_score(values, right), calibration_error(values, right), log_loss(values, right)
-            numbers = zip(("auroc", "error", "log_loss"), (round(float(each), 3) for each in numbers), strict=True)
-            say(model=name, kind=kind, temperature=temperature and round(float(temperature), 2), **dict(numbers))
-        say(model=name, right=round(fresh.score, 3), rows=len(right), said=repr(found))
+        known, fresh = (with_logits(vlm, strips[split]) for split in ("validation", "test"))
+        for kind, (score, temperatures) in CHANCES.items():
+            best = min(temperatures, key=lambda t, score=score: log_loss(score(known, t), right(known)))
+            values = score(fresh, best)
+            numbers = (measure(values, right(fresh)) for measure in (ranking_score, calibration_error, log_loss))
+            numbers = dict(
+                zip(("auroc", "error", "log_loss"), (round(float(each), 3) for each in numbers), strict=True)
+            )
+            say(model=name, kind=kind, temperature=round(float(best), 2), **numbers)
+        say(model=name, right=round(fresh.score, 3), rows=len(fresh.rows), said=repr(known.calibration()))
+
+
+def with_logits(vlm, data):
+    """The report of a model, with `logit_scores` among its details."""
+    report = ivl.evaluate(vlm, data, progress=False)
+    return replace(report, details=report.details | {"logits": logit_scores(vlm, report, data)})
+
+
+def right(report):
+    """Whether each row is."""
+    return [row.is_right for row in report.rows]
+
+
+def whole(report):
+    """The confidence of each row."""
+    return np.array([row.confidence for row in report.rows])
+
+
+def lengths(report):
+    """Tokens of each reply."""
+    return np.array([len(row.token_scores) for row in report.rows])
+
+
+def odds(report, temperature):
+    """What the package takes: the log-odds of each token divided by the temperature."""
+    return tempered([row.token_scores for row in report.rows], temperature)
+
+
+CHANCES = {  # kind → (function of (report, temperature) → a chance for each row, the temperatures tried)
+    "as it is": (lambda report, _: whole(report), [1.0]),
+    "mean of tokens": (lambda report, _: whole(report) ** (1 / lengths(report)), [1.0]),
+    "power of the whole": (lambda report, temperature: whole(report) ** (1 / temperature), TEMPERATURES),
+    "log-odds of each token": (odds, TEMPERATURES),
+    "logits": (lambda report, temperature: report.details["logits"][OF_LOGITS.index(temperature)], OF_LOGITS),
+}
 
 
 def log_loss(values, rights):

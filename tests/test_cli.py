@@ -160,6 +160,17 @@ def ended(arguments, stdout, **environment):
     return done.returncode, done.stderr.decode().splitlines()
 
 
+def test_predict_writes_the_table_and_the_page(tiny_vlm, draw_picture, tmp_path, capsys):
+    (tmp_path / "new").mkdir()
+    draw_picture(112, 112).save(tmp_path / "new" / "a.png")
+    table, page = tmp_path / "answers.csv", tmp_path / "answers.html"
+    options = ["--question", "What is it?", "--to", str(table), "--html", str(page), "--max-new-tokens", "2", "--json"]
+    assert main(["predict", str(tiny_vlm.folder), str(tmp_path / "new"), *options]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    assert (line["file"], line["question"]) == ("a.png", "What is it?")
+    assert f"a.png,a.png,a.png,What is it?,{line['answer']}" in table.read_text() and "What is it?" in page.read_text()
+
+
 class TestEnds:
     def test_a_full_disk_behind_the_output_is_one_line(self):
         with open("/dev/full", "w") as full:

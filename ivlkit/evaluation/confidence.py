@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from ..views import shown
 from .boxes import box_spans, parse_boxes
 from .intervals import share_interval
 
-SCORES = ("confidence", "least_sure", "field_scores", "box_scores")
+SCORES = ("confidence", "token_scores", "least_sure", "field_scores", "box_scores")
 FEWEST_ROWS = 50  # that a temperature is fitted on
-TEMPERATURES = np.geomspace(0.1, 20, 531)  # a step is 1 %
+TEMPERATURES = np.geomspace(0.1, 20, 266)  # a step is 2 %
+LEAST = 1e-9  # that a token's probability stays away from 0 and 1
 BINS = 10  # of the calibration error, with as many rows each
 WANTED = 0.98  # share of right answers that the sentence looks for among the surest
 FEWEST_SURE = 20  # rows of that group at least
@@ -24,10 +25,10 @@ _KEY = re.compile(r'[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')
 class ScoredReply(str):
     """A reply that carries what the probabilities of its tokens say; `Row` of report.py explains each."""
 
-    def __new__(cls, text, box_scores=(), *, confidence=None, least_sure=(), field_scores=None):
+    def __new__(cls, text, box_scores=(), *, confidence=None, token_scores=(), least_sure=(), field_scores=None):
         """The text, with `box_scores` in the order of its boxes."""
         reply = super().__new__(cls, text)
-        reply.confidence, reply.least_sure = confidence, tuple(least_sure)
+        reply.confidence, reply.token_scores, reply.least_sure = confidence, tuple(token_scores), tuple(least_sure)
         reply.field_scores, reply.box_scores = field_scores or {}, tuple(box_scores)
         return reply
 
@@ -43,7 +44,8 @@ def scored(reply):
     if not tokens:
         return ScoredReply(text)
     fields = {name: span_score(span, tokens) for name, span in field_spans(text).items()}
-    scores = {"confidence": reply.confidence, "least_sure": _least_sure(tokens), "field_scores": fields}
+    scores = {"confidence": reply.confidence, "token_scores": tuple(p for _, p in tokens)}
+    scores |= {"least_sure": _least_sure(tokens), "field_scores": fields}
     return ScoredReply(text, score_boxes(text, tokens), **scores)
 
 
@@ -87,26 +89,26 @@ def field_spans(text):
 class Calibration:
     """How often answers of a confidence were right, on rows whose truth is known.
 
-    `chance_right(confidence)` is what a confidence is worth: confidence^(1 / temperature), fitted to whether the
-    answers were right. Without a temperature it is None, and `why` says why: the confidences then only rank.
+    `chance_right(row)` is what a row's confidence is worth. Without a temperature it is None, and `why` says why: the
+    confidences then only rank.
     """
 
-    confidences: tuple[float, ...]  # the surest first; 0 for an answer that was cut
+    chances: tuple[float, ...]  # the surest first: to be right, or without a temperature the confidences; 0 if cut
     rights: tuple[bool, ...]  # whether each was right
     temperature: float | None
     weights: str = ""  # the fingerprint of the model that answered
     why: str = ""  # uncalibrated
 
-    def chance_right(self, confidence):
-        """The calibrated confidence, 0 to 1; None without a temperature, and for None."""
-        if self.temperature is None or confidence is None:
+    def chance_right(self, row):
+        """The calibrated confidence of a row, 0 to 1; None without a temperature, and for an answer that was cut."""
+        if self.temperature is None or row.confidence is None:
             return None
-        return confidence ** (1 / self.temperature)
+        return float(tempered([row.token_scores], self.temperature)[0])
 
     @property
     def auroc(self):
         """How well confidence ranks: the chance that a right answer is surer than a wrong one. None without both."""
-        return ranking_score(self.confidences, self.rights)
+        return ranking_score(self.chances, self.rights)
 
     @property
     def surest(self):
@@ -126,10 +128,10 @@ class Calibration:
     def __repr__(self):
         share, right, low, high = self.surest
         rest = f"; look at the other {1 - share:.0%}" if share < 1 else ""
-        worth = f"temperature {self.temperature:.2f}" if self.temperature else f"uncalibrated: {self.why}"
+        worth = f"Temperature {self.temperature:.2f}" if self.temperature else f"Uncalibrated: {self.why}"
         return (
-            f"the surest {share:.0%} of {len(self.rights)} validation answers are {right:.0%} right "
-            f"({100 * low:.0f}–{100 * high:.0f}){rest} ({worth})"
+            f"The surest {share:.0%} of {len(self.rights)} validation answers are {right:.0%} right "
+            f"({100 * low:.0f}–{100 * high:.0f}){rest}. {worth}."
         )
 
     @shown("charts:calibration_figure")
@@ -150,26 +152,49 @@ def calibrate(report):
             f"{len(report.rows) - len(rows)} of {len(report.rows)} rows have no confidence; expected replies of this "
             "version; evaluate again, into another folder"
         )
-    order = sorted(rows, key=lambda row: -(row.confidence or 0.0))
-    confidences, rights = tuple(row.confidence or 0.0 for row in order), tuple(row.is_right for row in order)
-    why = _why_not(rows, rights)
-    temperature = None if why else fit_temperature(confidences, rights)
-    return Calibration(confidences, rights, temperature, report.details.get("weights", ""), why)
+    why = _why_not(rows)
+    whole = [row for row in rows if row.confidence is not None]
+    temperature = None if why else fit_temperature([r.token_scores for r in whole], [r.is_right for r in whole])
+    found = Calibration((), (), temperature, report.details.get("weights", ""), why)
+    chances = [row.confidence or 0.0 if why else found.chance_right(row) or 0.0 for row in rows]
+    pairs = sorted(zip(chances, (row.is_right for row in rows), strict=True), key=lambda pair: -pair[0])
+    return replace(found, chances=tuple(pair[0] for pair in pairs), rights=tuple(pair[1] for pair in pairs))
 
 
-def _why_not(rows, rights):
+def _why_not(rows):
+    rights = [row.is_right for row in rows if row.confidence is not None]
     if any(parse_boxes(row.truth) for row in rows):
         return "the confidence of a box only ranks"
-    if len(rows) < FEWEST_ROWS:
-        return f"{len(rows)} rows, expected {FEWEST_ROWS} or more"
+    if len(rights) < FEWEST_ROWS:
+        return f"{len(rights)} whole answers, expected {FEWEST_ROWS} or more"
     return "" if len(set(rights)) == 2 else f"all answers are {'right' if rights[0] else 'wrong'}"
 
 
-def fit_temperature(confidences, rights):
-    """The T for which confidence^(1/T) says best which answers are right: the least log loss, 0.1 to 20."""
-    logs = np.log(np.clip(confidences, 1e-30, 1 - 1e-9))[:, None] / TEMPERATURES  # [N, 531]
-    losses = np.where(np.array(rights)[:, None], -logs, -np.log(-np.expm1(logs))).mean(axis=0)
-    return float(TEMPERATURES[losses.argmin()])
+def tempered(token_scores, temperature):
+    """The probability of replies whose tokens' log-odds are divided by a temperature: [N].
+
+    It is what logits divided by a temperature give where one other token holds what is left, which is nearly so for
+    an answer. On nano it tells better which answers are right than a power of the whole probability does, and nearly
+    as well as the whole logits do, of which generating keeps one number a token (benchmarks/NOTES.md).
+
+    Args: token_scores: the probabilities of each reply's tokens, at any length.
+    """
+    padded = np.ones((len(token_scores), max(map(len, token_scores))))
+    for row, scores in zip(padded, token_scores, strict=True):
+        row[: len(scores)] = np.clip(scores, LEAST, 1 - LEAST)
+    against = (1 / padded - 1) ** (1 / temperature)  # [N, tokens]
+    return np.exp(-np.log1p(against).sum(axis=1))
+
+
+def fit_temperature(token_scores, rights):
+    """The temperature at which `tempered` says best which replies are right: the least log loss, 0.1 to 20."""
+    rights = np.asarray(rights, bool)
+
+    def loss(temperature):
+        chances = np.clip(tempered(token_scores, temperature), LEAST, 1 - LEAST)
+        return -np.log(np.where(rights, chances, 1 - chances)).mean()
+
+    return float(min(TEMPERATURES, key=loss))
 
 
 def ranking_score(confidences, rights):

@@ -50,6 +50,7 @@ def evaluate(
     """Ask the last question of every row and score the reply against the row's last answer.
 
     Earlier turns of a row are given as written. A row with a field `answers`, a list of texts, accepts any of them.
+    Each row of the report has the confidence of its reply; `Report.calibration` says what it is worth.
 
     Args:
         vlm: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
@@ -69,7 +70,6 @@ def evaluate(
     score_rows, name = row_scorer(metric)
     check_options(generation, "evaluate", evaluate)
     vlm = loaded(vlm, "evaluate")
-    _check_as_trained(vlm, max_tiles)
     source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
     if isinstance(data, Data):
         measure(data, vlm.processor, draw=None, progress=progress).check(data.path)
@@ -80,14 +80,15 @@ def evaluate(
     asked = arrange(records, pictures, seed=seed)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
-    details = {"data": _name_of_data(data, source)} | details | _kept(records, asked, pictures)
+    details = {"data": name_of_data(data, source)} | details | _kept(records, asked, pictures)
     report = _score(records, asked, replies, score_rows, name, details)
     if to:
         report.save_json(Path(to) / "report.json")
     return report
 
 
-def _name_of_data(data, source):
+def name_of_data(data, source):
+    """What a report calls its data: its name, the path that it was read from, or "records"."""
     path = getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")
     return str(getattr(data, "name", path))
 
@@ -123,6 +124,7 @@ def ask_all(vlm, records, *, folder, max_tiles, batch_size, seed, progress, pict
 
     Args: folder: the journal's, as `to` of `evaluate`; the other arguments as there.
     """
+    _check_as_trained(vlm, max_tiles)
     started = time.monotonic()
     generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
@@ -223,7 +225,7 @@ def _check_as_trained(vlm, max_tiles):
         if value is not None and value != loaded[name]:
             raise CheckpointError(
                 f"{vlm.folder}: trained with {name} {value!r}, asked with {loaded[name]!r}; expected the same; load it "
-                "again" + (", or say evaluate(…, max_tiles=…) if that is the question" if name == "max_tiles" else "")
+                "again" + (", or say max_tiles=… if that is the question" if name == "max_tiles" else "")
             )
 
 

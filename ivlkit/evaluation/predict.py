@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from ..data.datasets.questions import questions_of
+from ..data.datasets.questions import left_aside, questions_of
 from ..data.files import write_whole
 from ..errors import DataError
 from ..models.options import check_options
 from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
-from .evaluate import ask_all, evaluate, fingerprint, without_places
+from .evaluate import ask_all, evaluate, fingerprint, name_of_data, without_places
 from .report import Gallery, Report, Row, writable
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -38,11 +38,11 @@ class Predictions:
 
     def chance_right(self, row):
         """The calibrated confidence of a row; None without a calibration, and for an answer that was cut."""
-        return self.calibration and self.calibration.chance_right(row.confidence)
+        return self.calibration and self.calibration.chance_right(row)
 
     def least_sure(self, k=12):
-        """The k rows with the lowest confidence, answers that were cut first."""
-        return Gallery(sorted(self.rows, key=lambda row: row.confidence or 0.0)[:k])
+        """The k rows that are least likely to be right, or have the lowest confidence; answers that were cut first."""
+        return Gallery(sorted(self.rows, key=lambda row: self.chance_right(row) or row.confidence or 0.0)[:k])
 
     def table(self):
         """A dict for each row: source, file, id, question, answer, confidence, chance_right, least_sure, fields.
@@ -75,11 +75,18 @@ class Predictions:
         """Write one self-contained page with pictures: the least sure answers first, their least sure token marked."""
         return write_whole(path, self._page(title=title))
 
-    def __repr__(self):
+    @property
+    def said(self):
+        """Sentences: how many answers, how many were cut, what was left aside, what a confidence is worth."""
         cut = sum(bool(row.least_sure) and row.confidence is None for row in self.rows)
-        said = f"; {cut} were cut before their end" if cut else ""
-        worth = f"\n{self.calibration}" if self.calibration else "; uncalibrated: give validation= rows with answers"
-        return f"Predictions({len(self.rows):,} answers, model: {self.details['model']}{said}{worth})"
+        more = [f"Cut before their end: {cut:,}."] if cut else []
+        if aside := self.details.get("left aside"):
+            more.append(f"Left aside: {aside}.")
+        worth = str(self.calibration or "The confidences are uncalibrated; give validation rows, with answers.")
+        return [f"{len(self.rows):,} answers; the model: {self.details['model']}.", *more, worth]
+
+    def __repr__(self):
+        return "\n".join(self.said)
 
     _repr_html_ = shown("answers:predictions_html")
     _page = shown("answers:predictions_page")
@@ -132,7 +139,10 @@ def predict(
     calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
     replies, details = ask_all(vlm, records, folder=journal, **options)
     rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
-    found = Predictions(rows, {"data": str(getattr(data, "path", home or "records"))} | details, calibration)
+    details = {"data": name_of_data(data, data)} | details
+    if aside := left_aside(data):
+        details |= {"left aside": f"{len(aside):,} files that are no picture and no video, such as {aside[0]}"}
+    found = Predictions(rows, details, calibration)
     if to:
         found.save(to)
     return found

@@ -44,6 +44,7 @@ class Row:
     video: Video | None = None  # instead of images
     box_scores: tuple[float, ...] = ()  # of the boxes of the reply: the probability of each one's tokens, if known
     confidence: float | None = None  # probability of the whole reply with its closing token; None: it was cut
+    token_scores: tuple[float, ...] = ()  # the probability of each of its tokens, the closing one last, if known
     least_sure: tuple = ()  # the least probable token: (its begin, its end in the reply, probability), if known
     field_scores: dict = field(default_factory=dict)  # {"sum": 0.93}: of the values of a JSON reply, as box_scores
 
@@ -388,5 +389,6 @@ def _read_row(saved):
         answers=tuple(row.answers),
         video=video,
         box_scores=tuple(row.box_scores),
+        token_scores=tuple(row.token_scores),
         least_sure=tuple(row.least_sure),
     )

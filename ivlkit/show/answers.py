@@ -148,7 +148,7 @@ def predictions_page(predictions, *, title):
 def _answered(predictions, examples):
     curve = predictions.calibration.figure().to_html() if predictions.calibration else ""
     cards = [_card(row) for row in predictions.least_sure(examples)]
-    said = "".join(f"<p><b>{text_html(line)}</b></p>" for line in repr(predictions).splitlines())
+    said = "".join(f"<p><b>{text_html(line)}</b></p>" for line in predictions.said)
     details = table_html(predictions.details.items(), title="How this was answered")
     return f"{said}{curve}<h3>The {len(cards)} least sure</h3>{cards_html(cards)}{details}"
 

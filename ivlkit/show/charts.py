@@ -126,10 +126,10 @@ def calibration_figure(calibration):
     axes.fill_between(shares, lows, highs, color=BLUE, alpha=0.2, label="95 %")
     axes.plot(shares, rights, color=BLUE, marker="o", markersize=3, label="right among these")
     axes.axvline(100 * calibration.surest[0], color="gray", linestyle="--", label="look at those to the right")
-    axes.set(xlabel="the surest … % of the answers", ylabel="right", title="surest answers first")
+    axes.set(xlim=(0, 100), xlabel="the surest … % of the answers", ylabel="right", title="surest answers first")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     return figure
 
 

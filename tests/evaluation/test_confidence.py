@@ -7,7 +7,14 @@ import pytest
 
 from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
-from ivlkit.evaluation.confidence import calibration_error, field_spans, fit_temperature, ranking_score, scored
+from ivlkit.evaluation.confidence import (
+    calibration_error,
+    field_spans,
+    fit_temperature,
+    ranking_score,
+    scored,
+    tempered,
+)
 from ivlkit.evaluation.report import Report, Row
 from ivlkit.models.chat import Reply
 
@@ -57,34 +64,48 @@ class TestScores:
 
 
 def report(confidences, rights, truth="1"):
-    rows = [
-        Row(f"v:{n}", "q", truth, "1", float(right), confidence=sure, least_sure=(0, 1, sure or 0.5))
-        for n, (sure, right) in enumerate(zip(confidences, rights, strict=True))
-    ]
+    rows = []
+    for n, (sure, right) in enumerate(zip(confidences, rights, strict=True)):
+        scores = {"confidence": sure, "token_scores": (sure or 0.5,), "least_sure": (0, 1, sure or 0.5)}
+        rows.append(Row(f"v:{n}", "q", truth, "1", float(right), **scores))
     return Report("exact_match", tuple(rows), {"weights": "abc"})
 
 
 def draws(count, *, temperature=2.0):
-    """Confidences, and answers that are right as often as confidence^(1/temperature) says."""
+    """Confidences of one token, and answers whose odds to be right are its odds ** (1 / temperature)."""
     rng = random.Random(0)
     confidences = [rng.random() for _ in range(count)]
-    return confidences, [rng.random() < value ** (1 / temperature) for value in confidences]
+    odds = [(value / (1 - value)) ** (1 / temperature) for value in confidences]
+    return confidences, [rng.random() < value / (1 + value) for value in odds]
 
 
 class TestCalibration:
     def test_the_temperature_that_the_answers_were_drawn_with_is_found(self):
-        assert fit_temperature(*draws(20_000)) == pytest.approx(2.0, rel=0.05)
+        confidences, rights = draws(20_000)
+        assert fit_temperature([(value,) for value in confidences], rights) == pytest.approx(2.0, rel=0.05)
+
+    def test_a_reply_of_several_tokens_by_hand(self):
+        """Odds 9 and 4 become 3 and 2: 3/4 · 2/3; shorter replies are padded with what is certain."""
+        assert tempered([(0.9, 0.8), (0.9,)], 2.0) == pytest.approx([0.5, 0.75], abs=1e-3)
+
+    def test_at_temperature_one_it_is_the_confidence(self):
+        assert tempered([(0.9, 0.5)], 1.0) == pytest.approx([0.45])
+
+    def test_other_replies_beside_it_change_nothing(self):
+        alone = tempered([(0.9,)], 20.0)
+        assert tempered([(0.9,), (0.9,) * 30], 20.0)[0] == alone[0]
 
     def test_its_chances_are_how_often_answers_are_right(self):
         confidences, rights = draws(5000)
         found = report(confidences, rights).calibration()
-        chances = [found.chance_right(value) for value in confidences]
-        assert calibration_error(confidences, rights) > 0.1 > 0.03 > calibration_error(chances, rights)
+        chances = tempered([(value,) for value in confidences], found.temperature)
+        assert found.chances == tuple(sorted(chances, reverse=True))
+        assert calibration_error(confidences, rights) > 0.07 > 0.03 > calibration_error(chances, rights)
 
     def test_fewer_than_50_rows_are_uncalibrated(self):
         found = report(*draws(49)).calibration()
-        assert found.temperature is None and found.chance_right(0.5) is None
-        assert "(uncalibrated: 49 rows, expected 50 or more)" in repr(found)
+        assert found.temperature is None and found.chance_right(report([0.5], [1]).rows[0]) is None
+        assert "Uncalibrated: 49 whole answers, expected 50 or more." in repr(found)
         assert report(*draws(50)).calibration().temperature is not None
 
     def test_all_right_is_uncalibrated(self):
@@ -95,20 +116,20 @@ class TestCalibration:
         assert found.temperature is None and "only ranks" in found.why
 
     def test_the_sentence_names_the_surest_that_are_right_and_the_rest(self):
-        """Of 100 answers the surest 62 hold one that is wrong, all others are: 61 of 62 is the last group of 98 %."""
-        rights = [True] * 30 + [False] + [True] * 31 + [False] * 38
-        found = report([1 - n / 100 for n in range(100)], rights).calibration()
+        """Of 99 answers the surest 62 hold one that is wrong, all others are: 61 of 62 is the last group of 98 %."""
+        rights = [True] * 30 + [False] + [True] * 31 + [False] * 37
+        found = report([0.99 - n / 100 for n in range(99)], rights).calibration()
         assert repr(found).startswith(
-            "the surest 62% of 100 validation answers are 98% right (91–100); look at the other 38% (temperature"
+            "The surest 63% of 99 validation answers are 98% right (91–100); look at the other 37%. Temperature"
         )
 
     def test_where_none_are_sure_enough_the_surest_fifth_is_told(self):
-        found = report([1 - n / 100 for n in range(100)], [n % 2 for n in range(100)]).calibration()
+        found = report([0.995 - n / 101 for n in range(100)], [n % 2 for n in range(100)]).calibration()
         assert found.surest[:2] == (0.2, 0.5)
 
     def test_a_cut_answer_counts_as_the_least_sure(self):
         found = report([None, 0.5], [0, 1]).calibration()
-        assert found.confidences == (0.5, 0.0) and found.rights == (True, False)
+        assert found.chances == (0.5, 0.0) and found.rights == (True, False)
 
     def test_a_report_of_an_earlier_version_is_refused(self):
         old = Report("exact_match", (Row("v:1", "q", "1", "1", 1.0),), {})

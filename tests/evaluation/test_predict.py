@@ -44,6 +44,10 @@ class TestWhatIsAskedAbout:
         assert [row.extra["file"] for row in found] == ["a.PNG", "b.png", "more/c.png"]
         assert found[1].reply == tiny_vlm.chat("What is it?", photos / "b.png", max_new_tokens=4).text
 
+    def test_other_files_of_the_folder_are_named(self, tiny_vlm, photos):
+        said = "1 files that are no picture and no video, such as notes.txt"
+        assert predict(tiny_vlm, photos, **ASKED).details["left aside"] == said
+
     def test_pictures_without_a_question_are_refused(self, tiny_vlm, photos):
         with pytest.raises(DataError, match=r"a\.PNG: no question; expected one that is asked about every picture"):
             predict(tiny_vlm, photos, **NEW)
@@ -133,16 +137,17 @@ class TestWhatAConfidenceIsWorth:
     def test_a_validation_report_of_the_model_makes_chances_of_confidences(self, tmp_path):
         nano = load("nano")
         known = evaluate(nano, self.rows(*range(50)), **NEW)
-        halves = tuple(replace(row, score=float(n % 2), confidence=0.5) for n, row in enumerate(known.rows))
+        sure = {"confidence": 0.8, "token_scores": (0.8,)}
+        rows = tuple(replace(row, score=float(n % 5 > 0), **sure) for n, row in enumerate(known.rows))
         asked = [Record(id=0, turns=(Turn("user", "What is 2 + 2?"),), where="b:1")]
-        found = predict(nano, asked, validation=replace(known, rows=halves), progress=False)
-        assert found.calibration.temperature == pytest.approx(1, rel=0.02)  # of a confidence of 0.5 half are right
+        found = predict(nano, asked, validation=replace(known, rows=rows), progress=False)
+        assert found.calibration.temperature == pytest.approx(1, rel=0.02)  # four in five are right, as it says
         assert found.table()[0]["chance_right"] == pytest.approx(found[0].confidence, rel=0.05)
-        assert "the surest" in repr(found) and "uncalibrated" not in repr(found)
+        assert "The surest" in repr(found) and "ncalibrated" not in repr(found)
 
     def test_validation_rows_may_be_given_and_are_kept_in_the_journal(self, tiny_vlm, tmp_path):
         found = predict(tiny_vlm, self.rows(3), validation=self.rows(0, 1), to=tmp_path / "a.csv", **NEW)
-        assert "uncalibrated: 2 rows, expected 50 or more" in repr(found)
+        assert "Uncalibrated: 0 whole answers, expected 50 or more" in repr(found)
         assert (tmp_path / "a.csv.replies" / "validation" / "report.json").exists()
 
     def test_a_report_of_another_model_is_refused(self, tiny_vlm):

@@ -32,7 +32,7 @@ def questions_of(data, *, question=None, root=None):
         raise DataError(f"{path}: does not exist; expected pictures, a table or rows; check the path")
     suffix, root = path.suffix.lower(), Path(root) if root else path if path.is_dir() else path.parent
     if path.is_dir() and not (path / "meta.json").exists():
-        return list(_each_file(path, question)), root
+        return _each_file(path, question), root
     if suffix in MEDIA_SUFFIXES and path.is_file():
         return [_of_file(path, path.name, question)], root
     if suffix in TABLE_SUFFIXES:
@@ -55,16 +55,24 @@ def _asking(record):
 
 
 def _each_file(folder, question):
-    """Files in the order of their names; others than pictures and videos are no rows, hidden ones are passed over."""
-    found = 0
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        is_media = path.suffix.lower() in MEDIA_SUFFIXES
-        if is_media and path.is_file() and not any(part.startswith(".") for part in name.parts):
-            found += 1
-            yield _of_file(path, name.as_posix(), question)
-    if not found:
+    """Pictures and videos in the order of their names."""
+    names = [name for name in _files_in(folder) if name.suffix.lower() in MEDIA_SUFFIXES]
+    if not names:
         raise DataError(f"{folder}: no picture or video; expected one at least, {', '.join(sorted(MEDIA_SUFFIXES))}")
+    return [_of_file(folder / name, name.as_posix(), question) for name in names]
+
+
+def left_aside(data):
+    """Names of a folder's files that are no picture and no video, and so no rows; hidden ones don't count."""
+    if not isinstance(data, (str, os.PathLike)) or not os.path.isdir(data) or (Path(data) / "meta.json").exists():
+        return []
+    return [name.as_posix() for name in _files_in(data) if name.suffix.lower() not in MEDIA_SUFFIXES]
+
+
+def _files_in(folder):
+    """Names of the files in it and in its sub-folders, but hidden ones, in order."""
+    names = (path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return [name for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def _of_file(path, name, question):
