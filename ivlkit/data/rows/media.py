@@ -133,7 +133,7 @@ def _may_be_cut(kind, head, tail, size_bytes):
 def is_turned(source):
     """Whether its EXIF turns or mirrors a picture file: nothing says which way up boxes on it were drawn."""
     with OpenPicture(source) as picture:
-        return _orientation(picture.image, UPRIGHT_ON_WHITE) != 1
+        return picture.orientation in TURNS
 
 
 def degrade_jpeg(image, quality):
