@@ -55,8 +55,15 @@ class Run:
 
     @property
     def spec(self):
-        """The contents of run.yaml."""
-        return yaml.safe_load((self.folder / "run.yaml").read_text())
+        """The contents of run.yaml. Raises: TrainingError where they are damaged."""
+        with suppress(UnicodeError, yaml.YAMLError):
+            found = yaml.safe_load((self.folder / "run.yaml").read_text())
+            if isinstance(found, dict) and {"recipe", "data", "versions"} <= found.keys():
+                return found
+        raise TrainingError(
+            f"{self.folder / 'run.yaml'}: can't be read as the description of a run; expected it as it was written; "
+            "train in another folder"
+        )
 
     @property
     def spec_path(self):

@@ -140,7 +140,7 @@ def _identify(recipe, folder, *, data, validation, metric):
 
 def _own_part(folder):
     """Of run.yaml what decides the run: its recipe and its data."""
-    existing = yaml.safe_load((folder / "run.yaml").read_text())
+    existing = Run(folder).spec
     return {key: existing[key] for key in existing if key not in BESIDE_SPEC}
 
 

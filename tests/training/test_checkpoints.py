@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,17 +203,31 @@ def test_the_digest_of_a_plan_knows_sizes_seeds_and_cuts(start):
 # kills ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["nano-lora", "nano-full"])
-def test_a_run_that_is_killed_or_damaged_ends_with_the_bits_of_an_undisturbed_one(tiny, tmp_path, kind):
-    command = [sys.executable, "benchmarks/faults.py", "--model", str(tiny), "--recipe", kind, "--kills", "4"]
+def run_faults(tiny, tmp_path, *options):
+    """The JSON lines of `benchmarks/faults.py`, which must end with 0."""
     done = subprocess.run(
-        [*command, "--faults", "damage"],
+        [sys.executable, "benchmarks/faults.py", "--model", str(tiny), *options],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    kills, damage = map(json.loads, done.stdout.splitlines())
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["nano-lora", "nano-full"])
+def test_a_run_that_is_killed_or_damaged_ends_with_the_bits_of_an_undisturbed_one(tiny, tmp_path, kind):
+    kills, damage = run_faults(tiny, tmp_path, "--recipe", kind, "--kills", "4", "--faults", "damage")
     assert (kills["kills"], kills["survived"], kills["unequal"], kills["failed"]) == (4, True, [], [])
     assert damage["survived"] and damage["cases"] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="file events need Linux and a C compiler")
+def test_a_run_survives_its_death_at_a_file_event_and_torn_files(tiny, tmp_path):
+    """Of the two tables in benchmarks/NOTES.md six cases each, from the first to the last."""
+    options = ("--recipe", "nano-lora", "--kills", "0", "--faults", "events", "torn", "--most", "6")
+    kills, torn = run_faults(tiny, tmp_path, *options)
+    assert (kills["cases"], kills["problems"], torn["cases"], torn["problems"]) == (6, [], 6, [])
+    assert kills["events"] > 100 and {"open", "write", "rename", "unlink", "mkdir", "fsync"} <= kills["kinds"].keys()

@@ -566,11 +566,26 @@ def test_a_run_whose_only_checkpoint_is_damaged_begins_anew_and_says_so(rows, ch
     assert run.state == "finished"
 
 
-def test_a_checkpoint_does_not_go_on_in_another_plan(rows, chosen, here):
+@pytest.mark.parametrize("found", [b"0" * 64, b"", b"\xcf" * 64], ids=["another", "empty", "no text"])
+def test_a_checkpoint_does_not_go_on_in_another_plan(rows, chosen, here, found):
     run = here(write_run(chosen, open_data(rows)), stop_at=6)
-    (run.folder / "plan.sha256").write_text("0" * 64)
-    with pytest.raises(TrainingError, match="the rows are now cut into other batches than when it was begun"):
+    (run.folder / "plan.sha256").write_bytes(found)
+    with pytest.raises(
+        TrainingError, match="the rows are now cut into other batches than when it was begun, by its plan"
+    ):
         here(run)
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda text: text[:-200], lambda text: b"", lambda text: b"\0" * 9, lambda text: b"\xcf"]
+)
+def test_a_torn_run_yaml_is_named_and_nothing_is_trained(rows, chosen, harm):
+    run = write_run(chosen, open_data(rows))
+    run.folder.joinpath("run.yaml").write_bytes(harm(run.folder.joinpath("run.yaml").read_bytes()))
+    for use in (lambda: execute(run.folder), lambda: write_run(chosen, open_data(rows))):
+        with pytest.raises(TrainingError, match=r"run\.yaml: can't be read as the description of a run"):
+            use()
+    assert "run.yaml: can't be read" in run.error
 
 
 def test_a_full_disk_is_said_without_any_room_to_say_it(rows, chosen, tmp_path, monkeypatch):

@@ -382,9 +382,10 @@ def _notice(folder, text):
 def _check_plan(run, plan, *, goes_on):
     """A checkpoint's place in the data means something only in the plan that it was made by."""
     path = run.folder / PLAN_FILE
-    if goes_on and path.exists() and path.read_text() != plan.digest:
+    if goes_on and path.exists() and path.read_bytes() != plan.digest.encode():
         raise TrainingError(
-            f"{run.folder}: the rows are now cut into other batches than when it was begun; expected its own plan (the "
-            "same ivlkit, the same pictures); remove its checkpoints, or train in another folder"
+            f"{run.folder}: the rows are now cut into other batches than when it was begun, by its {PLAN_FILE}; "
+            "expected its own plan (the same ivlkit, the same pictures); remove its checkpoints, or train in another "
+            "folder"
         )
     write_whole(path, plan.digest)
