@@ -4,6 +4,7 @@ The public names are loaded when first used: `import ivlkit` takes milliseconds 
 """
 
 import importlib
+import logging
 import os
 
 # Threads of the CPU's math library that wait soon give their core away: a notebook and the run that it started share
@@ -11,6 +12,9 @@ import os
 # a fifth and make a step on cores of its own a seventh faster. Values of your own stay.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -3,7 +3,6 @@
 import copy
 import gc
 import json
-import logging
 import math
 import warnings
 from contextlib import contextmanager
@@ -34,8 +33,6 @@ _DECODER, _TOWER = "language_model.model.layers.", "vision_model.encoder.layers.
 QUANTISED_KEYS = {"4bit": _DECODER, "float8": (_DECODER, _TOWER)}
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 ORIGIN_FILE = "ivlkit.json"  # beside weights that a run wrote: which base they belong to
-# It asks for a package that only 4-bit products on some CPUs are faster with, once peft imports it.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 register_with_transformers(ReleasedInternVLForConditionalGeneration.__name__)
 
 
