@@ -132,7 +132,7 @@ def expect_export_and_share(results):
 
 
 def expect_my_project(results):
-    assert (results["lines"], results["listed"], results["unusable"]) == (300, 2, 1)
+    assert (results["lines"], results["listed"], results["unusable"]) == (300, 3, 0)
     assert results["train"] + results["validation"] + results["test"] == 297 and results["state"] == "finished"
     assert results["after"] >= results["before"] and results["after"] > results["shuffled"] + 0.25
     assert all(results["pages"]) and results["same_reply_after_export"]
