@@ -566,6 +566,16 @@ def test_a_run_whose_only_checkpoint_is_damaged_begins_anew_and_says_so(rows, ch
     assert run.state == "finished"
 
 
+def test_checkpoints_too_many_go_though_no_other_is_written(rows, chosen, here):
+    """The run was killed after its last checkpoint was there and before the older one was gone."""
+    run = here(write_run(chosen, open_data(rows)))
+    (last,) = run.folder.glob("checkpoint-*")
+    shutil.copytree(last, run.folder / "checkpoint-1")
+    shutil.rmtree(run.folder / "final")
+    here(run)
+    assert (list(run.folder.glob("checkpoint-*")), run.state) == ([last], "finished")
+
+
 @pytest.mark.parametrize("found", [b"0" * 64, b"", b"\xcf" * 64], ids=["another", "empty", "no text"])
 def test_a_checkpoint_does_not_go_on_in_another_plan(rows, chosen, here, found):
     run = here(write_run(chosen, open_data(rows)), stop_at=6)

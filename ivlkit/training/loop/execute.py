@@ -97,6 +97,7 @@ def _execute(run):
     training, vlm, attention = _prepare(run, device)
     plan, writes = training.micro_batches.batches, training.accelerator.is_main_process
     if writes:
+        keep_newest(run.folder, recipe.save_total_limit)  # it may have been killed before the older ones went
         _check_plan(run, plan, goes_on=checkpoint is not None)
         print(summary_text(training.model, recipe), plan, attention, sep="\n", flush=True)
         if recipe.name in RELEASED and plan.steps < FEW_UPDATES and not checkpoint:

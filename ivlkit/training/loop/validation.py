@@ -63,6 +63,8 @@ class Validate:
         if self.training.step == 0:
             self._validate(0)
         else:
+            if best := find_best(self.folder):  # two, if it was killed before the older one went
+                self._forget_all_but(best["path"])
             (self.gave_up,) = broadcast_object_list([self._is_patience_over(self.training.step)])
 
     def validate_if_due(self):
@@ -128,8 +130,11 @@ class Validate:
                 kept = {key: line[key] for key in BEST_KEYS} | {"row_losses": self.row_losses.tolist()}
                 (aside / BEST_FILE).write_text(json.dumps(kept))
                 write_contents(aside)
-        for path in _kept(self.folder) if writes else ():
-            if path != to:
+        self._forget_all_but(to)
+
+    def _forget_all_but(self, kept):
+        for path in _kept(self.folder) if self.training.accelerator.is_main_process else ():
+            if path != kept:
                 vanish(path)
 
 
