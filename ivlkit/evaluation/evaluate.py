@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 import time
 from numbers import Integral
 from pathlib import Path
@@ -30,7 +29,6 @@ from .pictures import arrange, content_key, kept_own, media_key
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
-SAID_AFTER = 32  # replies, from which on it is known how long all will take
 SAMPLES = 64  # numbers of each tensor that a model's fingerprint is made of
 
 
@@ -147,21 +145,11 @@ def _ask(vlm, records, budgets, known, *, progress, **options):
     """The batches of replies that are missing: dicts {row number: `ScoredReply`}."""
     conversations = [(asked_turns(record), record.video or record.images) for record in records]
     options |= {"max_tiles": budgets, "done": set(known), "probabilities": True}
-    began, answered = time.monotonic(), 0
     with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:
         for batch in iterate_replies(vlm, conversations, **options):
             new = {number: scored(reply) for number, reply in batch if number not in known}
             bar.update(len(new))
-            if progress and answered < SAID_AFTER <= answered + len(new):
-                left = (time.monotonic() - began) / (answered + len(new)) * (len(records) - bar.n)
-                bar.write(f"{bar.n:,} of {len(records):,} answered: about {_duration(left)} left", file=sys.stderr)
-            answered += len(new)
             yield new
-
-
-def _duration(seconds):
-    """ "2.3 hours", "12 minutes"."""
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
 
 
 def asked_turns(record):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_file(tiny, tiny_vlm, tmp_pa
     predict(tiny_vlm, data, to=table, batch_size=2, **NEW)
 
 
-def test_how_long_it_takes_is_said_after_32_rows(tiny_vlm, capsys):
+def test_the_bar_says_how_long_it_takes(tiny_vlm, capsys):
     rows = [Record(id=n, turns=(Turn("user", f"Tell me about {n}"),), where=f"a:{n}") for n in range(34)]
     predict(tiny_vlm, rows, max_new_tokens=2)
-    assert "32 of 34 answered: about 0 minutes left" in capsys.readouterr().err
+    assert re.search(r"34/34 \[\d+:\d+<\d+:\d+", capsys.readouterr().err)
