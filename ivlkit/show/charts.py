@@ -45,7 +45,7 @@ def curves_figure(panels, *, across):
     Returns: matplotlib figure.
     """
     told = [f"{what} over {across}, {name} {_told(line)}" for what in panels for name, line in panels[what].items()]
-    figure = ShownFigure(figsize=(1 + 4.5 * len(panels), 3.2), layout="constrained", alt="; ".join(told))
+    figure = ShownFigure(figsize=(2 + 4.5 * len(panels), 3.2), layout="constrained", alt="; ".join(told))
     for axes, (what, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for place, (name, line) in enumerate(lines.items()):
             colour, marker = (BLUE, ORANGE, GREEN, PINK, RED)[place % 5], "osD^v"[place % 5]
@@ -55,8 +55,9 @@ def curves_figure(panels, *, across):
             axes.vlines(list(bars), *np.reshape(list(bars.values()), (-1, 2)).T, color=colour)
             if bars:
                 axes.yaxis.set_major_formatter("{x:.0%}")
-            if len(line) <= FEW:
-                axes.set_xticks(list(line))
+        places = {place for line in lines.values() for place in line}
+        if len(places) <= FEW:
+            axes.set_xticks(sorted(places))
         axes.set(xlabel=across, ylabel=what)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)

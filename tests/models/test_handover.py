@@ -27,7 +27,7 @@ for cell in cells:
     exec(cell["source"], found)
 print(json.dumps({"user": __import__("os").getuid(), "cells": len(cells), "score": found["report"].score,
     "difference": found["scores"].difference, "replies": [row.reply for row in found["report"].rows],
-    "asked": found["reply"].text}))
+    "asked": found["reply"].text, "predicted": [row.reply for row in found["found"].rows]}))
 """
 
 
@@ -123,7 +123,7 @@ def test_opened_elsewhere_by_someone_else_it_gives_the_same_score(made, rows, tm
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["cells"] == 4 and found["user"] == other.get("user", os.getuid())
     assert (found["score"], found["difference"]) == (report.score, 0.0)
-    assert found["replies"] == [row.reply for row in report.rows]
+    assert found["predicted"] == found["replies"] == [row.reply for row in report.rows]
 
 
 def test_what_is_missing_for_it_is_named_and_nothing_is_left(made, rows):

@@ -49,7 +49,7 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
         scores: {"what was measured": number} for the model card.
         device: of the proof; default the GPU if there is one.
         handover: of a run, also write `handover/` for a colleague: labels and split as tables, run.yaml, the report,
-            the test rows with their pictures (PNG, without metadata), and a notebook that loads, asks and scores.
+            the test rows with their pictures (PNG, without metadata), and a notebook to load, ask and score.
         test, report: the test rows (what `open_data` gives, or a path), and what `evaluate` found on them.
     Returns: the folder.
     Raises: ExportError if the disk is too small, the layout can't hold the model, or the reloaded model differs.

@@ -19,7 +19,8 @@ ROWS = "test/rows.jsonl"
 _CELLS = (
     'import ivlkit as ivl\n\nvlm = ivl.load("..")  # the model: this folder\'s parent\nvlm',
     "reply = vlm.chat({question!r}, images={images!r})\nreply",
-    'report = ivl.evaluate(vlm, "test/rows.jsonl", metric={metric!r}, **{options})\nreport.worst()',
+    'found = ivl.predict(vlm, "test/rows.jsonl", **{options})  # or a folder of new pictures, with question="…"\nfound',
+    'report = ivl.evaluate(vlm, "test/rows.jsonl", metric={metric!r}, **{options})\n'
     'scores = ivl.compare("report.json", report)  # the score that was handed over beside this one\nscores',
 )
 
