@@ -19,7 +19,7 @@ import ivlkit as ivl
 from ivlkit.data.checking.doctor import diagnose
 from ivlkit.data.checking.examine import BAD, GOOD, Task
 from ivlkit.data.checking.findings import KINDS, LEVELS
-from ivlkit.data.checking.lengths import epoch_lengths
+from ivlkit.data.checking.lengths import epoch_lengths, row_lengths
 from ivlkit.data.checking.mend import mend
 from ivlkit.data.checking.processes import examine_all
 from ivlkit.data.datasets.opening import open_data
@@ -28,12 +28,6 @@ from ivlkit.data.processor import light_processor
 from ivlkit.errors import DataError
 
 USER, BOT = "human", "gpt"
-
-
-def row_lengths(data, processor, *, max_length=None):
-    """(tokens, tiles) of a run's first epoch, of every row."""
-    found = epoch_lengths(data, processor, seed=0, epochs=1, max_length=max_length)
-    return [counts.reshape(-1) for counts in found]
 
 
 def talk(*values, roles=(USER, BOT)):

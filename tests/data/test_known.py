@@ -10,7 +10,7 @@ import pytest
 
 import ivlkit.data.checking.lengths as lengths_module
 from ivlkit.data.checking import processes
-from ivlkit.data.checking.lengths import epoch_lengths, measure
+from ivlkit.data.checking.lengths import epoch_lengths, measure, row_lengths
 from ivlkit.data.datasets.index import STORED_FROM_BYTES
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
@@ -19,12 +19,6 @@ from ivlkit.training.loop.schedule import check_rows
 from ivlkit.training.recipes import recipe
 
 LENGTH = 300  # tokens: 13 tiles of 16 and a short text fit
-
-
-def row_lengths(data, processor, *, max_length=None):
-    """(tokens, tiles) of a run's first epoch, of every row."""
-    found = epoch_lengths(data, processor, seed=0, epochs=1, max_length=max_length)
-    return [counts.reshape(-1) for counts in found]
 
 
 @pytest.fixture

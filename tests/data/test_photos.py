@@ -227,7 +227,7 @@ def test_boxes_on_a_picture_that_its_exif_turns_are_a_warning(found, phone, phot
     assert image_size(phone) == (240, 320)
     rows = [row("Where?", BOX, "phone.jpg"), row("Where?", BOX, "flat.jpg"), row("What?", "A dog", "phone.jpg")]
     ((where, said),) = found(rows, "turned_picture")
-    assert where == "train.jsonl:1" and said.endswith("phone.jpg', which its EXIF turns")
+    assert where == "train.jsonl:1" and said.endswith(", which its EXIF turns")
 
 
 def test_a_declared_size_that_only_the_turn_explains_is_never_mended(found, phone, tmp_path):

@@ -122,7 +122,7 @@ def answer(monkeypatch, tiny_vlm):
     """`answer(task, replies)` → the report of a model that gives these replies."""
 
     def scripted(task, replies, **options):
-        pairs = [(number, SimpleNamespace(text=text)) for number, text in enumerate(replies)]
+        pairs = [(number, SimpleNamespace(text=text, tokens=())) for number, text in enumerate(replies)]
         monkeypatch.setattr("ivlkit.evaluation.evaluate.iterate_replies", lambda *_, **__: [pairs])
         return task.evaluate(tiny_vlm, progress=False, **options)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ivlkit.errors import RecipeError, TrainingError
-from ivlkit.evaluation import sweep as module
+from ivlkit.evaluation.trials import sweep as module
 from ivlkit.evaluation.trials.sweep import Sweep, sweep
 from ivlkit.training.recipes import recipe
 from ivlkit.training.run import Run

@@ -42,7 +42,7 @@ def make_run(tiny, tmp_path):
                         parameter.add_(0.2 * torch.randn_like(parameter))
             save_trained(model, folder)
             (folder / "ivlkit.json").write_text(json.dumps({"base": str(tiny), "max_tiles": 2}))
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"recipe": settings.to_dict()}))
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"recipe": settings.to_dict(), "data": {}, "versions": {}}))
         return Run(tmp_path)
 
     return make

@@ -111,6 +111,12 @@ def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=Non
     return drawn[0], drawn[1]
 
 
+def row_lengths(data, processor, *, max_length=None):
+    """(tokens, tiles) of every row as the first epoch of a run has it, int64 [rows] each."""
+    tokens, tiles = epoch_lengths(data, processor, seed=0, epochs=1, max_length=max_length)
+    return tokens.reshape(-1), tiles.reshape(-1)
+
+
 def _spread(data, known):
     """(int64 [3, rows], bool [rows]) of `KnownRows` of each source, for every row of `Data`."""
     sources, rows = data.places()
