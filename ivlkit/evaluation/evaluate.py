@@ -53,8 +53,9 @@ def evaluate(
     Args:
         vlm: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
         data: what `open_data` gives, a path, or a list of records.
-        metric: a name of METRICS or CORPUS_METRICS, or a function of (reply, truth) that gives 0 to 1; the truth is a
-            text, for rows with `answers` a tuple of texts. A judge that is a model of its own is such a function.
+        metric: "exact_match", "anls", "vqa_accuracy", "number", "ap50", …: a name of METRICS or CORPUS_METRICS in
+            `ivlkit.evaluation.metrics`; or a function of (reply, truth) that gives 0 to 1; the truth is a text, for
+            rows with `answers` a tuple of texts. A judge that is a model of its own is such a function.
         pictures: "right", or as a control "shuffled" (another row's, by `seed`) or "none"; see `Report.with_control`.
         max_tiles: tile budget instead of the model's and the rows' own: what do more tiles give?
         to: a folder that keeps each batch's replies. Called again, also after a kill, it goes on where it stopped; the

@@ -359,6 +359,9 @@ RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 def recipe(name, /, **changes):
     """A named recipe with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
 
+    A recipe has values of its own, which `print(recipe("2b-lora"))` shows, in place of the defaults below. Where
+    `packing` is false, `total_batch` is a multiple of gpus × `per_device_batch`: set both for a smaller one.
+
     Raises: RecipeError for an unknown name or field, with the nearest known one.
     """
     if not isinstance(name, str) or name.endswith((".json", ".jsonl", ".csv")):
@@ -374,7 +377,8 @@ def recipe(name, /, **changes):
 
 if recipe.__doc__:  # not under python -OO
     _FIELD = re.compile(r"    [a-z]\w*: .* = |    (?:name|model): ")
-    recipe.__doc__ += "\n    Fields:\n" + "".join(f"    {line}" for line in getlines(__file__) if _FIELD.match(line))
+    _lines = "".join(f"    {line}" for line in getlines(__file__) if _FIELD.match(line))
+    recipe.__doc__ += f"\n    Names: {', '.join(RECIPES)}\n\n    Fields:\n{_lines}"
 
 
 def overfitting(recipe, rows):

@@ -26,7 +26,7 @@ def draw_set(folder, numbers):
         scene = find_box(random.Random(f"exports/{number}"), material_of("train"))
         (picture,) = scene.pictures
         picture.save(folder / f"{number:04}.png")
-        found = re.findall(r"([a-z]+ [a-z]+) at \[\[([^\]]*)\]\]", scene.said)
+        found = re.findall(r"([a-z]+ [a-z]+) at \[\[([^\]]*)\]\]", scene.in_words)
         boxes = [(name, [int(v) * side / 1000 for v, side in zip(text.split(","), picture.size * 2, strict=True)])
                  for name, text in found]  # fmt: skip
         drawn.append((f"{number:04}.png", picture.size, boxes))

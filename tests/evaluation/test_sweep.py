@@ -46,6 +46,11 @@ def test_the_smaller_of_two_that_can_not_be_told_apart_is_taken(make_sweep):
     assert found.said == "learning_rate: can't tell 0.0001 and 0.0002 apart: took the smaller; 0.0004 is worse by 0.500"
 
 
+def test_a_few_validation_rows_tell_nothing_apart(make_sweep):
+    found = make_sweep({1e-3: np.full(19, 0.1), 1e-4: np.full(19, 4.0)})
+    assert found.tied == [1e-4, 1e-3] and "can't tell 0.0001 and 0.001 apart: took the smaller" in found.said
+
+
 def test_rows_are_paired_so_that_a_small_steady_difference_is_seen(make_sweep):
     found = make_sweep({1e-4: HARD + 0.02 + NOISE / 100, 2e-4: HARD})
     assert found.tied == [2e-4] and found.run is found.runs[2e-4]

@@ -27,6 +27,9 @@ from ..report import Report
 OTHER_MEASURES = ("loss", "weighting", "model", "name")  # with another of these a loss can't be compared
 
 
+FEWEST_ROWS = 20  # of validation: fewer tell nothing apart
+
+
 @dataclass
 class Sweep:
     """Runs that differ in one field, the winner, and why it won; a notebook shows curves and a table."""
@@ -38,11 +41,15 @@ class Sweep:
     @property
     def table(self):
         """{value: (step, loss, (low, high))} of the runs that have ended, the lowest loss first: the best validation,
-        and by how much a row's loss is above the lowest run's, as a 95 % interval of the paired difference."""
+        and by how much a row's loss is above the lowest run's, as a 95 % interval of the paired difference.
+
+        Fewer than 20 rows tell nothing apart: their interval has no ends.
+        """
         best = {value: find_best(run.folder) for value, run in self.runs.items() if run.state == "finished"}
         order = sorted((value for value in best if best[value]), key=lambda value: best[value]["loss"])
         rows = {value: np.array(best[value]["row_losses"]) for value in order}
-        apart = {value: bootstrap_interval(rows[value] - rows[order[0]]) for value in order}
+        unknown = (-math.inf, math.inf) if order and len(rows[order[0]]) < FEWEST_ROWS else None
+        apart = {value: unknown or bootstrap_interval(rows[value] - rows[order[0]]) for value in order}
         return {value: (best[value]["step"], best[value]["loss"], apart[value]) for value in order}
 
     @property

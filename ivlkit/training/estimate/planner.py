@@ -169,8 +169,8 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
         data: what `open_data` gives, or a path: for the run's own batches, steps and minutes; needs the model's
             tokenizer. None: a batch as large as the recipe allows, of pictures of as many tiles as there may be.
         gpu_gib: memory to fit into, all of it free. None: the named card's, else what is free on this machine.
-        card: one of `CARDS`, to predict minutes and memory there. None: this machine's. Of a card that is named, one is
-            meant where the recipe has no number of them.
+        card: "RTX 4090", "L4", "A100", …, one of `CARDS`, for minutes and memory there. None: this machine's. Of a card
+            that is named, one is meant where the recipe has no number of them.
     Returns: `RunPlan` with a case for the recipe's own tiles, and for 12, 6 and 1.
     Raises: RecipeError for an unknown card, CheckpointError for a model that is no folder, DataError for the data.
     """
@@ -178,6 +178,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = Job(recipe, data, place)
+    _ = job.packs or recipe.accumulation  # raises what a run would, for a batch that does not divide
     cases = [_case(job, tiles) for tiles in _tile_counts(job)]
     checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
     fits = place.free_gib is None or needed_gib(cases[0].parts, place.device_type) <= place.free_gib
