@@ -178,7 +178,6 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = Job(recipe, data, place)
-    _ = job.packs or recipe.accumulation  # raises what a run would, for a batch that does not divide
     cases = [_case(job, tiles) for tiles in _tile_counts(job)]
     checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
     fits = place.free_gib is None or needed_gib(cases[0].parts, place.device_type) <= place.free_gib
