@@ -55,6 +55,8 @@ SLOW = (
     "evaluation/test_curve.py::test_each_size",
     "evaluation/test_exports_of_tools.py",
     "evaluation/test_sweep.py::TestOfRuns::test_killed",
+    "evaluation/test_confidence.py::TestCalibration::test_the_temperature",
+    "test_agents.py::test_its_code_leads",
 )
 REFERENCE = "IVLKIT_REFERENCE"  # names the folder; else it is looked for beside the repository
 
