@@ -14,7 +14,9 @@ from ..data.checking.lengths import measure
 from ..data.datasets.mixture import Data
 from ..data.datasets.opening import open_data
 from ..data.encode import picture_sizes
+from ..data.importing.convert import listed_text
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.rows.media import check_picture, image_size
 from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..hardware import package_version
@@ -29,6 +31,7 @@ from .pictures import arrange, content_key, kept_own, media_key
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
+LISTED = 10  # rows that can't be used
 SAMPLES = 64  # numbers of each tensor that a model's fingerprint is made of
 
 
@@ -73,7 +76,9 @@ def evaluate(
     if isinstance(data, Data):
         measure(data, vlm.processor, draw=None, progress=progress).check(data.path)
     records = list(data)
-    _check_rows(records, metric, vlm.processor)
+    _check_rows(records, metric)
+    if not isinstance(data, Data):
+        check_media(records, vlm.processor)
     if not isinstance(seed, Integral) or seed < 0:
         raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
     asked = arrange(records, pictures, seed=seed)
@@ -92,14 +97,38 @@ def name_of_data(data, source):
     return str(getattr(data, "name", path))
 
 
-def _check_rows(records, metric, processor):
+def check_media(records, processor):
+    """Look at every picture's header and end, and at every video's header, before the first question is asked.
+
+    Raises: DataError with the rows that can't be used, all of them counted.
+    """
+    found = [error for record in records if (error := _fault(record, processor))]
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        listed = listed_text(found[:LISTED], len(found))
+        raise DataError(f"{len(found):,} of {len(records):,} rows can't be used; mend them, or leave them out:{listed}")
+
+
+def _fault(record, processor):
+    try:
+        if record.video:
+            picture_sizes(record, processor, draw=None)
+        for image in record.images:
+            look = check_picture if isinstance(image, (str, os.PathLike)) else image_size
+            look(image, record.where, rules=processor.picture_rules)
+    except DataError as error:
+        return error
+    return None
+
+
+def _check_rows(records, metric):
     """What would fail once all replies are there fails before the first is asked for."""
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:
         if [turn.role for turn in record.turns[-2:]] != ["user", "assistant"]:
             raise DataError(f"{record.where}: does not end with a question and its answer; expected both; add them")
-        picture_sizes(record, processor, draw=None)  # names the row of a file that is not there
     truths = list(map(accepted_truth, records))
     if not isinstance(metric, str):
         return

@@ -15,7 +15,7 @@ from ..models.options import check_options
 from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
-from .evaluate import ask_all, evaluate, fingerprint, name_of_data, without_places
+from .evaluate import ask_all, check_media, evaluate, fingerprint, name_of_data, without_places
 from .report import Gallery, Report, Row, writable
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -135,6 +135,7 @@ def predict(
     if not records:
         raise DataError("no rows to answer; expected at least one")
     vlm = loaded(model, "predict")
+    check_media(records, vlm.processor)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress, **generation}
     calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
     replies, details = ask_all(vlm, records, folder=journal, **options)

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from ivlkit.data.datasets.questions import questions_of
 from ivlkit.data.rows.records import Record, Turn
@@ -213,6 +214,20 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_file(tiny, tiny_vlm, tmp_pa
     assert table.read_bytes() == (tmp_path / "whole.csv").read_bytes()
     monkeypatch.setattr("ivlkit.models.chat._generate", None)
     predict(tiny_vlm, data, to=table, batch_size=2, **NEW)
+
+
+def test_every_broken_picture_of_a_folder_is_named_before_the_first_is_asked_about(tiny_vlm, tmp_path, monkeypatch):
+    monkeypatch.setattr("ivlkit.models.chat._generate", None)
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.effect_noise((40, 30), 60).save(tmp_path / "photos" / name)
+    whole = (tmp_path / "photos" / "b.png").read_bytes()
+    for name in ("b.png", "c.png"):
+        (tmp_path / "photos" / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="2 of 3 rows can't be used") as found:
+        predict(tiny_vlm, tmp_path / "photos", question="What?", to=tmp_path / "answers.csv")
+    assert [name for name in ("a.png", "b.png", "c.png") if f"\n  {name}: " in str(found.value)] == ["b.png", "c.png"]
+    assert not (tmp_path / "answers.csv.replies").exists()
 
 
 def test_the_bar_says_how_long_it_takes(tiny_vlm, capsys):

@@ -97,18 +97,23 @@ def assert_same_bits(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+def loss_alone(vlm, record):
+    """(transformers' own mean loss of a row by itself, its trained tokens)."""
+    example = encode(record, vlm.processor)
+    rows = {name: torch.as_tensor(getattr(example, name))[None] for name in ("input_ids", "labels")}
+    if len(example.tiles):
+        rows["pixel_values"] = normalise_tiles(torch.as_tensor(example.tiles))
+    with torch.no_grad():
+        return vlm.model(**rows).loss.item(), int((rows["labels"][:, 1:] != -100).sum())
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_loss_before_the_first_step_is_the_models_own(chosen, data, here, tiny, packing):
     run = here(write_run(replace(chosen, packing=packing), data, validation=data))
     vlm, total, count = load(tiny), 0.0, 0
     for record in data:
-        example = encode(record, vlm.processor)
-        rows = {name: torch.as_tensor(getattr(example, name))[None] for name in ("input_ids", "labels")}
-        if len(example.tiles):
-            rows["pixel_values"] = normalise_tiles(torch.as_tensor(example.tiles))
-        tokens = int((rows["labels"][:, 1:] != -100).sum())
-        with torch.no_grad():
-            total, count = total + vlm.model(**rows).loss.item() * tokens, count + tokens
+        loss, tokens = loss_alone(vlm, record)
+        total, count = total + loss * tokens, count + tokens
     assert run.validation[0]["loss"] == pytest.approx(total / count, rel=1e-5)
     assert steps(run.validation) == [0, 2, 4, 5]
     assert run.validation[-1]["loss"] != run.validation[0]["loss"]
@@ -119,15 +124,7 @@ def test_the_loss_before_the_first_step_is_the_models_own(chosen, data, here, ti
 def test_each_row_s_part_of_the_best_loss_is_kept_in_the_order_of_the_data(chosen, data, here, packing, weighting):
     run = here(write_run(replace(chosen, packing=packing, weighting=weighting), data, validation=data))
     best, vlm = find_best(run.folder), load(run.folder)
-    alone = []
-    for record in data:
-        example = encode(record, vlm.processor)
-        rows = {name: torch.as_tensor(getattr(example, name))[None] for name in ("input_ids", "labels")}
-        if len(example.tiles):
-            rows["pixel_values"] = normalise_tiles(torch.as_tensor(example.tiles))
-        tokens = int((rows["labels"][:, 1:] != -100).sum())
-        with torch.no_grad():
-            alone.append((vlm.model(**rows).loss.item(), tokens))
+    alone = [loss_alone(vlm, record) for record in data]
     weights = [tokens if weighting == "token" else 1 for _, tokens in alone]
     parts = [loss * weight * len(data) / sum(weights) for (loss, _), weight in zip(alone, weights, strict=True)]
     assert best["row_losses"] == pytest.approx(parts, rel=1e-4)
