@@ -64,7 +64,6 @@ from ivlkit.data.encode import encode
 from ivlkit.hardware import package_version
 from ivlkit.models.layouts.configuration import native_config, read_released_config
 from ivlkit.models.load import VLM, load
-from ivlkit.models.modeling import float8
 from ivlkit.models.modeling.attention import use_attention
 from ivlkit.models.modeling.float8 import to_float8
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
@@ -121,9 +120,6 @@ COLUMNS = {
     "loss_difference": "loss difference",
     "device": "device",
 }
-
-
-float8.RUNS_COMPILED_ON_GPU = True  # here it is measured whether it does
 
 
 def main():

@@ -157,11 +157,14 @@ def test_two_processes_make_the_steps_of_one(made, name):
     run, alone = made[name]
     steps = [np.array([[line["loss"], line["grad_norm"]] for line in one.history]) for one in (run, alone)]
     assert steps[0].shape == (5, 2)
-    np.testing.assert_allclose(*steps, atol=1e-5, rtol=1e-4)
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    if run.recipe.weights == "float8":  # a last bit of a sum moves one quantised value by a sixteenth
+        close = {"atol": 1e-3, "rtol": 1e-2}
+    np.testing.assert_allclose(*steps, **close)
     losses = [[line["loss"] for line in one.validation] for one in (run, alone)]
-    np.testing.assert_allclose(*losses, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(*losses, **close)
     parts = [validation.find_best(one.folder)["row_losses"] for one in (run, alone)]
-    np.testing.assert_allclose(*parts, atol=1e-4, rtol=1e-3)
+    np.testing.assert_allclose(*parts, **{name: 10 * value for name, value in close.items()})
     rates = [[line["learning_rate"] for line in one.history] for one in (run, alone)]
     assert rates[0] == rates[1] and rates[0][0] != rates[0][-1]  # a prepared schedule would step once a rank
     assert [line["step"] for line in run.validation] == [0, 2, 4, 5]

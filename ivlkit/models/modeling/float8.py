@@ -17,7 +17,6 @@ LARGEST = 448.0  # of e4m3
 SMALLEST_ROW = 1e-12  # a row of zeros has a scale too
 MULTIPLE = 16  # values: CUDA's rule for both sides of a matrix
 HAS_SCALED_MM = hasattr(F, "scaled_mm") and torch.__version__ >= (2, 13)  # the first one known to compile it
-RUNS_COMPILED_ON_GPU = False  # not since gradients of compiled layers were found wrong there: see `multiply_turned`
 PARTS = ("model.language_model.layers.", "model.vision_tower.encoder.")  # embeddings, projector and head stay
 
 
@@ -75,7 +74,7 @@ class Float8Linear(nn.Linear):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         rows = x.reshape(-1, self.in_features)
         values, scale = (None, None) if not self.multiplies else quantised or quantise(rows.detach())
-        out = _Product.apply(rows, values, scale, self.weight, self.scale_bits.view(torch.float32), dtype)
+        out = frozen_product(rows, values, scale, self.weight, self.scale_bits.view(torch.float32), dtype)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(dtype)
 
@@ -98,56 +97,53 @@ def quantise(rows):
     return (wide / scale).to(E4M3).contiguous(), scale
 
 
-class _Product(torch.autograd.Function):
-    """x [M, K] times a frozen W [N, K] → [M, N]. Nothing but W is kept for backward, and W gets no gradient."""
-
-    @staticmethod
-    def forward(ctx, x, values, scale, weight, weight_scale, dtype):
-        ctx.save_for_backward(weight, weight_scale)
-        ctx.dtype, ctx.multiplies = x.dtype, values is not None
-        if values is None:
-            return x.to(dtype) @ widen(weight, weight_scale, dtype).t()
-        return multiply(values, weight.view(E4M3).t(), scale, weight_scale.t()).to(dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """A row of W has one scale, so it belongs to a column of the gradient, which is quantised with it by row."""
-        weight, weight_scale = ctx.saved_tensors
-        if ctx.multiplies:
-            found = multiply_turned(*quantise(gradient * weight_scale.t()), weight)
-        else:
-            found = gradient @ widen(weight, weight_scale, gradient.dtype)
-        return found.to(ctx.dtype), None, None, None, None, None
+# An operator, not an `autograd.Function`: where a function reads only the quantised x, torch.compile (2.11) takes x for
+# unused and gives it no gradient.
+@library.custom_op("ivlkit::frozen_product", mutates_args=())
+def frozen_product(
+    x: torch.Tensor,
+    values: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """x [M, K] times a frozen W [N, K] → [M, N]; `values` and `scale` are `quantise` of x, or None to widen W."""
+    if values is None:
+        return x.to(dtype) @ widen(weight, weight_scale, dtype).t()
+    return multiply(values, weight.view(E4M3).t(), scale, weight_scale.t()).to(dtype)
 
 
-# Two operators of our own, which torch.compile takes as they are. Compiled on an H200 (torch 2.11) the losses of the
-# first step were right and the norm of the gradients a fifth of what it should be, with these products made by plain
-# operations; not compiled, and compiled on a CPU, both were right. Bytes that inductor turns and then reads as e4m3 are
-# the likely cause. Whether this mends it has not been tried on a GPU.
+@frozen_product.register_fake
+def _(x, values, scale, weight, weight_scale, dtype):
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)  # `len` would tie a graph to one length
 
 
-@library.custom_op("ivlkit::multiply_turned", mutates_args=())
-def multiply_turned(values: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """e4m3 values [M, N] with scales [M, 1] times bytes [N, K] that are e4m3 → [M, K], as `multiply` gives it."""
-    turned = weight.t().contiguous().view(E4M3).t()  # [N, K] with N side by side, for CUDA
-    return multiply(values, turned, scale, scale.new_ones(1, weight.shape[1]))
+def _keep(ctx, inputs, output):
+    """Nothing but W, which is there anyway, is kept for backward."""
+    x, values, _, weight, weight_scale, _ = inputs
+    ctx.save_for_backward(weight, weight_scale)
+    ctx.dtype, ctx.multiplies = x.dtype, values is not None
 
 
-@multiply_turned.register_fake
-def _(values, scale, weight):
-    dtype = torch.bfloat16 if values.device.type == "cuda" else torch.float32
-    return values.new_empty(values.shape[0], weight.shape[1], dtype=dtype)
+def _backward(ctx, gradient):
+    """A row of W has one scale, so it belongs to a column of the gradient, which is quantised with it by row."""
+    weight, weight_scale = ctx.saved_tensors
+    if ctx.multiplies:
+        turned = weight.t().contiguous().view(E4M3).t()  # [N, K] with N side by side, for CUDA
+        values, scale = quantise(gradient * weight_scale.t())
+        found = multiply(values, turned, scale, scale.new_ones(1, weight.shape[1]))
+    else:
+        found = gradient @ widen(weight, weight_scale, gradient.dtype)
+    return found.to(ctx.dtype), None, None, None, None, None
 
 
-@library.custom_op("ivlkit::widen", mutates_args=())
-def widen(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+frozen_product.register_autograd(_backward, setup_context=_keep)
+
+
+def widen(weight, scale, dtype):
     """Bytes [N, K] that are e4m3, with scales [N, 1] → [N, K] in another dtype."""
     return (weight.view(E4M3).to(torch.float32) * scale).to(dtype)
-
-
-@widen.register_fake
-def _(weight, scale, dtype):
-    return torch.empty_like(weight, dtype=dtype)
 
 
 def multiply(a, b, scale_a, scale_b):
@@ -158,7 +154,7 @@ def multiply(a, b, scale_a, scale_b):
     check_scaled(a, b)
     if a.device.type != "cuda":
         return (a.float() @ b.float()) * scale_a * scale_b
-    if not len(a):
+    if a.shape[0] == 0:
         return a.new_empty(0, b.shape[1], dtype=torch.bfloat16)
     if not HAS_SCALED_MM:
         return torch._scaled_mm(a, b, scale_a, scale_b, out_dtype=torch.bfloat16, use_fast_accum=True)

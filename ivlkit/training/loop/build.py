@@ -14,7 +14,6 @@ from ...data.collate import collate, collate_packed
 from ...data.files import replacing
 from ...errors import TrainingError
 from ...models.load import default_dtype
-from ...models.modeling import float8
 from ...models.modeling.attention import NO_PACKING, choose_attention, rope_limits
 from ..engine.distributed import broadcast_from_rank0, is_sharded, rank
 from ..engine.layers import wrap_layers
@@ -44,11 +43,6 @@ def build_training(vlm, processor, recipe, data, *, lengths_file=None, skip_unus
     if mixed != "no" and not is_sharded(recipe):  # DeepSpeed has masters of its own, no autocast
         keep_float32_masters(model)
         leave_casts_to_autocast(model)
-    if recipe.weights == "float8" and recipe.compile and device.type == "cuda" and not float8.RUNS_COMPILED_ON_GPU:
-        raise TrainingError(
-            f"{recipe.name}: weights='float8' with compile=true on a GPU, whose gradients were wrong when it was last "
-            "tried; set compile=false, or weights='bf16'"
-        )
     wrap_layers(model, recipe)
     loss_fn = choose(LOSSES, recipe.loss, "loss")
     training = begin(model, micro_batches, loss_fn=loss_fn, device=device, mixed=mixed, **tracking)
