@@ -7,6 +7,7 @@
     python benchmarks/nano.py forgetting --recipes nano-lora nano-full --rows 400 --train-rows 1200 --epochs 2 --to \
         ivlkit/nano/forgetting.json          # the log that notebook 09 shows, about 10 minutes on 2 cores
     python benchmarks/nano.py equality       # greedy replies on CPU and GPU, and after a save and a load
+    python benchmarks/nano.py float8         # beside float32: untrained, trained on it, and exported after that
 
 Settings are chosen on `--split validation`, the default; `--split test` is for the figures that are reported. Every
 digit picture of a split is in one strip only, so an interval over strips is one over digit pictures.
@@ -191,7 +192,33 @@ def equality(options, folder):
         say(what=f"equal replies, {name}", equal=len(rows) - len(differ), rows=len(rows), first_different=differ[:5])
 
 
-PARTS = {part.__name__: part for part in (curriculum, handwriting, curve, forgetting, equality)}
+def float8(options, folder):
+    """Float8 beside float32 on `--rows` strips and as many of the curriculum, before and after LoRA on each."""
+    strips = write_digit_strips(folder / "asked", options.split, rows=options.rows, digits=DIGITS, tasks=("read",))
+    data = {"handwriting": strips, "curriculum": list(Curriculum(options.rows, "validation"))}
+    models = {name: load(options.model, dtype=torch.float32, quantize=name) for name in (None, "float8")}
+    say_pair("before", *models.values(), data, options)
+    train_on = write_strips(folder, "train", rows=options.train_rows)
+    chosen = recipe("nano-lora", model=options.model, epochs=options.epochs or 1)
+    runs = [replace(chosen, weights=weights) for weights in ("bf16", "float8")]
+    runs = [train(one, ivl.open_data(train_on), folder=folder / one.weights).wait() for one in runs]
+    tuned = [load(run.folder, dtype=torch.float32) for run in runs]
+    say_pair("after LoRA", *tuned, data, options)
+    merged = load(ivl.export(runs[1], to=folder / "merged"), dtype=torch.float32)
+    say_pair("the float8 run's export", merged, tuned[1], data, options)
+
+
+def say_pair(name, exact, other, data, options):
+    """Scores of two models on the same rows, and in how many their replies are equal."""
+    for what, rows in data.items():
+        asked = {"metric": right, "batch_size": options.batch_size, "progress": False, "max_new_tokens": 128}
+        reports = [ivl.evaluate(vlm, rows, **asked) for vlm in (exact, other)]
+        say_score(f"{what}, {name}", reports[0])
+        equal = [one.reply == two.reply for one, two in zip(reports[0].rows, reports[1].rows, strict=True)]
+        say_score(f"{what}, {name}, float8", reports[1], equal_replies=_percent(sum(equal) / len(equal)))
+
+
+PARTS = {part.__name__: part for part in (curriculum, handwriting, curve, forgetting, equality, float8)}
 
 
 def main():
