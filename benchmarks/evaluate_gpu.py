@@ -3,6 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/evaluate_gpu.py nano      # anywhere, beside other programs too
     python benchmarks/evaluate_gpu.py 2b --tokenizer FOLDER             # one GPU, random weights at true size
     python benchmarks/evaluate_gpu.py 2b --tokenizer FOLDER --dtype float32 --rows 64
+    python benchmarks/evaluate_gpu.py 26b --tokenizer FOLDER --quantize float8 --rows 128
 
 Every question has a picture of its own, so nothing is gained by remembering features. Both ways get the same questions
 and exactly so many new tokens; the questions asked one at a time are the first of those asked in batches. Random
@@ -26,7 +27,8 @@ NEW_TOKENS = {"a word": 2, "a sentence": 32}
 def main():
     """Print a JSON line for the model, and one for each reply length: speeds, their ratio, equal replies."""
     options = parse()
-    vlm = load(model_folder(options), dtype=options.dtype and getattr(torch, options.dtype))
+    dtype = options.dtype and getattr(torch, options.dtype)
+    vlm = load(model_folder(options), dtype=dtype, quantize=options.quantize)
     questions = [f"What number is this? Row {number}" for number in range(options.rows)]
     pictures = [draw_picture(*SIZES[number % len(SIZES)], number) for number in range(options.rows)]
     show("model", loaded=repr(vlm), rows=options.rows, batch_size=options.batch_size, torch=torch.__version__)
@@ -56,6 +58,7 @@ def parse():
     parser.add_argument("--tokenizer", help="folder with the family's tokenizer files, for random weights")
     parser.add_argument("--work", default="/tmp/true_size", help="where random weights are written")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--quantize", choices=["float8", "4bit"])
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--one-by-one", type=int, default=48, help="rows asked one at a time; their speed is the same")
     parser.add_argument("--batch-size", type=int, default=64)

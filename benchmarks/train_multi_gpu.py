@@ -11,6 +11,7 @@ SIZE-WAY:
     lora                     DDP, LoRA of rank 16, activations recomputed
     zero1, zero2, zero3      language model and projector in full; on one GPU float32 masters instead
     lora-zero3               LoRA, the frozen weights divided too
+    float8                   `lora`, compiled, the frozen weights in float8: a whole copy a GPU
     mixed, mixed-zero3       LoRA and projector; a row a GPU and step, so that now and then a rank has text alone beside
                              one with pictures: it must not hang, and fails if that never happened
 
@@ -50,6 +51,7 @@ from ivlkit.data.checking.lengths import row_lengths
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import default_dtype
 from ivlkit.models.modeling.attention import use_attention
+from ivlkit.models.modeling.float8 import to_float8
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.training.checkpoints import load_trained
@@ -65,10 +67,11 @@ WAYS = {
     "zero2": FULL | {"zero_stage": 2},
     "zero3": FULL | {"zero_stage": 3},
     "lora-zero3": RECOMPUTED | {"zero_stage": 3},
+    "float8": RECOMPUTED | {"compile": True, "weights": "float8"},
     "mixed": MIXED,
     "mixed-zero3": MIXED | {"zero_stage": 3},
 }
-VARIANTS = ("2b-lora", "2b-zero1", "2b-zero2", "4b-zero3", "26b-lora-zero3", "2b-mixed", "2b-mixed-zero3")
+VARIANTS = ("2b-lora", "2b-zero1", "2b-zero2", "4b-zero3", "26b-lora-zero3", "26b-float8", "2b-mixed", "2b-mixed-zero3")
 HALF_TEXT = {0: 50, 1: 25, 13: 25}  # per cent of rows by tiles
 MIXED_STEPS = 8
 COLUMNS = {
@@ -174,6 +177,8 @@ def measure(variant, what, gpus, options):
         masters = chosen.full_precision and not is_sharded(chosen)
         in_float32 = masters or device.type == "cpu"
         vlm = random_vlm(folder, processor, ReleasedInternVLForConditionalGeneration, full=in_float32, device=device)
+        if chosen.weights == "float8":
+            to_float8(vlm.model)
         training, attention = ours(vlm, chosen, data, cast=False)
     saved = folder.parent / f"saved-{variant}"
     if what == "reload":
