@@ -10,6 +10,12 @@ from .html import fragment, text_html
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
+def live_under(draw, make, value):
+    """`draw(value)` under one control, `make(ipywidgets)`, and drawn again with each value that it takes."""
+    controls = make_controls(lambda widgets: [make(widgets)])
+    return Live(lambda: draw(controls[0].value if controls else value), controls)
+
+
 class Live:
     """What `draw()` gives, HTML or a `ShownFigure`, drawn again whenever a control's value changes.
 
