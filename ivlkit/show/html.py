@@ -112,11 +112,6 @@ def table_html(rows, *, header=None, title=None):
     return fragment(f"{caption}<table>{head}{body}</table>")
 
 
-def list_html(lines):
-    """Lines of text as a list; nothing for none."""
-    return fragment(f"<ul>{''.join(f'<li>{escape_text(line)}</li>' for line in lines)}</ul>") if lines else ""
-
-
 def cards_html(cards):
     """`[(inner HTML, class), …]` as a row of boxes that wraps; class "good", "bad" or "", which `inner` says too.
 

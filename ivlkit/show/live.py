@@ -4,6 +4,8 @@ What is looked at is an output of its own, plain HTML that the controls replace.
 page made of it always hold the last thing seen; only the controls need a running kernel.
 """
 
+import io
+
 from ..errors import IvlkitError
 from .html import fragment, text_html
 
@@ -85,5 +87,5 @@ def make_controls(make):
 
 
 def uploaded(control):
-    """The bytes of the file in an upload button, or None."""
-    return bytes(control.value[0]["content"]) if control is not None and control.value else None
+    """The file in an upload button, as a file in memory, or None."""
+    return io.BytesIO(control.value[0]["content"]) if control.value else None
