@@ -184,12 +184,11 @@ def looks_figure(vlm, question, image, *, answer=None):
     if not answer.strip():
         raise DataError("an empty answer; expected some text whose tokens look somewhere; give answer=")
     tokens, maps = answer_looks(vlm, question, image, answer)
-    shown = min(len(tokens), TOKENS_LOOKED_AT)
-    named = [plain_text(token, 12) for token in tokens[:shown]]
+    named = [plain_text(token, 12) for token in tokens[: len(maps)]]
     alt = f"where the tokens {', '.join(named)} of the answer look, by the gradient over the picture"
-    size = (2.6 * (shown + 1), 2.6 * image.height / image.width + 0.9)
+    size = (2.6 * (len(maps) + 1), 2.6 * image.height / image.width + 0.9)
     figure = ShownFigure(figsize=size, layout="constrained", alt=alt)
-    first, *others = figure.subplots(1, shown + 1, squeeze=False)[0]
+    first, *others = figure.subplots(1, len(maps) + 1, squeeze=False)[0]
     first.imshow(image)
     first.set_title("the picture", fontsize=9)
     for axis, name, heat in zip(others, named, maps, strict=True):

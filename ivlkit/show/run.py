@@ -116,10 +116,8 @@ def run_html(run):
     if run.error:
         parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
     if len(history) > 1:
-        parts += [
-            _numbers(history, is_running=state == "running"),
-            run_figure(run.folder.name, history, validation).to_html(),
-        ]
+        parts.append(_numbers(history, is_running=state == "running"))
+        parts.append(run_figure(run.folder.name, history, validation).to_html())
     parts += [_answers_html(lines, *said) for lines, said in ((validation, FREE), (samples, FORCED)) if lines]
     if len(history) < 2 and state == "running":
         parts.append("<div>reading the data and the model; the first steps follow</div>")
@@ -151,11 +149,9 @@ def sweep_figure(sweep):
 
 def sweep_html(sweep):
     """Curves, a line for each run that has ended, and the verdict."""
-    header = (sweep.field, "best step", "validation loss", "a row beside the lowest, 95 %")
-    rows = [
-        (value, step, f"{loss:.4f}", f"{low:+.4f} to {high:+.4f}")
-        for value, (step, loss, (low, high)) in sweep.table.items()
-    ]
+    header, rows = (sweep.field, "best step", "validation loss", "a row beside the lowest, 95 %"), []
+    for value, (step, loss, (low, high)) in sweep.table.items():
+        rows.append((value, step, f"{loss:.4f}", f"{low:+.4f} to {high:+.4f}"))
     return fragment(f"{sweep_figure(sweep).to_html()}{table_html(rows, header=header)}{text_html(sweep.said)}")
 
 

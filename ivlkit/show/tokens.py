@@ -1,12 +1,12 @@
 """The microscope: a row as the model sees it, read back from the batch that training would get.
 
-A batch is padded (`attention_mask`) or packed (`cu_seqlens` or `sample_ids`); either way it is taken
-apart into samples. Nothing here decides what is trained: that is read from the batch's own labels.
+A batch is padded (`attention_mask`) or packed (`cu_seqlens`); either way it is taken apart into samples. Nothing here
+decides what is trained: that is read from the batch's own labels.
 """
 
 import re
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 from PIL import Image
@@ -57,7 +57,7 @@ def read_batch(batch, processor):
     """The samples of a collated batch, in order: `[Sample, …]`.
 
     Args: batch: of `collate` (input_ids, labels, attention_mask [B, L], tiles) or packed, [1, ΣL] with `cu_seqlens`
-        [samples + 1] or `sample_ids` [1, ΣL] instead of the mask.
+        [samples + 1] instead of the mask.
     """
     ids, labels, tiles = (np.asarray(batch[name]) for name in ("input_ids", "labels", "tiles"))
     special = {*processor.tokenizer.all_special_ids, *processor.tokenizer.get_added_vocab().values()}
@@ -66,26 +66,17 @@ def read_batch(batch, processor):
     kinds = np.where(labels != IGNORE_INDEX, TRAINED, np.where(is_image, IMAGE, kinds))
     if "attention_mask" in batch:
         kinds = np.where(np.asarray(batch["attention_mask"]) == 0, PADDING, kinds)
+    if "cu_seqlens" in batch:
+        places = [(0, start, stop) for start, stop in pairwise(np.asarray(batch["cu_seqlens"]).tolist())]
+    else:
+        places = [(row, 0, ids.shape[1]) for row in range(len(ids))]
     samples, next_tile = [], 0
-    for row, start, stop in _bounds(batch):
+    for row, start, stop in places:
         part = row, slice(start, stop)
         used = -(-int(is_image[part].sum()) // processor.num_image_token)
         samples.append(Sample(start, ids[part], labels[part], kinds[part], tiles[next_tile : next_tile + used]))
         next_tile += used
     return samples
-
-
-def _bounds(batch):
-    """(row, start, stop) of every sample."""
-    rows, length = batch["input_ids"].shape
-    if "cu_seqlens" in batch:
-        bounds = np.asarray(batch["cu_seqlens"]).tolist()
-    elif "sample_ids" in batch:
-        changes = np.flatnonzero(np.diff(np.asarray(batch["sample_ids"])[0])) + 1
-        bounds = [0, *changes.tolist(), length]
-    else:
-        return [(row, 0, length) for row in range(rows)]
-    return [(0, start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def tokens_html(record, processor, *, max_length=None):
