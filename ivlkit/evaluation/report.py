@@ -127,8 +127,8 @@ class Report:
 
         Numbers of a corpus metric and controls belong to all rows and are left out.
         """
-        places = [dict(zip(values, found, strict=True)) for found in zip(*map(self.groups, values), strict=True)]
-        rows = tuple(row for row, found in zip(self.rows, places, strict=True) if found == values)
+        groups, wanted = map(self.groups, values), [*values.values()]
+        rows = tuple(row for row, *found in zip(self.rows, *groups, strict=True) if found == wanted)
         if not rows:
             raise DataError(f"no row with {values}; see `by` for the values that a field has")
         return replace(self, rows=rows, numbers={}, controls={})
