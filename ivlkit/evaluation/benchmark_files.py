@@ -41,18 +41,11 @@ def read_textvqa(path):
         yield replace(asked, picture=f"{asked.picture}.jpg", extra={"answers": answers} if answers else {})
 
 
-def read_docvqa(path):
-    """DocVQA's *_v1.0.json and *_v1.0_withQT.json: `data` with questionId, image, and accepted answers, if given."""
-    return _read_rrc(path, picture="image", kinds="question_types")
+def read_rrc(path, *, picture, kinds):
+    """DocVQA's and InfographicVQA's *_v1.0.json and *_v1.0_withQT.json: `data` with questionId and, if given, answers.
 
-
-def read_infovqa(path):
-    """InfographicVQA's *_v1.0.json and *_v1.0_withQT.json: the same, with image_local_name."""
-    return _read_rrc(path, picture="image_local_name", kinds="answer_type")
-
-
-def _read_rrc(path, *, picture, kinds):
-    """Files of the Robust Reading Competition: names of the fields that differ."""
+    Args: picture, kinds: names of the fields of the picture and of the kinds of question or answer.
+    """
     for where, entry in _entries(_load(path, dict), "data", path):
         answers = _texts(entry, "answers", where) if entry.get("answers") else None
         extra = {kinds: entry[kinds]} if kinds in entry else {}
@@ -94,11 +87,15 @@ def read_refcoco(path):
 
 def read_coco_captions(path):
     """COCO's captions_*.json and image_info_*.json, or coco_karpathy_test.json, a list of image and five captions."""
-    content = _load(path, (dict, list))
+    content, captions = _load(path, (dict, list)), {}
+    for where, entry in _numbered(content, f"{path.name}: ") if isinstance(content, list) else ():
+        name = _field(entry, "image", str, where)
+        number = Path(name).stem.rpartition("_")[2]
+        if not number.isdigit():
+            raise DataError(f"{where}: `image` is {name!r}; expected a name that ends in the picture's number")
+        yield _caption(where, int(number), name, _texts(entry, "caption", where))
     if isinstance(content, list):
-        yield from _karpathy(content, path)
         return
-    captions = {}
     for where, entry in _entries(content, "annotations", path) if "annotations" in content else ():
         image_id = _field(entry, "image_id", int, where)
         captions.setdefault(image_id, []).append(_field(entry, "caption", str, where).strip())
@@ -109,15 +106,6 @@ def read_coco_captions(path):
         yield _caption(where, image_id, _field(entry, "file_name", str, where), captions.get(image_id))
 
 
-def _karpathy(content, path):
-    for where, entry in _numbered(content, f"{path.name}: "):
-        name = _field(entry, "image", str, where)
-        number = Path(name).stem.rpartition("_")[2]
-        if not number.isdigit():
-            raise DataError(f"{where}: `image` is {name!r}; expected a name that ends in the picture's number")
-        yield _caption(where, int(number), name, _texts(entry, "caption", where))
-
-
 def _caption(where, image_id, name, captions):
     extra = {"answers": tuple(captions)} if captions else {}
     return Question(where, image_id, name, "", captions[0] if captions else None, extra)
@@ -126,10 +114,17 @@ def _caption(where, image_id, name, captions):
 # files and fields -----------------------------------------------------------------------------------------------------
 
 
-def find_file(folder, names, places):
-    """The first of these file names in the first of these places below a folder that has one, or None."""
-    paths = (Path(folder) / place / name for place in places for name in names)
-    return next((path for path in paths if path.is_file()), None)
+def find_file(folders, names, *, name, get):
+    """The first of these file names in the first of these folders that has one.
+
+    Args: name: of the benchmark, get: what to fetch, both for the error.
+    Raises: DataError that says where it looked and what to get.
+    """
+    found = next((path for folder in folders for each in names if (path := folder / each).is_file()), None)
+    if found is None:
+        looked = ", ".join(map(str, folders))
+        raise DataError(f"{name}: no {' or '.join(names)} in {looked}; get {get}")
+    return found
 
 
 def find_pictures(questions, folders, *, name, get):
@@ -141,7 +136,9 @@ def find_pictures(questions, folders, *, name, get):
     found = {}
     for question in questions:
         if question.picture not in found:
-            found[question.picture] = _find_picture(question, folders)
+            names = (question.picture, os.path.basename(question.picture))
+            paths = (path_inside(folder, each, question.where) for folder in folders for each in names)
+            found[question.picture] = next((path for path in paths if path.is_file()), None)
     missing = [picture for picture, path in found.items() if path is None]
     if missing:
         looked = ", ".join(str(folder) for folder in folders)
@@ -150,15 +147,6 @@ def find_pictures(questions, folders, *, name, get):
             f"expected all; get {get}; or name their folder (images=, --images)"
         )
     return [found[question.picture] for question in questions]
-
-
-def _find_picture(question, folders):
-    for folder in folders:
-        for name in (question.picture, os.path.basename(question.picture)):
-            path = path_inside(folder, name, question.where)
-            if path.is_file():
-                return path
-    return None
 
 
 def _load(path, kinds):

@@ -9,6 +9,7 @@ ChartQA's come from a script that takes the error relative to the reply.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,9 @@ from .benchmark_files import (
     find_pictures,
     read_chartqa,
     read_coco_captions,
-    read_docvqa,
-    read_infovqa,
     read_pope,
     read_refcoco,
+    read_rrc,
     read_textvqa,
 )
 from .evaluate import evaluate
@@ -46,13 +46,13 @@ class Benchmark:
     about: str  # what it asks
     read: Callable  # annotation file → Questions
     splits: dict  # {split: {set: its file's possible names}}; the first split is the usual one
-    places: tuple[str, ...]  # below the folder, where annotation files may lie
-    pictures: tuple[str, ...]  # and pictures
-    prompt: str  # of the released scripts; {} is the question
+    pictures: tuple[str, ...]  # below the folder, where pictures may lie
     metric: str
-    max_tiles: int  # of the released scripts' `--max-num`
-    max_new_tokens: int
     get: str  # what to fetch, from where, and where it goes
+    places: tuple[str, ...] = ("",)  # below the folder, where annotation files may lie
+    prompt: str = "{} " + SHORT_ANSWER  # of the released scripts; {} is the question
+    max_tiles: int = 6  # of the released scripts' `--max-num`
+    max_new_tokens: int = 100
     min_new_tokens: int = 1
     published: dict = field(default_factory=dict)  # {split: {set or "mean": {model: score of 100}}}
     score: Callable | None = None  # of the report of one set; None: the mean of its rows
@@ -90,13 +90,9 @@ class Task:
         Args: options: those of `ivl.evaluate`, on top of the benchmark's own; `to` keeps the replies.
         Returns: `Report`, scored by the benchmark's metric; a split whose truths are hidden has the metric "unscored".
         """
-        benchmark = self.benchmark
-        settings = {
-            "metric": benchmark.metric if self.has_truth else unscored,
-            "max_tiles": benchmark.max_tiles,
-            "max_new_tokens": benchmark.max_new_tokens,
-            "min_new_tokens": benchmark.min_new_tokens,
-        }
+        names = ("max_tiles", "max_new_tokens", "min_new_tokens")
+        settings = {name: getattr(self.benchmark, name) for name in names}
+        settings["metric"] = self.benchmark.metric if self.has_truth else unscored
         return evaluate(vlm, self, **settings | options)
 
     def scores(self, report):
@@ -211,31 +207,33 @@ def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):
     split = split or next(iter(benchmark.splits))
     if split not in benchmark.splits:
         raise DataError(f"{name}: split {split!r}; expected one of {', '.join(benchmark.splits)}")
-    parts = {part: _annotation(benchmark, folder, split, names) for part, names in benchmark.splits[split].items()}
-    questions = [(part, question) for part, path in parts.items() for question in benchmark.read(path)]
-    total = len(questions)
+    places = [folder / place.format(split=split) for place in benchmark.places]
+    files = {
+        part: find_file(places, names, name=name, get=benchmark.get) for part, names in benchmark.splits[split].items()
+    }
+    questions = [(part, question) for part, path in files.items() for question in benchmark.read(path)]
     kept = _draw(questions, rows, seed, where=f"{name} {split}")
-    has_truth = _has_truth([question for _, question in questions], f"{name} {split}")
+    without = [question for _, question in questions if question.truth is None]
+    if 0 < len(without) < len(questions):
+        raise DataError(
+            f"{name} {split}: {without[0].where} has no answer, others have; expected all or none; fetch the file again"
+        )
     folders = [Path(images)] if images else [folder / place.format(split=split) for place in benchmark.pictures]
     paths = find_pictures([question for _, question in kept], folders, name=f"{name} {split}", get=benchmark.get)
-    records = tuple(
-        _record(benchmark, part, question, path) for (part, question), path in zip(kept, paths, strict=True)
-    )
-    return Task(benchmark, split, records, total, has_truth)
+    records = (_record(benchmark, *found, path) for found, path in zip(kept, paths, strict=True))
+    return Task(benchmark, split, tuple(records), len(questions), not without)
 
 
 def describe(name):
     """What a benchmark asks, how it is scored, what to fetch and where it goes: a text."""
     benchmark = _find(name)
     files = [names[0] for names in next(iter(benchmark.splits.values())).values()]
-    return "\n".join(
-        [
-            f"{benchmark.name}: {benchmark.about}",
-            f"  splits  {', '.join(benchmark.splits)}; files of the first: {', '.join(files)}",
-            f"  prompt  {benchmark.prompt!r}",
-            f"  scored  {benchmark.metric}; at most {benchmark.max_tiles} tiles, {benchmark.max_new_tokens} new tokens",
-            f"  get     {benchmark.get}",
-        ]
+    return (
+        f"{benchmark.name}: {benchmark.about}\n"
+        f"  splits  {', '.join(benchmark.splits)}; files of the first: {', '.join(files)}\n"
+        f"  prompt  {benchmark.prompt!r}\n"
+        f"  scored  {benchmark.metric}; at most {benchmark.max_tiles} tiles, {benchmark.max_new_tokens} new tokens\n"
+        f"  get     {benchmark.get}"
     )
 
 
@@ -250,15 +248,6 @@ def unscored(reply, truth):
     return 0.0
 
 
-def _annotation(benchmark, folder, split, names):
-    places = [place.format(split=split) for place in benchmark.places]
-    found = find_file(folder, names, places)
-    if found is None:
-        looked = ", ".join(str(folder / place) for place in places)
-        raise DataError(f"{benchmark.name}: no {' or '.join(names)} in {looked}; get {benchmark.get}")
-    return found
-
-
 def _draw(questions, rows, seed, *, where):
     """So many of the questions, in their order; all for None."""
     if not questions:
@@ -269,16 +258,6 @@ def _draw(questions, rows, seed, *, where):
         raise DataError(f"{where}: rows={rows} of {len(questions):,}; expected 1 to {len(questions):,}")
     drawn = np.random.default_rng(seed).choice(len(questions), size=rows, replace=False)
     return [questions[number] for number in sorted(drawn)]
-
-
-def _has_truth(questions, where):
-    """Whether the questions have answers: all, or none of them."""
-    without = [question for question in questions if question.truth is None]
-    if without and len(without) < len(questions):
-        raise DataError(
-            f"{where}: {without[0].where} has no answer, others have; expected all or none; fetch the file again"
-        )
-    return not without
 
 
 def _record(benchmark, part, question, path):
@@ -319,11 +298,8 @@ BENCHMARKS = {
             about="questions about text in photos; ten people's answers each",
             read=read_textvqa,
             splits={"val": {"val": ("TextVQA_0.5.1_val.json",)}, "test": {"test": ("TextVQA_0.5.1_test.json",)}},
-            places=("",),
             pictures=("train_images", "test_images"),
-            prompt="{} " + SHORT_ANSWER,
             metric="vqa_accuracy",
-            max_tiles=6,
             max_new_tokens=10,
             published={"val": {"val": _by_model(80.6, 72.9, 70.5)}},
             answer_keys=("question_id", "answer"),
@@ -333,17 +309,15 @@ BENCHMARKS = {
         Benchmark(
             name="docvqa",
             about="questions about scanned documents",
-            read=read_docvqa,
+            read=partial(read_rrc, picture="image", kinds="question_types"),
             splits={
                 "val": {"val": ("val_v1.0_withQT.json", "val_v1.0.json")},
                 "test": {"test": ("test_v1.0.json",)},
             },
             places=("", "spdocvqa_qas", "{split}"),
             pictures=("{split}", "spdocvqa_images", "spdocvqa_images/documents", "", "documents"),
-            prompt="{} " + SHORT_ANSWER,
             metric="anls",
             max_tiles=18,
-            max_new_tokens=100,
             published={"val": {"val": _by_model(90.5, 86.6, 83.9)}, "test": {"test": _by_model(90.9, None, None)}},
             answer_keys=("questionId", "answer"),
             get="the annotations and pictures of Task 1 (Single Page Document VQA) from "
@@ -352,17 +326,15 @@ BENCHMARKS = {
         Benchmark(
             name="infovqa",
             about="questions about infographics",
-            read=read_infovqa,
+            read=partial(read_rrc, picture="image_local_name", kinds="answer_type"),
             splits={
                 "val": {"val": ("infographicsVQA_val_v1.0_withQT.json", "infographicsVQA_val_v1.0.json")},
                 "test": {"test": ("infographicsVQA_test_v1.0.json",)},
             },
             places=("", "infographicsvqa_qas"),
             pictures=("infographicsvqa_images", ""),
-            prompt="{} " + SHORT_ANSWER,
             metric="anls",
             max_tiles=24,
-            max_new_tokens=100,
             published={"val": {"val": _by_model(72.4, 64.6, 55.9)}, "test": {"test": _by_model(72.5, None, None)}},
             answer_keys=("questionId", "answer"),
             get="the annotations and pictures of Task 3 (Infographics VQA) from "
@@ -378,10 +350,8 @@ BENCHMARKS = {
             },
             places=("ChartQA Dataset/{split}", "{split}", ""),
             pictures=("ChartQA Dataset/{split}/png", "{split}/png", "png"),
-            prompt="{} " + SHORT_ANSWER,
             metric="relaxed_accuracy",
             max_tiles=12,
-            max_new_tokens=100,
             published={
                 "test": {
                     "human": _by_model(73.6, 68.8, 54.9),
@@ -400,8 +370,6 @@ BENCHMARKS = {
             pictures=("val2014", "../coco/val2014"),
             prompt="{}\n" + SHORT_ANSWER,
             metric="pope",
-            max_tiles=6,
-            max_new_tokens=100,
             published={"coco": {MEAN: _by_model(88.3, None, None)}},
             score=lambda report: report.corpus("pope")["f1"],
             get="coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json from output/coco of "
@@ -413,12 +381,9 @@ BENCHMARKS = {
             read=read_refcoco,
             splits={"all": {name: (f"{name}.jsonl",) for name in _REFCOCO_PUBLISHED}}
             | {name: {name: (f"{name}.jsonl",)} for name in _REFCOCO_PUBLISHED},
-            places=("",),
             pictures=("train2014", "../coco/train2014"),
             prompt=LOCATE,
             metric="grounding",
-            max_tiles=6,
-            max_new_tokens=100,
             published={"all": _REFCOCO_PUBLISHED | {MEAN: _by_model(88.8, 84.4, 75.8)}}
             | {name: {name: scores} for name, scores in _REFCOCO_PUBLISHED.items()},
             get="refcoco_val.jsonl and its seven sisters as internvl_chat/eval/refcoco/README.md of "
@@ -438,7 +403,6 @@ BENCHMARKS = {
             pictures=("", "val2014", "test2014"),
             prompt=CAPTION,
             metric="cider",
-            max_tiles=6,
             max_new_tokens=30,
             min_new_tokens=8,
             answer_keys=("image_id", "caption"),

@@ -45,11 +45,8 @@ def intersection_over_union(first, second):
     if width <= 0 or height <= 0:
         return 0.0
     shared = width * height
-    return shared / (_area(first) + _area(second) - shared)
-
-
-def _area(box):
-    return (box[2] - box[0]) * (box[3] - box[1])
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return shared / (areas - shared)
 
 
 @best_accepted
@@ -200,19 +197,16 @@ def boxes_by_class(replies, truths, scored):
     expected = [_named(truth) for truth in truths]
     classes = {name: [] for name in dict.fromkeys(name for row in expected for name, _ in row)}
     for reply, row in zip(replies, expected, strict=True):
-        found = _found(reply, {name for name, _ in row} or set(classes), scored)
+        boxes, possible = _named(reply), list({name for name, _ in row} or classes)
+        scores = reply.box_scores if scored and boxes else [1.0] * len(boxes)
         for name, pairs in classes.items():
-            own = [(score, box) for said, score, box in found if said == name]
-            pairs.append((own, [box for other, box in row if other == name]))
+            found = [
+                (score, box)
+                for (said, box), score in zip(boxes, scores, strict=True)
+                if name == (possible[0] if len(possible) == 1 else said)
+            ]
+            pairs.append((found, [box for other, box in row if other == name]))
     return classes
-
-
-def _found(reply, possible, scored):
-    """(class, score, box) of a reply's boxes: the class that each names, or the only one that is possible."""
-    boxes = _named(reply)
-    scores = reply.box_scores if scored and boxes else [1.0] * len(boxes)
-    only = list(possible) * len(boxes) if len(possible) == 1 else [name for name, _ in boxes]
-    return list(zip(only, scores, (box for _, box in boxes), strict=True))
 
 
 def average_precision(rows, threshold):

@@ -46,7 +46,11 @@ def save_coco(rows, folder):
 
 def _images(rows, classes):
     """(entries of the images, the one of each row)."""
-    root, images, of_row, asked = _root(rows), [], [], {}
+    for row in rows:
+        if len(row.images) != 1 or not isinstance(row.images[0], (str, os.PathLike)):
+            raise DataError(f"{row.where}: {len(row.images)} pictures; expected one file; leave the row out")
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(row.images[0])) for row in rows])
+    images, of_row, asked = [], [], {}
     for number, row in enumerate(rows):
         path, own = Path(row.images[0]), {name for name, pairs in classes.items() if any(pairs[number])}
         same = asked.setdefault(path, [])
@@ -60,13 +64,6 @@ def _images(rows, classes):
         names |= own
         of_row.append(image)
     return images, of_row
-
-
-def _root(rows):
-    for row in rows:
-        if len(row.images) != 1 or not isinstance(row.images[0], (str, os.PathLike)):
-            raise DataError(f"{row.where}: {len(row.images)} pictures; expected one file; leave the row out")
-    return os.path.commonpath([os.path.dirname(os.path.abspath(row.images[0])) for row in rows])
 
 
 def _entry(box, image, category):

@@ -25,12 +25,13 @@ class Pair:
     @property
     def group(self):
         """ "won" if only the later reply is right, "lost" if only the earlier, "both" or "neither"."""
-        return {
-            (False, True): "won",
-            (True, False): "lost",
-            (True, True): "both",
-            (False, False): "neither",
-        }[self.before.is_right, self.after.is_right]
+        if self.before.is_right == self.after.is_right:
+            return "both" if self.after.is_right else "neither"
+        return "won" if self.after.is_right else "lost"
+
+
+def _rows_of(group, said):
+    return property(lambda self: Gallery(pair for pair in self.pairs if pair.group == group), doc=said)
 
 
 @dataclass(frozen=True)
@@ -69,33 +70,15 @@ class Comparison:
         earlier = self.before.by(name)
         return {value: (earlier[value][0], score, rows) for value, (score, rows) in self.after.by(name).items()}
 
-    @property
-    def won(self):
-        """Rows that only the later model answers rightly (a score of at least 0.5)."""
-        return self._group("won")
-
-    @property
-    def lost(self):
-        """Rows that only the earlier model answers rightly."""
-        return self._group("lost")
-
-    @property
-    def both(self):
-        """Rows that both answer rightly."""
-        return self._group("both")
-
-    @property
-    def neither(self):
-        """Rows that none answers rightly."""
-        return self._group("neither")
+    won = _rows_of("won", "Rows that only the later model answers rightly (a score of at least 0.5).")
+    lost = _rows_of("lost", "Rows that only the earlier model answers rightly.")
+    both = _rows_of("both", "Rows that both answer rightly.")
+    neither = _rows_of("neither", "Rows that none answers rightly.")
 
     @property
     def disagreements(self):
         """Rows with different replies, whatever their scores."""
         return Gallery(pair for pair in self.pairs if pair.before.reply != pair.after.reply)
-
-    def _group(self, name):
-        return Gallery(pair for pair in self.pairs if pair.group == name)
 
     @property
     def counts(self):
@@ -120,9 +103,6 @@ class Comparison:
 
         UTF-8 with a mark, as spreadsheets want it. A text that a spreadsheet would run as a formula starts with "'".
         """
-        return write_whole(path, "\ufeff" + writable(self._csv()))
-
-    def _csv(self):
         extra = list(dict.fromkeys(name for row in self.after.rows for name in row.extra))
         buffer = io.StringIO()
         writer = csv.writer(buffer)  # its line ends, "\r\n", make it quote a text with either of them
@@ -134,7 +114,7 @@ class Comparison:
             texts = [row.where, pair.group, row.question, row.truth, pair.before.reply, row.reply]
             values = [*texts, pair.before.score, row.score, *(row.extra.get(name, "") for name in extra)]
             writer.writerow(map(_no_formula, values))
-        return buffer.getvalue()
+        return write_whole(path, "\ufeff" + writable(buffer.getvalue()))
 
     def to_dict(self):
         """The numbers as plain values for JSON."""

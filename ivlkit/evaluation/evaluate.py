@@ -84,7 +84,10 @@ def evaluate(
     asked = arrange(records, pictures, seed=seed)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
-    details = {"data": name_of_data(data, source)} | details | _kept(records, asked, pictures)
+    details = {"data": name_of_data(data, source)} | details
+    if kept := kept_own(records, asked) if pictures == "shuffled" else []:
+        said = f"{len(kept)} rows: no other row has as many pictures, or all show the same"
+        details |= {"not shuffled": said}
     report = _score(records, asked, replies, score_rows, name, details)
     if to:
         report.save_json(Path(to) / "report.json")
@@ -102,24 +105,21 @@ def check_media(records, processor):
 
     Raises: DataError with the rows that can't be used, all of them counted.
     """
-    found = [error for record in records if (error := _fault(record, processor))]
+    found = []
+    for record in records:
+        try:
+            if record.video:
+                picture_sizes(record, processor, draw=None)
+            for image in record.images:
+                look = check_picture if isinstance(image, (str, os.PathLike)) else image_size
+                look(image, record.where, rules=processor.picture_rules)
+        except DataError as error:
+            found.append(error)
     if len(found) == 1:
         raise found[0]
     if found:
         listed = listed_text(found[:LISTED], len(found))
         raise DataError(f"{len(found):,} of {len(records):,} rows can't be used; mend them, or leave them out:{listed}")
-
-
-def _fault(record, processor):
-    try:
-        if record.video:
-            picture_sizes(record, processor, draw=None)
-        for image in record.images:
-            look = check_picture if isinstance(image, (str, os.PathLike)) else image_size
-            look(image, record.where, rules=processor.picture_rules)
-    except DataError as error:
-        return error
-    return None
 
 
 def _check_rows(records, metric):
@@ -190,12 +190,6 @@ def asked_turns(record):
 # scoring --------------------------------------------------------------------------------------------------------------
 
 
-def _kept(records, asked, pictures):
-    """A line of the details for a control that could not shuffle every row."""
-    kept = len(kept_own(records, asked)) if pictures == "shuffled" else 0
-    return {"not shuffled": f"{kept} rows: no other row has as many pictures, or all show the same"} if kept else {}
-
-
 def without_places(question):
     """A question without the marks that say where its pictures go."""
     return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
@@ -235,35 +229,26 @@ def _check_as_trained(vlm, max_tiles):
         "template": stored.get("template"),
         "system_message": stored.get("system_message"),
     }
-    processor = vlm.processor
-    loaded = {"max_tiles": processor.max_tiles, "template": processor.template.name} | {
-        "system_message": processor.system_message
-    }
+    asked = _settings_of(vlm.processor)
     for name, value in trained.items():
-        if value is not None and value != loaded[name]:
+        if value is not None and value != asked[name]:
             raise CheckpointError(
-                f"{vlm.folder}: trained with {name} {value!r}, asked with {loaded[name]!r}; expected the same; load it "
+                f"{vlm.folder}: trained with {name} {value!r}, asked with {asked[name]!r}; expected the same; load it "
                 "again" + (", or say max_tiles=… if that is the question" if name == "max_tiles" else "")
             )
 
 
 def _settings(vlm, generation, *, pictures, seed):
     """All that decides the replies beside the questions, but the batch size: other neighbours may round otherwise."""
-    processor = vlm.processor
-    return {
-        "weights": fingerprint(vlm.model),
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "template": processor.template.name,
-        "system_message": processor.system_message,
-        "max_tiles": processor.max_tiles,
-        "min_tiles": processor.min_tiles,
-        "use_thumbnail": processor.use_thumbnail,
-        "dynamic": processor.dynamic,
-        "pictures": pictures,
-        "seed": seed,
-        "generation": json.dumps(generation, default=_plain),
-        "versions": ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers", "ivlkit")),
-    }
+    model = {"weights": fingerprint(vlm.model), "dtype": str(vlm.model.dtype).removeprefix("torch.")}
+    versions = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers", "ivlkit"))
+    asking = {"pictures": pictures, "seed": seed, "generation": json.dumps(generation, default=_plain)}
+    return model | _settings_of(vlm.processor) | asking | {"versions": versions}
+
+
+def _settings_of(processor):
+    names = ("system_message", "max_tiles", "min_tiles", "use_thumbnail", "dynamic")
+    return {"template": processor.template.name} | {name: getattr(processor, name) for name in names}
 
 
 @torch.no_grad()

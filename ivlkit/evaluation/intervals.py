@@ -12,7 +12,11 @@ def bootstrap_interval(values, groups=None, *, seed=0):
     Args: groups: a label for each value. Values of one group (the questions about one picture) are drawn together, as
         they are not independent of each other: the interval is then wider, and honest. None: each on its own.
     """
-    sums, counts = _by_group(np.asarray(values, float), groups)
+    sums, counts = np.asarray(values, float), np.ones(len(values))
+    if groups is not None:
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        places = np.array([numbers[group] for group in groups])
+        sums, counts = np.bincount(places, weights=sums), np.bincount(places).astype(float)
     rng, means, left = np.random.default_rng(seed), [], DRAWS
     while left:
         draws = rng.integers(len(sums), size=(min(left, max(1, DRAWN_AT_ONCE // len(sums))), len(sums)))
@@ -20,15 +24,6 @@ def bootstrap_interval(values, groups=None, *, seed=0):
         left -= len(draws)
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
-
-
-def _by_group(values, groups):
-    """(sum, number of values) of each group, in the order in which they come first."""
-    if groups is None:
-        return values, np.ones(len(values))
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    places = np.array([numbers[group] for group in groups])
-    return np.bincount(places, weights=values), np.bincount(places).astype(float)
 
 
 def share_interval(hits, count):

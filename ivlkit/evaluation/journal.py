@@ -77,32 +77,26 @@ def _read(file, places):
     file.truncate(len(whole))
     known = {}
     for number, line in enumerate(whole.splitlines(), start=1):
-        row, text = _parse(line, f"{file.name}:{number}", places)
-        known[row] = text
+        where = f"{file.name}:{number}"
+        try:
+            saved = json.loads(line)
+            row, text = saved["row"], saved["reply"]
+            matches = places[row] == saved["where"] and isinstance(text, str) and row >= 0
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"{where}: broken ({error}); expected a row's reply; remove the line") from error
+        if not matches:
+            raise DataError(
+                f"{where}: a reply of another row ({saved['where']}); expected {places[row]}; remove the line"
+            )
+        known[row] = ScoredReply(text, **{name: saved[name] for name in SCORES if name in saved})
     return known
 
 
-def _parse(line, where, places):
-    try:
-        saved = json.loads(line)
-        row, text = saved["row"], saved["reply"]
-        matches = places[row] == saved["where"] and isinstance(text, str) and row >= 0
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{where}: broken ({error}); expected a row's reply; remove the line") from error
-    if not matches:
-        raise DataError(f"{where}: a reply of another row ({saved['where']}); expected {places[row]}; remove the line")
-    return row, ScoredReply(text, **{name: saved[name] for name in SCORES if name in saved})
-
-
 def _append(file, replies, places):
-    lines = (
-        json.dumps(
-            {"row": row, "where": places[row], "reply": text} | known_scores(getattr(text, "__dict__", {})),
-            ensure_ascii=False,
-        )
-        + "\n"
-        for row, text in replies.items()
-    )
+    lines = []
+    for row, text in replies.items():
+        saved = {"row": row, "where": places[row], "reply": text} | known_scores(getattr(text, "__dict__", {}))
+        lines.append(json.dumps(saved, ensure_ascii=False) + "\n")
     content = "".join(lines).encode("utf-8", "backslashreplace")  # a name of a file may hold half a surrogate pair
     try:
         if file.write(content) < len(content):  # the rest of a full disk

@@ -7,6 +7,7 @@ numbers that no mean of rows gives, such as precision or CIDEr.
 """
 
 import functools
+import importlib
 import json
 import math
 import re
@@ -69,14 +70,8 @@ def contains(reply, truth):
     before = rf"(?<!{letter})" if re.match(letter, truth.strip()) else ""
     after = rf"(?!{letter})" if re.search(rf"{letter}$", truth.strip()) else ""
     text = collapse(reply).casefold()
-    numbers = [number.span() for number in _WHOLE_NUMBER.finditer(text)]
-    found = (match.span() for match in re.finditer(before + words + after, text))
-    return any(not any(_cuts(span, number) for number in numbers) for span in found)
-
-
-def _cuts(span, whole):
-    """Whether a place begins or ends inside a whole: (0, 1) cuts (0, 3), (0, 3) doesn't."""
-    return any(whole[0] < end < whole[1] for end in span)
+    inside = {place for number in _WHOLE_NUMBER.finditer(text) for place in range(number.start() + 1, number.end())}
+    return any(inside.isdisjoint(match.span()) for match in re.finditer(before + words + after, text))
 
 
 @best_accepted
@@ -119,7 +114,9 @@ def anls(reply, truth):
 
     As the DocVQA and ST-VQA evaluations compute it, but both lengths are of the collapsed text.
     """
-    similarity = _similarity(collapse(reply).lower(), collapse(truth).lower())
+    found, expected = collapse(reply).lower(), collapse(truth).lower()
+    longer = max(len(found), len(expected))
+    similarity = 1 - edit_distance(found, expected) / longer if longer else 1.0
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
 
@@ -166,13 +163,14 @@ def character_error_rate(reply, truth):
 @best_accepted
 def rouge_l(reply, truth):
     """ROUGE-L's F-measure, by Google's rouge-score with stemming. Its words are of a-z and digits: no other script."""
-    return _rouge_scorer().score(truth, reply)["rougeL"].fmeasure
+    scorer = _of_package("rouge_score.rouge_scorer", "rouge_l", "rouge-score").RougeScorer(["rougeL"], use_stemmer=True)
+    return scorer.score(truth, reply)["rougeL"].fmeasure
 
 
 @composed
 def bleu(reply, truth):
     """BLEU of one sentence, smoothed, by sacrebleu; published scores are `corpus_bleu`."""
-    return _sacrebleu().sentence_bleu(reply, list(accepted(truth))).score / 100
+    return _of_package("sacrebleu", "bleu").sentence_bleu(reply, list(accepted(truth))).score / 100
 
 
 # choices --------------------------------------------------------------------------------------------------------------
@@ -258,14 +256,10 @@ def _leaves(value, path=""):
     elif isinstance(value, list) and value:
         for number, inner in enumerate(value):
             yield from _leaves(inner, f"{path}[{number}]")
+    elif isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        yield compose(path), ("other", repr(value))  # true is not 1
     else:
-        yield compose(path), _comparable(value)
-
-
-def _comparable(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return "other", repr(value)  # true is not 1
-    return ("text", collapse(value)) if isinstance(value, str) else ("number", value)
+        yield compose(path), ("text", collapse(value)) if isinstance(value, str) else ("number", value)
 
 
 # whole reports --------------------------------------------------------------------------------------------------------
@@ -351,7 +345,7 @@ def corpus_bleu(replies, truths):
     answers = [accepted(truth) for truth in truths]
     most = max(map(len, answers))
     references = [[each[number] if number < len(each) else None for each in answers] for number in range(most)]
-    scorer = _sacrebleu().BLEU()
+    scorer = _of_package("sacrebleu", "bleu").BLEU()
     score = scorer.corpus_score(list(replies), references).score / 100
     rows = [bleu(reply, truth) for reply, truth in zip(replies, truths, strict=True)]
     return {"rows": rows, "bleu": score, "signature": str(scorer.get_signature())}
@@ -386,11 +380,6 @@ def _code_points(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _similarity(first, second):
-    longer = max(len(first), len(second))
-    return 1 - edit_distance(first, second) / longer if longer else 1.0
-
-
 def _as_number(text):
     """A float, "5%" as 0.05; None for other texts. "1,000" is a text, as in the published rule."""
     text = text.strip()
@@ -401,76 +390,45 @@ def _as_number(text):
     return number if math.isfinite(number) else None
 
 
-@functools.cache
-def _rouge_scorer():
+def _of_package(module, metric, package=None):
     try:
-        from rouge_score import rouge_scorer
+        return importlib.import_module(module)
     except ImportError as error:
-        raise DataError("rouge_l needs the package rouge-score: pip install rouge-score") from error
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+        package = package or module
+        raise DataError(f"{metric} needs the package {package}: pip install {package}") from error
 
 
-def _sacrebleu():
-    try:
-        import sacrebleu
-    except ImportError as error:
-        raise DataError("bleu needs the package sacrebleu: pip install sacrebleu") from error
-    return sacrebleu
+def _by_name(*functions):
+    return {function.__name__: function for function in functions}
 
 
-METRICS = {
-    function.__name__: function
-    for function in (
-        *(exact_match, lenient_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, number, character_accuracy),
-        *(rouge_l, bleu),
-        *(multiple_choice, yes_no, iou, iou_at_50, json_fields),
-    )
-}
-CORPUS_METRICS = {
-    function.__name__: function
-    for function in (pope, cider, corpus_bleu, corpus_character_error_rate, grounding, ap50, ap)
-}
-EXACT_METRICS = {  # of single answers, which one constant answer may score well in
-    function.__name__: function
-    for function in (
-        *(exact_match, lenient_match, contains, vqa_accuracy),
-        *(relaxed_accuracy, number, multiple_choice, yes_no),
-    )
-} | {"pope": yes_no}
-
-
-# any of them ----------------------------------------------------------------------------------------------------------
+METRICS = _by_name(
+    *(exact_match, lenient_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, number, character_accuracy),
+    *(rouge_l, bleu, multiple_choice, yes_no, iou, iou_at_50, json_fields),
+)
+CORPUS_METRICS = _by_name(pope, cider, corpus_bleu, corpus_character_error_rate, grounding, ap50, ap)
+# Of single answers, which one constant answer may score well in.
+EXACT_METRICS = {"pope": yes_no} | _by_name(
+    *(exact_match, lenient_match, contains, vqa_accuracy, relaxed_accuracy, number, multiple_choice, yes_no)
+)
 
 
 def row_scorer(metric):
     """(function of (replies, truths) → (row scores, numbers), name) of a metric by its name, or of a function."""
-    if callable(metric):
-        return _each_row(metric), _name(metric)
-    if metric in CORPUS_METRICS:
-        return _whole(CORPUS_METRICS[metric]), metric
-    if metric in METRICS:
-        return _each_row(METRICS[metric]), metric
-    names = ", ".join([*METRICS, *CORPUS_METRICS])
-    raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
+    if not callable(metric) and metric not in METRICS | CORPUS_METRICS:
+        names = ", ".join([*METRICS, *CORPUS_METRICS])
+        raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
+    name = getattr(metric, "__name__", "score") if callable(metric) else metric
 
-
-def _name(metric):
-    return getattr(metric, "__name__", "score")
-
-
-def _each_row(metric):
-    def score(replies, truths):
-        scores = [float(metric(*pair)) for pair in zip(replies, truths, strict=True)]
-        if not all(map(math.isfinite, scores)):
-            raise DataError(f"metric {_name(metric)}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
-        return scores, {}
-
-    return score
-
-
-def _whole(metric):
-    def score(replies, truths):
-        found = metric(replies, truths)
+    def score_together(replies, truths):
+        found = CORPUS_METRICS[metric](replies, truths)
         return found.pop("rows"), found
 
-    return score
+    def score_each(replies, truths):
+        of_row = metric if callable(metric) else METRICS[metric]
+        scores = [float(of_row(*pair)) for pair in zip(replies, truths, strict=True)]
+        if not all(map(math.isfinite, scores)):
+            raise DataError(f"metric {name}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
+        return scores, {}
+
+    return score_each if callable(metric) or metric in METRICS else score_together, name

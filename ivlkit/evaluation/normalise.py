@@ -20,10 +20,8 @@ _NOT_WORDS = {
     "'re": "there they what why you",
     "": "ma'am o'clock 'ow's'at 'twas y'all y'all'll y'all'd've",
 }
-_NUMBERS = {
-    **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"},
-    **{"seven": "7", "eight": "8", "nine": "9", "ten": "10"},
-}
+_COUNTED = "zero one two three four five six seven eight nine ten"
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_COUNTED.split())}
 _ARTICLES = {"a", "an", "the"}
 _VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _ASCII = {0xFF01 + place: 0x21 + place for place in range(94)} | {0x2212: "-"}  # full-width "１，５％", the minus sign

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -12,11 +13,6 @@ from ..data.rows.media import open_image
 from ..errors import DataError
 
 END_BYTES = 1 << 16  # of a file's start and end: another picture differs there, and a long video is not read whole
-
-
-def right(records, seed):
-    """The rows as they are."""
-    return records
 
 
 def shuffled(records, seed):
@@ -37,24 +33,26 @@ def shuffled(records, seed):
     return given
 
 
-def none(records, seed):
-    """Every row without its pictures or video, and without their places in the text."""
-    return [
-        replace(record, images=(), video=None, turns=tuple(_without_placeholders(turn) for turn in record.turns))
-        if record.images or record.video
-        else record
-        for record in records
-    ]
-
-
-PICTURES = {"right": right, "shuffled": shuffled, "none": none}
+def without_pictures(record):
+    """A row without its pictures or video, and without their places in the text."""
+    if not record.images and not record.video:
+        return record
+    turns = []
+    for turn in record.turns:
+        text = re.sub(f"(?:{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER})\n?", "", turn.text)
+        turns.append(replace(turn, text=text) if turn.role == "user" else turn)
+    return replace(record, images=(), video=None, turns=tuple(turns))
 
 
 def arrange(records, pictures, *, seed):
     """The rows as `pictures` ("right", "shuffled" or "none") has them."""
-    if pictures not in PICTURES:
-        raise DataError(f"pictures={pictures!r}; expected one of {', '.join(PICTURES)}")
-    return PICTURES[pictures](records, seed)
+    if pictures == "right":
+        return records
+    if pictures == "shuffled":
+        return shuffled(records, seed)
+    if pictures == "none":
+        return list(map(without_pictures, records))
+    raise DataError(f"pictures={pictures!r}; expected one of right, shuffled, none")
 
 
 def derange(keys, rng):
@@ -94,12 +92,11 @@ def picture_key(source):
 def content_key(row):
     """What the files hold that a row shows: a hash of each one's size and both ends; None for what is no file."""
     sources = row.video.files if row.video else row.images
-    return tuple(_ends_digest(source) for source in sources if isinstance(source, (str, os.PathLike)))
+    paths = [source for source in sources if isinstance(source, (str, os.PathLike))]
+    return tuple(_ends_digest(path) if os.path.isfile(path) else None for path in paths)
 
 
 def _ends_digest(path):
-    if not os.path.isfile(path):
-        return None
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         digest = hashlib.sha256(f"{size} ".encode() + file.read(END_BYTES))
@@ -112,12 +109,3 @@ def kept_own(records, given):
     """Numbers of the rows with pictures that still have their own."""
     pairs = enumerate(zip(records, given, strict=True))
     return [number for number, (own, got) in pairs if media_key(own) and media_key(own) == media_key(got)]
-
-
-def _without_placeholders(turn):
-    if turn.role != "user":
-        return turn
-    text = turn.text
-    for placeholder in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER):
-        text = text.replace(f"{placeholder}\n", "").replace(placeholder, "")
-    return replace(turn, text=text)

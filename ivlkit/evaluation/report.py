@@ -3,7 +3,8 @@
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,10 @@ class Report:
         if not any(name in row.extra for row in self.rows):
             known = sorted({name for row in self.rows for name in row.extra} | {"images"})
             raise DataError(f"no row has a field {name!r}; expected one of {', '.join(known)}")
-        return [_plain_value(row.extra.get(name)) for row in self.rows]
+        values = [row.extra.get(name) for row in self.rows]
+        plain = (type(None), str, int, float)  # others are labels as JSON
+        as_json = partial(json.dumps, ensure_ascii=False, sort_keys=True, default=str)
+        return [value if isinstance(value, plain) else as_json(value) for value in values]
 
     @property
     def slice_fields(self):
@@ -123,8 +127,8 @@ class Report:
 
         Numbers of a corpus metric and controls belong to all rows and are left out.
         """
-        places = [dict(zip(values, found, strict=True)) for found in zip(*map(self.groups, values), strict=True)]
-        rows = tuple(row for row, found in zip(self.rows, places, strict=True) if found == values)
+        groups, wanted = map(self.groups, values), [*values.values()]
+        rows = tuple(row for row, *found in zip(self.rows, *groups, strict=True) if found == wanted)
         if not rows:
             raise DataError(f"no row with {values}; see `by` for the values that a field has")
         return replace(self, rows=rows, numbers={}, controls={})
@@ -211,20 +215,16 @@ class Report:
         differ from the truth in form only, that a class has too few rows."""
         few = ", ".join(f"{truth!r} ({count})" for truth, count in self.small_classes.items())
         said = [f"Classes with fewer than {FEW_ROWS} rows: {few}. The score says nothing about them."] if few else []
-        risen = self._score_without_form() if self.metric in METRICS else self.score
-        if round(risen - self.score, 9) >= FORM:
-            said.append(
-                f"Without case, spaces and final punctuation the score would be {risen:.1%}, "
-                f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
-                f"{lenient_match.__name__}."
-            )
-        return said + self._control_warnings()
-
-    def _score_without_form(self):
-        return float(np.mean([max(row.score, lenient_match(row.reply, row.answers or row.truth)) for row in self.rows]))
-
-    def _control_warnings(self):
-        return [
+        if self.metric in METRICS:
+            lenient = [max(row.score, lenient_match(row.reply, row.answers or row.truth)) for row in self.rows]
+            risen = float(np.mean(lenient))
+            if round(risen - self.score, 9) >= FORM:
+                said.append(
+                    f"Without case, spaces and final punctuation the score would be {risen:.1%}, "
+                    f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
+                    f"{lenient_match.__name__}."
+                )
+        return said + [
             f"With {'shuffled' if kind == 'shuffled' else 'no'} pictures the score is {score:.1%}, only "
             f"{100 * (self.score - score):.1f} points under the {self.score:.1%} with the right ones; expected "
             f"{100 * LOOKS:.0f} points or more. The model may answer without looking."
@@ -359,20 +359,12 @@ def check_rows_of(report, records):
             raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
-def _plain_value(value):
-    """A field's value as a label: texts, numbers and truth values as they are, others as JSON."""
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-
-
 def _plain_row(row):
-    values = {each.name: getattr(row, each.name) for each in fields(row)}
+    values = {name: value for name, value in vars(row).items() if name not in SCORES} | known_scores(vars(row))
     paths = [str(image) for image in row.images if isinstance(image, (str, os.PathLike))]
     video = row.video and {"path": str(row.video.path), "clip": row.video.clip}
     if row.video and row.video.frames:
         video["frames"] = [str(path) for path in row.video.frames]
-    values = {name: value for name, value in values.items() if name not in SCORES} | known_scores(values)
     return values | {"images": paths, "answers": list(row.answers), "video": video}
 
 
@@ -382,13 +374,6 @@ def _read_row(saved):
         raise TypeError(f"row {row.where} has a field that is no text")
     video, clip = row.video, row.video and row.video["clip"] and tuple(row.video["clip"])
     video = video and Video(Path(video["path"]), clip, tuple(map(Path, video.get("frames", ()))))
-    return replace(
-        row,
-        score=float(row.score),
-        images=tuple(row.images),
-        answers=tuple(row.answers),
-        video=video,
-        box_scores=tuple(row.box_scores),
-        token_scores=tuple(row.token_scores),
-        least_sure=tuple(row.least_sure),
-    )
+    lists = ("images", "answers", "box_scores", "token_scores", "least_sure")
+    tuples = {name: tuple(getattr(row, name)) for name in lists}
+    return replace(row, score=float(row.score), video=video, **tuples)

@@ -127,7 +127,7 @@ def draw_strip(ids, rng):
     rng: a `random.Random`, for paper, ink, size, tilt and place.
     Returns (strip, the box (left, top, right, bottom) of each digit's ink in px).
     """
-    inks = [_write_digit(_atlas()[number], rng) for number in ids]
+    inks = [_ink_of_digit(number, rng) for number in ids]
     mask = Image.new("L", (STRIP_HEIGHT_PX * len(inks), STRIP_HEIGHT_PX))
     free_px = mask.width - sum(ink.width for ink in inks)
     weights = [rng.uniform(*GAP_WEIGHTS) for _ in range(len(inks) + 1)]  # one more gap than there are digits
@@ -138,9 +138,8 @@ def draw_strip(ids, rng):
         mask.paste(ink, (round(left_px), top_px))  # ink is under 112 px wide, so nothing overlaps
         boxes.append((round(left_px), top_px, round(left_px) + ink.width, top_px + ink.height))
         left_px += ink.width
-    paper, ink_colour = _paper_and_ink(rng)
-    strip = Image.new("RGB", mask.size, paper)
-    strip.paste(ink_colour, mask=mask)
+    strip = Image.new("RGB", mask.size, tuple(rng.randint(226, 255) for _ in range(3)))
+    strip.paste((rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 120)), mask=mask)
     return strip, boxes
 
 
@@ -176,19 +175,12 @@ def _facts(labels, boxes, strip, rng):
     return facts | {"place": PLACES[min(chosen, len(PLACES) - 1)], "box": box}
 
 
-def _write_digit(glyph, rng):
-    """uint8 [28, 28] → a picture of its ink, about four times as large, a little turned, cut to the ink."""
+def _ink_of_digit(number, rng):
+    """A picture of its ink, about four times as large as in the atlas, a little turned, cut to the ink."""
     size_px = round(STRIP_HEIGHT_PX * rng.uniform(0.85, 1.05))
-    ink = Image.fromarray(glyph).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    ink = Image.fromarray(_atlas()[number]).resize((size_px, size_px), Image.Resampling.BICUBIC)
     ink = ink.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC)
     return ink.crop(ink.getbbox())
-
-
-def _paper_and_ink(rng):
-    """A light, slightly tinted paper and a dark ink, both RGB."""
-    paper = [rng.randint(226, 255) for _ in range(3)]
-    ink = [rng.randint(0, 70), rng.randint(0, 70), rng.randint(0, 120)]
-    return tuple(paper), tuple(ink)
 
 
 def _deal(ids, rng):

@@ -201,19 +201,14 @@ def _print_rows(rng, material, rows):
     lines = tiles * lines_a_tile
     first, pitch_px = rng.randint(0, lines - len(rows)), picture.height / lines
     middles = [(first + line + 0.5) * pitch_px for line in range(len(rows))]
-    font = _fine_font(rng, material, rows, width_px=picture.width)
+    font_name, room_px = rng.choice(material.fonts), (0.5 - MARGIN) * picture.width
+    fonts = [font_of(font_name, int(size * picture.width)) for size in FINE_PRINT_SIZES]
+    texts = [text for row in rows for text in row]  # each has to fit its half of the picture
+    font = rng.choice([font for font in fonts if max(map(font.getlength, texts)) <= room_px])
     for y, (name, number) in zip(middles, rows, strict=True):
         print_small(picture, MARGIN * picture.width, y, name, ink=ink, font=font)
         print_small(picture, (1 - MARGIN) * picture.width, y, number, ink=ink, font=font, anchor="rm")
     return picture, ink, middles
-
-
-def _fine_font(rng, material, rows, *, width_px):
-    """A font in which every name and number fits its half of the picture."""
-    font_name, room_px = rng.choice(material.fonts), (0.5 - MARGIN) * width_px
-    fonts = [font_of(font_name, int(size * width_px)) for size in FINE_PRINT_SIZES]
-    texts = [text for row in rows for text in row]
-    return rng.choice([font for font in fonts if max(map(font.getlength, texts)) <= room_px])
 
 
 def _everything(rows):

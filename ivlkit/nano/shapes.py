@@ -162,32 +162,21 @@ def _boxes(rng, questions, *, fewest=1):
     places = rng.sample(cells(picture, *((2, 1) if count < 3 else (2, 2))), count)
     found = []
     for cell in places:
-        colour, shape = _new_name(rng, [entry for entry, _ in found])
-        box = draw_shape(picture, shape, colour, place_shape(cell, rng, share=(0.6, 0.95)))
-        found.append(((colour, shape), _thousandths(box, picture)))
+        name = None
+        while name is None or name in [other for other, _ in found]:
+            name = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
+        box = draw_shape(picture, name[1], name[0], place_shape(cell, rng, share=(0.6, 0.95)))
+        in_thousandths = [1000 * value / side for value, side in zip(box, picture.size * 2, strict=True)]
+        found.append((name, ", ".join(str(round(value)) for value in in_thousandths)))
     (colour, shape), box = rng.choice(found)
     facts = {"name": f"{colour} {shape}", "a": article(colour), "box": box}
-    boxed = ", ".join(f"{' '.join(entry)} at [[{where}]]" for entry, where in found)
+    boxed = ", ".join(f"{' '.join(name)} at [[{where}]]" for name, where in found)
     return Scene((picture,), questions, facts, f"There are: {boxed}.")
-
-
-def _thousandths(box, picture):
-    """Pixels → "x1, y1, x2, y2" in thousandths of the picture's sides."""
-    sides = (picture.width, picture.height) * 2
-    return ", ".join(str(round(1000 * value / side)) for value, side in zip(box, sides, strict=True))
 
 
 def two_names(rng):
     """Two (colour, shape) that differ in both."""
     return list(zip(rng.sample(list(COLOURS), 2), rng.sample(list(SHAPES), 2), strict=True))
-
-
-def _new_name(rng, taken):
-    """A (colour, shape) not taken yet."""
-    while True:
-        entry = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
-        if entry not in taken:
-            return entry
 
 
 def article(colour):

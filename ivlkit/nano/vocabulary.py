@@ -91,16 +91,14 @@ def _made_up_word(rng):
     while True:
         word = _syllable(rng)
         while len(word) < length and rng.random() < 0.9:
-            word += rng.choice(ENDINGS) if rng.random() < 0.3 else _next_syllable(rng, word)
+            if rng.random() < 0.3:
+                word += rng.choice(ENDINGS)
+                continue
+            syllable = _syllable(rng)  # after a vowel its first letter may be doubled, as in "rabbit"
+            doubled = word[-1] in "aeiou" and syllable[0] in "bdfglmnprt" and rng.random() < 0.2
+            word += syllable[0] * doubled + syllable
         if len(word) == length:
             return word
-
-
-def _next_syllable(rng, word):
-    """One more syllable; after a vowel its first letter may be doubled, as in "rabbit"."""
-    syllable = _syllable(rng)
-    doubled = word[-1] in "aeiou" and syllable[0] in "bdfglmnprt" and rng.random() < 0.2
-    return syllable[0] * doubled + syllable
 
 
 def _syllable(rng):

@@ -1,6 +1,5 @@
 """Ask one's own question about one's own picture: a model, or a run beside what it began with; answers as written."""
 
-import io
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,7 +10,7 @@ from ..hardware import GIB
 from ..models.load import load
 from ..training.checkpoints import checkpoints as kept_checkpoints
 from ..training.checkpoints import load_trained
-from .html import cards_html, fragment, picture_html, text_html
+from .html import cards_html, fragment, line_html, picture_html, text_html
 from .live import Live, make_controls, uploaded
 
 FIRST_QUESTION = "What is in the picture?"
@@ -57,7 +56,7 @@ class Asking:
         if not self.question:
             return fragment("<div>Choose a picture, type a question, press ask.</div>")
         picture = "" if self.image is None else picture_html(self.image, alt="your picture")
-        asked = f'<div class="card">{picture}<div><span class="dim">you</span> {text_html(self.question)}</div></div>'
+        asked = f'<div class="card">{picture}{line_html("you", text_html(self.question))}</div>'
         said = [(f'<div class="dim">{name}</div><b>{text_html(text)}</b>', "") for name, text in self.answers.items()]
         return fragment(f'{asked}{cards_html(said)}<div class="dim">{self.note}</div>')
 
@@ -120,17 +119,15 @@ def _live(asking, question, image):
             widgets.Button(description="ask", button_style="primary"),
         ]
     )
+
+    def answer(button):  # what the controls hold; a second click waits
+        upload, typed, _ = live.controls
+        button.disabled = True
+        try:
+            asking.ask(typed.value, uploaded(upload), redraw=live.redraw)
+        finally:
+            button.disabled = False
+
     if live.controls:
-        live.controls[2].on_click(lambda button: _answer(asking, live, button))
+        live.controls[2].on_click(answer)
     return live
-
-
-def _answer(asking, live, button):
-    """Ask what the controls hold; a second click waits."""
-    upload, question, _ = live.controls
-    content = uploaded(upload)
-    button.disabled = True
-    try:
-        asking.ask(question.value, None if content is None else io.BytesIO(content), redraw=live.redraw)
-    finally:
-        button.disabled = False

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..hardware import GIB
-from .figure import BLUE, GREEN, ORANGE, PINK, RED, ShownFigure, plain_text
+from .figure import BLUE, GREEN, ORANGE, PINK, RED, ShownFigure, bars_of, plain_text
 from .html import fragment, table_html, text_html
 
 FEW = 6  # places of a line that are all told
@@ -89,11 +89,8 @@ def learning_curve_figure(curve):
     figure = ShownFigure(figsize=(7, 3.2), alt=alt)
     axes = figure.subplots()
     rows, scores = [point.rows for point in trained], [point.report.score for point in trained]
-    spread = [
-        (point.report.score - point.report.interval[0], point.report.interval[1] - point.report.score)
-        for point in trained
-    ]
-    axes.errorbar(rows, scores, yerr=list(zip(*spread, strict=True)), marker="o", capsize=3, label="trained")
+    spread = bars_of([(point.report.score, *point.report.interval) for point in trained])
+    axes.errorbar(rows, scores, yerr=spread, marker="o", capsize=3, label="trained")
     axes.axhline(before.report.score, linestyle="--", color="gray", label="before training")
     axes.set_xscale("log")
     axes.set_xticks(rows, labels=[f"{number:,}" for number in rows])
@@ -158,7 +155,7 @@ def forgetting_figure(runs, *, learned="new task", kept="old tasks"):
         else:
             arrow = {"arrowstyle": "->", "color": colour, "alpha": 0.5, "linestyle": "--"}
             axes.annotate("", (across[0], upwards[0]), (start["new"][0], start["old"][0]), arrowprops=arrow)
-        spread = {"xerr": _spread(*across), "yerr": _spread(*upwards), "elinewidth": 1, "capsize": 3}
+        spread = {"xerr": bars_of([across]), "yerr": bars_of([upwards]), "elinewidth": 1, "capsize": 3}
         label = f"{plain_text(name, 40)}: {across[0]:.0%}, {upwards[0]:.0%}"
         axes.errorbar(across[0], upwards[0], fmt=marker, color=colour, markersize=8, label=label, **spread)
     axes.set(xlabel=f"{learned} →", ylabel=f"{kept} →")
@@ -167,7 +164,3 @@ def forgetting_figure(runs, *, learned="new task", kept="old tasks"):
     axes.legend(fontsize=8, title=f"{learned}, {kept}", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     return figure
-
-
-def _spread(score, low, high):
-    return [[score - low], [high - score]]

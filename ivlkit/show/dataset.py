@@ -9,9 +9,9 @@ from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..evaluation.boxes import parse_boxes
 from .figure import BLUE, GREEN, ORANGE, PINK, RED
-from .findings import figures_html, kind_table, remarks_html, row_anchor
-from .html import cards_html, fragment, picture_html, text_html
-from .live import Live, make_controls
+from .findings import figures_html, kind_table, problems_of_rows, remarks_html, row_anchor
+from .html import cards_html, fragment, line_html, picture_html, text_html
+from .live import live_under
 
 BOX_COLOURS = (RED, BLUE, GREEN, ORANGE, PINK)
 _NAMED_BOXES = re.compile(r"(?:<ref>(?P<name>[^<]{0,80})</ref>\s*)?<box>(?P<boxes>.*?)</box>", re.S)
@@ -19,7 +19,7 @@ _NAMED_BOXES = re.compile(r"(?:<ref>(?P<name>[^<]{0,80})</ref>\s*)?<box>(?P<boxe
 
 def record_html(record):
     """One row: its pictures and its turns."""
-    return fragment(cards_html([(card_html(record), "")]))
+    return fragment(cards_html([(_card(record), "")]))
 
 
 def gallery_html(data, *, rows=8, start=0, report=None):
@@ -27,58 +27,35 @@ def gallery_html(data, *, rows=8, start=0, report=None):
 
     A row that can't be read is named in its place.
     """
-    numbers = range(start, min(start + rows, len(data)))
-    found = _findings(report)
-    parts = [f"<b>{text_html(data)}</b>", _found_html(report), cards_html([_row_card(data, n, found) for n in numbers])]
-    return fragment("".join(parts))
+    cards, found = [], problems_of_rows(report)
+    for number in range(start, min(start + rows, len(data))):
+        where = data.where(number)
+        problems = found.get(where, [])
+        try:
+            card, kind = _card(data[number]), "bad" if problems else ""
+        except DataError as error:
+            card, kind = f'<div id="{row_anchor(where)}">{text_html(error)}</div>', "bad"
+        cards.append((card + remarks_html(problems), kind))
+    overview = figures_html(report) + kind_table(report) if report else ""
+    return fragment(f"<b>{text_html(data)}</b>{overview}{cards_html(cards)}")
 
 
 def gallery_live(data, *, rows=8, start=0, report=None):
     """`gallery_html` under a picker of the first row."""
-    last = max(0, len(data) - 1)
-    controls = make_controls(
-        lambda widgets: [widgets.BoundedIntText(value=start, min=0, max=last, step=rows, description="first row")]
+    limits = {"value": start, "min": 0, "max": max(0, len(data) - 1), "step": rows}
+    return live_under(
+        lambda first: gallery_html(data, rows=rows, start=first, report=report),
+        lambda widgets: widgets.BoundedIntText(**limits, description="first row"),
+        start,
     )
 
-    def draw():
-        return gallery_html(data, rows=rows, start=controls[0].value if controls else start, report=report)
 
-    return Live(draw, controls)
-
-
-def _findings(report):
-    """{where: problems of that row}."""
-    found = {}
-    for problem in report.problems if report else ():
-        found.setdefault(problem.where, []).append(problem)
-    return found
-
-
-def _found_html(report):
-    if report is None:
-        return ""
-    return figures_html(report) + kind_table(report)
-
-
-def _row_card(data, number, found):
-    where = data.where(number)
-    problems = found.get(where, [])
-    try:
-        card = card_html(data[number])
-    except DataError as error:
-        card = f'<div id="{row_anchor(where)}">{text_html(error)}</div>'
-        return card + remarks_html(problems), "bad"
-    return card + remarks_html(problems), "bad" if problems else ""
-
-
-def card_html(record, *, max_px=320):
+def _card(record):
     """A row's pictures with the boxes of its turns, its turns and where it stands."""
-    turns = "".join(
-        f'<div><span class="dim">{turn.role}</span> {text_html(turn.text, 400)}</div>' for turn in record.turns
-    )
+    turns = "".join(line_html(turn.role, text_html(turn.text, 400)) for turn in record.turns)
     boxes = named_boxes("\n".join(turn.text for turn in record.turns))
     where = f'<div class="dim">{text_html(record.where)}</div>'
-    return f'<div id="{row_anchor(record.where)}">{media_html(record, max_px=max_px, boxes=boxes)}{turns}{where}</div>'
+    return f'<div id="{row_anchor(record.where)}">{media_html(record, boxes=boxes)}{turns}{where}</div>'
 
 
 def named_boxes(text):
@@ -88,12 +65,12 @@ def named_boxes(text):
     return [(found["name"] or "", box) for found in _NAMED_BOXES.finditer(text) for box in parse_boxes(found["boxes"])]
 
 
-def media_html(record, *, frames=4, max_px=320, boxes=()):
-    """The pictures of a row, or a few frames of its video; what can't be opened is named in its place."""
+def media_html(record, *, max_px=320, boxes=()):
+    """The pictures of a row, or four frames of its video; what can't be opened is named in its place."""
     if not record.video:
         return pictures_html(record.images, record.where, max_px=max_px, boxes=boxes)
     try:
-        shown = list(sample_frames(record.video, record.where, num_frames=frames))
+        shown = list(sample_frames(record.video, record.where, num_frames=4))
     except DataError as error:
         return f"<div>{text_html(error)}</div>"
     return pictures_html(shown, record.where, max_px=max_px)
@@ -101,16 +78,16 @@ def media_html(record, *, frames=4, max_px=320, boxes=()):
 
 def pictures_html(images, where, *, max_px=320, boxes=()):
     """Pictures of a row; one that can't be opened is named in its place. Boxes are drawn where there is one picture."""
-    shown = []
+    shown, boxes = [], boxes if len(images) == 1 else ()
     for image in images:
         try:
             opened = open_image(image, where)
         except DataError as error:
             shown.append(f"<div>{text_html(error)}</div>")
             continue
-        if boxes and len(images) == 1:
+        if boxes:
             opened = draw_boxes(opened, boxes, shown_px=max_px)
-        names = "".join(f", {name or 'a box'}" for name, _ in boxes) if len(images) == 1 else ""
+        names = "".join(f", {name or 'a box'}" for name, _ in boxes)
         shown.append(picture_html(opened, alt=f"picture of {where}{names}", max_px=max_px))
     return "".join(shown)
 
@@ -128,7 +105,8 @@ def draw_boxes(image, boxes, *, shown_px=320):
     font = ImageFont.load_default(size=6 * line)
     for number, (name, box) in enumerate(boxes):
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
-        left, top, right, bottom = _pixels(box, image.size)
+        inside = [min(max(value, 0), 1000) * (image.size[place % 2] - 1) / 1000 for place, value in enumerate(box)]
+        (left, right), (top, bottom) = sorted(inside[0::2]), sorted(inside[1::2])
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
         pen.rectangle((left, top, right, bottom), outline=colour, width=line)
         label = "".join(filter(str.isprintable, name))[:24] or str(number + 1)
@@ -136,10 +114,3 @@ def draw_boxes(image, boxes, *, shown_px=320):
         pen.rectangle((place[0] - line, place[1] - line, place[2] + line, place[3] + line), fill="white")
         pen.text((left + 2 * line, top + line), label, fill="black", font=font)
     return image
-
-
-def _pixels(box, size):
-    """A box in thousandths → pixels inside the picture, left before right."""
-    xs = sorted(min(max(value, 0), 1000) * (size[0] - 1) / 1000 for value in box[0::2])
-    ys = sorted(min(max(value, 0), 1000) * (size[1] - 1) / 1000 for value in box[1::2])
-    return xs[0], ys[0], xs[1], ys[1]

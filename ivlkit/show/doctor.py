@@ -2,7 +2,7 @@
 
 from ..data.checking.findings import KINDS, LEVELS
 from .dataset import pictures_html
-from .findings import figures_html, kind_table, problem_table, remarks_html, row_anchor
+from .findings import figures_html, kind_table, problem_table, problems_of_rows, remarks_html, row_anchor
 from .html import cards_html, fragment, page_html, table_html, text_html
 
 NOTHING_FOUND = "<div>Nothing found.</div>"
@@ -15,47 +15,48 @@ def report_html(report):
 
 def report_page(report):
     """The same as one self-contained page, with figures, sources and sample pictures."""
+    stats = report.stats
+    left = sum(report.counts.values()) - len(report.problems)
     samples = cards_html([_card(problem, record) for problem, record in report.samples])
+    sources = [
+        (name, found["split"], f"{found['rows']:,}", f"{found['good']:,}", found["file"])
+        for name, found in stats["sources"].items()
+    ]
+    answers = [(count, text) for text, count in stats["answers"]["top"]]
+    said = f"Answers: {stats['answers']['distinct']:,} different ones"
     parts = [
         _head(report),
         _count_table(report),
-        f"<h2>Problems</h2>{problem_table(report.problems)}{_more(report)}",
+        f"<h2>Problems</h2>{problem_table(report.problems)}",
+        f'<div class="dim">… and {left:,} more</div>' if left > 0 else "",
         f"<h2>Pictures with a finding</h2>{samples}" if report.samples else "",
         f"<h2>Figures</h2>{figures_html(report)}",
-        _source_table(report),
-        _answer_table(report),
+        table_html(sources, header=("data set", "split", "rows", "usable", "file"), title="Sources") if sources else "",
+        table_html(answers, header=("rows", "answer"), title=said),
     ]
     return page_html(f"Data report: {report.path}", "".join(parts))
 
 
 def contact_sheet_html(report, data, *, rows=24):
     """The first rows of a data set as small pictures, each with its line and what the report says about it."""
-    said = {}
-    for problem in report.problems:
-        said.setdefault(problem.where, []).append(problem)
-    return fragment(cards_html([_sheet_card(data[number], said) for number in range(min(rows, len(data)))]))
-
-
-def _sheet_card(record, said):
-    problems = said.get(record.where, [])
-    inner = (
-        f"{pictures_html(record.images[:2], record.where, max_px=140)}<div><b>{text_html(record.answer, 60)}</b></div>"
-        f'<div class="dim">{text_html(record.where, 120)}</div>{remarks_html(problems)}'
-    )
-    return inner, "bad" if problems else "good"
+    found, cards = problems_of_rows(report), []
+    for record in (data[number] for number in range(min(rows, len(data)))):
+        problems = found.get(record.where, [])
+        pictures = pictures_html(record.images[:2], record.where, max_px=140)
+        answer = f"<div><b>{text_html(record.answer, 60)}</b></div>"
+        where = f'<div class="dim">{text_html(record.where, 120)}</div>'
+        cards.append((pictures + answer + where + remarks_html(problems), "bad" if problems else "good"))
+    return fragment(cards_html(cards))
 
 
 def _head(report):
-    stats = report.stats
-    said = "a run can start" if report.ok else "a run would not start"
-    lengths = (
-        f" · {stats['tokens']['total']:,} tokens, {stats['tokens']['supervised']:,} supervised, "
-        f"{stats['tiles']['total']:,} tiles"
-        if "tokens" in stats
-        else ""
-    )
+    stats, lengths = report.stats, ""
+    if "tokens" in stats:
+        tokens, tiles = stats["tokens"], stats["tiles"]["total"]
+        lengths = f" · {tokens['total']:,} tokens, {tokens['supervised']:,} supervised, {tiles:,} tiles"
     return (
-        f'<div class="big">{said}</div><div>{text_html(report.path)}: {stats["rows"]:,} rows, '
+        f'<div class="big">{"a run can start" if report.ok else "a run would not start"}</div>'
+        f"<div>{text_html(report.path)}: {stats['rows']:,} rows, "
         f"{stats['good']:,} usable, {stats['distinct_pictures']:,} pictures{lengths}</div>"
     )
 
@@ -66,11 +67,6 @@ def _count_table(report):
     return table_html(rows, header=("level", "kind", "found", "expected")) if rows else NOTHING_FOUND
 
 
-def _more(report):
-    left = sum(report.counts.values()) - len(report.problems)
-    return f'<div class="dim">… and {left:,} more</div>' if left > 0 else ""
-
-
 def _card(problem, record):
     inner = (
         f'<div id="{row_anchor(record.where)}">{pictures_html(record.images[:2], record.where)}</div>'
@@ -78,17 +74,3 @@ def _card(problem, record):
         f'<div class="dim">{text_html(problem.where, 300)}</div>{remarks_html([problem])}'
     )
     return inner, "bad" if problem.level == "error" else ""
-
-
-def _source_table(report):
-    rows = [
-        (name, found["split"], f"{found['rows']:,}", f"{found['good']:,}", found["file"])
-        for name, found in report.stats["sources"].items()
-    ]
-    return table_html(rows, header=("data set", "split", "rows", "usable", "file"), title="Sources") if rows else ""
-
-
-def _answer_table(report):
-    answers = report.stats["answers"]
-    title = f"Answers: {answers['distinct']:,} different ones"
-    return table_html([(count, text) for text, count in answers["top"]], header=("rows", "answer"), title=title)

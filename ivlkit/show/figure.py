@@ -3,6 +3,7 @@
 import io
 import warnings
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -40,6 +41,12 @@ class ShownFigure(Figure):
         return f"Figure: {self.alt}"
 
     __str__ = __repr__
+
+
+def bars_of(points):
+    """[(score, low, high)] → how far each interval reaches below and above its score, as `errorbar` takes it."""
+    scores, lows, highs = np.transpose(points)
+    return [scores - lows, highs - scores]
 
 
 def plain_text(text, limit=24):

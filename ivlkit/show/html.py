@@ -59,14 +59,17 @@ def text_html(text, limit=1500):
 
 def escape_text(text, limit=1500):
     """The same without an element of its own."""
-    text = str(text)
+    text, shown = str(text), []
+    for character in text[:limit]:
+        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in "\n\t\u200c\u200d"
+        shown.append(f"[U+{ord(character):04X}]" if hidden else character)
     cut = f"… ({len(text):,} characters)" if len(text) > limit else ""
-    return escape("".join(map(_visible, text[:limit]))) + cut
+    return escape("".join(shown)) + cut
 
 
-def _visible(character):
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in "\n\t\u200c\u200d"
-    return f"[U+{ord(character):04X}]" if hidden else character
+def line_html(name, inner):
+    """A line of a card: a quiet name, then HTML."""
+    return f'<div><span class="dim">{name}</span> {inner}</div>'
 
 
 def picture_html(image, *, alt, max_px=320):
@@ -107,11 +110,6 @@ def table_html(rows, *, header=None, title=None):
     body = "".join(f"<tr>{''.join(f'<td>{text_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
     caption = f"<b>{escape_text(title)}</b>" if title else ""
     return fragment(f"{caption}<table>{head}{body}</table>")
-
-
-def list_html(lines):
-    """Lines of text as a list; nothing for none."""
-    return fragment(f"<ul>{''.join(f'<li>{escape_text(line)}</li>' for line in lines)}</ul>") if lines else ""
 
 
 def cards_html(cards):

@@ -28,9 +28,6 @@ LIKELY_TOKENS = 5
 TOKENS_LOOKED_AT = 6
 
 
-# parts ----------------------------------------------------------------------------------------------------------------
-
-
 def parts_figure(vlm, recipe):
     """The parts of a model to scale, and the share of each that a recipe trains, LoRA's matrices counted on top.
 
@@ -62,9 +59,6 @@ def _part_text(row):
     return f"{row.tuning}: {trains} of {row.parameters:,}"
 
 
-# patches --------------------------------------------------------------------------------------------------------------
-
-
 def patches_figure(image, *processors):
     """A picture as one tile of each processor's size, cut into the tower's patches and, thicker, into tokens.
 
@@ -84,9 +78,6 @@ def patches_figure(image, *processors):
         axes.set_title(f"a tile of {title}", fontsize=10)
         axes.axis("off")
     return figure
-
-
-# a walk of shapes -----------------------------------------------------------------------------------------------------
 
 
 def shapes_html(models):
@@ -111,30 +102,13 @@ def _steps_of_a_tile(config):
     }
 
 
+@torch.inference_mode()
 def walk_html(vlm, question, images=None):
     """One question's way through the model, every shape as it was, down to the probabilities of the next token.
 
     Returns: HTML: a table of steps and the most probable next tokens.
     """
-    prompt = make_prompt(vlm, question, images)
-    steps, logits = _walk(vlm, prompt)
-    probable = torch.softmax(logits.float(), dim=-1).topk(LIKELY_TOKENS)
-    tokens = vlm.tokenizer.convert_ids_to_tokens(probable.indices.tolist())
-    walk = table_html(steps, header=("step", "shape", "what it is"))
-    bars = "".join(map(_bar, tokens, probable.values.tolist()))
-    return fragment(f"<div>{text_html(question)}</div>{walk}<div>most probable next tokens</div>{bars}")
-
-
-def _bar(token, share):
-    percent = f"{share:.2%}" if share >= 1e-4 else "under 0.01%"
-    bar = f'<span class="share" style="width:{200 * share:.0f}px"></span>'
-    return f"<div>{bar} <b>{text_html(token)}</b> {percent}</div>"
-
-
-@torch.inference_mode()
-def _walk(vlm, prompt):
-    """([(step, shape, what it is)], logits of the last position [V])."""
-    model, steps = vlm.model, []
+    prompt, model, steps = make_prompt(vlm, question, images), vlm.model, []
     input_ids = torch.tensor([prompt.input_ids], device=model.device)
     if len(prompt.tiles):
         seen, features = _see(model, prompt.tiles)
@@ -150,7 +124,17 @@ def _walk(vlm, prompt):
         ("hidden states", _shape(hidden), "the language model has read everything before each place"),
         ("logits", _shape(logits), "a number for every token there is, at the last place"),
     ]
-    return steps, logits[0]
+    probable = torch.softmax(logits[0].float(), dim=-1).topk(LIKELY_TOKENS)
+    tokens = vlm.tokenizer.convert_ids_to_tokens(probable.indices.tolist())
+    walk = table_html(steps, header=("step", "shape", "what it is"))
+    bars = "".join(map(_bar, tokens, probable.values.tolist()))
+    return fragment(f"<div>{text_html(question)}</div>{walk}<div>most probable next tokens</div>{bars}")
+
+
+def _bar(token, share):
+    percent = f"{share:.2%}" if share >= 1e-4 else "under 0.01%"
+    bar = f'<span class="share" style="width:{200 * share:.0f}px"></span>'
+    return f"<div>{bar} <b>{text_html(token)}</b> {percent}</div>"
 
 
 def _see(model, tiles):
@@ -158,7 +142,9 @@ def _see(model, tiles):
     patches, seen, shuffled = [], [], []
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     hooks = [
-        tower.embeddings.register_forward_hook(lambda _, __, out: patches.append(_first(out))),
+        tower.embeddings.register_forward_hook(
+            lambda _, __, out: patches.append(out[0] if isinstance(out, tuple) else out)
+        ),
         tower.register_forward_hook(lambda _, __, out: seen.append(out.last_hidden_state[:, 1:])),
         projector.register_forward_pre_hook(lambda _, given: shuffled.append(given[0])),
     ]
@@ -180,15 +166,8 @@ def _see(model, tiles):
     return steps, features
 
 
-def _first(output):
-    return output[0] if isinstance(output, tuple) else output
-
-
 def _shape(tensor):
     return "[" + ", ".join(f"{size:,}" for size in tensor.shape) + "]"
-
-
-# where an answer looks ------------------------------------------------------------------------------------------------
 
 
 def looks_figure(vlm, question, image, *, answer=None):
@@ -205,26 +184,22 @@ def looks_figure(vlm, question, image, *, answer=None):
     if not answer.strip():
         raise DataError("an empty answer; expected some text whose tokens look somewhere; give answer=")
     tokens, maps = answer_looks(vlm, question, image, answer)
-    shown = min(len(tokens), TOKENS_LOOKED_AT)
-    named = [plain_text(token, 12) for token in tokens[:shown]]
+    named = [plain_text(token, 12) for token in tokens[: len(maps)]]
     alt = f"where the tokens {', '.join(named)} of the answer look, by the gradient over the picture"
-    size = (2.6 * (shown + 1), 2.6 * image.height / image.width + 0.9)
+    size = (2.6 * (len(maps) + 1), 2.6 * image.height / image.width + 0.9)
     figure = ShownFigure(figsize=size, layout="constrained", alt=alt)
-    axes = figure.subplots(1, shown + 1, squeeze=False)[0]
-    _draw_look(axes[0], image, None, "the picture")
-    for axis, name, heat in zip(axes[1:], named, maps, strict=False):
-        _draw_look(axis, image, heat, f'"{name}"')
-    figure.suptitle(f"{plain_text(question, 60)} → {plain_text(answer, 30)} (gradient)", fontsize=10)
-    return figure
-
-
-def _draw_look(axis, image, heat, title):
-    axis.imshow(image.convert("L") if heat is not None else image, cmap="gray", vmin=0, vmax=255)
-    if heat is not None:
+    first, *others = figure.subplots(1, len(maps) + 1, squeeze=False)[0]
+    first.imshow(image)
+    first.set_title("the picture", fontsize=9)
+    for axis, name, heat in zip(others, named, maps, strict=True):
+        axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
         extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         axis.imshow(heat, cmap="viridis", alpha=0.6, extent=extent, interpolation="bilinear")
-    axis.set_title(title, fontsize=9)
-    axis.axis("off")
+        axis.set_title(f'"{name}"', fontsize=9)
+    for axis in (first, *others):
+        axis.axis("off")
+    figure.suptitle(f"{plain_text(question, 60)} → {plain_text(answer, 30)} (gradient)", fontsize=10)
+    return figure
 
 
 def answer_looks(vlm, question, image, answer):

@@ -4,10 +4,18 @@ What is looked at is an output of its own, plain HTML that the controls replace.
 page made of it always hold the last thing seen; only the controls need a running kernel.
 """
 
+import io
+
 from ..errors import IvlkitError
 from .html import fragment, text_html
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def live_under(draw, make, value):
+    """`draw(value)` under one control, `make(ipywidgets)`, and drawn again with each value that it takes."""
+    controls = make_controls(lambda widgets: [make(widgets)])
+    return Live(lambda: draw(controls[0].value if controls else value), controls)
 
 
 class Live:
@@ -79,5 +87,5 @@ def make_controls(make):
 
 
 def uploaded(control):
-    """The bytes of the file in an upload button, or None."""
-    return bytes(control.value[0]["content"]) if control is not None and control.value else None
+    """The file in an upload button, as a file in memory, or None."""
+    return io.BytesIO(control.value[0]["content"]) if control.value else None

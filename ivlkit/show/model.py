@@ -24,6 +24,9 @@ FILES = {
     "added_tokens.json": "ids of the tokens added for pictures",
     "download.json": "which commit this is, sizes and hashes",
 }
+EDGE_GB = 100  # of the drawing of sizes
+OTHER_FILES = {".safetensors": FILES["model.safetensors"], ".py": "the original code, for servers; never run here"}
+OTHER_FILES |= {".md": "for people", "": "for people"}
 PARTS = (("vision tower", "model.vision_tower."), ("projector", "model.multi_modal_projector."))
 
 
@@ -31,26 +34,20 @@ def vlm_html(vlm):
     """Parts, parameters, tile settings, template."""
     if vlm.model is None:
         return table_html([("model", "released from memory")])
-    named = list(vlm.model.named_parameters())
-    rows = [(part, f"{_count(named, prefix):,} parameters") for part, prefix in PARTS]
-    rows.append(
-        ("language model", f"{sum(p.numel() for _, p in named) - sum(_count(named, x) for _, x in PARTS):,} parameters")
-    )
+    counts = dict.fromkeys(PART_COLOURS, 0)
+    for name, parameter in vlm.model.named_parameters():
+        part = next((part for part, prefix in PARTS if name.startswith(prefix)), "language model")
+        counts[part] += parameter.numel()
     processor = vlm.processor
-    rows += [
+    tiles = f"{processor.tile_px} px, {processor.num_image_token} tokens each, up to {processor.max_tiles} + thumbnail"
+    rows = [
+        *((part, f"{count:,} parameters") for part, count in counts.items()),
         ("on", f"{vlm.model.device}, {str(vlm.model.dtype).removeprefix('torch.')}"),
-        (
-            "tiles",
-            f"{processor.tile_px} px, {processor.num_image_token} tokens each, up to {processor.max_tiles} + thumbnail",
-        ),
+        ("tiles", tiles),
         ("template", processor.template.name),
         ("system prompt", processor.system_message),
     ]
     return table_html(rows, title=f"{vlm.family.key} from {vlm.origin}")
-
-
-def _count(named, prefix):
-    return sum(parameter.numel() for name, parameter in named if name.startswith(prefix))
 
 
 def verification_html(found):
@@ -58,18 +55,15 @@ def verification_html(found):
     marks = {True: "ok", False: "failed", None: "–"}
     rows = [("revision", "", found.revision), *((check.name, marks[check.ok], check.detail) for check in found.checks)]
     title = f"{found.model}: {'works here' if found.ok else 'does not work'}"
-    cards = [(_answer_card(answer), "good" if answer.ok else "bad") for answer in found.answers]
+    cards = []
+    for answer in found.answers:
+        kind, mark = ("good", "✓") if answer.ok else ("bad", "✗")
+        picture = picture_html(open_image(DATA / answer.picture), alt=answer.picture, max_px=160)
+        said = f"<div>{text_html(answer.question)}</div><div>{mark} <b>{text_html(answer.reply, 200)}</b></div>"
+        expected = f'<div class="dim">expected: {text_html(" or ".join(answer.expected))}</div>'
+        cards.append((picture + said + expected, kind))
     note = f"<div>{text_html(found.note)}</div>" if found.note else ""
     return fragment(table_html(rows, title=title) + cards_html(cards) + note)
-
-
-def _answer_card(answer):
-    return (
-        f"{picture_html(open_image(DATA / answer.picture), alt=answer.picture, max_px=160)}"
-        f"<div>{text_html(answer.question)}</div>"
-        f"<div>{'✓' if answer.ok else '✗'} <b>{text_html(answer.reply, 200)}</b></div>"
-        f'<div class="dim">expected: {text_html(" or ".join(answer.expected))}</div>'
-    )
 
 
 def sizes_figure(machine):
@@ -87,13 +81,11 @@ def sizes_figure(machine):
         for (part, colour), parameters in zip(PART_COLOURS.items(), family.parts, strict=True):
             axes.barh(row, 2 * parameters / 1e9, left=left, color=colour, label=part if row == 0 else None)
             left += 2 * parameters / 1e9
-        text = " + ".join(f"{parameters / 1e9:.2f}" for parameters in family.parts)
-        axes.text(
-            left + 1.8, row, f"{left:.1f} GB: {text} B parameters", va="center", fontsize=9, backgroundcolor="white"
-        )
-    edge_gb = 100
-    _draw_limits(axes, machine, edge_gb)
-    axes.set(xlim=(0, edge_gb), xlabel="GB of weights, 2 bytes a parameter (bf16)")
+        sizes = " + ".join(f"{parameters / 1e9:.2f}" for parameters in family.parts)
+        text = f"{left:.1f} GB: {sizes} B parameters"
+        axes.text(left + 1.8, row, text, va="center", fontsize=9, backgroundcolor="white")
+    _draw_limits(axes, machine)
+    axes.set(xlim=(0, EDGE_GB), xlabel="GB of weights, 2 bytes a parameter (bf16)")
     axes.set_yticks(range(len(families)), [f"{family.key}\n{family.name}" for family in families], fontsize=9)
     axes.invert_yaxis()
     axes.legend(loc="lower right", fontsize=9)
@@ -101,35 +93,23 @@ def sizes_figure(machine):
     return figure
 
 
-def _draw_limits(axes, machine, edge_gb):
+def _draw_limits(axes, machine):
     limits = [("free disk", machine.disk_free_gib), ("free RAM", machine.ram_free_gib)]
     limits += [(f"free on GPU {number}", gpu.free_gib) for number, gpu in enumerate(machine.gpus)]
     known = [(name, gib * GIB / 1e9) for name, gib in limits if gib is not None]
     for row, (name, gigabytes) in enumerate(sorted(known, key=lambda limit: limit[1])):
-        beyond = gigabytes > edge_gb
-        axes.axvline(min(gigabytes, edge_gb), color="#444444", linestyle=":" if beyond else "--", linewidth=1)
-        label = f"{name} {gigabytes:,.0f} GB" + (" →" if beyond else "")
-        axes.annotate(
-            label,
-            (min(gigabytes, edge_gb), 1.0 + 0.07 * row),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            fontsize=9,
-        )
+        at, style, more = (EDGE_GB, ":", " →") if gigabytes > EDGE_GB else (gigabytes, "--", "")
+        axes.axvline(at, color="#444444", linestyle=style, linewidth=1)
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 9}
+        axes.annotate(f"{name} {gigabytes:,.0f} GB{more}", (at, 1.0 + 0.07 * row), **place)
 
 
 def folder_html(folder):
     """The files of a model folder: size, and what each is for."""
     paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    rows = [(path.name, f"{path.stat().st_size:,}", _purpose(path)) for path in paths]
+    purposes = [FILES.get(path.name, OTHER_FILES.get(path.suffix, "more settings")) for path in paths]
+    rows = [(path.name, f"{path.stat().st_size:,}", said) for path, said in zip(paths, purposes, strict=True)]
     return table_html(rows, header=("file", "bytes", "what it holds"))
-
-
-def _purpose(path):
-    others = {".py": "the original code, for servers; never run here", ".md": "for people", "": "for people"}
-    if path.suffix == ".safetensors":
-        return FILES["model.safetensors"]
-    return FILES.get(path.name, others.get(path.suffix, "more settings"))
 
 
 def tensors_html(folder):

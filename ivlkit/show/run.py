@@ -4,13 +4,12 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import fields
-from functools import partial
 from itertools import pairwise
 from statistics import median
 
 from ..errors import TrainingError
 from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
-from .html import fragment, list_html, table_html, text_html
+from .html import escape_text, fragment, table_html, text_html
 from .live import Live, make_controls
 
 REDRAWN_EVERY_SECONDS = 1.0  # at most
@@ -25,7 +24,6 @@ FORCED = (
     "Training rows: the next token, not an answer",
     "Each token is predicted from the truth before it; where all are right, the model's own answer is right too.",
 )
-STOPPING = "stopping …"
 _following = set()  # a loop alone would let its tasks be collected as garbage
 
 
@@ -35,88 +33,80 @@ def run_figure(name, history, validation=()):
     Args: validation: `Run.validation`, whose losses are marked.
     Returns: matplotlib figure.
     """
-    panels = [("loss", partial(_draw_losses, validation))]
-    panels += [
-        (title, draw)
-        for title, (draw, values) in _SMALL_PANELS.items()
-        if any(y is not None for _, y in values(history))
-    ]
-    said = _said_of(name, history, validation)
-    figure = ShownFigure(figsize=(2.6 * len(panels) + 1, 2.6), layout="constrained", alt=said)
-    every = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.5] + [1] * (len(panels) - 1))[0]
-    for axes, (title, draw) in zip(every, panels, strict=True):
-        draw(axes, history)
-        axes.set_xlabel("optimiser step", fontsize=8)
-        axes.set_title(title, fontsize=9)
+    logged = [(title, colour, [pair for pair in of(history) if pair[1] is not None]) for title, colour, of in _PANELS]
+    panels = [panel for panel in logged if panel[2]]
+    alt = f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
+    if validation:
+        alt += f"; in validation from {validation[0]['loss']:.3f} to {validation[-1]['loss']:.3f}"
+    figure = ShownFigure(figsize=(2.6 * len(panels) + 3.6, 2.6), layout="constrained", alt=alt)
+    first, *others = figure.subplots(1, 1 + len(panels), squeeze=False, width_ratios=[1.5] + [1] * len(panels))[0]
+    _draw_losses(first, history, validation)
+    _over_steps(first, "loss")
+    for axes, (title, colour, pairs) in zip(others, panels, strict=True):
+        axes.plot(*zip(*pairs, strict=True), color=colour)
+        axes.set_ylim(0, 1.15 * max(value for _, value in pairs) or 1)
+        _over_steps(axes, title)
+    for axes in (first, *others):
         axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
     return figure
 
 
-def _said_of(name, history, validation):
-    said = f"loss of {name}: from {history[0]['loss']:.3f} to {history[-1]['loss']:.3f} in {len(history)} steps"
-    if not validation:
-        return said
-    return f"{said}; in validation from {validation[0]['loss']:.3f} to {validation[-1]['loss']:.3f}"
-
-
-def _draw_losses(validation, axes, history):
+def _draw_losses(axes, history, validation):
     """Each step pale, the running mean strong; validations as dots."""
-    steps, losses = [line["step"] for line in history], [line["loss"] for line in history]
+    steps, losses = _losses(history)
     axes.plot(steps, losses, alpha=0.3, color=BLUE)
     axes.plot(steps, _smooth(losses), color=BLUE, label="training")
     if validation:
-        dots = ([line["step"] for line in validation], [line["loss"] for line in validation])
-        axes.plot(*dots, "o", markersize=3.5, color=ORANGE, label="validation")
+        axes.plot(*_losses(validation), "o", markersize=3.5, color=ORANGE, label="validation")
         axes.legend(fontsize=7)
 
 
-def learning_rates(history):
-    """[(step, learning rate)]."""
-    return [(line["step"], line.get("learning_rate")) for line in history]
+def _losses(lines):
+    """([step, …], [loss, …]) of lines of a log."""
+    return [line["step"] for line in lines], [line["loss"] for line in lines]
+
+
+def _smooth(values, weight=0.9):
+    """Exponential running mean without the bias of its start."""
+    smoothed, mean = [], 0.0
+    for number, value in enumerate(values, start=1):
+        mean = weight * mean + (1 - weight) * value
+        smoothed.append(mean / (1 - weight**number))
+    return smoothed
+
+
+def _over_steps(axes, title):
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("optimiser step", fontsize=8)
+    axes.grid(alpha=0.3)
 
 
 def token_rates(history):
     """[(step, tokens a second)] of each step; none for the first of a start, whose time is not known."""
     return [
         (line["step"], (line["tokens"] - before["tokens"]) / (line["seconds"] - before["seconds"]))
-        for before, line in pairwise(history)
-        if _goes_on(before, line) and line.get("tokens") is not None and before.get("tokens") is not None
+        for before, line in _strides(history)
+        if line.get("tokens") is not None and before.get("tokens") is not None
     ]
-
-
-def memory(history):
-    """[(step, GiB)]: of a GPU the most that was in use, of a CPU what the process holds."""
-    return [(line["step"], line.get("memory_gib")) for line in history]
-
-
-def _goes_on(before, line):
-    """Whether the clock went on: a run that was started again counts seconds and tokens from there."""
-    return line["seconds"] > before["seconds"]
-
-
-def _small_panel(values, colour):
-    def draw(axes, history):
-        known = [(step, value) for step, value in values(history) if value is not None]
-        axes.plot(*zip(*known, strict=True), color=colour)
-        axes.set_ylim(0, 1.15 * max(value for _, value in known) or 1)
-
-    return draw, values
-
-
-_SMALL_PANELS = {
-    "learning rate": _small_panel(learning_rates, ORANGE),
-    "tokens a second": _small_panel(token_rates, GREEN),
-    "memory, GiB": _small_panel(memory, PINK),
-}
 
 
 def seconds_left(history):
     """Seconds to the last step at the pace of the latest ones; None before two steps."""
-    paces = [line["seconds"] - before["seconds"] for before, line in pairwise(history) if _goes_on(before, line)]
-    if not paces:
-        return None
-    return median(paces[-RECENT_STEPS:]) * (history[-1]["steps"] - history[-1]["step"])
+    paces = [line["seconds"] - before["seconds"] for before, line in _strides(history)]
+    return median(paces[-RECENT_STEPS:]) * (history[-1]["steps"] - history[-1]["step"]) if paces else None
+
+
+def _strides(history):
+    """[(line before, line)] of steps; not over a break, behind which seconds and tokens are counted from 0 again."""
+    return [(before, line) for before, line in pairwise(history) if line["seconds"] > before["seconds"]]
+
+
+_PANELS = (  # (title, colour, [(step, value or None)] of a history)
+    ("learning rate", ORANGE, lambda history: [(line["step"], line.get("learning_rate")) for line in history]),
+    ("tokens a second", GREEN, token_rates),
+    # Of a GPU the most that was in use, of a CPU what the process holds.
+    ("memory, GiB", PINK, lambda history: [(line["step"], line.get("memory_gib")) for line in history]),
+)
 
 
 def run_html(run):
@@ -126,10 +116,8 @@ def run_html(run):
     if run.error:
         parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
     if len(history) > 1:
-        parts += [
-            _numbers(history, is_running=state == "running"),
-            run_figure(run.folder.name, history, validation).to_html(),
-        ]
+        parts.append(_numbers(history, is_running=state == "running"))
+        parts.append(run_figure(run.folder.name, history, validation).to_html())
     parts += [_answers_html(lines, *said) for lines, said in ((validation, FREE), (samples, FORCED)) if lines]
     if len(history) < 2 and state == "running":
         parts.append("<div>reading the data and the model; the first steps follow</div>")
@@ -138,8 +126,9 @@ def run_html(run):
 
 def recipe_html(recipe):
     """Every field of a `Recipe`, below the reasons for its values where it has some."""
+    reasons = "".join(f"<li>{escape_text(reason)}</li>" for reason in recipe.reasons)
     rows = [(field.name, getattr(recipe, field.name)) for field in fields(recipe)]
-    return list_html(recipe.reasons) + table_html(rows, title=recipe.name)
+    return (fragment(f"<ul>{reasons}</ul>") if reasons else "") + table_html(rows, title=recipe.name)
 
 
 def sweep_figure(sweep):
@@ -149,23 +138,20 @@ def sweep_figure(sweep):
     figure = ShownFigure(figsize=(8, 3), layout="constrained", alt=f"losses by {sweep.field}; in validation {ends}")
     axes = figure.subplots(1, 2, sharex=True)
     for value, (history, validation) in logs.items():
-        axes[0].plot([line["step"] for line in history], _smooth([line["loss"] for line in history]))
-        axes[1].plot([line["step"] for line in validation], [line["loss"] for line in validation], ".-", label=value)
+        steps, losses = _losses(history)
+        axes[0].plot(steps, _smooth(losses))
+        axes[1].plot(*_losses(validation), ".-", label=value)
     for each, title in zip(axes, ("loss in training", "loss in validation"), strict=True):
-        each.set_title(title, fontsize=9)
-        each.set_xlabel("optimiser step", fontsize=8)
-        each.grid(alpha=0.3)
+        _over_steps(each, title)
     axes[1].legend(title=sweep.field, fontsize=7, title_fontsize=7)
     return figure
 
 
 def sweep_html(sweep):
     """Curves, a line for each run that has ended, and the verdict."""
-    header = (sweep.field, "best step", "validation loss", "a row beside the lowest, 95 %")
-    rows = [
-        (value, step, f"{loss:.4f}", f"{low:+.4f} to {high:+.4f}")
-        for value, (step, loss, (low, high)) in sweep.table.items()
-    ]
+    header, rows = (sweep.field, "best step", "validation loss", "a row beside the lowest, 95 %"), []
+    for value, (step, loss, (low, high)) in sweep.table.items():
+        rows.append((value, step, f"{loss:.4f}", f"{low:+.4f} to {high:+.4f}"))
     return fragment(f"{sweep_figure(sweep).to_html()}{table_html(rows, header=header)}{text_html(sweep.said)}")
 
 
@@ -189,27 +175,22 @@ def _answers_html(lines, title, said):
     """A line a row: its truth, and what came at some of the steps, the latest last; ✓ and ✗ beside the colours."""
     shown = min(ANSWER_STEPS, len(lines))
     steps = [lines[round(place * (len(lines) - 1) / max(1, shown - 1))] for place in range(shown)]
-    head = "".join(f"<th>step {line['step']:,}{_measured(line)}</th>" for line in steps)
-    rows = "".join(map(_answers_row, zip(*(line["answers"] for line in steps), strict=True)))
+    head, rows = "", ""
+    for line in steps:  # below the step of a validation its loss and score
+        known = [f"{name} {line[name]:.3f}" for name in ("loss", "score") if line.get(name) is not None]
+        measured = f'<div class="dim">{"<br>".join(known)}</div>' if known else ""
+        head += f"<th>step {line['step']:,}{measured}</th>"
+    for answers in zip(*(line["answers"] for line in steps), strict=True):
+        question = text_html(answers[0]["question"].replace("<image>", "").strip(), 60)
+        truth, cells = text_html(answers[0]["truth"], 60), "".join(map(_answer_cell, answers))
+        rows += f"<tr><td>{question}</td><td><b>{truth}</b></td>{cells}</tr>"
     table = f"<table><tr><th>row</th><th>truth</th>{head}</tr>{rows}</table>"
     return f'<div><b>{title}</b></div>{table}<div class="dim">{said}</div>'
 
 
-def _measured(line):
-    """Loss and score of a validation, below its step."""
-    known = [f"{name} {line[name]:.3f}" for name in ("loss", "score") if line.get(name) is not None]
-    return f'<div class="dim">{"<br>".join(known)}</div>' if known else ""
-
-
-def _answers_row(answers):
-    first = answers[0]
-    cells = "".join(
-        f'<td><span class="{"good" if each["right"] else "bad"} answer">{"✓" if each["right"] else "✗"} '
-        f"{text_html(each['reply'], 40)}</span></td>"
-        for each in answers
-    )
-    question = text_html(first["question"].replace("<image>", "").strip(), 60)
-    return f"<tr><td>{question}</td><td><b>{text_html(first['truth'], 60)}</b></td>{cells}</tr>"
+def _answer_cell(answer):
+    kind, mark = ("good", "✓") if answer["right"] else ("bad", "✗")
+    return f'<td><span class="{kind} answer">{mark} {text_html(answer["reply"], 40)}</span></td>'
 
 
 def _numbers(history, *, is_running):
@@ -222,8 +203,9 @@ def _numbers(history, *, is_running):
         cells["tokens a second"] = f"{median(rate for _, rate in rates[-RECENT_STEPS:]):,.0f}"
     if last.get("memory_gib") is not None:
         cells["memory"] = f"{last['memory_gib']:.1f} GiB"
-    if is_running and seconds_left(history) is not None:
-        cells["left"] = duration_text(seconds_left(history))
+    left = seconds_left(history) if is_running else None
+    if left is not None:
+        cells["left"] = duration_text(left)
     return table_html([cells.values()], header=cells.keys())
 
 
@@ -254,11 +236,15 @@ def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
 
     Returns: `Watching` in a notebook; where no event loop runs, nothing, once the run has ended.
     """
-    controls = make_controls(lambda widgets: [widgets.Button(description="stop", tooltip="saves a checkpoint first")])
-    live = Live(lambda: run_html(run))
-    live.controls = controls
-    for button in controls:
-        button.on_click(lambda clicked: _stop(run, clicked))
+
+    def stop(button):
+        button.disabled, button.description = True, "stopping …"
+        run.request_stop()
+
+    buttons = make_controls(lambda widgets: [widgets.Button(description="stop", tooltip="saves a checkpoint first")])
+    for button in buttons:
+        button.on_click(stop)
+    live = Live(lambda: run_html(run), buttons)
     live.show()
     following = _follow(run, live, every_seconds)
     try:
@@ -288,17 +274,3 @@ async def _follow(run, live, every_seconds):
         live.redraw()
         for button in live.controls:
             button.disabled, button.description = True, "ended"
-
-
-def _stop(run, button):
-    button.disabled, button.description = True, STOPPING
-    run.request_stop()
-
-
-def _smooth(values, weight=0.9):
-    """Exponential running mean without the bias of its start."""
-    smoothed, mean = [], 0.0
-    for number, value in enumerate(values, start=1):
-        mean = weight * mean + (1 - weight) * value
-        smoothed.append(mean / (1 - weight**number))
-    return smoothed

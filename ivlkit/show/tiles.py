@@ -1,7 +1,5 @@
 """What dynamic tiling does to a picture, what it costs, and what stays readable."""
 
-import io
-
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -24,11 +22,17 @@ def tiles_figure(image, processor, *, max_tiles=None):
     tiles = processor.tile(image, max_tiles=budget)
     tokens = len(tiles) * processor.num_image_token
     said = f"{image.width} × {image.height} px → {cols} × {rows} grid, {_tiles_text(len(tiles))}, {tokens:,} tokens"
-    figure = ShownFigure(
-        figsize=(10.5, 3.6), layout="constrained", alt=f"{said}; at most {budget} tiles and the thumbnail"
-    )
+    alt = f"{said}; at most {budget} tiles and the thumbnail"
+    figure = ShownFigure(figsize=(10.5, 3.6), layout="constrained", alt=alt)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 0.8, 1.3))
-    _draw_grid(left, image, cols, rows)
+    left.imshow(image)
+    for colour, width in (("white", 4), (RED, 2)):  # in two colours lines show on any picture
+        for col in range(1, cols):
+            left.axvline(col * image.width / cols, color=colour, linewidth=width)
+        for row in range(1, rows):
+            left.axhline(row * image.height / rows, color=colour, linewidth=width)
+    left.axis("off")
+    left.set_title(f"the picture, cut {cols} × {rows}", fontsize=9)
     _draw_candidates(middle, image, processor, budget, (cols, rows))
     _draw_tiles(right, tiles, cols, has_thumbnail=len(tiles) > cols * rows)
     figure.suptitle(said, y=1.07)
@@ -37,18 +41,6 @@ def tiles_figure(image, processor, *, max_tiles=None):
 
 def _tiles_text(number):
     return "1 tile" if number == 1 else f"{number} tiles"
-
-
-def _draw_grid(axis, image, cols, rows):
-    """Lines in two colours, so that they show on any picture."""
-    axis.imshow(image)
-    places = [("x", col * image.width / cols) for col in range(1, cols)]
-    places += [("y", row * image.height / rows) for row in range(1, rows)]
-    for direction, place in places:
-        for colour, width in (("white", 4), (RED, 2)):
-            (axis.axvline if direction == "x" else axis.axhline)(place, color=colour, linewidth=width)
-    axis.axis("off")
-    axis.set_title(f"the picture, cut {cols} × {rows}", fontsize=9)
 
 
 def _draw_candidates(axis, image, processor, budget, chosen):
@@ -88,19 +80,19 @@ def _draw_tiles(axis, tiles, cols, *, has_thumbnail):
 
 def tiles_live(image, processor):
     """`tiles_figure` under a slider for max_tiles and a button that uploads a picture of one's own."""
+    limits = {"value": processor.max_tiles, "min": 1, "max": max(MAX_TILES, processor.max_tiles)}
     controls = make_controls(
         lambda widgets: [
-            widgets.IntSlider(
-                value=processor.max_tiles, min=1, max=max(MAX_TILES, processor.max_tiles), description="max tiles"
-            ),
+            widgets.IntSlider(**limits, description="max tiles"),
             widgets.FileUpload(accept="image/*", multiple=False, description="your picture"),
         ]
     )
 
     def draw():
-        mine = uploaded(controls[1]) if controls else None
-        shown = image if mine is None else io.BytesIO(mine)
-        return tiles_figure(shown, processor, max_tiles=controls[0].value if controls else None)
+        if not controls:
+            return tiles_figure(image, processor)
+        budget, mine = controls
+        return tiles_figure(uploaded(mine) or image, processor, max_tiles=budget.value)
 
     return Live(draw, controls)
 

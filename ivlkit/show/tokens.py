@@ -1,11 +1,12 @@
 """The microscope: a row as the model sees it, read back from the batch that training would get.
 
-A batch is padded (`attention_mask`) or packed (`cu_seqlens` or `sample_ids`); either way it is taken
-apart into samples. Nothing here decides what is trained: that is read from the batch's own labels.
+A batch is padded (`attention_mask`) or packed (`cu_seqlens`); either way it is taken apart into samples. Nothing here
+decides what is trained: that is read from the batch's own labels.
 """
 
+import re
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from ..data.encode import IGNORE_INDEX, encode
 from ..data.rows.conversation import IMAGE_CONTEXT
 from .dataset import media_html
 from .html import escape_text, fragment, picture_html, table_html, text_html
-from .live import Live, make_controls
+from .live import live_under
 
 TRAINED, MASKED, IMAGE, SPECIAL, PADDING = KINDS = ("trained", "masked", "image", "special", "padding")
 SAID_OF_A_KIND = {
@@ -41,8 +42,7 @@ TILE_PX = 64
 class Sample:
     """One sample of a batch: ids and labels int64 [L], a kind for each token, tiles uint8 [T, S, S, 3]."""
 
-    row: int  # of the batch
-    start: int  # first token in that row
+    start: int  # first token in its row of the batch
     input_ids: np.ndarray
     labels: np.ndarray
     kinds: np.ndarray  # str [L], of KINDS
@@ -57,50 +57,26 @@ def read_batch(batch, processor):
     """The samples of a collated batch, in order: `[Sample, …]`.
 
     Args: batch: of `collate` (input_ids, labels, attention_mask [B, L], tiles) or packed, [1, ΣL] with `cu_seqlens`
-        [samples + 1] or `sample_ids` [1, ΣL] instead of the mask.
+        [samples + 1] instead of the mask.
     """
-    arrays = {name: np.asarray(batch[name]) for name in ("input_ids", "labels", "tiles")}
-    context = processor.token_id(IMAGE_CONTEXT)
+    ids, labels, tiles = (np.asarray(batch[name]) for name in ("input_ids", "labels", "tiles"))
+    special = {*processor.tokenizer.all_special_ids, *processor.tokenizer.get_added_vocab().values()}
+    is_image = ids == processor.token_id(IMAGE_CONTEXT)
+    kinds = np.where(np.isin(ids, list(special)), SPECIAL, MASKED)
+    kinds = np.where(labels != IGNORE_INDEX, TRAINED, np.where(is_image, IMAGE, kinds))
+    if "attention_mask" in batch:
+        kinds = np.where(np.asarray(batch["attention_mask"]) == 0, PADDING, kinds)
+    if "cu_seqlens" in batch:
+        places = [(0, start, stop) for start, stop in pairwise(np.asarray(batch["cu_seqlens"]).tolist())]
+    else:
+        places = [(row, 0, ids.shape[1]) for row in range(len(ids))]
     samples, next_tile = [], 0
-    for row, start, stop in _bounds(batch):
-        ids, labels = arrays["input_ids"][row, start:stop], arrays["labels"][row, start:stop]
-        used = -(-int((ids == context).sum()) // processor.num_image_token)
-        tiles = arrays["tiles"][next_tile : next_tile + used]
-        kinds = _kinds(ids, labels, _is_padding(batch, row, start, stop), processor)
-        samples.append(Sample(row, start, ids, labels, kinds, tiles))
+    for row, start, stop in places:
+        part = row, slice(start, stop)
+        used = -(-int(is_image[part].sum()) // processor.num_image_token)
+        samples.append(Sample(start, ids[part], labels[part], kinds[part], tiles[next_tile : next_tile + used]))
         next_tile += used
     return samples
-
-
-def _bounds(batch):
-    """(row, start, stop) of every sample."""
-    rows, length = batch["input_ids"].shape
-    if "cu_seqlens" in batch:
-        bounds = np.asarray(batch["cu_seqlens"]).tolist()
-    elif "sample_ids" in batch:
-        changes = np.flatnonzero(np.diff(np.asarray(batch["sample_ids"])[0])) + 1
-        bounds = [0, *changes.tolist(), length]
-    else:
-        return [(row, 0, length) for row in range(rows)]
-    return [(0, start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-
-
-def _is_padding(batch, row, start, stop):
-    """bool [L]: by the mask; in a packed batch nothing is."""
-    if "attention_mask" in batch:
-        return np.asarray(batch["attention_mask"])[row, start:stop] == 0
-    return np.zeros(stop - start, bool)
-
-
-def _kinds(ids, labels, is_padding, processor):
-    special = {*processor.tokenizer.all_special_ids, *processor.tokenizer.get_added_vocab().values()}
-    kinds = np.where(np.isin(ids, list(special)), SPECIAL, MASKED)
-    kinds = np.where(ids == processor.token_id(IMAGE_CONTEXT), IMAGE, kinds)
-    kinds = np.where(labels != IGNORE_INDEX, TRAINED, kinds)
-    return np.where(is_padding, PADDING, kinds)
-
-
-# HTML -----------------------------------------------------------------------------------------------------------------
 
 
 def tokens_html(record, processor, *, max_length=None):
@@ -130,46 +106,34 @@ def batch_html(batch, processor, *, records=(), notes=(), focus=0):
         body = _sample_html(sample, processor, record)
         if len(samples) > 1:
             opened = " open" if number == focus else ""
-            body = f"<details{opened}><summary>{_title(sample, number, record)}</summary>{body}</details>"
+            where = f", {text_html(record.where)}" if record else ""
+            title = f"sample {number}{where}: {len(sample.input_ids):,} tokens, {sample.count(TRAINED):,} trained"
+            body = f"<details{opened}><summary>{title}</summary>{body}</details>"
         parts.append(body)
     return fragment("".join(parts))
 
 
 def tokens_live(data, processor, *, row=0, max_length=None):
     """`tokens_html` of a data set's row, with a row picker."""
-    controls = make_controls(
-        lambda widgets: [widgets.BoundedIntText(value=row, min=0, max=len(data) - 1, description="row")]
+    return live_under(
+        lambda number: tokens_html(data[number], processor, max_length=max_length),
+        lambda widgets: widgets.BoundedIntText(value=row, min=0, max=len(data) - 1, description="row"),
+        row,
     )
-
-    def draw():
-        return tokens_html(data[controls[0].value if controls else row], processor, max_length=max_length)
-
-    return Live(draw, controls)
 
 
 def _neighbours(samples, records, *, packed):
     """The batch as a table of its samples, with what keeps them apart."""
-    said = (
-        "Packed: one sequence, attention ends at every border and positions start again."
-        if packed
-        else "Padded: a row each, filled up to the longest."
-    )
-    rows = [
-        (
-            number,
-            records[number].where if number < len(records) else "",
-            f"{sample.start:,} to {sample.start + len(sample.input_ids) - 1:,}",
-            *(sample.count(kind) for kind in KINDS),
-        )
-        for number, sample in enumerate(samples)
-    ]
+    said = "Padded: a row each, filled up to the longest."
+    if packed:
+        said = "Packed: one sequence, attention ends at every border and positions start again."
+    rows = []
+    for number, sample in enumerate(samples):
+        where = records[number].where if number < len(records) else ""
+        places = f"{sample.start:,} to {sample.start + len(sample.input_ids) - 1:,}"
+        rows.append((number, where, places, *map(sample.count, KINDS)))
     shares = [(len(sample.input_ids), "sample") for sample in samples]
     return f"<div>{said}</div>{_bar(shares)}{table_html(rows, header=('sample', 'row', 'tokens', *KINDS))}"
-
-
-def _title(sample, number, record):
-    where = f", {text_html(record.where)}" if record else ""
-    return f"sample {number}{where}: {len(sample.input_ids):,} tokens, {sample.count(TRAINED):,} trained"
 
 
 def _sample_html(sample, processor, record):
@@ -180,17 +144,14 @@ def _sample_html(sample, processor, record):
         f'<div><span class="token {kind}">{_emphasised(kind, kind)}</span> {SAID_OF_A_KIND[kind]}</div>'
         for kind in counts
     )
+    runs = [(len(list(run)), str(kind)) for kind, run in groupby(sample.kinds)]
+    if len(runs) > RUNS_DRAWN:  # then only a total of each kind
+        runs = [(sample.count(kind), kind) for kind in KINDS]
     return (
         f"<div>{where}<b>{len(sample.input_ids):,} tokens</b>: {head}; {len(sample.tiles)} tiles</div>"
-        f"{_bar(_runs(sample))}{_pictures(sample, record)}"
+        f"{_bar(runs)}{_pictures(sample, record)}"
         f'<div class="tokens">{_chips(sample, processor)}</div><div>{legend}</div>'
     )
-
-
-def _runs(sample):
-    """(tokens, kind) of each run of one kind in the order of the text; of very many only a total of each kind."""
-    runs = [(len(list(run)), str(kind)) for kind, run in groupby(sample.kinds)]
-    return runs if len(runs) <= RUNS_DRAWN else [(sample.count(kind), kind) for kind in KINDS]
 
 
 def _bar(shares):
@@ -209,9 +170,8 @@ def _pictures(sample, record):
         return ""
     tiles = " ".join(_tile_html(tile, number) for number, tile in enumerate(sample.tiles, start=1))
     picture = f"<div>{media_html(record, max_px=240)}</div>" if record else ""
-    return (
-        f'<div class="cards">{picture}<div><div class="dim">as tiles</div><div class="tiles">{tiles}</div></div></div>'
-    )
+    tiles = f'<div><div class="dim">as tiles</div><div class="tiles">{tiles}</div></div>'
+    return f'<div class="cards">{picture}{tiles}</div>'
 
 
 def _tile_html(tile, number):
@@ -231,33 +191,23 @@ def _chips(sample, processor):
             made = _image_chips(places, sample, processor, tile)
             tile += len(made)
         else:
-            made = _text_chips(places, texts, sample, kind)
+            first, last = RUN_SHOWN
+            hidden = len(places) - first - last
+            shown = places if hidden <= 0 else places[:first] + places[-last:]
+            made = [_chip(place, texts[place], sample, kind) for place in shown]
+            if hidden > 0:
+                made.insert(first, f'<span class="dim"> … {hidden:,} more {kind} tokens … </span>')
         chips += made
     left = len(chips) - CHIPS_SHOWN
     return " ".join(chips[:CHIPS_SHOWN]) + (f'<div class="dim">… and {left:,} more</div>' if left > 0 else "")
 
 
-def _text_chips(places, texts, sample, kind):
-    first, last = RUN_SHOWN
-    hidden = len(places) - first - last
-    if hidden <= 0:
-        return [_chip(place, texts[place], sample, kind) for place in places]
-    return [
-        *(_chip(place, texts[place], sample, kind) for place in places[:first]),
-        f'<span class="dim"> … {hidden:,} more {kind} tokens … </span>',
-        *(_chip(place, texts[place], sample, kind) for place in places[-last:]),
-    ]
-
-
 def _chip(place, text, sample, kind):
     place_in_row = sample.start + place
     said = f"the loss compares it with what is said at place {place_in_row - 1}" if kind == TRAINED else "not trained"
-    title = f"place {place_in_row}, {kind}: {said}"
-    ends_line = "<br>" if text.endswith("↵") else ""
-    inner = _emphasised(escape_text(text, 40), kind)
-    return (
-        f'<span class="token {kind}" title="{title}">{inner}<sub>{int(sample.input_ids[place])}</sub></span>{ends_line}'
-    )
+    inner = f"{_emphasised(escape_text(text, 40), kind)}<sub>{int(sample.input_ids[place])}</sub>"
+    chip = f'<span class="token {kind}" title="place {place_in_row}, {kind}: {said}">{inner}</span>'
+    return chip + ("<br>" if text.endswith("↵") else "")
 
 
 def _emphasised(text, kind):
@@ -272,23 +222,16 @@ def _image_chips(places, sample, processor, tile):
     for number, start in enumerate(range(0, len(places), whole), start=tile):
         part = places[start : start + whole]
         picture = _tile_html(sample.tiles[number], number + 1) if number < len(sample.tiles) else ""
-        is_cut = len(part) < whole
-        count = f"<b>cut: {len(part)} of {whole}</b>" if is_cut else len(part)
+        cut, count = (" cut", f"<b>cut: {len(part)} of {whole}</b>") if len(part) < whole else ("", whole)
         title = f"places {sample.start + part[0]} to {sample.start + part[-1]}, image: {SAID_OF_A_KIND[IMAGE]}"
         token = f"{escape_text(IMAGE_CONTEXT)}<sub>{int(sample.input_ids[part[0]])}</sub>"
-        chips.append(
-            f'<span class="token image{" cut" if is_cut else ""}" title="{title}">{picture}'
-            f"{_emphasised(f'tile {number + 1}: {count} × {token}', IMAGE)}</span>"
-        )
+        inner = f"{picture}{_emphasised(f'tile {number + 1}: {count} × {token}', IMAGE)}"
+        chips.append(f'<span class="token image{cut}" title="{title}">{inner}</span>')
     return chips
 
 
 def token_texts(ids, processor):
     """Tokens as text that can be seen: ▁ for a space that belongs to a piece, ↵ for a line's end."""
-    return [_visible_piece(piece) for piece in processor.tokenizer.convert_ids_to_tokens(ids.tolist())]
-
-
-def _visible_piece(piece):
-    if piece is None:
-        return "no such token"
-    return piece.replace("<0x0A>", "↵").replace("\n", "↵").replace("<0x09>", "⇥").replace("\t", "⇥")
+    pieces = processor.tokenizer.convert_ids_to_tokens(ids.tolist())
+    known = ["no such token" if piece is None else piece for piece in pieces]
+    return [re.sub("<0x0A>|\n", "↵", re.sub("<0x09>|\t", "⇥", piece)) for piece in known]

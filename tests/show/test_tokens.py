@@ -27,7 +27,7 @@ def body(html):
     return re.sub(r"<style>.*?</style>|<img [^>]*>", "", html, flags=re.S)
 
 
-def pack(examples, *, with_bounds=True, with_ids=True):
+def pack(examples):
     """As a packed collate gives it, written out: one row, restarting samples, no mask."""
     lengths = [len(example) for example in examples]
     batch = {
@@ -35,11 +35,7 @@ def pack(examples, *, with_bounds=True, with_ids=True):
         "labels": torch.from_numpy(np.concatenate([one.labels for one in examples]))[None],
         "tiles": torch.from_numpy(np.concatenate([one.tiles for one in examples])),
     }
-    if with_bounds:
-        batch["cu_seqlens"] = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    if with_ids:
-        batch["sample_ids"] = torch.from_numpy(np.repeat(range(len(lengths)), lengths))[None]
-    return batch
+    return batch | {"cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)}
 
 
 class TestKinds:
@@ -73,9 +69,8 @@ class TestPacked:
         images = [(Image.new("RGB", size, "red"),) for size in ((112, 112), (224, 112))]
         return [encode(make_record(str(n), images=image), processor) for n, image in enumerate(images)]
 
-    @pytest.mark.parametrize("told_by", [{"with_ids": False}, {"with_bounds": False}, {}])
-    def test_samples_and_their_tiles_come_apart_at_the_borders(self, processor, examples, told_by):
-        samples = read_batch(pack(examples, **told_by), processor)
+    def test_samples_and_their_tiles_come_apart_at_the_borders(self, processor, examples):
+        samples = read_batch(pack(examples), processor)
         assert [sample.start for sample in samples] == [0, len(examples[0])]
         for sample, example in zip(samples, examples, strict=True):
             assert np.array_equal(sample.input_ids, example.input_ids) and np.array_equal(sample.tiles, example.tiles)
