@@ -19,7 +19,7 @@ from ...errors import DataError, first_raised
 from ...views import shown
 from .fields import REFUSED_IN_TURN, read_trained, refused
 from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short
-from .media import is_data_uri, is_remote
+from .media import is_data_uri, is_remote, remote
 from .objects import fill_objects
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -132,10 +132,10 @@ def parse_row(line, where, *, object_pairs_hook=None):
     except (ValueError, RecursionError) as error:
         said = f"broken JSON ({error})", "one object on one line", "mend or remove it"
         raise DataError(*said, where=where, code="broken_json") from error
-    if not isinstance(row, dict):
-        found = f"a {type(row).__name__}"
-        raise DataError(found, "a JSON object with `conversations`", where=where, code="not_an_object")
-    return row
+    if isinstance(row, dict):
+        return row
+    said = f"a {type(row).__name__}", "a JSON object with `conversations`"
+    raise DataError(*said, where=where, code="not_an_object")
 
 
 def parse_with_doubles(line, where):
@@ -173,13 +173,17 @@ def _read(row, where, root):
     images = yield from _image_sources(row.get("image"), root)
     if video and images:
         yield DataError("both `image` and `video`", "one of them", "split the row")
-    turns = yield from _read_turns(row.get("conversations"))
+    turns, system = (yield from _read_turns(row.get("conversations"))), row.get("system")
     if row.get("objects") and turns and None not in images:
         turns = yield from fill_objects(row["objects"], turns, images)
-    if row.get("system"):
-        turns = yield from _with_system(row["system"], turns)
+    if system and (not isinstance(system, str) or _HALF_CHARACTER.search(system)):
+        yield DataError(f"`system` is {short(system)}", "a text", "correct it")
+    elif system and turns and turns[0].role == "system":
+        yield DataError("both `system` and a system turn", "one of them", "remove the other")
+    elif system and turns:
+        turns = (Turn("system", system), *turns)
     if turns and (video or images):
-        turns = yield from (_place_video if video else _place_images)(turns, images)
+        turns = yield from _place_media(turns, images, video)
     extra = {key: value for key, value in row.items() if key not in _USED}
     images = tuple(image for image in images if image is not None)
     return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra, video=video)
@@ -218,23 +222,18 @@ def _read_video(row, root):
     paths = []
     for one in names:
         paths.append((yield from _path(one, root)))
-    clip = None if clip is None else (yield from _read_clip(clip))
-    return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
-
-
-def _read_clip(clip):
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
     if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
-        return float(clip[0]), float(clip[1])
-    yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", code="clip")
-    return None
+        clip = float(clip[0]), float(clip[1])
+    elif clip is not None:
+        yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", code="clip")
+    return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
 
 
 def path_inside(root, name, where):
     """The path of a picture or video, which has to lie in `root`; links on the way may lead anywhere."""
     if is_remote(name):
-        said = f"{short(name)} is on another machine", "a file", "fetch it first (ivlkit convert --fetch does)"
-        raise DataError(*said, where=where, code="remote_media")
+        raise remote(f"{short(name)} is on another machine", where)
     if "\0" in name or _HALF_CHARACTER.search(name):
         found = f"the path {short(name)} has characters that no file name has"
         raise DataError(found, None, "correct it", where=where, code="image_field")
@@ -267,20 +266,11 @@ def _read_turns(conversations):
         return ()
     turns = []
     for number, turn in enumerate(conversations, start=1):
-        turns.append(_plain_turn(turn) or (yield from _read_turn(turn, number)))
+        turns.append((yield from _read_turn(turn, number)))
     if None in turns:
         return ()
     yield from _order_faults(turns)
     return tuple(turns)
-
-
-def _plain_turn(turn):
-    """The `Turn` of two fields in which nothing is wrong, as nearly all are; else None."""
-    if type(turn) is dict and len(turn) == 2:
-        role, text = turn.get("from"), turn.get("value")
-        if type(role) is str and type(text) is str and role in ROLES and not _HALF_CHARACTER.search(text):
-            return Turn(ROLES[role], text)
-    return None
 
 
 def _read_turn(turn, number):
@@ -298,19 +288,10 @@ def _read_turn(turn, number):
         found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
         yield DataError(found, "characters", "mend the text", code="half_surrogate")
         return None
+    if len(turn) == 2:  # as nearly all
+        return Turn(role, turn["value"])
     yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
     return Turn(role, turn["value"], (yield from read_trained(turn, role, number)))
-
-
-def _with_system(system, turns):
-    """The turns after the row's own system prompt."""
-    if not isinstance(system, str) or _HALF_CHARACTER.search(system):
-        yield DataError(f"`system` is {short(system)}", "a text", "correct it")
-    elif turns and turns[0].role == "system":
-        yield DataError("both `system` and a system turn", "one of them", "remove the other")
-    elif turns:
-        return (Turn("system", system), *turns)
-    return turns
 
 
 def _order_faults(turns):
@@ -330,33 +311,23 @@ def _order_faults(turns):
         yield DataError(*said, code="no_answer")
 
 
-def _place_images(turns, images):
-    """Count placeholders in user turns; a single picture without one is put before the first question."""
-    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
-    if len(images) == 1 and placeholders == 0:
-        return _prepend(IMAGE_PLACEHOLDER, turns)
-    if placeholders != len(images):
-        found = f'{len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns'
-        yield DataError(found, "one for each picture", "add or remove placeholders", code="placeholder_count")
-    return turns
-
-
-def _place_video(turns, images):
-    """One `<video>` in a user turn; without one the video is put before the first question."""
-    spoken = [turn.text for turn in turns if turn.role == "user"]
-    if any(IMAGE_PLACEHOLDER in text for text in spoken):
-        said = f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"
-        yield DataError(*said, code="placeholder_count")
-    found = sum(text.count(VIDEO_PLACEHOLDER) for text in spoken)
-    if found > 1:
-        said = f"{found} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"
-        yield DataError(*said, code="placeholder_count")
-    return turns if found else _prepend(VIDEO_PLACEHOLDER, turns)
-
-
-def _prepend(placeholder, turns):
-    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:  # said already: the order of its turns is wrong
+def _place_media(turns, images, video):
+    """Count placeholders in user turns; a video or a single picture without one is put before the first question."""
+    spoken = [number for number, turn in enumerate(turns) if turn.role == "user"]
+    pictures, videos = (
+        sum(turns[number].text.count(mark) for number in spoken) for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
+    )
+    said = []
+    if video and pictures:
+        said.append((f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"))
+    if video and videos > 1:
+        said.append((f"{videos} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"))
+    if not video and pictures != len(images) and (pictures or len(images) > 1):
+        found = f'{len(images)} pictures but {pictures} "{IMAGE_PLACEHOLDER}" in user turns'
+        said.append((found, "one for each picture", "add or remove placeholders"))
+    yield from (DataError(*one, code="placeholder_count") for one in said)
+    if (videos if video else pictures) or said or not spoken:  # no question: the order of its turns is wrong
         return turns
+    placeholder, first = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER, spoken[0]
     opened = replace(turns[first], text=f"{placeholder}\n{turns[first].text}")
     return (*turns[:first], opened, *turns[first + 1 :])
