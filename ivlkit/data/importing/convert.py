@@ -370,9 +370,7 @@ def _write_splits(folder, splits, counts, base, entry):
 
 def _relative(row, base):
     for key in filter(row.get, ("image", "video")):
-        value = row[key]
-        names = [
-            Path(os.path.relpath(name, base)).as_posix() for name in (value if isinstance(value, list) else [value])
-        ]
-        row[key] = names if isinstance(value, list) else names[0]
+        paths = row[key] if isinstance(row[key], list) else [row[key]]
+        names = [Path(os.path.relpath(path, base)).as_posix() for path in paths]
+        row[key] = names if isinstance(row[key], list) else names[0]
     return row
