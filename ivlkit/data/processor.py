@@ -61,17 +61,14 @@ class Processor:
 
     def count_tiles(self, sizes, *, max_tiles=None):
         """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""
-        budget = self.share(max_tiles or self.max_tiles, len(sizes))
-        return [self._count(width_px, height_px, budget) for width_px, height_px in sizes]
+        if not self.dynamic:
+            return [1] * len(sizes)
+        limits = self._limits(self.share(max_tiles or self.max_tiles, len(sizes)))
+        return [count_tiles(*size, use_thumbnail=self.use_thumbnail, **limits) for size in sizes]
 
     def share(self, max_tiles, num_images):
         """The budget of one picture among several: max(1, max_tiles // num_images)."""
         return max(1, max_tiles // max(1, num_images))
-
-    def _count(self, width_px, height_px, budget):
-        if not self.dynamic:
-            return 1
-        return count_tiles(width_px, height_px, use_thumbnail=self.use_thumbnail, **self._limits(budget))
 
     def tile(self, image, *, max_tiles):
         """One RGB picture → its tiles, uint8 [T, tile_px, tile_px, 3], at a budget that is its own."""

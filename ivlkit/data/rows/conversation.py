@@ -77,14 +77,17 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
     system = template.system_message if system_message is None else system_message
     if turns[0].role == "system":
         system, turns = turns[0].text.strip(), turns[1:]
-    pictures = [_picture(tiles, num_image_token) for tiles in num_tiles]
+    pictures = [IMAGE_START + IMAGE_CONTEXT * (tiles * num_image_token) + IMAGE_END for tiles in num_tiles]
     parts, answers, stripped = [template.system_prefix, system, template.end], [], 0
     length = sum(map(len, parts))
     for turn in turns:
         keeps = turn.role == "user" and not template.strips_questions
         message = turn.text if keeps else turn.text.strip()
         if turn.role == "user" and num_tiles:
-            message = _insert_pictures(message, pictures)
+            head, *rest = message.split(IMAGE_PLACEHOLDER)
+            if len(rest) > len(pictures):
+                raise DataError(f"more {IMAGE_PLACEHOLDER} in user turns than pictures; expected one for each picture")
+            message = head + "".join(pictures.pop(0) + text for text in rest)
         prefix = template.prefix(turn.role)
         if turn.role == "assistant" and turn.trained:
             start = length + len(prefix)
@@ -95,19 +98,6 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
     if turns[-1].role == "user":
         parts.append(template.assistant_prefix)
     if pictures:
-        raise DataError(
-            f"{len(num_tiles)} pictures but {len(num_tiles) - len(pictures)} {IMAGE_PLACEHOLDER} in user turns"
-        )
+        found = len(num_tiles) - len(pictures)
+        raise DataError(f"{len(num_tiles)} pictures but {found} {IMAGE_PLACEHOLDER} in user turns")
     return Rendered("".join(parts), tuple(answers), stripped)
-
-
-def _picture(num_tiles, num_image_token):
-    return IMAGE_START + IMAGE_CONTEXT * (num_tiles * num_image_token) + IMAGE_END
-
-
-def _insert_pictures(message, pictures):
-    """Replace placeholders by the next pictures; takes them from the front of the list."""
-    head, *rest = message.split(IMAGE_PLACEHOLDER)
-    if len(rest) > len(pictures):
-        raise DataError(f"more {IMAGE_PLACEHOLDER} in user turns than pictures; expected one for each picture")
-    return head + "".join(pictures.pop(0) + text for text in rest)
