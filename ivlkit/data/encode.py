@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from .rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from .rows.media import OpenPicture, degrade_jpeg, image_size
 from .rows.video import sample_frames, video_sizes
@@ -210,13 +210,8 @@ def stack_tiles(cut, tile_px):
 def _tokenise(record, processor, num_tiles):
     """(input_ids, labels, stripped answers) with pictures of so many tiles: labels start inside an answer."""
     try:
-        rendered = render(
-            with_frames(record.turns, len(num_tiles)) if record.video else record.turns,
-            processor.template,
-            num_tiles=num_tiles,
-            num_image_token=processor.num_image_token,
-            system_message=processor.system_message,
-        )
+        turns = with_frames(record.turns, len(num_tiles)) if record.video else record.turns
+        rendered = processor.render(turns, num_tiles)
     except DataError as error:
         raise error.at(record.where) from error
     encoded = processor.tokenizer(rendered.text, return_offsets_mapping=True)

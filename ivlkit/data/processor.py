@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import CheckpointError
 from ..views import shown
-from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, ConversationTemplate
+from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, ConversationTemplate, render
 from .rows.media import UPRIGHT_ON_WHITE, PictureRules
 from .tiling import choose_grid, count_tiles, cut_tiles
 
@@ -50,10 +50,8 @@ class Processor:
         """
         added = {token.content: token for token in self._backend.get_added_tokens_decoder().values()}
         tokens = [added.get(text) for text in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)]
-        return all(
-            token and token.special and not (token.lstrip or token.rstrip or token.normalized or token.single_word)
-            for token in tokens
-        )
+        changing = ("lstrip", "rstrip", "normalized", "single_word")
+        return all(one and one.special and not any(getattr(one, flag) for flag in changing) for one in tokens)
 
     @property
     def _backend(self):
@@ -82,6 +80,11 @@ class Processor:
 
     def _limits(self, budget):
         return {"max_tiles": budget, "min_tiles": min(self.min_tiles, budget), "tile_px": self.tile_px}
+
+    def render(self, turns, num_tiles=()):
+        """`Rendered` turns, as `rows.conversation.render` gives them, with pictures of so many tiles."""
+        how = {"num_image_token": self.num_image_token, "system_message": self.system_message}
+        return render(turns, self.template, num_tiles=num_tiles, **how)
 
     def token_id(self, token):
         """Id of a special token; CheckpointError if the tokenizer lacks it."""

@@ -173,10 +173,9 @@ def _fill(groups, keys, known, shares, *, seed, alike):
     is_compared = alike == "together" or alike is None and len(keys.pictures) <= LOOKED_AT
     said = []
     if not is_compared and not alike:
-        found = (
-            f"{len(keys.pictures):,} pictures are more than {LOOKED_AT:,}: whether some look alike was not looked at"
-        )
-        said.append(f'{found}; alike="together" looks, alike="apart" goes without')
+        found = f"{len(keys.pictures):,} pictures are more than {LOOKED_AT:,}"
+        todo = 'alike="together" looks, alike="apart" goes without'
+        said.append(f"{found}: whether some look alike was not looked at; {todo}")
     alike_of = {} if alike == "apart" else alike_groups(keys.pictures, compare=is_compared)
     seen = [{-1 - alike_of[digest] for digest in own if digest in alike_of} for own in keys.own]
     units = group_keys([[group, *numbers] for group, numbers in zip(groups.tolist(), seen, strict=True)])

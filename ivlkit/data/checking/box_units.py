@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import DataError
-from ..rows.media import image_size, is_turned
+from ..rows.media import upright_size
 from ..rows.records import parse_row, path_inside
 
 MANY = 10  # boxes; fewer may be as they are by chance
@@ -106,8 +106,7 @@ def _look(root, name):
     """((width_px, height_px), whether EXIF turns it); NaNs where it can't be read."""
     with suppress(DataError, OSError):
         if name:
-            path = path_inside(root, name, "")
-            return image_size(path), is_turned(path)
+            return upright_size(path_inside(root, name, ""))
     return (np.nan, np.nan), False
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
 from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
-from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
+from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
 from ..rows.media import MAX_PIXELS, is_data_uri
@@ -207,14 +207,8 @@ class Examiner:
     def _check_marks(self, place, parsed, record):
         """Typed tokens and boxes: only rows with a "<" that opens no <image> come here."""
         image_tokens, others = self._tokens
-        declared, kinds = (
-            declared_sizes(parsed),
-            (
-                ("image_token", image_tokens, ""),
-                ("special_token", others, ""),
-                ("foreign_mark", FOREIGN_MARK, ", a mark of other models"),
-            ),
-        )
+        kinds = [("image_token", image_tokens, ""), ("special_token", others, "")]
+        kinds, declared = [*kinds, ("foreign_mark", FOREIGN_MARK, ", a mark of other models")], declared_sizes(parsed)
         for turn in record.turns:
             for code, pattern, more in kinds:
                 if found := pattern.search(turn.text):
@@ -303,10 +297,7 @@ class Examiner:
 
     def _measure_batch(self, batch):
         processor, max_length = self.processor, self.task.max_length
-        how = {"num_image_token": processor.num_image_token, "system_message": processor.system_message}
-        rendered = [
-            render(record.turns, processor.template, num_tiles=[0] * len(sizes), **how) for _, record, sizes in batch
-        ]
+        rendered = [processor.render(record.turns, [0] * len(sizes)) for _, record, sizes in batch]
         encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
             text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)

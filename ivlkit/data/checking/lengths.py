@@ -58,10 +58,8 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
     kinds = (kind_of(source, processor, max_length) for source in data.sources)
     files = list(zip(data.sources, data.indexes, kinds, strict=True))
     known = [load_known(*file) for file in files]
-    rows = [
-        np.arange(len(index)) if used is None else np.asarray(used)
-        for used, index in zip(data.rows_in_use(), data.indexes, strict=True)
-    ]
+    in_use = zip(data.rows_in_use(), data.indexes, strict=True)
+    rows = [np.arange(len(index)) if used is None else np.asarray(used) for used, index in in_use]
     unknown = [used[one.lengths[0, used] == 0] for used, one in zip(rows, known, strict=True)]
     problems, found_in_all, broken = [], 0, 0
     for block in _look(data, processor, unknown, max_length, draw, workers=workers, progress=progress):

@@ -274,10 +274,8 @@ def _labels(paths):
     labels = [path.name for path in paths]
     for depth in (2, 3, 4):
         twice = {label for label in labels if labels.count(label) > 1}
-        labels = [
-            "/".join(path.parts[-depth:]) if label in twice else label
-            for label, path in zip(labels, paths, strict=True)
-        ]
+        deeper = ["/".join(path.parts[-depth:]) for path in paths]
+        labels = [long if label in twice else label for label, long in zip(labels, deeper, strict=True)]
     return labels
 
 

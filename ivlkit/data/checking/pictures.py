@@ -72,15 +72,17 @@ def _look_inside(name, look, pictures, processor):
 
 def video_faults(video, pictures, processor):
     """[DataError, …] of a video: what is missing or empty, and whether its last frame can be read."""
-    looks = [look_at(os.fspath(path), "exist", processor) for path in video.files]
-    faults = [look.fault for look in looks if look.fault]
+
+    def faults_of(paths, pictures):
+        return [fault for path in paths if (fault := look_at(os.fspath(path), pictures, processor).fault)]
+
+    faults = faults_of(video.files, "exist")
     if faults and not video.frames and faults[0].code == "missing_media":
         faults = [DataError(f"video {video.path} does not exist", code="missing_media")]
     if faults or pictures == "exist":
         return faults
     if frames := frame_files(video):
-        looks = [look_at(os.fspath(path), pictures, processor) for path in frames]
-        return [look.fault for look in looks if look.fault]
+        return faults_of(frames, pictures)
     try:
         check_end(video)
     except DataError as fault:

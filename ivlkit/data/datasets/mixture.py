@@ -27,20 +27,6 @@ from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
 
-META_FIELDS = {
-    "root": "folder that the pictures' paths start from",
-    "annotation": "the JSONL",
-    "data_augment": "true re-encodes every tile as JPEG, quality 75–100",
-    "max_dynamic_patch": "tile budget of this set; max_tiles is the same",
-    "repeat_time": "0.3 draws 30 % of the rows, 2.5 takes all twice and half of them again",
-    "length": "declared rows, checked against the file",
-    "format": "name of its reader; detected row by row if left out",
-    "split": "train (if left out), validation, test or any other name: which part of the data it belongs to",
-    "weight": "share of the epoch among the sets that have one, in place of repeat_time",
-    "system": "system prompt of its rows; a row's own system turn stays",
-    "max_tiles": "tile budget of this set; max_dynamic_patch is the same",
-    "about": "where it comes from; said where it is missing",
-}
 TRAIN, ALL = "train", "all"
 MOST_REPEATS = 1_000_000  # more is a slip of the hand, and too many rows to count
 
@@ -103,9 +89,7 @@ class Data:
         for source, count in zip(self.sources, counts, strict=True):
             check_repeat(source, count)
             self._drawn.append(_draw_fraction(count, source.repeat, seed=f"{seed}:{source.name}"))
-        self._ends = np.cumsum(
-            [whole * count + len(drawn) for count, (whole, drawn) in zip(counts, self._drawn, strict=True)]
-        )
+        self._ends = np.cumsum([whole * n + len(drawn) for n, (whole, drawn) in zip(counts, self._drawn, strict=True)])
         self.selection = selection  # int64 numbers of the rows that are left, None for all
 
     def __len__(self):
@@ -213,9 +197,8 @@ class Data:
                 raise DataError(f"no row for {name!r} ({got})", None, why, where=self.path)
         for said in placement.keep():
             warnings.warn(said, stacklevel=2)
-        return namedtuple("Split", parts)(
-            *(self._selected(np.flatnonzero(part_of == number), name) for number, name in enumerate(parts))
-        )
+        cut = (self._selected(np.flatnonzero(part_of == number), name) for number, name in enumerate(parts))
+        return namedtuple("Split", parts)(*cut)
 
     def _split_file(self):
         """Where the split is kept: beside the data, or beside the table or folder that it was converted from."""
@@ -329,21 +312,17 @@ def read_source(name, entry, meta_path):
     if not isinstance(entry, dict):
         said = f"{name!r} is a {type(entry).__name__}", "an object with `root` and `annotation`"
         raise _fault(meta_path, *said)
-    unknown = sorted(set(entry) - set(META_FIELDS))
-    if unknown:
-        known = f"only {', '.join(sorted(META_FIELDS))}"
-        raise _fault(meta_path, f"{name!r} has the unknown field {unknown[0]!r}", known)
+    known = {"root", "annotation", *_VALUES}
+    if unknown := sorted(entry.keys() - known):
+        raise _fault(meta_path, f"{name!r} has the unknown field {unknown[0]!r}", f"only {', '.join(sorted(known))}")
     for key in ("root", "annotation"):
         if not isinstance(entry.get(key), str):
             raise _fault(meta_path, f"{name!r} has no `{key}`", "a path")
     for one, other in (("max_tiles", "max_dynamic_patch"), ("weight", "repeat_time")):
         if one in entry and other in entry:
             raise _fault(meta_path, f"{name!r} has both `{one}` and `{other}`", "one of them", "remove the other")
-    paths = [Path(entry[key]) for key in ("annotation", "root")]
-    folder = Path(meta_path).parent
-    annotation, root = (
-        in_its_form(path if path.is_absolute() or os.path.exists(path) else folder / path) for path in paths
-    )
+    named, folder = [Path(entry[key]) for key in ("annotation", "root")], Path(meta_path).parent
+    paths = [in_its_form(path if path.is_absolute() or os.path.exists(path) else folder / path) for path in named]
     values = {"repeat": 1}
     for key in filter(entry.__contains__, _VALUES):
         field, kinds, holds, expected = _VALUES[key]
@@ -355,7 +334,7 @@ def read_source(name, entry, meta_path):
             expected = expected if is_kind else " or ".join(kind.__name__ for kind in kinds)
             raise _fault(meta_path, f"{name!r}: `{key}` is {value!r:.40}", expected)
         values[field] = value
-    return Source(name, annotation, root, **values)
+    return Source(name, *paths, **values)
 
 
 def _check_files(sources):

@@ -11,14 +11,14 @@ import os
 import shutil
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ...errors import DataError
+from ...errors import DataError, first_raised
 from ..files import PART
 from ..groups import RowKeys, group_digest, text_digest
-from ..rows.formats import as_released, detect_format
+from ..rows.formats import detect_format, release
 from ..rows.records import numbered_lines, parse_row, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
@@ -281,16 +281,13 @@ def conversion_note(folder):
     return note if isinstance(note, dict) else {}
 
 
-@dataclass
 class _SortedOut:
     """What became of the rows: the accepted ones, and the rejected."""
 
-    keys: RowKeys = field(default_factory=RowKeys)  # of the accepted ones
-    places: list = field(default_factory=list)  # theirs: "labels.csv:17"
-    parts: list = field(default_factory=list)  # theirs, None for no split of the source's own
-    formats: Counter = field(default_factory=Counter)
-    rejected: int = 0
-    first_rejects: list = field(default_factory=list)
+    def __init__(self):
+        self.keys, self.places, self.formats = RowKeys(), [], Counter()  # of the accepted ones: "labels.csv:17"
+        self.parts = []  # theirs, None for no split of the source's own
+        self.rejected, self.first_rejects = 0, []
 
 
 def listed_text(first, total):
@@ -326,9 +323,9 @@ def _accept(row, where, taker, *, format, group, formats):
     if isinstance(row, Exception):
         raise row
     name = format or detect_format(row)
-    released = as_released(row, where, format=name)
+    released = first_raised(release(row, format=name), where)
     taken, digests = taker.take(released, where)
-    record = read_released(taken, where, Path(taker.root.anchor))
+    record = first_raised(read_released(taken, where, Path(taker.root.anchor)), where)
     if record.video:
         taker.check_video(record.video, where)
     formats[name] += 1
@@ -354,11 +351,10 @@ def _write_splits(folder, splits, counts, base, entry):
         for line, split in zip(accepted, splits, strict=True):
             files[split].write(_json_line(_relative(json.loads(line), base)))
     (folder / f"accepted{PART}").unlink()
-    same = {"data_augment": False, "repeat_time": 1}
-    entries = {
-        name: {"root": str(base), "annotation": str((folder / f"{name}.jsonl").resolve())} | same | {"length": length}
-        for name, length in counts.items()
-    }
+    entries = {}
+    for name, length in counts.items():
+        own = {"root": str(base), "annotation": str((folder / f"{name}.jsonl").resolve())}
+        entries[name] = own | {"data_augment": False, "repeat_time": 1, "length": length}
     trained = TRAIN if TRAIN in counts else max(counts, key=counts.get)
     others = {name: fields for name, fields in entries.items() if name != trained}
     named = {f"{entry}, {name}": fields | {"split": name} for name, fields in others.items()}

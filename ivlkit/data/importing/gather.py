@@ -47,20 +47,14 @@ class PictureTaker:
         Raises: DataError if one is missing, unreadable, remote or outside the root.
         """
         taken, hashes = dict(row), []
-        images = row.get("image")
-        if not is_nothing(images):
-            values = images if isinstance(images, (list, tuple)) else [images]
-            paths = [self._picture(value, where) for value in values]
-            hashes += [self._hash(path, where) for path in paths]
-            taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
-        if isinstance(row.get("video"), list) and are_frames(row["video"]):
-            paths = [self.find(name, where) for name in row["video"]]
-            hashes += [self._hash(path, where) for path in paths]
-            taken["video"] = [str(path) for path in paths]
-        elif isinstance(row.get("video"), str) and row["video"]:
-            path = self.find(row["video"], where)
-            hashes.append(self._hash(path, where, is_video=True))
-            taken["video"] = str(path)
+        for field, find in (("image", self._picture), ("video", self.find)):
+            value = row.get(field)
+            is_list = isinstance(value, (list, tuple))
+            if is_nothing(value) or field == "video" and not (are_frames(value) if is_list else isinstance(value, str)):
+                continue  # what is no video is said where the row is read
+            paths = [find(one, where) for one in (value if is_list else [value])]
+            hashes += [self._hash(path, where, is_video=field == "video" and not is_list) for path in paths]
+            taken[field] = [str(path) for path in paths] if is_list else str(paths[0])
         return taken, tuple(hashes)
 
     def check_video(self, video, where):
@@ -79,7 +73,12 @@ class PictureTaker:
         if is_data_uri(value):
             value = io.BytesIO(uri_bytes(value, where))
         if is_remote(value):
-            value = io.BytesIO(self._fetched(value, where))
+            if self.fetch is None:
+                raise remote(f"{value[:80]} is on another machine", where)
+            try:
+                value = io.BytesIO(self.fetch(value))
+            except DataError as error:
+                raise error.at(where) from error
         if isinstance(value, io.BytesIO):  # its own bytes, or PNG for a format that not everything reads
             suffix = SUFFIX_OF.get(check_picture(value, where)[0])
             return self._write(value.getvalue(), suffix) if suffix else self._write_png(open_image(value, where))
@@ -88,14 +87,6 @@ class PictureTaker:
         if hasattr(value, "size") and hasattr(value, "__array_interface__"):
             return self._write_png(open_image(value, where))
         raise DataError(f"{where}: a picture of type {type(value).__name__}; expected a path, bytes or a PIL image")
-
-    def _fetched(self, url, where):
-        if self.fetch is None:
-            raise remote(f"{url[:80]} is on another machine", where)
-        try:
-            return self.fetch(url)
-        except DataError as error:
-            raise error.at(where) from error
 
     def _write_png(self, image):
         buffer = io.BytesIO()

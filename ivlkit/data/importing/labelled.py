@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from ...errors import DataError
-from ..rows.media import AS_REFERENCE, image_size, is_remote, is_turned
+from ..rows.media import AS_REFERENCE, image_size, is_remote, upright_size
 from .tables import PICTURE_SUFFIXES, choose_columns, files_below, row_from_cells
 
 # What may be asked, and the words: the released models' own for a thing and for all of them.
@@ -74,10 +74,11 @@ class Pictures:
             return name
         plain = _folded(parts[-1])
         found = self._by_name.get(plain) or self._by_name.get(_UPLOAD.sub("", plain), [])
-        shared_ends = [len(os.path.commonprefix([parts[::-1], each[::-1]])) for each in found]
-        ranks = sorted(
-            ((shared, len({*parts} & {*each})), each) for shared, each in zip(shared_ends, found, strict=True)
-        )
+
+        def rank(each):
+            return len(os.path.commonprefix([parts[::-1], each[::-1]])), len({*parts} & {*each})
+
+        ranks = sorted((rank(each), each) for each in found)
         if len(ranks) > 1 and ranks[-1][0] == ranks[-2][0]:
             both = " or ".join("/".join(each) for _, each in ranks[-2:])
             todo = "name the folder of the pictures: images=…"
@@ -183,8 +184,8 @@ def _sides(record, path):
     sides = (record.per,) * 2 if record.per else record.size
     if sides and not path.is_file():
         return sides
-    size = image_size(path, record.where)
-    if is_turned(path) and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
+    size, is_turned = upright_size(path, record.where)
+    if is_turned and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
         said = f"{path.name}: EXIF turns it, and nothing says which way up it was labelled"
         todo = "save it turned, and correct its boxes"
         raise DataError(said, "a picture that is stored upright", todo, where=record.where)

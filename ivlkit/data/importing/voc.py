@@ -24,10 +24,10 @@ def read_voc(path, name):
         parser.Parse(path.read_bytes(), True)
         root = builder.close()
         size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-        boxes = [
-            (thing.findtext("name") or "", [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES])
-            for thing in root.iter("object")
-        ]
+        boxes = []
+        for thing in root.iter("object"):
+            box = [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES]
+            boxes.append((thing.findtext("name") or "", box))
     except (expat.ExpatError, ValueError, OverflowError) as error:
         said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it"
         yield DataError(*said, where=name)

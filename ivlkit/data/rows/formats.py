@@ -7,7 +7,7 @@ an address, an object.
 
 from collections.abc import Mapping
 
-from ...errors import DataError, first_raised
+from ...errors import DataError
 from .fields import REFUSED_IN_ROW, REFUSED_IN_TURN, TRAINED, UNUSED_IN_TURN, refused
 from .media import FRAME_SUFFIXES, written_out
 
@@ -20,14 +20,6 @@ SHAREGPT_ROLES = {
 }
 OPENAI_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
 MARKS_SHAREGPT = {"images", "videos", "system", "tools"}  # fields that the released format does not know
-
-
-def as_released(row, where, *, format=None):
-    """A row of any format, `format` or the detected one, as a released row.
-
-    Raises: DataError with what was found if the row's format has no place for it (tools, audio, two videos).
-    """
-    return first_raised(release(row, format=format), where)
 
 
 def release(row, *, format=None):
@@ -115,13 +107,13 @@ def _media(row):
         if is_nothing(several):
             media |= {} if is_nothing(one) else {medium: one}
             continue
-        names = [[name for name in _listed(value) if isinstance(name, str)] for value in (one, several)]
-        twice = [name for name in names[0] if name in names[1]]
-        if twice:
+        one, several = _listed(one), _listed(several)
+        names = {name for name in several if isinstance(name, str)}
+        if twice := [name for name in one if isinstance(name, str) and name in names]:
             found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
             yield DataError(found, "one of them", f"remove `{medium}`", code="refused_field")
-            one = None
-        media |= yield from _named(medium, [*_listed(several), *_listed(one)])
+            one = []
+        media |= yield from _named(medium, [*several, *one])
     if "image" in media:
         media["image"] = written_out(media["image"])
     return media

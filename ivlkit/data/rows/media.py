@@ -126,10 +126,10 @@ def _may_be_cut(kind, head, tail, size_bytes):
     return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
 
 
-def is_turned(source):
-    """Whether its EXIF turns or mirrors a picture file: nothing says which way up boxes on it were drawn."""
-    with OpenPicture(source) as picture:
-        return picture.orientation in TURNS
+def upright_size(source, where="picture"):
+    """((width_px, height_px), whether its EXIF turns or mirrors the file: nothing says how boxes on it were drawn)."""
+    with OpenPicture(source, where) as picture:
+        return picture.size_px, picture.orientation in TURNS
 
 
 def degrade_jpeg(image, quality):

@@ -157,18 +157,14 @@ def read_row(row, where, root, *, format=None):
     With faults the record holds what could be read, and is None where the row has no released shape.
     """
     released = yield from release(row, format=format)
-    return released, None if released is None else (yield from _read(released, where, root))
+    return released, None if released is None else (yield from read_released(released, where, root))
 
 
 def read_released(row, where, root):
-    """A row of the released shape: text, single image, multi-image, video, grounding.
+    """Yield whatever a row of the released shape lacks or has too much, and each path that leaves `root`.
 
-    Raises: DataError for whatever the row lacks or has too much, and for a path that leaves `root`.
+    Returns: its `Record`: text, single image, multi-image, video, grounding.
     """
-    return first_raised(_read(row, where, root), where)
-
-
-def _read(row, where, root):
     video = (yield from _read_video(row, root)) if "video" in row else None
     images = yield from _image_sources(row.get("image"), root)
     if video and images:
@@ -197,18 +193,19 @@ def _image_sources(value, root):
     if not all(isinstance(name, str) and name for name in names):
         yield DataError(f"`image` is {short(value)}", "a path or a list of paths", None, code="image_field")
         return ()
-    sources = []
+    return tuple((yield from _paths(names, root)))
+
+
+def _paths(names, root):
+    """[the path of each, a data URI as it is, None for one that can't be taken]."""
+    paths = []
     for name in names:
-        sources.append(name if is_data_uri(name) else (yield from _path(name, root)))
-    return tuple(sources)
-
-
-def _path(name, root):
-    """The path, or None."""
-    try:
-        return path_inside(root, name, "")
-    except DataError as fault:
-        yield fault
+        try:
+            paths.append(name if is_data_uri(name) else path_inside(root, name, ""))
+        except DataError as fault:
+            yield fault
+            paths.append(None)
+    return paths
 
 
 def _read_video(row, root):
@@ -219,9 +216,7 @@ def _read_video(row, root):
     if not isinstance(names[0], str):
         yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several")
         return None
-    paths = []
-    for one in names:
-        paths.append((yield from _path(one, root)))
+    paths = yield from _paths(names, root)
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
     if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
         clip = float(clip[0]), float(clip[1])
@@ -314,10 +309,8 @@ def _order_faults(turns):
 def _place_media(turns, images, video):
     """Count placeholders in user turns; a video or a single picture without one is put before the first question."""
     spoken = [number for number, turn in enumerate(turns) if turn.role == "user"]
-    pictures, videos = (
-        sum(turns[number].text.count(mark) for number in spoken) for mark in (IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER)
-    )
-    said = []
+    asked, said = "\n".join(turns[number].text for number in spoken), []
+    pictures, videos = asked.count(IMAGE_PLACEHOLDER), asked.count(VIDEO_PLACEHOLDER)
     if video and pictures:
         said.append((f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"))
     if video and videos > 1:
