@@ -20,7 +20,6 @@ from ..datasets.index import LineIndex
 from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_entries, read_source
 from ..datasets.opening import openable
 from ..processor import light_processor
-from .box_units import guess_units
 from .examine import Task
 from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, grouped, make_problem
 from .overview import Overview
@@ -140,10 +139,6 @@ def diagnose(
         for block in examine_all(task, rows, workers=workers, progress=progress):
             overview.add(block)
         overview.compare_rows()
-        for index, source in zip(overview.indexes, task.sources, strict=True):
-            if units := guess_units(index, source.root):
-                where = str(source.annotation)
-                findings.add(make_problem("box_unit", where, units.found, todo=units.todo, source=source.name))
     path = data.path if isinstance(data, Data) else data
     stats = overview.stats() | {"seconds": round(time.monotonic() - began, 2)}
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))

@@ -177,9 +177,10 @@ class Examiner:
         elif named := [key for key in _MISNAMED if parsed.get(key)]:
             self._say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
         written = [image for image in record.images if is_data_uri(image)]  # files are told apart by their content
-        asked, answer = "\0".join((*written, str(record.video), *texts[:-1])), record.answer
-        number = 0 if record.id is None else hash_text(repr(record.id))
-        self.found.hashes[:, place] = hash_text(asked), number, hash_text(answer), hash_text(spelling_key(answer))
+        asked, answer = hash_text("\0".join((*written, str(record.video), *texts[:-1]))), texts[-1].strip()
+        number, hashed = 0 if record.id is None else hash_text(repr(record.id)), hash_text(answer)
+        spelling = spelling_key(answer)
+        self.found.hashes[:, place] = asked, number, hashed, hashed if spelling == answer else hash_text(spelling)
         is_measured = self.found.state[place] == GOOD and self.processor is not None
         return [(place, record, self._sizes(parsed, record, looks))] if is_measured else []
 

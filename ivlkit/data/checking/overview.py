@@ -11,6 +11,7 @@ from ...errors import DataError
 from ..datasets.index import CACHE_FOLDER, LineIndex
 from ..files import sha256
 from ..likeness import alike_groups
+from .box_units import guess_units
 from .examine import BAD, GOOD, PICTURE
 from .findings import PLACES, make_problem
 from .pictures import MEDIA_SUFFIXES, hash_text
@@ -95,6 +96,10 @@ class Overview:
         self._compare_spellings(good)
         if self.is_whole:
             self._find_unused()
+        for index, source in zip(self.indexes, self.task.sources, strict=True):
+            if units := guess_units(index, source.root):
+                said = {"todo": units.todo, "source": source.name}
+                self.findings.add(make_problem("box_unit", str(source.annotation), units.found, **said))
 
     def _splits(self, rows):
         return self.split_of[np.searchsorted(self.starts, rows, side="right") - 1]

@@ -34,9 +34,8 @@ class LineIndex:
         self.path = Path(path)
         size, changed_ns = self._stat()
         known = stored_arrays(self.path, "index") if size >= STORED_FROM_BYTES else ()
-        stored = next((one for one in known if one[1:3].tolist() == [size, changed_ns]), None)
-        if stored is None or not _is_whole(stored):
-            stored = self._build(size, changed_ns)
+        stored = next((one for one in known if one[1:3].tolist() == [size, changed_ns] and _is_whole(one)), None)
+        stored = self._build(size, changed_ns) if stored is None else stored
         rows = int(stored[3])
         self.sha256 = stored[4:8].tobytes().hex()
         self.offsets = stored[8 : 9 + rows]  # the last is the end of the file

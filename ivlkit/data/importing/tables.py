@@ -234,11 +234,14 @@ def _csv_lines(path, encoding, delimiter):
     """(line, cells or the error) of every row that is not blank; a row may span lines, it counts by its first."""
     try:
         with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
-            reader, line = csv.reader(file, delimiter=delimiter, strict=True), 0
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             while True:
                 line = reader.line_num
                 try:
-                    cells = _as_text(next(reader), encoding)
+                    cells = next(reader)
+                    if found := next((one for one in enumerate(map(_NOT_UTF8.search, cells), start=1) if one[1]), None):
+                        said = f"byte 0x{ord(found[1][0]) - 0xDC00:02x} in cell {found[0]} is not {encoding}"
+                        cells = ValueError(f"{said}; type the character anew")
                 except StopIteration:
                     return
                 except csv.Error as error:
@@ -247,15 +250,6 @@ def _csv_lines(path, encoding, delimiter):
                     yield line + 1, cells
     except UnicodeError as error:
         raise DataError(f"{path}: not {encoding} ({error}); save it as CSV in UTF-8") from error
-
-
-def _as_text(cells, encoding):
-    """The cells of a row, or a ValueError where one holds bytes that are no text in this encoding."""
-    for number, cell in enumerate(cells, start=1):
-        if found := _NOT_UTF8.search(cell):
-            byte = ord(found[0]) - 0xDC00
-            return ValueError(f"byte 0x{byte:02x} in cell {number} is not {encoding}; type the character anew")
-    return cells
 
 
 def _csv_error(error, first, last):
@@ -293,10 +287,8 @@ def _plain(cell):
     """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day."""
     if isinstance(cell, float) and cell.is_integer():
         return int(cell)
-    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
-        return cell.date().isoformat()
     if isinstance(cell, (datetime.date, datetime.time)):
-        return cell.isoformat()
+        return cell.isoformat().removesuffix("T00:00:00")
     return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)
 
 

@@ -84,10 +84,7 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
         keeps = turn.role == "user" and not template.strips_questions
         message = turn.text if keeps else turn.text.strip()
         if turn.role == "user" and num_tiles:
-            head, *rest = message.split(IMAGE_PLACEHOLDER)
-            if len(rest) > len(pictures):
-                raise DataError(f"more {IMAGE_PLACEHOLDER} in user turns than pictures; expected one for each picture")
-            message = head + "".join(pictures.pop(0) + text for text in rest)
+            message = _insert_pictures(message, pictures)
         prefix = template.prefix(turn.role)
         if turn.role == "assistant" and turn.trained:
             start = length + len(prefix)
@@ -101,3 +98,11 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
         found = len(num_tiles) - len(pictures)
         raise DataError(f"{len(num_tiles)} pictures but {found} {IMAGE_PLACEHOLDER} in user turns")
     return Rendered("".join(parts), tuple(answers), stripped)
+
+
+def _insert_pictures(message, pictures):
+    """Replace placeholders by the next pictures; takes them from the front of the list."""
+    head, *rest = message.split(IMAGE_PLACEHOLDER)
+    if len(rest) > len(pictures):
+        raise DataError(f"more {IMAGE_PLACEHOLDER} in user turns than pictures; expected one for each picture")
+    return head + "".join(pictures.pop(0) + text for text in rest)

@@ -261,11 +261,20 @@ def _read_turns(conversations):
         return ()
     turns = []
     for number, turn in enumerate(conversations, start=1):
-        turns.append((yield from _read_turn(turn, number)))
+        turns.append(_plain_turn(turn) or (yield from _read_turn(turn, number)))
     if None in turns:
         return ()
     yield from _order_faults(turns)
     return tuple(turns)
+
+
+def _plain_turn(turn):
+    """The `Turn` of two fields in which nothing is wrong, as nearly all are; else None."""
+    if type(turn) is dict and len(turn) == 2:
+        role, text = turn.get("from"), turn.get("value")
+        if type(role) is str and type(text) is str and role in ROLES and not _HALF_CHARACTER.search(text):
+            return Turn(ROLES[role], text)
+    return None
 
 
 def _read_turn(turn, number):
@@ -283,25 +292,22 @@ def _read_turn(turn, number):
         found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
         yield DataError(found, "characters", "mend the text", code="half_surrogate")
         return None
-    if len(turn) == 2:  # as nearly all
-        return Turn(role, turn["value"])
     yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
     return Turn(role, turn["value"], (yield from read_trained(turn, role, number)))
 
 
 def _order_faults(turns):
     """An optional first system turn, then user and assistant in turn, an answer last."""
-    spoken = turns[1:] if turns[0].role == "system" else turns
-    if not spoken:
-        yield DataError("only a system turn", "a question and its answer", code="no_answer")
-        return
-    for number, turn in enumerate(spoken):
+    first = int(turns[0].role == "system")
+    for number, turn in enumerate(turns[first:]):
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
-            found = f"turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}"
+            found = f"turn {number + 1 + first} is {turn.role}, expected {expected}"
             yield DataError(found, None, "user and assistant take turns, the user begins", code="role_order")
             return
-    if spoken[-1].role != "assistant":
+    if len(turns) == first:
+        yield DataError("only a system turn", "a question and its answer", code="no_answer")
+    elif turns[-1].role != "assistant":
         said = "the row ends with a user turn", "an answer last", "add it or remove the question"
         yield DataError(*said, code="no_answer")
 

@@ -69,8 +69,7 @@ def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=No
 def check_end(video, where="video"):
     """Decode the last frame of a clip. Raises: DataError if the file ends before it, as `sample_frames` does."""
     header = read_header(video, where)
-    for _ in _kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE):
-        pass
+    list(_kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE))
 
 
 def frame_numbers(first, last, *, num_frames, rng=None):
