@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from .rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from .rows.media import OpenPicture, degrade_jpeg, image_size
 from .rows.video import sample_frames, video_sizes
@@ -46,10 +46,8 @@ class Example:
         return int((self.labels != IGNORE_INDEX).sum())
 
     def __repr__(self):
-        return (
-            f"Example({self.where}: {len(self)} tokens, {self.num_supervised} supervised, {len(self.tiles)} tiles"
-            f"{''.join('; ' + note for note in self.notes)})"
-        )
+        found = f"{len(self)} tokens, {self.num_supervised} supervised, {len(self.tiles)} tiles"
+        return f"Example({self.where}: {'; '.join([found, *self.notes])})"
 
 
 def encode(record, processor, *, max_length=None, draw=(0, 0)):
@@ -82,15 +80,9 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
         rng = random.Random(f"{draw}:{record.where}")
         tiles = [Image.fromarray(tile) for tiles in cut for tile in tiles]
         cut = [np.asarray(degrade_jpeg(tile, rng.randint(75, 100)))[None] for tile in tiles]
-    stripped = (f"outer whitespace of {text.stripped} answers stripped",) if text.stripped else ()
-    return Example(
-        text.input_ids,
-        text.labels,
-        stack_tiles(cut, processor.tile_px),
-        record.where,
-        tuple(text.num_tiles),
-        (*text.notes, *stripped),
-    )
+    notes = (*text.notes, *([f"outer whitespace of {text.stripped} answers stripped"] if text.stripped else []))
+    tiles = stack_tiles(cut, processor.tile_px)
+    return Example(text.input_ids, text.labels, tiles, record.where, tuple(text.num_tiles), notes)
 
 
 def picture_sizes(record, processor, *, draw=(0, 0)):
@@ -136,20 +128,24 @@ def encode_text(record, processor, *, sizes, max_length=None):
     Args: sizes: (width_px, height_px) of each picture, as `picture_sizes` gives them.
     Raises: DataError as `encode`, also if the row does not fit even with one tile a picture, or one frame.
     """
-    text = _tokenise(record, processor, [0] * len(sizes))
+    input_ids, labels, stripped = _tokenise(record, processor, [0] * len(sizes))
     if record.video:
         budget, full = 1, [1] * len(sizes)
-        num_tiles = full[: _fit_frames(record, processor, text, len(sizes), max_length)]
-        text = text if num_tiles == full else _tokenise(record, processor, [0] * len(num_tiles))
+        num_tiles = full[: _fit_frames(record, processor, len(input_ids), len(sizes), max_length)]
+        if num_tiles != full:
+            input_ids, labels, stripped = _tokenise(record, processor, [0] * len(num_tiles))
     else:
-        budget, full, num_tiles = _fit_tiles(record, processor, len(text.input_ids), sizes, max_length)
-    whole = _splice(text, processor, num_tiles) if processor.splices else _tokenise(record, processor, num_tiles)
-    check_image_tokens(whole.input_ids, processor, num_tiles=num_tiles, where=record.where)
-    if (whole.labels == IGNORE_INDEX).all():
+        budget, full, num_tiles = _fit_tiles(record, processor, len(input_ids), sizes, max_length)
+    if processor.splices:
+        input_ids, labels = _splice(input_ids, labels, processor, num_tiles)
+    else:
+        input_ids, labels, stripped = _tokenise(record, processor, num_tiles)
+    check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
+    if (labels == IGNORE_INDEX).all():
         said = "no supervised token", "an assistant turn", "add the answer"
         raise DataError(*said, where=record.where, code="no_supervised_token")
     notes = (shrunk_text(sum(full), sum(num_tiles), max_length, video=record.video),) if num_tiles != full else ()
-    return EncodedText(**vars(whole), budget=budget, num_tiles=num_tiles, full_tiles=sum(full), notes=notes)
+    return EncodedText(input_ids, labels, stripped, budget, num_tiles, sum(full), notes)
 
 
 def _fit_tiles(record, processor, text_tokens, sizes, max_length):
@@ -158,9 +154,8 @@ def _fit_tiles(record, processor, text_tokens, sizes, max_length):
     full = processor.count_tiles(sizes, max_tiles=wanted)
     if max_length is None:
         return processor.share(wanted, len(sizes)), full, full
-    max_tiles, num_tiles, length = shrink_to_fit(
-        text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length
-    )
+    limits = {"sizes": sizes, "wanted": wanted, "max_length": max_length}
+    max_tiles, num_tiles, length = shrink_to_fit(text_tokens, processor, **limits)
     if length > max_length:
         raise too_long(record.where, text_tokens, num_tiles, length, max_length)
     return processor.share(max_tiles, len(sizes)), full, num_tiles
@@ -187,13 +182,13 @@ def too_long(where, text_tokens, num_tiles, length, max_length):
     return DataError(found, f"at most {max_length}", _SHORTEN, where=where, code="too_long")
 
 
-def _fit_frames(record, processor, text, num_frames, max_length):
-    """Halving the range finds the most frames that fit: more frames are always more tokens. `text` has all of them."""
-    if max_length is None or len(text.input_ids) + processor.num_image_token * num_frames <= max_length:
+def _fit_frames(record, processor, text_tokens, num_frames, max_length):
+    """Halving the range finds the most frames that fit: more frames are always more tokens."""
+    if max_length is None or text_tokens + processor.num_image_token * num_frames <= max_length:
         return num_frames
 
     def length(frames):
-        return len(_tokenise(record, processor, [0] * frames).input_ids) + processor.num_image_token * frames
+        return len(_tokenise(record, processor, [0] * frames)[0]) + processor.num_image_token * frames
 
     fits, too_many = 0, num_frames
     while too_many - fits > 1:
@@ -212,23 +207,11 @@ def stack_tiles(cut, tile_px):
     return cut[0] if len(cut) == 1 else np.concatenate(cut)
 
 
-@dataclass(frozen=True)
-class _Tokenised:
-    input_ids: np.ndarray
-    labels: np.ndarray
-    stripped: int
-
-
 def _tokenise(record, processor, num_tiles):
-    """Render with pictures of so many tiles and tokenise; label the tokens that start inside an answer."""
+    """(input_ids, labels, stripped answers) with pictures of so many tiles: labels start inside an answer."""
     try:
-        rendered = render(
-            with_frames(record.turns, len(num_tiles)) if record.video else record.turns,
-            processor.template,
-            num_tiles=num_tiles,
-            num_image_token=processor.num_image_token,
-            system_message=processor.system_message,
-        )
+        turns = with_frames(record.turns, len(num_tiles)) if record.video else record.turns
+        rendered = processor.render(turns, num_tiles)
     except DataError as error:
         raise error.at(record.where) from error
     encoded = processor.tokenizer(rendered.text, return_offsets_mapping=True)
@@ -237,24 +220,21 @@ def _tokenise(record, processor, num_tiles):
     inside = np.zeros(len(input_ids), dtype=bool)
     for first, last in rendered.answers:
         inside |= (starts >= first) & (starts < last) & (ends > starts)
-    return _Tokenised(input_ids, np.where(inside, input_ids, IGNORE_INDEX), rendered.stripped)
+    return input_ids, np.where(inside, input_ids, IGNORE_INDEX), rendered.stripped
 
 
-def _splice(text, processor, num_tiles):
-    """A text of empty pictures with the context tokens of each behind its `<img>`; none of them is supervised."""
-    starts = np.flatnonzero(text.input_ids == processor.token_id(IMAGE_START))[: len(num_tiles)]
+def _splice(input_ids, labels, processor, num_tiles):
+    """Both of a text of empty pictures, with the context tokens behind each `<img>`; none of them is supervised."""
+    starts = np.flatnonzero(input_ids == processor.token_id(IMAGE_START))[: len(num_tiles)]
     places = np.repeat(starts + 1, processor.num_image_token * np.asarray(num_tiles, np.int64))
-    input_ids = np.insert(text.input_ids, places, processor.token_id(IMAGE_CONTEXT))
-    return _Tokenised(input_ids, np.insert(text.labels, places, IGNORE_INDEX), text.stripped)
+    context = processor.token_id(IMAGE_CONTEXT)
+    return np.insert(input_ids, places, context), np.insert(labels, places, IGNORE_INDEX)
 
 
 def check_image_tokens(input_ids, processor, *, num_tiles, where):
     """Raise DataError unless there is one context token a feature, and every picture is opened and closed once."""
-    expected = {
-        IMAGE_CONTEXT: processor.num_image_token * sum(num_tiles),
-        IMAGE_START: len(num_tiles),
-        IMAGE_END: len(num_tiles),
-    }
+    expected = {IMAGE_CONTEXT: processor.num_image_token * sum(num_tiles)}
+    expected |= dict.fromkeys((IMAGE_START, IMAGE_END), len(num_tiles))
     for token, count in expected.items():
         found = int((np.asarray(input_ids) == processor.token_id(token)).sum())
         if found != count:

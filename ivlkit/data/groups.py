@@ -47,7 +47,15 @@ def row_keys(data, *, group=None):
         of_text = [] if files or written else [text_digest(record.turns)]
         of_group = [group_digest(record.extra | {"id": record.id}, group, record.where)] if group else []
         rows.append((files, [*written, *of_text, *of_group], record.video is None))
-    digests = dict(zip(owners, in_threads(_digest_of, owners.items(), "reading pictures"), strict=True))
+
+    def digest_of(file):
+        try:
+            return file_digest(file)
+        except OSError as error:
+            found, todo = f"{file} can't be read ({error.strerror})", "check the row's path and the data set's `root`"
+            raise DataError(found, "a picture there", todo, where=owners[file]) from error
+
+    digests = dict(zip(owners, in_threads(digest_of, owners, "reading pictures"), strict=True))
     keys = RowKeys()
     for files, others, are_pictures in rows:
         shown = {digests[file]: file for file in files}
@@ -68,17 +76,6 @@ def in_threads(function, items, what):
                 yield result
 
 
-def _digest_of(file_and_owner):
-    file, owner = file_and_owner
-    try:
-        return file_digest(file)
-    except OSError as error:
-        raise DataError(
-            f"{owner}: {file} can't be read ({error.strerror}); expected a picture there; "
-            "check the row's path and the data set's `root`"
-        ) from error
-
-
 def file_digest(path):
     """What stands for a picture or video wherever it lies: of its bytes, or of the files in a folder of frames."""
     if not os.path.isdir(path):
@@ -97,10 +94,9 @@ def group_digest(fields, name, where):
     """What stands for the value of a field. Raises: DataError if a row has none."""
     value = fields.get(f"row_{name}", fields.get(name))  # `convert` renames a row's own `source`
     if value is None or value == "":
-        raise DataError(
-            f"{where}: no value in {name!r}, by which rows are grouped; expected one in every row "
-            f"({', '.join(map(repr, fields))} are there); fill it, or group by another"
-        )
+        found = f"no value in {name!r}, by which rows are grouped"
+        expected = f"one in every row ({', '.join(map(repr, fields))} are there)"
+        raise DataError(found, expected, "fill it, or group by another", where=where)
     return _digest(f"group\0{name}\0{value}".encode())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import CheckpointError
 from ..views import shown
-from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, ConversationTemplate
+from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, ConversationTemplate, render
 from .rows.media import UPRIGHT_ON_WHITE, PictureRules
 from .tiling import choose_grid, count_tiles, cut_tiles
 
@@ -50,10 +50,8 @@ class Processor:
         """
         added = {token.content: token for token in self._backend.get_added_tokens_decoder().values()}
         tokens = [added.get(text) for text in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)]
-        return all(
-            token and token.special and not (token.lstrip or token.rstrip or token.normalized or token.single_word)
-            for token in tokens
-        )
+        changing = ("lstrip", "rstrip", "normalized", "single_word")
+        return all(one and one.special and not any(getattr(one, flag) for flag in changing) for one in tokens)
 
     @property
     def _backend(self):
@@ -61,17 +59,14 @@ class Processor:
 
     def count_tiles(self, sizes, *, max_tiles=None):
         """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""
-        budget = self.share(max_tiles or self.max_tiles, len(sizes))
-        return [self._count(width_px, height_px, budget) for width_px, height_px in sizes]
+        if not self.dynamic:
+            return [1] * len(sizes)
+        limits = self._limits(self.share(max_tiles or self.max_tiles, len(sizes)))
+        return [count_tiles(*size, use_thumbnail=self.use_thumbnail, **limits) for size in sizes]
 
     def share(self, max_tiles, num_images):
         """The budget of one picture among several: max(1, max_tiles // num_images)."""
         return max(1, max_tiles // max(1, num_images))
-
-    def _count(self, width_px, height_px, budget):
-        if not self.dynamic:
-            return 1
-        return count_tiles(width_px, height_px, use_thumbnail=self.use_thumbnail, **self._limits(budget))
 
     def tile(self, image, *, max_tiles):
         """One RGB picture → its tiles, uint8 [T, tile_px, tile_px, 3], at a budget that is its own."""
@@ -85,6 +80,11 @@ class Processor:
 
     def _limits(self, budget):
         return {"max_tiles": budget, "min_tiles": min(self.min_tiles, budget), "tile_px": self.tile_px}
+
+    def render(self, turns, num_tiles=()):
+        """`Rendered` turns, as `rows.conversation.render` gives them, with pictures of so many tiles."""
+        how = {"num_image_token": self.num_image_token, "system_message": self.system_message}
+        return render(turns, self.template, num_tiles=num_tiles, **how)
 
     def token_id(self, token):
         """Id of a special token; CheckpointError if the tokenizer lacks it."""

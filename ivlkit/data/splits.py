@@ -28,10 +28,7 @@ SUFFIX = ".split.csv"
 FALLBACK = Path("runs")  # keeps what can't lie beside the data
 LOOKED_AT = 10_000  # pictures that are compared unless `alike` says so; a photo of 12 megapixels takes 21 ms of a core
 ASKED = "asked"
-_NOT_LOOKED = (
-    "{:,} pictures are more than {:,}: whether some look alike was not looked at; "
-    'alike="together" looks, alike="apart" goes without'
-)
+_ANOTHER_FILE = "for a split of its own name another file"
 
 
 @dataclass(frozen=True)
@@ -51,14 +48,10 @@ class Placement:
         if (self.part_of == number).any():
             return None
         if self.known:
-            return (
-                f"{self.file} has placed {self.known:,} of {len(self.part_of):,} rows, which stay; ask for the parts "
-                "that it has, cut one of them further, or for a split of its own name another file"
-            )
-        return (
-            "rows that share pictures stay together, as do rows without that ask the same; "
-            "give larger shares or more pictures"
-        )
+            stays = f"{self.file} has placed {self.known:,} of {len(self.part_of):,} rows, which stay"
+            return f"{stays}; ask for the parts that it has, cut one of them further, or {_ANOTHER_FILE}"
+        why = "rows that share pictures stay together, as do rows without that ask the same"
+        return f"{why}; give larger shares or more pictures"
 
     def keep(self):
         """Write the file, if there is anything new; returns all that is to be said."""
@@ -113,23 +106,18 @@ def place_rows(keys, shares, *, file, where, others=(), seed=0, group=None, alik
     read, kept, asked_first, known = found or _begun_by(others, placed_by, parts=len(names)) or placed_by(file)
     part_of, said = _fill(groups, keys, known, shares, seed=seed, alike=alike)
     placed = {digest: names[part] for own, part in zip(keys.own, part_of.tolist(), strict=True) for digest in own}
-    asked, num_known = _asked(shares, seed=seed, group=group), int((known >= 0).sum())
+    how = {"seed": seed} | ({} if group is None else {"group": group})
+    asked = " ".join([f"{name}={share:g}" for name, share in shares.items()] + [f"{k}={v}" for k, v in how.items()])
+    num_known = int((known >= 0).sum())
     if read in others:
         stays = f"{num_known:,} of {len(known):,} rows are in the parts that {read.name} has them in"
         said.append(f"{file} is new: {stays}. For a split of its own name another file")
     if num_known and asked_first not in (None, asked):
         new = f"{num_known:,} rows stay where they are, {len(known) - num_known:,} new ones are placed as asked now"
-        said.append(
-            f"{read} was begun with {asked_first}; asked now: {asked}. {new}. For another split name another file"
-        )
+        begun = f"{read} was begun with {asked_first}; asked now: {asked}"
+        said.append(f"{begun}. {new}. For another split name another file")
     is_new = read != file or not placed.items() <= kept.items()
     return Placement(part_of, file, kept | placed, asked_first or asked, tuple(said), is_new, num_known)
-
-
-def _asked(shares, **how):
-    """What the file says it was begun with."""
-    said = [f"{name}={share:g}" for name, share in shares.items()]
-    return " ".join(said + [f"{name}={value}" for name, value in how.items() if value is not None])
 
 
 def _begun_by(others, placed_by, *, parts):
@@ -166,15 +154,13 @@ def _placed_by(file, *, groups, own, names, where):
     for row, (group, digests) in enumerate(zip(groups.tolist(), own, strict=True)):
         for part in sorted({kept[digest] for digest in digests if digest in kept}):
             if part not in names:
-                raise DataError(
-                    f"{where(row)}: {file} has it in the part {part!r}; expected one of {', '.join(names)}; "
-                    "ask for the same parts as before, or for a split of its own name another file"
-                )
+                found, expected = f"{file} has it in the part {part!r}", f"one of {', '.join(names)}"
+                todo = f"ask for the same parts as before, or {_ANOTHER_FILE}"
+                raise DataError(found, expected, todo, where=where(row))
             if part_of.setdefault(group, part) != part:
-                raise DataError(
-                    f"{where(row)}: {file} has what it is tied to in {part!r} and in {part_of[group]!r}; expected one "
-                    "part, since nothing moves; remove the row, or for a split of its own name another file"
-                )
+                found = f"{file} has what it is tied to in {part!r} and in {part_of[group]!r}"
+                todo = f"remove the row, or {_ANOTHER_FILE}"
+                raise DataError(found, "one part, since nothing moves", todo, where=where(row))
     known = np.array([names.index(part_of[group]) if group in part_of else -1 for group in groups.tolist()], np.int64)
     return file, kept, asked, known
 
@@ -185,25 +171,25 @@ def _fill(groups, keys, known, shares, *, seed, alike):
     if (known >= 0).all():
         return known, []
     is_compared = alike == "together" or alike is None and len(keys.pictures) <= LOOKED_AT
-    said = [] if is_compared or alike else [_NOT_LOOKED.format(len(keys.pictures), LOOKED_AT)]
+    said = []
+    if not is_compared and not alike:
+        found = f"{len(keys.pictures):,} pictures are more than {LOOKED_AT:,}"
+        todo = 'alike="together" looks, alike="apart" goes without'
+        said.append(f"{found}: whether some look alike was not looked at; {todo}")
     alike_of = {} if alike == "apart" else alike_groups(keys.pictures, compare=is_compared)
     seen = [{-1 - alike_of[digest] for digest in own if digest in alike_of} for own in keys.own]
     units = group_keys([[group, *numbers] for group, numbers in zip(groups.tolist(), seen, strict=True)])
     joined = np.unique(np.unique(np.stack([units, groups]), axis=1)[0], return_counts=True)[1] > 1
     sizes = np.unique(units, return_counts=True)[1][joined].tolist()
-    part_of, apart = place(units, known=_settled(units, known)), place(groups, known=known)
+    rows = np.flatnonzero(known >= 0)[::-1]  # a unit's first row that has a part gives it to the others
+    settled = dict(zip(units[rows].tolist(), known[rows].tolist(), strict=True))
+    settled = np.where(known >= 0, known, [settled.get(unit, -1) for unit in units.tolist()])
+    part_of, apart = place(units, known=settled), place(groups, known=known)
     if not sizes:
         return apart, said
     found = f"{sum(sizes):,} of {len(groups):,} rows have pictures that look alike, in {len(sizes):,} groups"
     found += f" of up to {max(sizes):,} rows; "
-    if len(set(part_of.tolist())) < len(set(apart.tolist())):
+    if len(np.unique(part_of)) < len(np.unique(apart)):
         why = "kept together they leave a part without rows, so they are split as if they differed"
         return apart, [*said, found + why]
     return part_of, [*said, found + 'new ones stay together in one part (alike="apart" parts them)']
-
-
-def _settled(units, known):
-    """`known`, and for the others of a unit the part of its first row that has one."""
-    rows = np.flatnonzero(known >= 0)
-    part_of = dict(zip(units[rows[::-1]].tolist(), known[rows[::-1]].tolist(), strict=True))
-    return np.where(known >= 0, known, [part_of.get(unit, -1) for unit in units.tolist()])

@@ -6,6 +6,7 @@ bit for bit. It maximises the match of aspect ratios, not resolution: a 64 × 48
 """
 
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from PIL import Image
@@ -20,13 +21,9 @@ def candidate_grids(max_tiles, min_tiles=1):
     """All (cols, rows) with min_tiles ≤ cols · rows ≤ max_tiles, smallest area first: 35 of them for 12."""
     if not 1 <= min_tiles <= max_tiles:
         raise ValueError(f"max_tiles={max_tiles}, min_tiles={min_tiles}; expected 1 <= min_tiles <= max_tiles")
-    grids = [
-        (cols, rows)
-        for cols in range(1, max_tiles + 1)
-        for rows in range(1, max_tiles + 1)
-        if min_tiles <= cols * rows <= max_tiles
-    ]
-    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)))
+    grids = product(range(1, max_tiles + 1), repeat=2)
+    fitting = [(cols, rows) for cols, rows in grids if min_tiles <= cols * rows <= max_tiles]
+    return tuple(sorted(fitting, key=lambda grid: (grid[0] * grid[1], grid)))
 
 
 @lru_cache(maxsize=20_000)  # a row asks several times, rows share sizes

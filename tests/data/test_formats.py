@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivlkit.data.rows.formats import FORMATS, as_released, detect_format
+from ivlkit.data.rows.formats import FORMATS, detect_format, release
 from ivlkit.data.rows.records import Turn, parse_line
-from ivlkit.errors import DataError
+from ivlkit.errors import DataError, first_raised
 
 WHERE = "train.jsonl:17"
+
+
+def as_released(row, where, *, format=None):
+    return first_raised(release(row, format=format), where)
 
 
 def message(role, content):

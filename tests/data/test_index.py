@@ -37,20 +37,17 @@ def stored(path):
 @given(
     lines=st.lists(st.sampled_from([b"{}", b'{"a": 1}', b"", b" ", b"\t \r", b"\r", b" {}", b"\x0b", b"x" * 40])),
     ends=st.booleans(),
-    chunk=st.integers(1, 64),
 )
-def test_rows_and_lines_are_those_of_reading_line_by_line(tmp_path_factory, lines, ends, chunk):
+def test_rows_and_lines_are_those_of_reading_line_by_line(tmp_path_factory, lines, ends):
     path = tmp_path_factory.mktemp("index") / "a.jsonl"
     path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
     with open(path, "rb") as file:
         expected = [(line, f"a.jsonl:{n}") for n, line in enumerate(file, start=1) if line.strip()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_CHUNK_BYTES", chunk)
-        if not expected:
-            with pytest.raises(DataError, match="no rows"):
-                LineIndex(path)
-            return
-        found = LineIndex(path)
+    if not expected:
+        with pytest.raises(DataError, match="no rows"):
+            LineIndex(path)
+        return
+    found = LineIndex(path)
     assert [found.line(row) for row in range(len(found))] == expected
     assert found.lines(0, len(found)) == [line for line, _ in expected]
 

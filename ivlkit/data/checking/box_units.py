@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import DataError
-from ..rows.media import image_size, is_turned
+from ..rows.media import upright_size
 from ..rows.records import parse_row, path_inside
 
 MANY = 10  # boxes; fewer may be as they are by chance
@@ -53,14 +53,13 @@ def guess_units(index, root):
     """`Units` of a file's boxes; None if they are in shares of 1000, or too few to say. Args: index: a `LineIndex`."""
     boxes, sizes, notations, turned = [], [], set(), 0
     look = lru_cache(100_000)(partial(_look, root))
-    for start in range(0, len(index), 1000):
-        for line in index.lines(start, min(start + 1000, len(index))):
-            row, (size, is_turn) = _read(line, look)
-            found = [each for turn in row["conversations"] for each in boxes_in(turn["value"])] if row else []
-            boxes += [box for _, box in found]
-            sizes += [size] * len(found)
-            notations |= {notation for notation, _ in found}
-            turned += bool(found) and is_turn
+    for line in index:
+        row, (size, is_turn) = _read(line, look)
+        found = [each for turn in row["conversations"] for each in boxes_in(turn["value"])] if row else []
+        boxes += [box for _, box in found]
+        sizes += [size] * len(found)
+        notations |= {notation for notation, _ in found}
+        turned += bool(found) and is_turn
     if len(notations) != 1:
         return Units(f"boxes in several notations: {', '.join(sorted(notations))}") if notations else None
     found = _decide(np.array(boxes), np.array(sizes, float), *notations)
@@ -73,12 +72,16 @@ def rescaler(index, root):
     """A function of a line of a file that gives the line with its boxes in shares of 1000, if their unit is known."""
     units, look = guess_units(index, root), lru_cache(100_000)(partial(_look, root))
 
+    def thousandths(box, size):
+        (shares,) = to_shares(np.array([box]), np.array([size], float), units.unit, units.order).tolist()
+        return [round(1000 * min(max(share, 0.0), 1.0)) for share in shares]
+
     def rescale(line):
         row, (size, _) = _read(line, look)
         if not row:
             return line
         for turn in row["conversations"]:
-            turn["value"] = with_boxes(turn["value"], lambda _, box: _thousandths(box, size, units))
+            turn["value"] = with_boxes(turn["value"], lambda _, box: thousandths(box, size))
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
     return rescale if units and units.unit else lambda line: line
@@ -103,8 +106,7 @@ def _look(root, name):
     """((width_px, height_px), whether EXIF turns it); NaNs where it can't be read."""
     with suppress(DataError, OSError):
         if name:
-            path = path_inside(root, name, "")
-            return image_size(path), is_turned(path)
+            return upright_size(path_inside(root, name, ""))
     return (np.nan, np.nan), False
 
 
@@ -125,12 +127,12 @@ def with_boxes(text, change):
         numbers = [(found[5], [float(found[place]) for place in range(1, 5)]) for found in _LOCATED.finditer(text)]
         written = iter([_written(name, change(PALIGEMMA, box)) + "\n" for name, box in numbers])
         return _LOCATED.sub(lambda _: next(written), text).strip()
-    return _TAGGED.sub(lambda found: _tagged(found, change), text)
 
+    def tagged(found):
+        boxes = [change("<box>", [*map(float, numbers)]) for numbers in _NUMBERS.findall(found[1])]
+        return f"<box>{boxes}</box>" if boxes else found[0]
 
-def _tagged(found, change):
-    boxes = [change("<box>", [*map(float, numbers)]) for numbers in _NUMBERS.findall(found[1])]
-    return f"<box>{boxes}</box>" if boxes else found[0]
+    return _TAGGED.sub(tagged, text)
 
 
 def _written(name, box):
@@ -185,8 +187,3 @@ def _readings(boxes, sizes, top, many):
 def to_shares(boxes, sizes, unit, order):
     """Boxes [N, 4] of pictures of these sizes [N, 2] → left, top, right, bottom in shares of 1 [N, 4]."""
     return ORDERS[order](boxes) / (np.tile(sizes, (1, 2)) if unit == PIXELS else SIDES[unit])
-
-
-def _thousandths(box, size, units):
-    (shares,) = to_shares(np.array([box]), np.array([size], float), units.unit, units.order).tolist()
-    return [round(1000 * min(max(share, 0.0), 1.0)) for share in shares]

@@ -20,7 +20,6 @@ from ..datasets.index import LineIndex
 from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_entries, read_source
 from ..datasets.opening import openable
 from ..processor import light_processor
-from .box_units import guess_units
 from .examine import Task
 from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, grouped, make_problem
 from .overview import Overview
@@ -83,8 +82,9 @@ class DataReport:
     _sheet = shown("doctor:contact_sheet_html")
 
     def __str__(self):
-        levels = ", ".join(f"{self.count(level):,} {_plural(level, self.count(level))}" for level in LEVELS)
-        head = f"{self.path}: {self.stats['rows']:,} rows, {self.stats['good']:,} usable; {levels}"
+        counts = {level: self.count(level) for level in LEVELS}
+        levels = (f"{n:,} {level}{'' if n == 1 or level == INFO else 's'}" for level, n in counts.items())
+        head = f"{self.path}: {self.stats['rows']:,} rows, {self.stats['good']:,} usable; {', '.join(levels)}"
         kinds = grouped(self.problems, lambda problem: problem.code)
         lines = [f"  {line}" for same in kinds for line in self._kind_lines(same)]
         more = sum(self.counts.values()) - sum(self.counts[same[0].code] for same in kinds)
@@ -98,14 +98,8 @@ class DataReport:
         more = self.counts[same[0].code] - len(shown)
         places = ", ".join(problem.where for problem in [one for one in same if one not in shown][:PLACES])
         *lines, last = map(str, shown)
-        return [
-            *lines,
-            f"{last} and {more:,} more: {places}{', …' if more > PLACES else ''}" if more and places else last,
-        ]
-
-
-def _plural(level, number):
-    return level if number == 1 or level == INFO else f"{level}s"
+        last += f" and {more:,} more: {places}{', …' if more > PLACES else ''}" if more and places else ""
+        return [*lines, last]
 
 
 def diagnose(
@@ -141,22 +135,13 @@ def diagnose(
         sources, rows = _open(data, root, findings)
         described = limit if problems_to is None else None
         task = Task(tuple(sources), light_processor(processor), max_length, pictures=pictures, limit=described)
-        overview = _overlook(task, rows, findings, workers=workers, progress=progress)
+        overview = Overview(task, rows, findings)
+        for block in examine_all(task, rows, workers=workers, progress=progress):
+            overview.add(block)
+        overview.compare_rows()
     path = data.path if isinstance(data, Data) else data
     stats = overview.stats() | {"seconds": round(time.monotonic() - began, 2)}
     return DataReport(str(path), findings.problems, dict(findings.counts), stats, overview.samples(findings.problems))
-
-
-def _overlook(task, rows, findings, **options):
-    overview = Overview(task, rows, findings)
-    for block in examine_all(task, rows, **options):
-        overview.add(block)
-    overview.compare_rows()
-    for index, source in zip(overview.indexes, task.sources, strict=True):
-        if units := guess_units(index, source.root):
-            where = str(source.annotation)
-            findings.add(make_problem("box_unit", where, units.found, todo=units.todo, source=source.name))
-    return overview
 
 
 def check_converted(done):
@@ -177,7 +162,17 @@ def _open(data, root, findings):
     if isinstance(data, Data):
         return list(data.sources), data.rows_in_use()
     path, root = openable(data, root)
-    named = _read_meta(path, findings) if path.suffix == ".json" else [Source(path.stem, path, root)]
+    named, entries = [], {}
+    if path.suffix != ".json":
+        named = [Source(path.stem, path, root)]
+    else:
+        with findings.noted():
+            entries = read_entries(path)
+        for name, entry in entries.items():
+            with findings.noted(source=name):
+                named.append(read_source(name, entry, path))
+        with findings.noted():
+            check_weights(named, path)
     sources = [source for source in named if _can_be_read(source, findings)]
     return sources, [None] * len(sources)
 
@@ -187,23 +182,13 @@ def readable_sources(data, root=None):
     return _open(data, root, Findings(limit=0))[0]
 
 
-def _read_meta(path, findings):
-    sources, entries = [], {}
-    with findings.noted():
-        entries = read_entries(path)
-    for name, entry in entries.items():
-        with findings.noted(source=name):
-            sources.append(read_source(name, entry, path))
-    with findings.noted():
-        check_weights(sources, path)
-    return sources
-
-
 def _can_be_read(source, findings):
-    where = str(source.annotation)
+    def say(code, path, found, todo=None):
+        findings.add(make_problem(code, str(path), found, todo=todo, source=source.name))
+
     if not os.path.exists(source.annotation):
         todo = f"get it: {source.about}" if source.about else None
-        findings.add(make_problem("missing_file", where, "no such file", todo=todo, source=source.name))
+        say("missing_file", source.annotation, "no such file", todo)
         return False
     index = None
     with findings.noted(source=source.name):
@@ -211,9 +196,8 @@ def _can_be_read(source, findings):
         check_repeat(source, len(index))
     if index is None:
         return False
-    if source.length is not None and source.length != len(index):
-        found = f"{len(index):,} rows, `length` says {source.length:,}"
-        findings.add(make_problem("declared_length", where, found, source=source.name))
+    if source.length not in (None, len(index)):
+        say("declared_length", source.annotation, f"{len(index):,} rows, `length` says {source.length:,}")
     if not os.path.isdir(source.root):
-        findings.add(make_problem("missing_root", str(source.root), "no such folder", source=source.name))
+        say("missing_root", source.root, "no such folder")
     return True

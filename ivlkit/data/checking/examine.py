@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
 from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
-from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES, render
+from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
 from ..rows.media import MAX_PIXELS, is_data_uri
@@ -56,23 +56,30 @@ class Task:
     wanted: frozenset | None = None  # kinds that are described; None: all
 
 
-@dataclass
 class Block:
-    """What was found in some rows of one source. Arrays have a value a row, `pictures` one a picture."""
+    """What was found in some rows of one source. Arrays have a value a row, `pictures` and `media` one a picture."""
 
-    source: int
-    rows: np.ndarray  # int64, of the file
-    state: np.ndarray  # uint8: GOOD or BAD
-    hashes: np.ndarray  # uint64 [4, rows]: what is asked without its files, id or 0, last answer, its spelling
-    lengths: np.ndarray  # int32 [4, rows]: tokens without pictures, tiles at the set's budget, supervised ones and
-    # the characters of their answers, where the token that closes one counts as a character
-    final: np.ndarray  # int32 [2, rows]: tokens and tiles as trained, after shrinking
-    videos: np.ndarray  # int64, rows of the file whose length depends on the draw
-    pictures: np.ndarray  # PICTURE [pictures]
-    media: np.ndarray  # int64 [3, pictures]: row, bytes and time of change of each file
-    names: str  # of these files, from `root` on, with "\0" between
-    problems: list  # (row, code, found, expected, todo)
-    counts: Counter  # of every problem, also those not described
+    def __init__(self, source, rows):
+        self.source, self.rows = source, rows  # the source's number; int64, of the file
+        self.state = np.zeros(len(rows), np.uint8)  # GOOD or BAD
+        self.hashes = np.zeros((4, len(rows)), np.uint64)  # what is asked without its files, id or 0, last answer,
+        # its spelling
+        self.lengths = np.zeros((4, len(rows)), np.int32)  # tokens without pictures, tiles at the set's budget,
+        # supervised ones and the characters of their answers, where the token that closes one counts as a character
+        self.final = np.zeros((2, len(rows)), np.int32)  # tokens and tiles as trained, after shrinking
+        self.videos = []  # rows of the file whose length depends on the draw
+        self.pictures = []  # PICTURE
+        self.media = []  # int64 [3, pictures]: row, bytes and time of change of each file
+        self.names = []  # of these files, from `root` on; "\0" between when packed
+        self.problems = []  # (row, code, found, expected, todo)
+        self.counts = Counter()  # of every problem, also those not described
+
+    def packed(self):
+        """The same with arrays in place of lists: little to send to another process."""
+        self.videos, self.pictures = np.array(self.videos, np.int64), np.array(self.pictures, PICTURE)
+        self.media, self.names = np.array(self.media, np.int64).reshape(-1, 3).T, "\0".join(self.names)
+        self.problems.sort(key=lambda problem: problem[0])  # lengths were counted after the rest
+        return self
 
 
 PICTURE = np.dtype(
@@ -81,7 +88,7 @@ PICTURE = np.dtype(
 
 
 class Examiner:
-    """Examines blocks of rows for a `Task`."""
+    """Examines blocks of rows for a `Task`, one after the other."""
 
     def __init__(self, task):
         self.task, self.processor = task, task.processor
@@ -90,7 +97,7 @@ class Examiner:
         how = {"pictures": task.pictures, "processor": task.processor}
         self._look_at = partial(look_at, **how)
         self._look_at_file = lru_cache(maxsize=_CACHED_PICTURES)(self._look_at)
-        self.video_faults = lru_cache(maxsize=20_000)(partial(video_faults, **how))
+        self._video_faults = lru_cache(maxsize=20_000)(partial(video_faults, **how))
 
     def block(self, source, start, stop, rows=None):
         """Examine rows start … stop - 1 of a source, or only those of them in `rows`. Returns: `Block`."""
@@ -98,95 +105,56 @@ class Examiner:
         lines = index.lines(start, stop)
         wanted = np.arange(start, stop) if rows is None else np.asarray(rows, np.int64)
         lines = lines if rows is None else [lines[row - start] for row in wanted.tolist()]
-        state = _BlockState(self, source, wanted)
+        self.source, self.found = self.task.sources[source], Block(source, wanted)
+        to_measure = []  # (place, record, sizes)
         for place, (row, line) in enumerate(zip(wanted.tolist(), lines, strict=True)):
-            state.examine(place, row, line)
-        state.measure()
-        return state.result()
+            to_measure += self._examine(place, line, index.where(row))
+        self._measure(to_measure)
+        return self.found.packed()
 
-    def look(self, path):
+    def _look(self, path):
         """`Look` at a picture; that of a file is remembered, as rows often share pictures."""
         return self._look_at(path) if is_data_uri(path) else self._look_at_file(os.fspath(path))
 
-
-class _BlockState:
-    """A block while it is worked on."""
-
-    def __init__(self, examiner, source, rows):
-        self.examiner, self.number, self.rows = examiner, source, rows
-        self.source, self.index = examiner.task.sources[source], examiner.indexes[source]
-        count = len(rows)
-        self.state = np.zeros(count, np.uint8)
-        self.hashes = np.zeros((4, count), np.uint64)
-        self.lengths = np.zeros((4, count), np.int32)
-        self.final = np.zeros((2, count), np.int32)
-        self.videos, self.pictures, self.media, self.names = [], [], [], []
-        self.problems, self.counts = [], Counter()
-        self.to_measure = []  # (place, record, sizes)
-
-    def result(self):
-        pictures = np.array(self.pictures, PICTURE)
-        return Block(
-            self.number,
-            self.rows,
-            self.state,
-            self.hashes,
-            self.lengths,
-            self.final,
-            np.array(self.videos, np.int64),
-            pictures,
-            np.array(self.media, np.int64).reshape(-1, 3).T,
-            "\0".join(self.names),
-            sorted(self.problems, key=lambda problem: problem[0]),  # lengths were counted after the rest
-            self.counts,
-        )
-
-    def say(self, place, code, found, *, expected=None, todo=None):
+    def _say(self, place, code, found, *, expected=None, todo=None):
         """Note a problem of a row."""
-        self.counts[code] += 1
+        counts, task = self.found.counts, self.task
+        counts[code] += 1
         if KINDS[code].level == ERROR:
-            self.state[place] = BAD
-        task = self.examiner.task
-        if (task.wanted is None or code in task.wanted) and (task.limit is None or self.counts[code] <= task.limit):
-            self.problems.append((int(self.rows[place]), code, found, expected, todo))
-
-    def examine(self, place, row, line):
-        """One line, up to the counting of its tokens."""
-        self.state[place] = GOOD
-        self._check_line(place, row, line)
-        where = self.index.where(row)
-        try:
-            parsed, twice = parse_with_doubles(line, where)
-        except DataError as fault:
-            return self._say_fault(place, fault)
-        for key in twice:
-            self.say(place, "duplicate_key", f"the key {short(key)} twice")
-        (parsed, record), faults = all_faults(read_row(parsed, where, self.source.root, format=self.source.format))
-        if faults:
-            return self._say_faults(place, record, faults)
-        return self._check_record(place, parsed, self.source.complete(record))
+            self.found.state[place] = BAD
+        if (task.wanted is None or code in task.wanted) and (task.limit is None or counts[code] <= task.limit):
+            self.found.problems.append((int(self.found.rows[place]), code, found, expected, todo))
 
     def _say_fault(self, place, fault):
         """What a reader or the encoder refuses, in its own words."""
         assert KINDS[fault.code].level == ERROR, fault.code  # what trains is no fault
-        self.say(place, fault.code, fault.found, expected=fault.expected, todo=fault.todo)
+        self._say(place, fault.code, fault.found, expected=fault.expected, todo=fault.todo)
 
-    def _say_faults(self, place, record, faults):
-        """Everything that is wrong with a refused row, and with the pictures that it names."""
+    def _examine(self, place, line, where):
+        """One line, up to the counting of its tokens: [(place, record, sizes)] if they can be counted."""
+        self.found.state[place] = GOOD
+        if line.endswith(b"\r\n"):
+            self._say(place, "crlf", "the line ends with \\r\\n")
+        if line.startswith(b"\xef\xbb\xbf"):
+            self._say(place, "byte_order_mark", "a byte order mark")
+        if len(line) > LONG_LINE_BYTES:
+            self._say(place, "long_line", f"a line of {len(line) / 1e6:.1f} MB")
+        try:
+            parsed, twice = parse_with_doubles(line, where)
+        except DataError as fault:
+            self._say_fault(place, fault)
+            return []
+        for key in twice:
+            self._say(place, "duplicate_key", f"the key {short(key)} twice")
+        (parsed, record), faults = all_faults(read_row(parsed, where, self.source.root, format=self.source.format))
+        if not faults:
+            return self._check_record(place, parsed, self.source.complete(record))
         for fault in faults:
             self._say_fault(place, fault)
-        for image in record.images if record else ():
-            look = self.examiner.look(image)
+        for look in map(self._look, record.images if record else ()):
             if look.fault and look.fault.code not in {fault.code for fault in faults}:
                 self._say_fault(place, look.fault)
-
-    def _check_line(self, place, row, line):
-        if line.endswith(b"\r\n"):
-            self.say(place, "crlf", "the line ends with \\r\\n")
-        if line.startswith(b"\xef\xbb\xbf"):
-            self.say(place, "byte_order_mark", "a byte order mark")
-        if len(line) > LONG_LINE_BYTES:
-            self.say(place, "long_line", f"a line of {len(line) / 1e6:.1f} MB")
+        return []
 
     # good rows -------------------------------------------------------------------------------------------------------
 
@@ -195,111 +163,94 @@ class _BlockState:
         whole = "\n".join(texts)
         if _MARK.search(whole):
             self._check_marks(place, parsed, record)
-        if control_characters.search(whole):
-            self.say(
-                place, "control_character", f"the control character {control_characters.search(whole)[0]!r} in a text"
-            )
+        if found := control_characters.search(whole):
+            self._say(place, "control_character", f"the control character {found[0]!r} in a text")
         for name, todo in unused_fields(parsed["conversations"], record.extra):
-            self.say(place, "unused_field", f"{name}, which nothing reads", todo=todo)
-        answer = self._check_turns(place, record)
-        looks = [self.examiner.look(image) for image in record.images]
+            self._say(place, "unused_field", f"{name}, which nothing reads", todo=todo)
+        self._check_turns(place, record)
+        looks = [self._look(image) for image in record.images]
         if looks:
             self._check_pictures(place, parsed, record, looks)
         elif record.video:
-            for fault in self.examiner.video_faults(record.video):
+            for fault in self._video_faults(record.video):
                 self._say_fault(place, fault)
         elif named := [key for key in _MISNAMED if parsed.get(key)]:
-            self.say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
-        self._hash(place, record, texts, answer)
-        if self.state[place] == GOOD and self.examiner.processor is not None:
-            self.to_measure.append((place, record, self._sizes(parsed, record, looks)))
+            self._say(place, "misnamed_image", f"pictures in the field {named[0]!r}, which nothing reads")
+        written = [image for image in record.images if is_data_uri(image)]  # files are told apart by their content
+        asked, answer = hash_text("\0".join((*written, str(record.video), *texts[:-1]))), texts[-1].strip()
+        number, hashed = 0 if record.id is None else hash_text(repr(record.id)), hash_text(answer)
+        spelling = spelling_key(answer)
+        self.found.hashes[:, place] = asked, number, hashed, hashed if spelling == answer else hash_text(spelling)
+        is_measured = self.found.state[place] == GOOD and self.processor is not None
+        return [(place, record, self._sizes(parsed, record, looks))] if is_measured else []
 
     def _check_turns(self, place, record):
-        """Returns the last answer."""
-        answer = ""
         for turn in record.turns:
             text = turn.text
             if turn.role == "assistant":
                 answer = text.strip()
                 if not answer:
-                    self.say(place, "empty_answer", "an empty answer")
+                    self._say(place, "empty_answer", "an empty answer")
                 elif answer.casefold() in _MISSING_VALUES:
-                    self.say(place, "missing_value", f"the answer {answer!r}")
+                    self._say(place, "missing_value", f"the answer {answer!r}")
                 elif len(answer) != len(text):
-                    self.say(place, "outer_whitespace", f"outer whitespace in the answer {short(text)}")
+                    self._say(place, "outer_whitespace", f"outer whitespace in the answer {short(text)}")
                 if "[" in text and _BARE_BOX.fullmatch(text):
-                    self.say(place, "box_in_fractions", f"the bare box {short(text)} with shares of 1")
+                    self._say(place, "box_in_fractions", f"the bare box {short(text)} with shares of 1")
                 if IMAGE_PLACEHOLDER in text:
-                    self.say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in an answer')
+                    self._say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in an answer')
             elif turn.role == "user":
-                if IMAGE_PLACEHOLDER in text:
-                    if not record.images and not record.video:
-                        self.say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in a row without pictures')
-                    text = text.replace(IMAGE_PLACEHOLDER, "")
-                if not text.strip():
-                    self.say(place, "empty_question", "a user turn without text")
-        return answer
+                if IMAGE_PLACEHOLDER in text and not record.images and not record.video:
+                    self._say(place, "literal_placeholder", f'"{IMAGE_PLACEHOLDER}" in a row without pictures')
+                if not text.replace(IMAGE_PLACEHOLDER, "").strip():
+                    self._say(place, "empty_question", "a user turn without text")
 
     def _check_marks(self, place, parsed, record):
         """Typed tokens and boxes: only rows with a "<" that opens no <image> come here."""
-        image_tokens, others = self.examiner._tokens
+        image_tokens, others = self._tokens
+        kinds = [("image_token", image_tokens, ""), ("special_token", others, "")]
+        kinds, declared = [*kinds, ("foreign_mark", FOREIGN_MARK, ", a mark of other models")], declared_sizes(parsed)
         for turn in record.turns:
-            found = image_tokens.search(turn.text)
-            if found:
-                self.say(place, "image_token", f"{found[0]} in a turn of the {turn.role}")
-            found = others.search(turn.text)
-            if found:
-                self.say(place, "special_token", f"{found[0]} in a turn of the {turn.role}")
-            found = FOREIGN_MARK.search(turn.text)
-            if found:
-                self.say(place, "foreign_mark", f"{found[0]} in a turn of the {turn.role}, a mark of other models")
+            for code, pattern, more in kinds:
+                if found := pattern.search(turn.text):
+                    self._say(place, code, f"{found[0]} in a turn of the {turn.role}{more}")
             for tag in ("ref", "box", "quad"):
                 opened, closed = turn.text.count(f"<{tag}>"), turn.text.count(f"</{tag}>")
                 if opened != closed:
-                    self.say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
+                    self._say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
             for content in _BOX.findall(turn.text):
-                self._check_box(place, parsed, content)
-
-    def _check_box(self, place, parsed, content):
-        boxes = [_numbers(box) for box in _NUMBERS.findall(content)] if _BOXES.fullmatch(content) else []
-        if not boxes or any(box is None or len(box) != 4 for box in boxes):
-            return self.say(place, "box_syntax", f"<box>{short(content)}</box>")
-        for box in boxes:
-            code = _box_code(box, declared_sizes(parsed))
-            if code:
-                return self.say(place, code, f"the box {short(list(box))}")
-        return None
+                boxes = [_numbers(box) for box in _NUMBERS.findall(content)] if _BOXES.fullmatch(content) else []
+                if not boxes or any(box is None or len(box) != 4 for box in boxes):
+                    self._say(place, "box_syntax", f"<box>{short(content)}</box>")
+                    continue
+                wrong = ((_box_code(box, declared), box) for box in boxes)
+                if code_and_box := next((one for one in wrong if one[0]), None):
+                    self._say(place, code_and_box[0], f"the box {short(code_and_box[1])}")
 
     def _check_pictures(self, place, parsed, record, looks):
-        for number, look in enumerate(looks):
+        for number, (image, look) in enumerate(zip(record.images, looks, strict=True)):
             if look.fault:
                 self._say_fault(place, look.fault)
             for code, found in look.remarks:
-                self.say(place, code, found)
+                self._say(place, code, found)
             if look.is_turned and any("<box>" in turn.text for turn in record.turns):
-                self.say(place, "turned_picture", f"boxes on {short(str(record.images[number]))}, which its EXIF turns")
-            if is_data_uri(record.images[number]):  # no file that could be compared with others
+                self._say(place, "turned_picture", f"boxes on {short(str(image))}, which its EXIF turns")
+            if is_data_uri(image):  # no file that could be compared with others
                 continue
-            width_px, height_px = look.size or (0, 0)
-            row = int(self.rows[place])
-            self.pictures.append((look.hash, look.bytes, row, number, width_px, height_px))
-            self.media.append((row, look.bytes, look.changed_ns))
-            self.names.append(os.fspath(record.images[number]).removeprefix(f"{self.source.root}{os.sep}"))
-        self._check_declared(place, parsed, looks)
-
-    def _check_declared(self, place, parsed, looks):
+            row = int(self.found.rows[place])
+            self.found.pictures.append((look.hash, look.bytes, row, number, *(look.size or (0, 0))))
+            self.found.media.append((row, look.bytes, look.changed_ns))
+            self.found.names.append(os.fspath(image).removeprefix(f"{self.source.root}{os.sep}"))
         declared = declared_sizes(parsed)
-        if not declared:
+        if declared and len(declared) != len(looks):
+            self._say(place, "declared_size", f"{len(declared)} declared sizes for {len(looks)} pictures")
             return
-        if len(declared) != len(looks):
-            self.say(place, "declared_size", f"{len(declared)} declared sizes for {len(looks)} pictures")
-            return
-        for (width_px, height_px), look in zip(declared, looks, strict=True):
+        for (width_px, height_px), look in zip(declared, looks, strict=False):
             if look.size and look.size != (width_px, height_px):
                 is_turn = look.is_turned and look.size == (height_px, width_px)
                 code, why = ("turned_picture", ", as its EXIF turns it") if is_turn else ("declared_size", "")
                 real = f"{look.size[0]} x {look.size[1]}{why}"
-                self.say(place, code, f"declared {width_px} x {height_px} px, the file has {real}")
+                self._say(place, code, f"declared {width_px} x {height_px} px, the file has {real}")
 
     def _sizes(self, parsed, record, looks):
         """Sizes of the pictures, or None where only the encoder's own way finds them.
@@ -314,88 +265,61 @@ class _BlockState:
         credible = all(width_px * height_px <= MAX_PIXELS for width_px, height_px in declared)
         return declared if len(declared) == len(looks) and credible else None
 
-    def _hash(self, place, record, texts, answer):
-        written = [image for image in record.images if is_data_uri(image)]  # files are told apart by their content
-        self.hashes[0, place] = hash_text("\0".join((*written, str(record.video), *texts[:-1])))
-        if record.id is not None:
-            self.hashes[1, place] = hash_text(repr(record.id))
-        self.hashes[2, place] = hash_text(answer)
-        key = spelling_key(answer)
-        self.hashes[3, place] = self.hashes[2, place] if key == answer else hash_text(key)
-
     # lengths ---------------------------------------------------------------------------------------------------------
 
-    def measure(self):
-        """Exact tokens and tiles of the good rows, many texts at a time."""
-        quick = []
-        for place, record, sizes in self.to_measure:
+    def _measure(self, rows):
+        """Exact tokens and tiles of (place, record, sizes) of good rows, many texts at a time."""
+        for place, record, _ in rows:  # of what is trained; the token that closes an answer counts as a character
+            trained = [turn.text for turn in record.turns if turn.role == "assistant" and turn.trained]
+            self.found.lengths[3, place] = sum(len(text.strip()) + 1 for text in trained)
+        for place, record, sizes in rows:
             if sizes is None:
                 self._measure_as_trained(place, record)
-            else:
-                quick.append((place, record, sizes))
+        quick = [row for row in rows if row[2] is not None]
         for start in range(0, len(quick), TOKENIZED_AT_ONCE):
             self._measure_batch(quick[start : start + TOKENIZED_AT_ONCE])
 
     def _measure_as_trained(self, place, record):
         """What the encoder itself says; for videos and pictures that are no plain files."""
-        processor, max_length = self.examiner.processor, self.examiner.task.max_length
         try:
-            sizes = picture_sizes(record, processor, draw=self.examiner.task.draw)
-            text = encode_text(record, processor, sizes=sizes, max_length=max_length)
+            sizes = picture_sizes(record, self.processor, draw=self.task.draw)
+            text = encode_text(record, self.processor, sizes=sizes, max_length=self.task.max_length)
         except DataError as fault:
             return self._say_fault(place, fault)
         tiles, tokens = sum(text.num_tiles), len(text.input_ids)
-        supervised = int((text.labels >= 0).sum())
-        text_tokens = tokens - processor.num_image_token * tiles
-        self.lengths[:, place] = text_tokens, text.full_tiles, supervised, _answer_characters(record)
-        self.final[:, place] = tokens, tiles
+        text_tokens, supervised = tokens - self.processor.num_image_token * tiles, int((text.labels >= 0).sum())
+        self.found.lengths[:3, place] = text_tokens, text.full_tiles, supervised
+        self.found.final[:, place] = tokens, tiles
         if record.video:
-            self.videos.append(int(self.rows[place]))
+            self.found.videos.append(int(self.found.rows[place]))
         for note in text.notes:
-            self.say(place, "fewer_tiles", note)
+            self._say(place, "fewer_tiles", note)
         return None
 
     def _measure_batch(self, batch):
-        processor = self.examiner.processor
-        rendered = [
-            render(
-                record.turns,
-                processor.template,
-                num_tiles=[0] * len(sizes),
-                num_image_token=processor.num_image_token,
-                system_message=processor.system_message,
-            )
-            for _, record, sizes in batch
-        ]
+        processor, max_length = self.processor, self.task.max_length
+        rendered = [processor.render(record.turns, [0] * len(sizes)) for _, record, sizes in batch]
         encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
-            supervised = count_supervised(encoding.offsets, one.answers)
-            self._note_length(place, record, sizes, len(encoding), supervised)
-
-    def _note_length(self, place, record, sizes, text_tokens, supervised):
-        processor, max_length = self.examiner.processor, self.examiner.task.max_length
-        wanted = record.max_tiles or processor.max_tiles
-        tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
-        tokens = text_tokens + processor.num_image_token * tiles
-        self.lengths[:, place] = text_tokens, tiles, supervised, _answer_characters(record)
-        if not supervised:
-            self.say(place, "no_supervised_token", "no supervised token")
-        if max_length is not None and tokens > max_length:
-            _, fewer, tokens = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
-            if tokens > max_length:
-                return self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
-            self.say(place, "fewer_tiles", shrunk_text(tiles, sum(fewer), max_length))
-            tiles = sum(fewer)
-        self.final[:, place] = tokens, tiles
-        return None
+            text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)
+            wanted = record.max_tiles or processor.max_tiles
+            tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
+            tokens = text_tokens + processor.num_image_token * tiles
+            self.found.lengths[:3, place] = text_tokens, tiles, supervised
+            if not supervised:
+                self._say(place, "no_supervised_token", "no supervised token")
+            if max_length is not None and tokens > max_length:
+                fit = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
+                _, fewer, tokens = fit
+                if tokens > max_length:
+                    self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
+                    continue
+                self._say(place, "fewer_tiles", shrunk_text(tiles, sum(fewer), max_length))
+                tiles = sum(fewer)
+            self.found.final[:, place] = tokens, tiles
 
 
-def _answer_characters(record):
-    """Characters of what is trained; the token that closes an answer counts as one."""
-    return sum(len(turn.text.strip()) + 1 for turn in record.turns if turn.role == "assistant" and turn.trained)
-
-
-def count_supervised(offsets, answers):
+def _count_supervised(offsets, answers):
     """Tokens that start inside an answer's span, as `encode` labels them; offsets are in order."""
     count = 0
     for first, last in answers:
@@ -410,16 +334,12 @@ def _token_pattern(processor):
         added = processor.tokenizer.backend.get_added_tokens_decoder().values()
         tokens = {token.content for token in added}
     else:
-        templates = TEMPLATES.values()
-        parts = [(one.system_prefix, one.user_prefix, one.assistant_prefix, one.end) for one in templates]
-        marks = set(re.findall(r"<\|?\w+\|?>", " ".join(map("".join, parts))))
-        tokens = marks | {"<s>", "</s>", "<unk>"}
+        parts = [(one.system_prefix, one.user_prefix, one.assistant_prefix, one.end) for one in TEMPLATES.values()]
+        tokens = {"<s>", "</s>", "<unk>", *re.findall(r"<\|?\w+\|?>", " ".join(map("".join, parts)))}
     tokens -= {*_GROUNDING, *_IMAGE_TOKENS, IMAGE_PLACEHOLDER}
     longest_first = sorted(tokens, key=len, reverse=True)
-    return (
-        re.compile("|".join(map(re.escape, _IMAGE_TOKENS))),
-        re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"),
-    )
+    patterns = "|".join(map(re.escape, _IMAGE_TOKENS)), "|".join(map(re.escape, longest_first)) or r"(?!)"
+    return tuple(map(re.compile, patterns))
 
 
 def _numbers(text):

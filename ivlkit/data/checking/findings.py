@@ -123,10 +123,8 @@ class Problem:
     row: int | None = None  # of that entry's file, counted from 0
     origin: str = ""  # where `convert` took that row from, "labels.csv:40"
 
-    def __str__(self):
+    def __repr__(self):
         return f"{self.where}: {self.level}: {self.found}; expected {self.expected}; {self.todo} [{self.code}]"
-
-    __repr__ = __str__
 
     @property
     def message(self):
@@ -160,8 +158,8 @@ class Findings:
     def add(self, problem):
         """Count it, write it, keep it while there are few of its kind."""
         self.count(problem.code, 1)
-        if self._numbers[problem.code] < self.limit:
-            self._numbers[problem.code] += 1
+        self._numbers[problem.code] += 1
+        if self._numbers[problem.code] <= self.limit:
             self._kept.append(problem)
         if self.file is not None:
             self.file.write(json.dumps(asdict(problem), ensure_ascii=True) + "\n")

@@ -24,7 +24,6 @@ _HEAD = 7  # version, size and time of change of the JSONL, checksum, rows, file
 _VERSION = 1  # another one when rows are counted or refused otherwise than before
 _KIND = "measured-"  # begins the kind of these arrays
 _MOST_FILES = 16  # of one JSONL: a plan tries every tile budget up to 12
-_LINES_AT_ONCE = 2048
 
 
 class KnownRows:
@@ -59,7 +58,9 @@ class KnownRows:
         body = [_hash_lines(index), lengths.ravel(), self.media.ravel(), np.frombuffer(padded, np.int64)]
         head = [_VERSION, *self.state, _checksum(body), lengths.shape[1], len(self.names), len(names)]
         if _state(source.annotation) == self.state:
-            _tidy(store_array(source.annotation, kind, [np.array(head, np.int64), *body]), kind)
+            stored = store_array(source.annotation, kind, [np.array(head, np.int64), *body])
+            if isinstance(stored, np.memmap):  # else nothing could be written
+                _tidy(stored, kind)
 
     def forget_changed(self, root):
         """Forget the rows of which a picture changed or is gone."""
@@ -95,8 +96,7 @@ def load_known(source, index, kind):
     """`KnownRows` of a file: what was stored of it and is still so."""
     state = _state(source.annotation)
     for stored in stored_arrays(source.annotation, kind):
-        if _is_whole(stored):
-            known = _unpack(stored)
+        if known := _unpack(stored):
             if tuple(stored[1:3].tolist()) != state:
                 known = known.move(stored[_HEAD : _HEAD + stored[4]], _hash_lines(index))
             known.forget_changed(source.root)
@@ -107,8 +107,6 @@ def load_known(source, index, kind):
 
 def _tidy(stored, kind):
     """Remove the oldest files of one JSONL: each model, tile budget and max_length has one of its own."""
-    if not isinstance(stored, np.memmap):  # nothing could be written
-        return
     place = Path(stored.filename)
     others = place.parent.glob(glob.escape(place.name.removesuffix(f"{kind}.npy")) + f"{_KIND}*.npy")
     with contextlib.suppress(OSError):  # another process tidies too
@@ -124,21 +122,18 @@ def kind_of(source, processor, max_length):
 
 
 def _unpack(stored):
+    """`KnownRows` of all that is stored; None unless all of it is there as it was written."""
+    if len(stored) < _HEAD or stored[0] != _VERSION:
+        return None
     rows, files, name_bytes = stored[4:_HEAD].tolist()
+    expected = _HEAD + 4 * rows + 3 * files - (-name_bytes // 8)
+    if len(stored) != expected or stored[3] != _checksum([stored[_HEAD:]]):
+        return None
     known = KnownRows(rows)
     _, lengths, media, names = np.split(stored[_HEAD:], np.cumsum([rows, 3 * rows, 3 * files]))
     known.lengths, known.media = lengths.reshape(3, rows).copy(), media.reshape(3, files)
     known.names = names.tobytes()[:name_bytes].decode().split("\0") if files else []
     return known
-
-
-def _is_whole(stored):
-    """Whether all of it is there as it was written."""
-    if len(stored) < _HEAD or stored[0] != _VERSION:
-        return False
-    rows, files, name_bytes = stored[4:_HEAD].tolist()
-    expected = _HEAD + 4 * rows + 3 * files - (-name_bytes // 8)
-    return len(stored) == expected and stored[3] == _checksum([stored[_HEAD:]])
 
 
 def _checksum(parts):
@@ -150,11 +145,10 @@ def _checksum(parts):
 
 def _hash_lines(index):
     """8 bytes that stand for each line, int64 [rows]; the last line may lack its end."""
-    parts = []
-    for start in range(0, len(index), _LINES_AT_ONCE):
-        lines = index.lines(start, min(start + _LINES_AT_ONCE, len(index)))
-        parts.append(b"".join(blake2b(line.rstrip(b"\n"), digest_size=8).digest() for line in lines))
-    return np.frombuffer(b"".join(parts), np.int64)
+    digests = bytearray()
+    for line in index:
+        digests += blake2b(line.rstrip(b"\n"), digest_size=8).digest()
+    return np.frombuffer(digests, np.int64)
 
 
 def _state(path):

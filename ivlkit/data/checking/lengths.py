@@ -7,6 +7,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..encode import shrunk_text
+from ..importing.convert import listed_text
 from ..processor import light_processor
 from .examine import BAD, Task
 from .findings import make_problem
@@ -30,19 +31,17 @@ class Measured:
     def check(self, name):
         """Raise DataError that names the first rows of this data that can't be used; nothing is dropped."""
         if self.problems:
-            shown = "".join(f"\n  {problem.message}" for problem in self.problems)
-            shown += f"\n  … and {self.more} more" if self.more else ""
-            found = f"{self.broken} of {sum(map(len, self.rows))} rows can't be used; mend or remove them:"
-            raise DataError(f"{name}: {found}{shown}")
+            listed = listed_text([problem.message for problem in self.problems], len(self.problems) + self.more)
+            found = f"{self.broken} of {sum(map(len, self.rows))} rows can't be used"
+            raise DataError(found, None, f"mend or remove them:{listed}", where=name)
 
     def notes(self, data):
         """What is said of rows that get fewer tiles or frames: [("train.jsonl:2", "13 → 7 tiles to fit …"), …]."""
         found = []
         for known, rows, index in zip(self.known, self.rows, data.indexes, strict=True):
-            _, tiles, full = known.lengths[:, rows]
-            for row in rows[tiles < full].tolist():
-                _, fewer, all_of_them = known.lengths[:, row].tolist()
-                note = shrunk_text(all_of_them, fewer, self.asked[1], video=known.is_video[row])
+            for row in rows[known.lengths[1, rows] < known.lengths[2, rows]].tolist():
+                _, fewer, full = known.lengths[:, row].tolist()
+                note = shrunk_text(full, fewer, self.asked[1], video=known.is_video[row])
                 found.append((index.where(row), note))
         return found
 
@@ -56,13 +55,11 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
     Args: draw: (seed, epoch) that decides how many frames a video gives; progress: whether a bar shows it, from two
         seconds on.
     """
-    kinds = [kind_of(source, processor, max_length) for source in data.sources]
+    kinds = (kind_of(source, processor, max_length) for source in data.sources)
     files = list(zip(data.sources, data.indexes, kinds, strict=True))
     known = [load_known(*file) for file in files]
-    rows = [
-        np.arange(len(index)) if used is None else np.asarray(used)
-        for used, index in zip(data.rows_in_use(), data.indexes, strict=True)
-    ]
+    in_use = zip(data.rows_in_use(), data.indexes, strict=True)
+    rows = [np.arange(len(index)) if used is None else np.asarray(used) for used, index in in_use]
     unknown = [used[one.lengths[0, used] == 0] for used, one in zip(rows, known, strict=True)]
     problems, found_in_all, broken = [], 0, 0
     for block in _look(data, processor, unknown, max_length, draw, workers=workers, progress=progress):

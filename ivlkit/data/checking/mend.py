@@ -35,8 +35,13 @@ def mend(source, spellings=None):
     if path.exists():
         raise DataError(f"{path}: exists; expected to write it anew; move or remove it")
     spellings = spellings_of([source]) if spellings is None else spellings
+    changed, rescale = 0, rescaler(index, source.root)
     with replacing(path) as aside:
-        changed = _write_mended(index, source.root, aside, spellings)
+        with open(aside, "wb") as file:
+            for line in index:
+                mended = rescale(mend_line(line, source.root, spellings))
+                changed += mended != line
+                file.write(mended if mended.endswith(b"\n") else mended + b"\n")
         if not changed:
             aside.unlink()
     return (path, changed) if changed else (None, 0)
@@ -50,17 +55,6 @@ def spellings_of(sources):
             answers = [turn["value"].strip() for turn in _last_answers(parse_row(line, ""))]
             counts.update(answer for answer in answers if len(answer) <= LONGEST)
     return common_spellings(counts)
-
-
-def _write_mended(index, root, path, spellings):
-    """How many of the lines were changed."""
-    changed, rescale = 0, rescaler(index, root)
-    with open(path, "wb") as file:
-        for line in index:
-            mended = rescale(mend_line(line, root, spellings))
-            changed += mended != line
-            file.write(mended if mended.endswith(b"\n") else mended + b"\n")
-    return changed
 
 
 def mend_line(line, root, spellings=MappingProxyType({})):

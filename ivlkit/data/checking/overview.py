@@ -11,6 +11,7 @@ from ...errors import DataError
 from ..datasets.index import CACHE_FOLDER, LineIndex
 from ..files import sha256
 from ..likeness import alike_groups
+from .box_units import guess_units
 from .examine import BAD, GOOD, PICTURE
 from .findings import PLACES, make_problem
 from .pictures import MEDIA_SUFFIXES, hash_text
@@ -55,12 +56,11 @@ class Overview:
         for code, number in left.items():
             self.findings.count(code, number)
 
-    def _say(self, code, row, found, *, expected=None, todo=None):
+    def _say(self, code, row, found, **said):
         if not self.findings.wants(code):
             return self.findings.count(code, 1)
         source, own = self._place(row)
-        name, origin = self.task.sources[source].name, self._origin(row)
-        said = {"expected": expected, "todo": todo, "source": name, "row": own, "origin": origin}
+        said |= {"source": self.task.sources[source].name, "row": own, "origin": self._origin(row)}
         return self.findings.add(make_problem(code, self._where(row), found, **said))
 
     def _origin(self, row):
@@ -90,19 +90,21 @@ class Overview:
         _, self.split_of = np.unique([source.split for source in self.task.sources], return_inverse=True)
         good = np.flatnonzero(self.state == GOOD)
         self._compare_pictures()
-        self._compare_texts(good)
         self._compare_asked(good)
-        self._compare_ids()
-        self._compare_answers()
+        for number, index in enumerate(self.indexes):
+            self._compare_within(index, *self.starts[number : number + 2].tolist())
         self._compare_spellings(good)
-        self._compare_costs()
         if self.is_whole:
             self._find_unused()
+        for index, source in zip(self.indexes, self.task.sources, strict=True):
+            if units := guess_units(index, source.root):
+                said = {"todo": units.todo, "source": source.name}
+                self.findings.add(make_problem("box_unit", str(source.annotation), units.found, **said))
 
     def _splits(self, rows):
         return self.split_of[np.searchsorted(self.starts, rows, side="right") - 1]
 
-    def _compare_texts(self, good):
+    def _compare_asked(self, good):
         for rows in _equal_groups(self.asked[good] * _ODD + self.answers[good]):
             first, *others = good[rows].tolist()
             splits = self._splits(good[rows])
@@ -112,8 +114,6 @@ class Overview:
                 elif self.state[row] == GOOD:  # its picture is not known to be there
                     self._say("leak", row, f"the row {self._where(first)} of split {self._split_name(first)} again")
                     self.state[row] = BAD
-
-    def _compare_asked(self, good):
         for rows in _equal_groups(self.asked[good]):
             first, *others = good[rows].tolist()
             for row in others:
@@ -123,24 +123,25 @@ class Overview:
     def _split_name(self, row):
         return repr(self.task.sources[self._place(row)[0]].split)
 
-    def _compare_ids(self):
-        for source in range(len(self.indexes)):
-            start, stop = self.starts[source], self.starts[source + 1]
-            rows = start + np.flatnonzero(self.ids[start:stop])
-            for group in _equal_groups(self.ids[rows]):
-                first, *others = rows[group].tolist()
-                for row in others:
-                    self._say("duplicate_id", row, f"the id of {self._where(first)}")
-
-    def _compare_answers(self):
-        for source, index in enumerate(self.indexes):
-            own = slice(self.starts[source], self.starts[source + 1])
-            answers = self.answers[own][self.state[own] == GOOD]
-            if len(answers) >= SAME_ANSWERS_FROM and (answers == answers[0]).all():
-                row = int(self.starts[source]) + int(np.flatnonzero(self.state[own] == GOOD)[0])
-                found = f"all {len(answers):,} rows have the answer {self.record(row).answer[:60]!r}"
-                name = self.task.sources[source].name
-                self.findings.add(make_problem("constant_answers", str(index.path), found, source=name))
+    def _compare_within(self, index, start, stop):
+        """Rows of one file: ids, equal answers, and scripts of which a tokenizer makes more tokens than characters."""
+        rows = start + np.flatnonzero(self.ids[start:stop])
+        for group in _equal_groups(self.ids[rows]):
+            first, *others = rows[group].tolist()
+            for row in others:
+                self._say("duplicate_id", row, f"the id of {self._where(first)}")
+        good = start + np.flatnonzero(self.state[start:stop] == GOOD)
+        answers = self.answers[good]
+        if len(good) >= SAME_ANSWERS_FROM and (answers == answers[0]).all():
+            found = f"all {len(good):,} rows have the answer {self.record(int(good[0])).answer[:60]!r}"
+            name = self.task.sources[self._place(start)[0]].name
+            self.findings.add(make_problem("constant_answers", str(index.path), found, source=name))
+        supervised, characters = self.cost[:, good]
+        costly = np.flatnonzero(supervised > characters)
+        if len(costly) >= max(SAME_ANSWERS_FROM, COSTLY_SHARE * (supervised > 0).sum()):
+            share = supervised[costly].sum() / characters[costly].sum()
+            found = f"{len(costly):,} answers of more than a token a character, {share:.1f} on average"
+            self._say("costly_answers", int(good[costly[0]]), found)
 
     def _compare_spellings(self, good):
         _, first, counts = np.unique(self.answers[good], return_index=True, return_counts=True)
@@ -154,17 +155,6 @@ class Overview:
             found = counts_text(list(zip(said, counts[forms].tolist(), strict=False)))
             self._say("answer_spelling", rows[1], found)
 
-    def _compare_costs(self):
-        """Scripts of which a tokenizer makes more tokens than they have characters."""
-        for number in range(len(self.indexes)):
-            start, stop = self.starts[number : number + 2]
-            supervised, characters = self.cost[:, start:stop] * (self.state[start:stop] == GOOD)
-            costly = np.flatnonzero(supervised > characters)
-            if len(costly) >= max(SAME_ANSWERS_FROM, COSTLY_SHARE * (supervised > 0).sum()):
-                share = supervised[costly].sum() / characters[costly].sum()
-                found = f"{len(costly):,} answers of more than a token a character, {share:.1f} on average"
-                self._say("costly_answers", int(start + costly[0]), found)
-
     def _compare_pictures(self):
         """Equal content under several names, content that looks alike, and either on several sides of a split."""
         hashes, first, name_of = np.unique(self.pictures["hash"], return_index=True, return_inverse=True)
@@ -176,7 +166,13 @@ class Overview:
             original, copy = self.pictures[first[contents[number]]], self.pictures[first[number]]
             found = f"{self._name(copy)} has the content of {self._name(original)} in {self._named(original['row'])}"
             self._say("duplicate_picture", int(copy["row"]), found)
-        self._find_leaks(first[contents[name_of]])
+        original = first[contents[name_of]]  # for each picture the number of the first one of its content
+        splits = self._splits(self.pictures["row"])
+        for place in np.flatnonzero(splits != splits[original]).tolist():
+            row, other = self.pictures["row"][[place, original[place]]].tolist()
+            name = self._name(self.pictures[place])
+            self._say("leak", row, f"{name} is also in {self._where(other)} of split {self._split_name(other)}")
+            self.state[row] = BAD
         self._find_alike(first[contents == np.arange(len(contents))])
 
     def _find_alike(self, distinct):
@@ -196,15 +192,6 @@ class Overview:
                     names = [self._split_name(picture["row"]) for picture in (one, other)]
                     said += f" of split {names[1]}" if names[0] != names[1] else ""
                     self._say("alike_pictures", int(one["row"]), said)
-
-    def _find_leaks(self, original):
-        """`original`: for each picture the number of the first one of its content."""
-        splits = self._splits(self.pictures["row"])
-        for place in np.flatnonzero(splits != splits[original]).tolist():
-            row, other = self.pictures["row"][[place, original[place]]].tolist()
-            name = self._name(self.pictures[place])
-            self._say("leak", row, f"{name} is also in {self._where(other)} of split {self._split_name(other)}")
-            self.state[row] = BAD
 
     def _contents(self, first):
         """The first picture of equal content, for each; only files of equal sizes are read."""
@@ -233,9 +220,8 @@ class Overview:
             own = np.array([hash_text(os.path.normpath(name)) for name in found], np.uint64)
             unused = [found[place] for place in np.flatnonzero(~np.isin(own, self.pictures["hash"]))]
             if unused:
-                shown = ", ".join(os.path.relpath(name, named) for name in unused[:5])
-                more = ", …" if len(unused) > 5 else ""
-                said = f"{len(unused):,} pictures that no row names: {shown}{more}"
+                shown = ", ".join([*(os.path.relpath(name, named) for name in unused[:5]), *["…"] * (len(unused) > 5)])
+                said = f"{len(unused):,} pictures that no row names: {shown}"
                 self.findings.add(make_problem("unused_files", str(named), said))
 
     # numbers ---------------------------------------------------------------------------------------------------------
@@ -250,10 +236,13 @@ class Overview:
             "bad": int((self.state == BAD).sum()),
             "pictures": len(self.pictures),
             "distinct_pictures": len(self.distinct),
-            "sources": self._source_stats(),
-            "answers": self._top_answers(good),
+            "sources": {},
+            "answers": self._top_answers(np.flatnonzero(good)),
             "aspect_ratios": _histogram(known["width"] / known["height"], edges=_ASPECT_EDGES),
         }
+        for source, state in zip(self.task.sources, np.split(self.state, self.starts[1:-1]), strict=False):
+            counts = {"rows": int((state > 0).sum()), "good": int((state == GOOD).sum())}
+            stats["sources"][source.name] = {"split": source.split, "file": str(source.annotation), **counts}
         if self.task.processor is not None:
             tokens, tiles = self.final[:, good]
             stats["tokens"] = _summary(tokens) | {"supervised": int(self.cost[0, good].sum(dtype=np.int64))}
@@ -264,16 +253,8 @@ class Overview:
             stats["max_length"] = self.task.max_length
         return stats
 
-    def _source_stats(self):
-        stats = {}
-        for source, state in zip(self.task.sources, np.split(self.state, self.starts[1:-1]), strict=False):
-            counts = {"rows": int((state > 0).sum()), "good": int((state == GOOD).sum())}
-            stats[source.name] = {"split": source.split, "file": str(source.annotation), **counts}
-        return stats
-
-    def _top_answers(self, good, limit=20):
-        """[[text, rows], …] of the most frequent answers."""
-        rows = np.flatnonzero(good)
+    def _top_answers(self, rows, limit=20):
+        """{"distinct": number, "top": [[text, rows], …]} of the most frequent answers."""
         _, first, counts = np.unique(self.answers[rows], return_index=True, return_counts=True)
         top = np.argsort(-counts, kind="stable")[:limit]
         answers = [[self.record(int(rows[first[one]])).answer[:200], int(counts[one])] for one in top]
@@ -298,10 +279,8 @@ def _labels(paths):
     labels = [path.name for path in paths]
     for depth in (2, 3, 4):
         twice = {label for label in labels if labels.count(label) > 1}
-        labels = [
-            "/".join(path.parts[-depth:]) if label in twice else label
-            for label, path in zip(labels, paths, strict=True)
-        ]
+        deeper = ["/".join(path.parts[-depth:]) for path in paths]
+        labels = [long if label in twice else label for label, long in zip(labels, deeper, strict=True)]
     return labels
 
 

@@ -12,16 +12,8 @@ from ..rows.video import check_end, frame_files
 
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
-_SUFFIXES = {
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".png": "png",
-    ".gif": "gif",
-    ".webp": "webp",
-    ".bmp": "bmp",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-}
+_SUFFIXES = {".jpg": "jpeg", ".tif": "tiff"}  # and those that are named as the kind
+_SUFFIXES |= {f".{kind}": kind for kind in ("jpeg", "png", "gif", "webp", "bmp", "tiff")}
 MEDIA_SUFFIXES = frozenset(_SUFFIXES)
 
 
@@ -53,7 +45,14 @@ def look_at(name, pictures, processor):
     try:
         found = os.stat(name)
     except (OSError, ValueError):
-        return Look(number, fault=_missing(name))
+        slashed, stem = name.replace("\\", "/"), os.path.splitext(name)[0]
+        if slashed != name and os.path.exists(slashed):
+            return Look(number, fault=DataError(f"backslashes in {short(name)}", code="backslash_path"))
+        others = (stem + suffix for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)) if stem + suffix != name)
+        near = next(filter(os.path.exists, others), None)
+        todo = f"there is {os.path.basename(near)}; write that" if near else None
+        fault = DataError(f"picture {name} does not exist", None, todo, code="missing_media")
+        return Look(number, fault=fault)
     if not found.st_size:
         return Look(number, fault=DataError(f"{name} has no bytes", code="empty_media"))
     look = Look(number, found.st_size, changed_ns=found.st_mtime_ns)
@@ -73,31 +72,22 @@ def _look_inside(name, look, pictures, processor):
 
 def video_faults(video, pictures, processor):
     """[DataError, …] of a video: what is missing or empty, and whether its last frame can be read."""
-    looks = [look_at(os.fspath(path), "exist", processor) for path in video.files]
-    faults = [look.fault for look in looks if look.fault]
+
+    def faults_of(paths, pictures):
+        return [fault for path in paths if (fault := look_at(os.fspath(path), pictures, processor).fault)]
+
+    faults = faults_of(video.files, "exist")
     if faults and not video.frames and faults[0].code == "missing_media":
         faults = [DataError(f"video {video.path} does not exist", code="missing_media")]
     if faults or pictures == "exist":
         return faults
     if frames := frame_files(video):
-        looks = [look_at(os.fspath(path), pictures, processor) for path in frames]
-        return [look.fault for look in looks if look.fault]
+        return faults_of(frames, pictures)
     try:
         check_end(video)
     except DataError as fault:
         return [fault]
     return []
-
-
-def _missing(name):
-    slashed = name.replace("\\", "/")
-    if slashed != name and os.path.exists(slashed):
-        return DataError(f"backslashes in {short(name)}", code="backslash_path")
-    stem = os.path.splitext(name)[0]
-    others = [stem + suffix for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)) if stem + suffix != name]
-    near = next((other for other in others if os.path.exists(other)), None)
-    todo = f"there is {os.path.basename(near)}; write that" if near else None
-    return DataError(f"picture {name} does not exist", None, todo, code="missing_media")
 
 
 def _remarks(name, kind, width_px, height_px):

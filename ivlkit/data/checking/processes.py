@@ -7,7 +7,7 @@ import sys
 import types
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
-from itertools import starmap
+from itertools import islice, starmap
 from multiprocessing import get_context
 
 import numpy as np
@@ -30,7 +30,9 @@ def examine_all(task, rows, *, workers=None, progress=False):
     indexes = [LineIndex(source.annotation) for source in task.sources]
     jobs = [job for number, index in enumerate(indexes) for job in _jobs(number, index, rows[number])]
     total = sum(len(index) if wanted is None else len(wanted) for index, wanted in zip(indexes, rows, strict=True))
-    workers = workers or max(1, min(_cores(), total // ROWS_PER_PROCESS))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # ranks of one host divide them
+    workers = workers or max(1, min(cores, total // ROWS_PER_PROCESS))
     blocks = _in_processes(task, jobs, workers) if workers > 1 else starmap(Examiner(task).block, jobs)
     with tqdm(total=total, desc="checking rows", unit="row", delay=BAR_AFTER_SECONDS, disable=not progress) as bar:
         for block in blocks:
@@ -44,19 +46,10 @@ def _jobs(number, index, wanted):
     while start < total:
         by_size = int(np.searchsorted(index.offsets, index.offsets[start] + BLOCK_BYTES, side="right")) - 1
         stop = min(start + BLOCK_ROWS, max(by_size, start + 1), total)
-        chosen = None
-        if wanted is not None:
-            first, last = np.searchsorted(wanted, [start, stop])
-            chosen = np.asarray(wanted[first:last])
+        chosen = None if wanted is None else wanted[slice(*np.searchsorted(wanted, [start, stop]))]
         if chosen is None or len(chosen):
             yield number, start, stop, chosen
         start = stop
-
-
-def _cores():
-    """Cores of this process's share of the machine: ranks of one host divide them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 _examiner = None  # of a process of the pool
@@ -84,16 +77,13 @@ def _in_processes(task, jobs, workers):
     give_back_memory()
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_process, initargs=(task,))
     with pool:
-        waiting, jobs = deque(), iter(jobs)
+        jobs = iter(jobs)
         try:
             with _no_main_module():
-                for _, job in zip(range(3 * workers), jobs, strict=False):
-                    waiting.append(pool.submit(_examine, *job))
+                waiting = deque(pool.submit(_examine, *job) for job in islice(jobs, 3 * workers))
             while waiting:
                 yield waiting.popleft().result()
-                job = next(jobs, None)
-                if job is not None:
-                    waiting.append(pool.submit(_examine, *job))
+                waiting.extend(pool.submit(_examine, *job) for job in islice(jobs, 1))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

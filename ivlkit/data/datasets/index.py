@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import stat
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,6 @@ CACHE = "IVLKIT_CACHE"
 CACHE_FOLDER = ".ivlkit"
 STORED_FROM_BYTES = 1 << 20  # a smaller file is indexed in the time that it takes to look for its index
 _VERSION = 1
-_CHUNK_BYTES = 8 << 20
-_SPACES = np.frombuffer(b" \t\r\x0b\x0c", np.uint8)
 
 
 class LineIndex:
@@ -35,9 +34,8 @@ class LineIndex:
         self.path = Path(path)
         size, changed_ns = self._stat()
         known = stored_arrays(self.path, "index") if size >= STORED_FROM_BYTES else ()
-        stored = next((one for one in known if one[1:3].tolist() == [size, changed_ns]), None)
-        if stored is None or not _is_whole(stored):
-            stored = self._build(size, changed_ns)
+        stored = next((one for one in known if one[1:3].tolist() == [size, changed_ns] and _is_whole(one)), None)
+        stored = self._build(size, changed_ns) if stored is None else stored
         rows = int(stored[3])
         self.sha256 = stored[4:8].tobytes().hex()
         self.offsets = stored[8 : 9 + rows]  # the last is the end of the file
@@ -59,28 +57,25 @@ class LineIndex:
         try:
             found = self.path.stat()
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise self._fault(f"can't be read ({error.strerror})") from error
         if stat.S_ISDIR(found.st_mode):
-            raise DataError("a folder", "a JSONL file", "check the path", where=self.path, code="missing_file")
+            raise self._fault("a folder")
         return found.st_size, found.st_mtime_ns
 
-    def _unreadable(self, error):
-        said = f"can't be read ({error.strerror})", "a JSONL file", "check the path"
-        return DataError(*said, where=self.path, code="missing_file")
+    def _fault(self, found, expected="a JSONL file", todo="check the path", *, code="missing_file"):
+        return DataError(found, expected, todo, where=self.path, code=code)
 
     def _build(self, size, changed_ns):
         try:
-            parts, rows, digest = _scan(self.path)
+            offsets, blanks, digest = _scan(self.path)
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise self._fault(f"can't be read ({error.strerror})") from error
         if self._stat() != (size, changed_ns):
-            said = "changed while it was read", "a finished file", "try again later"
-            raise DataError(*said, where=self.path, code="missing_file")
-        if not rows:
-            said = "no rows", "one JSON object a line", "was the file written completely?"
-            raise DataError(*said, where=self.path, code="no_rows")
-        head = np.array([_VERSION, size, changed_ns, rows], np.int64)
-        parts = [head, np.frombuffer(digest, np.int64), *parts]
+            raise self._fault("changed while it was read", "a finished file", "try again later")
+        if len(offsets) == 1:
+            raise self._fault("no rows", "one JSON object a line", "was the file written completely?", code="no_rows")
+        head = np.array([_VERSION, size, changed_ns, len(offsets) - 1], np.int64)
+        parts = [head, np.frombuffer(digest, np.int64), offsets, blanks]
         return store_array(self.path, "index", parts) if size >= STORED_FROM_BYTES else np.concatenate(parts)
 
     def number(self, row):
@@ -101,16 +96,9 @@ class LineIndex:
         with open(self.path, "rb") as file:
             file.seek(first)
             block = file.read(last - first)
-        edges = np.asarray(self.offsets[start : stop + 1]) - first
-        return [
-            _first_line(block[begin:end]) for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-        ]
-
-
-def _first_line(block):
-    """Blank lines that follow a row lie before the next row's offset."""
-    end = block.find(b"\n")
-    return block if end < 0 else block[: end + 1]
+        edges = (np.asarray(self.offsets[start : stop + 1]) - first).tolist()
+        ends = [block.find(b"\n", begin) + 1 or len(block) for begin in edges[:-1]]  # blank lines may follow a row
+        return [block[begin:end] for begin, end in zip(edges[:-1], ends, strict=True)]
 
 
 def _is_whole(stored):
@@ -120,44 +108,18 @@ def _is_whole(stored):
 
 
 def _scan(path):
-    """([row offsets …, [size], blanks], rows, SHA-256) of a file, in pieces of 8 MiB."""
-    digest, starts, blanks, rows, position, begins = hashlib.sha256(), [], [], 0, 0, True
+    """([row offsets …, size], [after how many rows each blank line stands], SHA-256) of a file."""
+    digest, starts, blanks, position = hashlib.sha256(), array("q"), array("q"), 0
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            found, begins = _line_starts(chunk, begins)
-            is_blank = _blank_lines(path, chunk, found, position)
-            kept = found[~is_blank]
-            if is_blank.any():
-                blanks.append(rows + np.cumsum(~is_blank)[is_blank])
-            starts.append(kept + position)
-            rows += len(kept)
-            position += len(chunk)
-    return [*starts, np.array([position], np.int64), *blanks], rows, digest.digest()
-
-
-def _line_starts(chunk, begins):
-    """(int64 positions in the chunk where a line begins, whether the next chunk begins one)."""
-    found = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + 1
-    next_begins = bool(len(found)) and found[-1] == len(chunk)
-    found = found[:-1] if next_begins else found
-    return (np.concatenate([[0], found]) if begins else found).astype(np.int64), next_begins
-
-
-def _blank_lines(path, chunk, starts, position):
-    """bool for each line: whether it holds white space only. Only lines that begin with it are looked at."""
-    first = np.frombuffer(chunk, np.uint8)[starts]
-    is_blank = first == 10
-    for number in np.flatnonzero(np.isin(first, _SPACES)):
-        start = int(starts[number])
-        end = chunk.find(b"\n", start)
-        line = chunk[start:end]
-        if end < 0:  # it goes on in the next chunk
-            with open(path, "rb") as file:
-                file.seek(position + start)
-                line = file.readline()
-        is_blank[number] = not line.strip()
-    return is_blank
+        for line in file:
+            digest.update(line)
+            if line.isspace():
+                blanks.append(len(starts))
+            else:
+                starts.append(position)
+            position += len(line)
+    starts.append(position)
+    return np.array(starts, np.int64), np.array(blanks, np.int64), digest.digest()
 
 
 # arrays beside a file, or in the user's cache ------------------------------------------------------------------------
@@ -181,7 +143,11 @@ def store_array(path, kind, parts):
     for place in _places(path, kind):
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            _write_npy(place, parts)
+            with replacing(place, mark=f".{secrets.token_hex(8)}") as aside, open(aside, "wb") as file:
+                header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)),)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:  # without joining them in memory
+                    file.write(np.ascontiguousarray(part, "<i8").data)
             return np.load(place, mmap_mode="r", allow_pickle=False)
     return np.concatenate(parts)
 
@@ -191,12 +157,3 @@ def _places(path, kind):
     cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ivlkit")
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     return path.parent / CACHE_FOLDER / f"{path.name}.{kind}.npy", cache / f"{path.name}.{digest}.{kind}.npy"
-
-
-def _write_npy(place, parts):
-    """One-dimensional int64 parts, one after the other, without joining them in memory."""
-    with replacing(place, mark=f".{secrets.token_hex(8)}") as aside, open(aside, "wb") as file:
-        header = {"descr": "<i8", "fortran_order": False, "shape": (sum(map(len, parts)),)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:
-            file.write(np.ascontiguousarray(part, "<i8").data)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections import namedtuple
+from collections import Counter, namedtuple
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,20 +27,6 @@ from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
 
-META_FIELDS = {
-    "root": "folder that the pictures' paths start from",
-    "annotation": "the JSONL",
-    "data_augment": "true re-encodes every tile as JPEG, quality 75–100",
-    "max_dynamic_patch": "tile budget of this set; max_tiles is the same",
-    "repeat_time": "0.3 draws 30 % of the rows, 2.5 takes all twice and half of them again",
-    "length": "declared rows, checked against the file",
-    "format": "name of its reader; detected row by row if left out",
-    "split": "train (if left out), validation, test or any other name: which part of the data it belongs to",
-    "weight": "share of the epoch among the sets that have one, in place of repeat_time",
-    "system": "system prompt of its rows; a row's own system turn stays",
-    "max_tiles": "tile budget of this set; max_dynamic_patch is the same",
-    "about": "where it comes from; said where it is missing",
-}
 TRAIN, ALL = "train", "all"
 MOST_REPEATS = 1_000_000  # more is a slip of the hand, and too many rows to count
 
@@ -94,24 +80,17 @@ class Data:
         self._cut = ()  # the parts that it was cut out of, the outermost first
         _check_files(sources)
         self.indexes = [LineIndex(source.annotation) for source in sources]
-        for source, index in zip(sources, self.indexes, strict=True):
-            if source.length not in (None, len(index)):
-                raise DataError(
-                    f"{source.annotation}: {len(index)} rows but the meta file declares `length` {source.length}; "
-                    "is the file complete? Correct one of them"
-                )
-        self.sources = _weigh(sources, self.indexes)
-        for source, index in zip(self.sources, self.indexes, strict=True):
-            check_repeat(source, len(index))
-        self._drawn = [
-            _draw_fraction(len(index), source.repeat, seed=f"{seed}:{source.name}")
-            for source, index in zip(self.sources, self.indexes, strict=True)
-        ]
-        self._ends = np.cumsum([whole * len(index) + len(drawn) for index, (whole, drawn) in self._each_draw()])
+        counts = [len(index) for index in self.indexes]
+        for source, count in zip(sources, counts, strict=True):
+            if source.length not in (None, count):
+                found = f"{count} rows but the meta file declares `length` {source.length}"
+                raise DataError(found, None, "is the file complete? Correct one of them", where=source.annotation)
+        self.sources, self._drawn = _weigh(sources, counts), []
+        for source, count in zip(self.sources, counts, strict=True):
+            check_repeat(source, count)
+            self._drawn.append(_draw_fraction(count, source.repeat, seed=f"{seed}:{source.name}"))
+        self._ends = np.cumsum([whole * n + len(drawn) for n, (whole, drawn) in zip(counts, self._drawn, strict=True)])
         self.selection = selection  # int64 numbers of the rows that are left, None for all
-
-    def _each_draw(self):
-        return zip(self.indexes, self._drawn, strict=True)
 
     def __len__(self):
         return int(self._ends[-1]) if self.selection is None else len(self.selection)
@@ -119,10 +98,9 @@ class Data:
     def place(self, number):
         """(source, row of its file) of a row; numbers count repeated rows each time."""
         if not isinstance(number, (int, np.integer)):
-            raise DataError(
-                f"{self.path}: data[{number!r}]; expected a row's number; a part of a meta file: "
-                f"open_data({str(self.path)!r}, split={number!r}); rows of your own choice: data.select(numbers)"
-            )
+            todo = f"a part of a meta file: open_data({str(self.path)!r}, split={number!r}); "
+            todo += "rows of your own choice: data.select(numbers)"
+            raise DataError(f"data[{number!r}]", "a row's number", todo, where=self.path)
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         number = int(number) % len(self)
@@ -150,7 +128,7 @@ class Data:
         numbers = np.arange(len(self)) if self.selection is None else np.asarray(self.selection)
         sources = np.searchsorted(self._ends, numbers, side="right")
         rows = numbers - np.concatenate([[0], self._ends])[sources]
-        for source, (index, (whole, drawn)) in enumerate(self._each_draw()):
+        for source, (index, (whole, drawn)) in enumerate(zip(self.indexes, self._drawn, strict=True)):
             is_drawn = (sources == source) & (rows >= whole * len(index))
             rows[is_drawn] = drawn[rows[is_drawn] - whole * len(index)]
             rows[(sources == source) & ~is_drawn] %= len(index)
@@ -165,13 +143,15 @@ class Data:
 
     def select(self, numbers):
         """The same data with only these rows, in this order: `data.select([0, 5])` has two."""
-        numbers = np.asarray(numbers)
+        numbers, said = np.asarray(numbers), None
         if not len(numbers):
-            raise DataError(f"{self.path}: a selection of no rows; expected one row at least")
-        if numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
-            raise DataError(f"{self.path}: a selection of {numbers.dtype}; expected row numbers; use np.flatnonzero")
-        if numbers.min() < 0 or numbers.max() >= len(self):
-            raise DataError(f"{self.path}: row {numbers.max()} selected of {len(self)}; expected 0 to {len(self) - 1}")
+            said = "a selection of no rows", "one row at least"
+        elif numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
+            said = f"a selection of {numbers.dtype}", "row numbers", "use np.flatnonzero"
+        elif numbers.min() < 0 or numbers.max() >= len(self):
+            said = f"row {numbers.max()} selected of {len(self)}", f"0 to {len(self) - 1}"
+        if said:
+            raise DataError(*said, where=self.path)
         return self._selected(numbers)
 
     def _selected(self, numbers, *cut):
@@ -202,27 +182,23 @@ class Data:
         no row, or the kept split has other parts.
         """
         if unnamed:
-            raise DataError(
-                f"{self.path}: split{unnamed}; expected names; write data.split(train=0.8, validation=0.1, test=0.1)"
-            )
+            todo = "write data.split(train=0.8, validation=0.1, test=0.1)"
+            raise DataError(f"split{unnamed}", "names", todo, where=self.path)
         parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
         if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
             raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
         kept_in = Path(file) if file else self._split_file()
-        others = () if file else splits_beside(kept_in)
-        how = {"seed": seed, "group": group, "alike": alike}
-        keys = row_keys(self, group=group)
-        placement = place_rows(keys, parts, file=kept_in, others=others, where=self.where, **how)
+        how = {"seed": seed, "group": group, "alike": alike, "others": () if file else splits_beside(kept_in)}
+        placement = place_rows(row_keys(self, group=group), parts, file=kept_in, where=self.where, **how)
         part_of = placement.part_of
         for number, name in enumerate(parts):
             if why := placement.missing(number):
                 got = f"{len(set(part_of.tolist()))} of {len(parts)} parts get rows"
-                raise DataError(f"{self.path}: no row for {name!r} ({got}); {why}")
+                raise DataError(f"no row for {name!r} ({got})", None, why, where=self.path)
         for said in placement.keep():
             warnings.warn(said, stacklevel=2)
-        return namedtuple("Split", parts)(
-            *(self._selected(np.flatnonzero(part_of == number), name) for number, name in enumerate(parts))
-        )
+        cut = (self._selected(np.flatnonzero(part_of == number), name) for number, name in enumerate(parts))
+        return namedtuple("Split", parts)(*cut)
 
     def _split_file(self):
         """Where the split is kept: beside the data, or beside the table or folder that it was converted from."""
@@ -308,10 +284,18 @@ def check_weights(sources, path):
 
 def read_entries(path):
     """`{name: entry as written}` of a meta file."""
+
+    def unique(pairs):
+        """JSON keeps the last of two equal keys: the first data set would be lost without a word."""
+        names = Counter(name for name, _ in pairs)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise _fault(path, f"{twice[0]!r} twice", "every name once", "rename or remove one")
+        return dict(pairs)
+
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
-    except DataError as fault:
-        raise _fault(path, fault.found, fault.expected, fault.todo) from fault
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise _fault(path, f"broken JSON ({error})", "a meta file") from error
     if not isinstance(entries, dict) or not entries:
@@ -323,31 +307,22 @@ def _fault(path, found, expected=None, todo=None):
     return DataError(found, expected, todo, where=path, code="meta")
 
 
-def _unique(pairs):
-    """JSON keeps the last of two equal keys: the first data set would be lost without a word."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{name!r} twice", "every name once", "rename or remove one")
-    return dict(pairs)
-
-
 def read_source(name, entry, meta_path):
     """One entry of a meta file, checked."""
     if not isinstance(entry, dict):
         said = f"{name!r} is a {type(entry).__name__}", "an object with `root` and `annotation`"
         raise _fault(meta_path, *said)
-    unknown = sorted(set(entry) - set(META_FIELDS))
-    if unknown:
-        known = f"only {', '.join(sorted(META_FIELDS))}"
-        raise _fault(meta_path, f"{name!r} has the unknown field {unknown[0]!r}", known)
+    known = {"root", "annotation", *_VALUES}
+    if unknown := sorted(entry.keys() - known):
+        raise _fault(meta_path, f"{name!r} has the unknown field {unknown[0]!r}", f"only {', '.join(sorted(known))}")
     for key in ("root", "annotation"):
         if not isinstance(entry.get(key), str):
             raise _fault(meta_path, f"{name!r} has no `{key}`", "a path")
     for one, other in (("max_tiles", "max_dynamic_patch"), ("weight", "repeat_time")):
         if one in entry and other in entry:
             raise _fault(meta_path, f"{name!r} has both `{one}` and `{other}`", "one of them", "remove the other")
-    annotation, root = (_resolve(entry[key], meta_path) for key in ("annotation", "root"))
+    named, folder = [Path(entry[key]) for key in ("annotation", "root")], Path(meta_path).parent
+    paths = [in_its_form(path if path.is_absolute() or os.path.exists(path) else folder / path) for path in named]
     values = {"repeat": 1}
     for key in filter(entry.__contains__, _VALUES):
         field, kinds, holds, expected = _VALUES[key]
@@ -359,12 +334,7 @@ def read_source(name, entry, meta_path):
             expected = expected if is_kind else " or ".join(kind.__name__ for kind in kinds)
             raise _fault(meta_path, f"{name!r}: `{key}` is {value!r:.40}", expected)
         values[field] = value
-    return Source(name, annotation, root, **values)
-
-
-def _resolve(name, meta_path):
-    path = Path(name)
-    return in_its_form(path if path.is_absolute() or os.path.exists(path) else Path(meta_path).parent / path)
+    return Source(name, *paths, **values)
 
 
 def _check_files(sources):
@@ -387,17 +357,16 @@ def check_repeat(source, num_rows):
         raise _fault(source.annotation, found, "one row at least", "raise it or remove the entry")
 
 
-def _weigh(sources, indexes):
+def _weigh(sources, counts):
     """`weight` → `repeat`, such that the weighted sets together keep their rows and share them as they weigh.
 
     1,000 and 100 rows that both weigh 1 become 550 each: repeat 0.55 and 5.5.
     """
-    weighted = [source.weight is not None for source in sources]
-    total_rows = sum(len(index) for index, has in zip(indexes, weighted, strict=True) if has)
-    total_weight = sum(source.weight for source in sources if source.weight is not None)
+    weighted = [(source, count) for source, count in zip(sources, counts, strict=True) if source.weight is not None]
+    rows, total = sum(count for _, count in weighted), sum(source.weight for source, _ in weighted)
     return tuple(
-        replace(source, repeat=source.weight / total_weight * total_rows / len(index)) if has else source
-        for source, index, has in zip(sources, indexes, weighted, strict=True)
+        source if source.weight is None else replace(source, repeat=source.weight / total * rows / count)
+        for source, count in zip(sources, counts, strict=True)
     )
 
 

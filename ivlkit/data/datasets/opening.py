@@ -23,10 +23,9 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
     Raises: DataError with the entry, what was found, what was expected.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise DataError(
-            f"open_data: a {type(path).__name__} in the data's place; expected a path; name several files in one meta "
-            ".json; rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
-        )
+        todo = "name several files in one meta .json; "
+        todo += "rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
+        raise DataError(f"a {type(path).__name__} in the data's place", "a path", todo, where="open_data")
     path, root = openable(path, root)
     if path.suffix != ".json":
         return Data([Source(path.stem, path, root)], path=path, seed=seed)
@@ -34,7 +33,7 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
     chosen = [source for source in sources if split in (source.split, ALL)]
     if not chosen:
         found = ", ".join(sorted({source.split for source in sources}))
-        raise DataError(f"{path}: no entry of split {split!r}; expected one of {found}, {ALL}; name one of them")
+        raise DataError(f"no entry of split {split!r}", f"one of {found}, {ALL}", "name one of them", where=path)
     return Data(chosen, path=path, seed=seed, part=split)
 
 
@@ -59,7 +58,7 @@ def from_csv(
     Raises: DataError that names lines: an empty cell, a missing picture, a column that is not there or there twice.
     """
     columns = {"image": image, "video": video, "question": question, "answer": answer, "suffix": suffix}
-    return _as_data(path, to, rejects, images=images, **columns)
+    return open_data(_converted(path, to, rejects, images=images, **columns))
 
 
 def from_folder(path, *, question=None, to=None, rejects="refuse"):
@@ -70,7 +69,7 @@ def from_folder(path, *, question=None, to=None, rejects="refuse"):
 
     Args: question: asked about every picture, "What is it?" unless said; the rest as in `from_csv`.
     """
-    return _as_data(path, to, rejects, question=question)
+    return open_data(_converted(path, to, rejects, question=question))
 
 
 def from_dataset(dataset, *, to, question=None, answer=None, image=None, video=None, rejects="refuse"):
@@ -80,7 +79,7 @@ def from_dataset(dataset, *, to, question=None, answer=None, image=None, video=N
     `to`. Arguments as in `from_csv`.
     """
     columns = {"image": image, "video": video, "question": question, "answer": answer}
-    return _as_data(dataset, to, rejects, images=Path.cwd(), **columns)
+    return open_data(_converted(dataset, to, rejects, images=Path.cwd(), **columns))
 
 
 def openable(path, root=None):
@@ -95,7 +94,7 @@ def openable(path, root=None):
     if path.is_dir() and (path / "meta.json").exists():
         path = path / "meta.json"
     elif path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path) or find_tool(path)[0]:
-        return _converted(path, None, "refuse", images=root).meta, None
+        return _converted(path, images=root), None
     if path.suffix != ".json":
         return path, Path(root) if root else path.parent
     if root is not None:
@@ -111,11 +110,8 @@ def _is_json_list(path):
     return start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
 
 
-def _as_data(source, to, rejects, **options):
-    return open_data(_converted(source, to, rejects, **options).meta)
-
-
-def _converted(source, to, rejects, **options):
+def _converted(source, to=None, rejects="refuse", **options):
+    """The meta file of a source that was written anew."""
     if rejects not in ("refuse", "list"):
         raise DataError(f'rejects={rejects!r}; expected "refuse" or "list"')
     if to is None:
@@ -123,9 +119,7 @@ def _converted(source, to, rejects, **options):
         to = path.with_name(f"{path.stem if path.is_file() else path.name}_ivlkit")
     done = convert(source, to, shares=ALL_ROWS, **options)
     if done.rejected and rejects == "refuse":
-        raise DataError(
-            f"{done.source}: {done.rejected} of {done.rejected + sum(done.rows.values())} rows can't be used, all in "
-            f'{done.folder / REJECTS}; mend them, or go on without (rejects="list"):'
-            + listed_text(done.first_rejects, done.rejected)
-        )
-    return done
+        found = f"{done.rejected} of {done.rejected + sum(done.rows.values())} rows can't be used, all in "
+        todo = f'mend them, or go on without (rejects="list"):{listed_text(done.first_rejects, done.rejected)}'
+        raise DataError(f"{found}{done.folder / REJECTS}", None, todo, where=done.source)
+    return done.meta

@@ -7,7 +7,7 @@ from ...errors import DataError, all_faults
 from ..importing.gather import PictureTaker
 from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, choose_columns, row_from_cells, table_rows
 from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..rows.records import Record, Turn, Video, parse_row, read_row
+from ..rows.records import Record, Turn, Video, numbered_lines, parse_row, read_row
 from .opening import open_data
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
@@ -32,13 +32,15 @@ def questions_of(data, *, question=None, root=None):
         raise DataError(f"{path}: does not exist; expected pictures, a table or rows; check the path")
     suffix, root = path.suffix.lower(), Path(root) if root else path if path.is_dir() else path.parent
     if path.is_dir() and not (path / "meta.json").exists():
-        return _each_file(path, question), root
+        names = [name for name in _files_in(path) if name.suffix.lower() in MEDIA_SUFFIXES]
+        if not names:
+            raise DataError("no picture or video", f"one at least, {', '.join(sorted(MEDIA_SUFFIXES))}", where=path)
+        return [_of_file(path / name, name.as_posix(), question) for name in names], root
     if suffix in MEDIA_SUFFIXES and path.is_file():
         return [_of_file(path, path.name, question)], root
-    if suffix in TABLE_SUFFIXES:
-        return [_asking(record) for record in _of_table(path, root, question)], root
-    if suffix in (".jsonl", ".ndjson"):
-        return [_asking(record) for record in _of_rows(path, root, question)], root
+    if suffix in (*TABLE_SUFFIXES, ".jsonl", ".ndjson"):
+        read = _of_table if suffix in TABLE_SUFFIXES else _of_rows
+        return [_asking(record) for record in read(path, root, question)], root
     _no_question(question, path)
     return list(open_data(path)), None
 
@@ -52,14 +54,6 @@ def _asking(record):
     if not record.turns or "user" not in (turn.role for turn in record.turns[-2:]):
         raise DataError(f"{record.where}: ends without a question; expected one last, or one and its answer; add it")
     return record
-
-
-def _each_file(folder, question):
-    """Pictures and videos in the order of their names."""
-    names = [name for name in _files_in(folder) if name.suffix.lower() in MEDIA_SUFFIXES]
-    if not names:
-        raise DataError(f"{folder}: no picture or video; expected one at least, {', '.join(sorted(MEDIA_SUFFIXES))}")
-    return [_of_file(folder / name, name.as_posix(), question) for name in names]
 
 
 def left_aside(data):
@@ -92,21 +86,19 @@ def _of_table(path, root, question):
         if isinstance(row, DataError):
             raise row
         images = row["image"] if isinstance(row.get("image"), list) else [row["image"]]
-        yield _read(row | {"image": [str(taker.find(name, where)) for name in images]}, where, taker.anchor)
+        yield _read(row | {"image": [str(taker.find(name, where)) for name in images]}, where, Path(taker.root.anchor))
 
 
 def _of_rows(path, root, question):
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path.name}:{number}"
-                row = parse_row(line, where)
-                if not row.get("conversations") and not row.get("messages"):
-                    columns = choose_columns(list(row), where, question=question, answer=())
-                    row = row_from_cells(row, columns, where, id=number)
-                elif question is not None:
-                    _no_question(question, where)
-                yield _read(row, where, root)
+    for number, line in numbered_lines(path):
+        where = f"{path.name}:{number}"
+        row = parse_row(line, where)
+        if not row.get("conversations") and not row.get("messages"):
+            columns = choose_columns(list(row), where, question=question, answer=())
+            row = row_from_cells(row, columns, where, id=number)
+        else:
+            _no_question(question, where)
+        yield _read(row, where, root)
 
 
 def _read(row, where, root):

@@ -11,19 +11,19 @@ import os
 import shutil
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ...errors import DataError
+from ...errors import DataError, first_raised
 from ..files import PART
 from ..groups import RowKeys, group_digest, text_digest
-from ..rows.formats import as_released, detect_format
+from ..rows.formats import detect_format, release
 from ..rows.records import numbered_lines, parse_row, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .labelled import labelled_rows
-from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_parts, folder_rows, rows_of_cells, table_rows
+from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_rows, rows_of_cells, table_rows
 from .tools import find_tool, home_of, read_labelled
 
 TRAIN = "train"
@@ -97,9 +97,9 @@ def convert(
     """
     _check_shares(shares)
     columns = {name: value for name, value in columns.items() if value is not None}
-    detected, rows, root, parts = _open_source(source, images and Path(images), columns)
+    detected, rows, root = _open_source(source, images and Path(images), columns)
     if not root.is_dir():
-        raise DataError(f"{root}: no folder; expected the one that picture paths start from; name it with images=")
+        raise DataError("no folder", "the one that picture paths start from", "name it with images=", where=root)
     is_file = isinstance(source, (str, os.PathLike))
     name = Path(source).name if is_file else "dataset"
     with _writing(Path(to), name) as folder:
@@ -113,7 +113,7 @@ def convert(
             several = len(counts) > 1
             detected += f" of {', '.join(f'{count} {name}' if several else name for name, count in counts)} rows"
         how = {"file": split_file, "seed": seed, "group": group, "alike": alike}
-        splits, said = _split(sorted_out, shares, parts, beside=source if is_file else folder / name, **how)
+        splits, said = _split(sorted_out, shares, beside=source if is_file else folder / name, **how)
         counts = Counter(splits)
         written = {name: counts[name] for name in dict.fromkeys([*shares, *PARTS]) if counts[name]}
         _write_splits(folder, splits, written, taker.base, f"{name} ({detected})")
@@ -123,10 +123,10 @@ def convert(
     return Conversion(Path(to), name, detected, written, sorted_out.rejected, tuple(sorted_out.first_rejects), said)
 
 
-def _split(sorted_out, shares, parts, *, beside, file, **how):
+def _split(sorted_out, shares, *, beside, file, **how):
     """(the split of each accepted row, sentences about it); a file keeps it, unless it is the source's or only one."""
-    if parts:
-        return [parts[place] for place in sorted_out.places], ()
+    if any(sorted_out.parts):
+        return sorted_out.parts, ()
     names = [name for name in sorted(shares, key=shares.get, reverse=True) if shares[name]]
     if len(names) == 1:
         return names * len(sorted_out.places), ()
@@ -162,50 +162,39 @@ def read_shares(text):
 
 
 def _open_source(source, images, columns):
-    """(what was detected, iterator of (where, row or DataError), folder that paths start from, {where: part}).
+    """(what was detected, iterator of (where, row or DataError, perhaps its part), folder that paths start from).
 
-    The parts of a split that the source has itself; they are filled in as rows are read.
+    The parts are those of a split that the source has itself.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return *dataset_rows(source, **_only(columns, _COLUMNS, "a dataset")), images or Path.cwd(), {}
+        return *dataset_rows(source, **_only(columns, _COLUMNS, "a dataset")), images or Path.cwd()
     path = Path(source)
     if not path.exists():
-        raise DataError(f"{path}: does not exist; expected a table, a .jsonl, a .json list or a folder; check the path")
+        expected = "a table, a .jsonl, a .json list or a folder"
+        raise DataError("does not exist", expected, "check the path", where=path)
     tool, read, files = find_tool(path)
-    home, parts, suffix = images or home_of(path, tool), {}, path.suffix.lower()
+    home, suffix = images or home_of(path, tool), path.suffix.lower()
     if tool:
         _only(columns, {"ask", "question", "answer"}, tool)
-        rows = labelled_rows(read_labelled(path, read, files), home, **columns)
         more = f" in {len(files):,} files" if len(files) > 1 else ""
-        return f"labels of {tool}{more}", _with_parts(rows, parts), home, parts
+        return f"labels of {tool}{more}", labelled_rows(read_labelled(path, read, files), home, **columns), home
     if path.is_dir():
-        said, found = folder_rows(path, **_only(columns, {"question"}, "a folder"))
-        part_of = folder_parts(path)
-        rows = ((where, row, part_of.get(where.partition("/")[0])) for where, row in found)
-        return said, _with_parts(rows, parts), home, parts
+        return *folder_rows(path, **_only(columns, {"question"}, "a folder")), home
     if suffix in TABLE_SUFFIXES:
-        return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home, parts
+        return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home
     if suffix in (".jsonl", ".ndjson"):
-        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home, parts
+        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home
     if suffix == ".json":
-        return *_rows_of_json("JSON list", _json_rows(path), columns), home, parts
-    raise DataError(f"{path}: suffix {path.suffix!r}; expected .jsonl, .json, .csv, .tsv, .xlsx or a folder; rename it")
+        return *_rows_of_json("JSON list", _json_rows(path), columns), home
+    expected = ".jsonl, .json, .csv, .tsv, .xlsx or a folder"
+    raise DataError(f"suffix {path.suffix!r}", expected, "rename it", where=path)
 
 
 def _only(columns, allowed, what):
-    for name in columns:
-        if name not in allowed:
-            where = "labels of things" if name == "ask" else "a table"
-            raise DataError(f"{name}={columns[name]!r} beside {what}; expected it with {where} only; leave it out")
+    for name in columns.keys() - allowed:
+        where = "labels of things" if name == "ask" else "a table"
+        raise DataError(f"{name}={columns[name]!r} beside {what}; expected it with {where} only; leave it out")
     return columns
-
-
-def _with_parts(rows, parts):
-    """The rows without their parts, which are put into `parts`."""
-    for where, row, part in rows:
-        if part:
-            parts[where] = part
-        yield where, row
 
 
 def _rows_of_json(said, rows, columns):
@@ -238,10 +227,8 @@ def _json_rows(path):
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: broken JSON ({error}); expected a list of rows") from error
     if not isinstance(rows, list) or not rows:
-        raise DataError(
-            f"{path}: a {type(rows).__name__} of {len(rows) if isinstance(rows, (list, dict)) else 1}; "
-            "expected a list of rows; a meta file is opened as it is"
-        )
+        found = f"a {type(rows).__name__} of {len(rows) if isinstance(rows, (list, dict)) else 1}"
+        raise DataError(found, "a list of rows", "a meta file is opened as it is", where=path)
     for number, row in enumerate(rows, start=1):
         where = f"{path.name}: row {number}"
         yield where, row if isinstance(row, dict) else DataError(f"{where}: a {type(row).__name__}; expected an object")
@@ -254,9 +241,8 @@ def _json_rows(path):
 def _writing(to, name):
     """Files are written with `.part` behind their names and take their places together, when all is well."""
     if to.exists() and not (to.is_dir() and (conversion_note(to).get("source") == name or not any(to.iterdir()))):
-        raise DataError(
-            f"{to}: holds other files; expected a new folder or one of an earlier conversion of {name}; name another"
-        )
+        expected = f"a new folder or one of an earlier conversion of {name}"
+        raise DataError("holds other files", expected, "name another", where=to)
     is_new = not to.exists()
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -264,7 +250,10 @@ def _writing(to, name):
             yield to
             _put_in_place(to)
         except BaseException:
-            shutil.rmtree(to) if is_new else _remove(to.glob(f"*{PART}"))
+            for path in list(to.glob(f"*{PART}")):
+                path.unlink(missing_ok=True)
+            if is_new:
+                shutil.rmtree(to)
             raise
     except OSError as error:
         raise DataError(f"{to}: can't be written ({error.strerror}); name another folder with to=") from error
@@ -273,7 +262,9 @@ def _writing(to, name):
 def _put_in_place(folder):
     new = [path.with_suffix("") for path in folder.glob(f"*{PART}")]
     names = [f"{name}.{suffix}" for name in conversion_note(folder).get("rows", {}) for suffix in ("json", "jsonl")]
-    _remove(folder / name for name in (REJECTS, *names) if folder / name not in new)
+    for path in (folder / name for name in (REJECTS, *names)):
+        if path not in new:
+            path.unlink(missing_ok=True)
     for path in new:
         if path.exists() and filecmp.cmp(path, f"{path}{PART}", shallow=False):
             os.remove(f"{path}{PART}")  # a run may be reading it, an index may know its time
@@ -290,20 +281,13 @@ def conversion_note(folder):
     return note if isinstance(note, dict) else {}
 
 
-def _remove(paths):
-    for path in list(paths):
-        path.unlink(missing_ok=True)
-
-
-@dataclass
 class _SortedOut:
     """What became of the rows: the accepted ones, and the rejected."""
 
-    keys: RowKeys = field(default_factory=RowKeys)  # of the accepted ones
-    places: list = field(default_factory=list)  # theirs: "labels.csv:17"
-    formats: Counter = field(default_factory=Counter)
-    rejected: int = 0
-    first_rejects: list = field(default_factory=list)
+    def __init__(self):
+        self.keys, self.places, self.formats = RowKeys(), [], Counter()  # of the accepted ones: "labels.csv:17"
+        self.parts = []  # theirs, None for no split of the source's own
+        self.rejected, self.first_rejects = 0, []
 
 
 def listed_text(first, total):
@@ -317,12 +301,13 @@ def _sort_out(rows, folder, taker, *, format, group):
     found = _SortedOut()
     rejects = folder / f"{REJECTS}{PART}"
     with open(folder / f"accepted{PART}", "wb") as accepted, open(rejects, "wb") as rejected:
-        for where, row in rows:
+        for where, row, *part in rows:
             try:
                 taken, shown, own = _accept(row, where, taker, format=format, group=group, formats=found.formats)
                 accepted.write(_json_line(taken))
                 found.keys.add(own, shown)
                 found.places.append(where)
+                found.parts.append(part[0] if part else None)
             except DataError as error:
                 found.rejected += 1
                 found.first_rejects += [str(error)] if len(found.first_rejects) < LISTED else []
@@ -338,9 +323,9 @@ def _accept(row, where, taker, *, format, group, formats):
     if isinstance(row, Exception):
         raise row
     name = format or detect_format(row)
-    released = as_released(row, where, format=name)
+    released = first_raised(release(row, format=name), where)
     taken, digests = taker.take(released, where)
-    record = read_released(taken, where, taker.anchor)
+    record = first_raised(read_released(taken, where, Path(taker.root.anchor)), where)
     if record.video:
         taker.check_video(record.video, where)
     formats[name] += 1
@@ -352,10 +337,7 @@ def _accept(row, where, taker, *, format, group, formats):
 
 def _json_line(row):
     text = json.dumps(row, ensure_ascii=False, default=lambda value: f"<{type(value).__name__}>")
-    try:
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can say and UTF-8 can't
-        return json.dumps(row, default=lambda value: f"<{type(value).__name__}>").encode() + b"\n"
+    return text.encode(errors="backslashreplace") + b"\n"  # half a surrogate pair: JSON can say it, UTF-8 can't
 
 
 def _write_splits(folder, splits, counts, base, entry):
@@ -369,29 +351,22 @@ def _write_splits(folder, splits, counts, base, entry):
         for line, split in zip(accepted, splits, strict=True):
             files[split].write(_json_line(_relative(json.loads(line), base)))
     (folder / f"accepted{PART}").unlink()
-    same = {"data_augment": False, "repeat_time": 1}
-    entries = {
-        name: {"root": str(base), "annotation": str((folder / f"{name}.jsonl").resolve())} | same | {"length": length}
-        for name, length in counts.items()
-    }
+    entries = {}
+    for name, length in counts.items():
+        own = {"root": str(base), "annotation": str((folder / f"{name}.jsonl").resolve())}
+        entries[name] = own | {"data_augment": False, "repeat_time": 1, "length": length}
     trained = TRAIN if TRAIN in counts else max(counts, key=counts.get)
     others = {name: fields for name, fields in entries.items() if name != trained}
     named = {f"{entry}, {name}": fields | {"split": name} for name, fields in others.items()}
-    _write_meta(folder, META, {entry: entries[trained]} | named)
-    for name, fields in others.items():
-        _write_meta(folder, f"{name}.json", {entry: fields})
-
-
-def _write_meta(folder, name, entries):
-    text = json.dumps(entries, indent=1, ensure_ascii=False)
-    (folder / f"{name}{PART}").write_text(text + "\n", encoding="utf-8")
+    metas = {META: {entry: entries[trained]} | named} | {f"{name}.json": {entry: one} for name, one in others.items()}
+    for name, meta in metas.items():
+        text = json.dumps(meta, indent=1, ensure_ascii=False)
+        (folder / f"{name}{PART}").write_text(text + "\n", encoding="utf-8")
 
 
 def _relative(row, base):
-    for key in ("image", "video"):
-        value = row.get(key)
-        if isinstance(value, list):
-            row[key] = [Path(os.path.relpath(name, base)).as_posix() for name in value]
-        elif value:
-            row[key] = Path(os.path.relpath(value, base)).as_posix()
+    for key in filter(row.get, ("image", "video")):
+        paths = row[key] if isinstance(row[key], list) else [row[key]]
+        names = [Path(os.path.relpath(path, base)).as_posix() for path in paths]
+        row[key] = names if isinstance(row[key], list) else names[0]
     return row

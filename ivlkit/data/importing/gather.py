@@ -11,7 +11,7 @@ from ...errors import DataError
 from ..files import write_if_changed
 from ..groups import file_digest
 from ..rows.formats import are_frames, is_nothing
-from ..rows.media import check_picture, check_pixels, is_data_uri, is_remote, open_image, uri_bytes
+from ..rows.media import check_picture, check_pixels, is_data_uri, is_remote, open_image, remote, uri_bytes
 from ..rows.records import path_inside
 from ..rows.video import check_end, frame_files
 from .tables import PICTURE_SUFFIXES
@@ -37,11 +37,6 @@ class PictureTaker:
         self._has_written, self._listings, self._hashes, self._videos = False, {}, {}, set()
 
     @property
-    def anchor(self):
-        """The root of all absolute paths."""
-        return Path(self.root.anchor)
-
-    @property
     def base(self):
         """The folder that holds every taken picture: `root`, or what it shares with `folder` if any was written."""
         return Path(os.path.commonpath([self.root, self.folder])) if self._has_written else self.root
@@ -52,20 +47,14 @@ class PictureTaker:
         Raises: DataError if one is missing, unreadable, remote or outside the root.
         """
         taken, hashes = dict(row), []
-        images = row.get("image")
-        if not is_nothing(images):
-            values = images if isinstance(images, (list, tuple)) else [images]
-            paths = [self._picture(value, where) for value in values]
-            hashes += [self._hash(path, where) for path in paths]
-            taken["image"] = [str(path) for path in paths] if isinstance(images, (list, tuple)) else str(paths[0])
-        if isinstance(row.get("video"), list) and are_frames(row["video"]):
-            paths = [self.find(name, where) for name in row["video"]]
-            hashes += [self._hash(path, where) for path in paths]
-            taken["video"] = [str(path) for path in paths]
-        elif isinstance(row.get("video"), str) and row["video"]:
-            path = self.find(row["video"], where)
-            hashes.append(self._hash(path, where, is_video=True))
-            taken["video"] = str(path)
+        for field, find in (("image", self._picture), ("video", self.find)):
+            value = row.get(field)
+            is_list = isinstance(value, (list, tuple))
+            if is_nothing(value) or field == "video" and not (are_frames(value) if is_list else isinstance(value, str)):
+                continue  # what is no video is said where the row is read
+            paths = [find(one, where) for one in (value if is_list else [value])]
+            hashes += [self._hash(path, where, is_video=field == "video" and not is_list) for path in paths]
+            taken[field] = [str(path) for path in paths] if is_list else str(paths[0])
         return taken, tuple(hashes)
 
     def check_video(self, video, where):
@@ -84,30 +73,20 @@ class PictureTaker:
         if is_data_uri(value):
             value = io.BytesIO(uri_bytes(value, where))
         if is_remote(value):
-            value = io.BytesIO(self._fetched(value, where))
-        if isinstance(value, io.BytesIO):
-            return self._keep(value, where)
+            if self.fetch is None:
+                raise remote(f"{value[:80]} is on another machine", where)
+            try:
+                value = io.BytesIO(self.fetch(value))
+            except DataError as error:
+                raise error.at(where) from error
+        if isinstance(value, io.BytesIO):  # its own bytes, or PNG for a format that not everything reads
+            suffix = SUFFIX_OF.get(check_picture(value, where)[0])
+            return self._write(value.getvalue(), suffix) if suffix else self._write_png(open_image(value, where))
         if isinstance(value, (str, os.PathLike)) and str(value):
             return self._page_or_file(str(value), where)
         if hasattr(value, "size") and hasattr(value, "__array_interface__"):
             return self._write_png(open_image(value, where))
         raise DataError(f"{where}: a picture of type {type(value).__name__}; expected a path, bytes or a PIL image")
-
-    def _fetched(self, url, where):
-        if self.fetch is None:
-            raise DataError(
-                f"{where}: {url[:80]} is on another machine; expected a file; fetch it first "
-                "(ivlkit convert --fetch does)"
-            )
-        try:
-            return self.fetch(url)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-
-    def _keep(self, content, where):
-        """Write a picture's own bytes, or PNG for a format that not everything reads."""
-        suffix = SUFFIX_OF.get(check_picture(content, where)[0])
-        return self._write(content.getvalue(), suffix) if suffix else self._write_png(open_image(content, where))
 
     def _write_png(self, image):
         buffer = io.BytesIO()
@@ -139,21 +118,14 @@ class PictureTaker:
             path = path_inside(self.root, written, where)
             if os.path.exists(path):  # Path.exists raises where a name is too long
                 return Path(os.path.abspath(path))
-        found = self._alike(path)
+        names, wanted = self._listing(path.parent), path.name.casefold()
+        found = names.get(wanted, names.get((wanted,), []))  # in another case, or else with a picture's suffix more
         if len(found) > 1:
-            raise DataError(f"{where}: {name} may be {found[0].name} or {found[1].name}; expected one; add the suffix")
+            raise DataError(f"{name} may be {found[0]} or {found[1]}", "one", "add the suffix", where=where)
         if not found:
-            raise DataError(
-                f"{where}: picture {path} does not exist; expected a file there; check the name and the folder "
-                f"that names start from ({self.root})"
-            )
-        return found[0]
-
-    def _alike(self, path):
-        """Files of the folder with the name in another case, or else with a picture's suffix more."""
-        names = self._listing(path.parent)
-        wanted = path.name.casefold()
-        return [path.parent / name for name in names.get(wanted, names.get((wanted,), []))]
+            todo = f"check the name and the folder that names start from ({self.root})"
+            raise DataError(f"picture {path} does not exist", "a file there", todo, where=where)
+        return path.parent / found[0]
 
     def _listing(self, folder):
         """{name: files, (name without suffix,): pictures}, in folded case."""
@@ -201,20 +173,12 @@ def render_page(path, page, where):
     except pypdfium2.PdfiumError as error:
         raise DataError(f"{where}: {path} can't be read ({error}); replace or remove it") from error
     with document:
-        number = _page_number(page, len(document), path, where)
-        width_pt, height_pt = document[number].get_size()
-        scale = PDF_DPI / 72
-        check_pixels(
-            round(width_pt * scale), round(height_pt * scale), name=f"page {number + 1} of {path}", where=where
-        )
-        return document[number].render(scale=scale).to_pil().convert("RGB")
-
-
-def _page_number(page, count, path, where):
-    if not page and count == 1:
-        return 0
-    if not page:
-        raise DataError(f"{where}: {path} has {count} pages; expected the page, {path.name}#page=1")
-    if not page.isdecimal() or not 1 <= int(page) <= count:
-        raise DataError(f"{where}: page {page!r} of {path}, which has {count}; expected 1 to {count}")
-    return int(page) - 1
+        count, scale = len(document), PDF_DPI / 72
+        if not page and count > 1:
+            raise DataError(f"{path} has {count} pages", f"the page, {path.name}#page=1", where=where)
+        if page and not (page.isdecimal() and 1 <= int(page) <= count):
+            raise DataError(f"page {page!r} of {path}, which has {count}", f"1 to {count}", where=where)
+        chosen = document[int(page or 1) - 1]
+        size_px = (round(side_pt * scale) for side_pt in chosen.get_size())
+        check_pixels(*size_px, name=f"page {page or 1} of {path}", where=where)
+        return chosen.render(scale=scale).to_pil().convert("RGB")

@@ -1,6 +1,7 @@
 """Label Studio's exports: JSON (tasks with annotations), JSON_MIN and CSV (a row an annotation); boxes in percent."""
 
 import json
+from contextlib import suppress
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ...errors import DataError
@@ -15,8 +16,12 @@ def read_label_studio(path, name):
     """Yield `Labelled` of every annotation, and a DataError of every task without one, or with another one."""
     for where, row in _csv_rows(path, name) if path.suffix.lower() == ".csv" else _json_rows(path, name):
         try:
-            if "annotations" in row:
-                row, *others = _annotations(row)
+            if "annotations" in row:  # of a task; the others are rows of JSON_MIN
+                done = [each for each in row["annotations"] if not each.get("was_cancelled")]
+                if not done:
+                    raise ValueError("no annotation")
+                done.sort(key=lambda each: not each.get("ground_truth"))  # the truth first
+                row, *others = [row["data"] | _values(each["result"]) for each in done]
                 said = "another annotation of the task", "one", "the first one is taken, or the one that is the truth"
                 yield from (DataError(*said, where=where) for _ in others)
             yield _labelled(row, where)
@@ -35,25 +40,11 @@ def _json_rows(path, name):
 def _csv_rows(path, name):
     header, lines, _ = text_table(path)
     for number, cells in lines:
-        cells = () if isinstance(cells, Exception) else map(_cell, cells)
-        yield f"{name}:{number}", dict(zip(header, cells, strict=False))
-
-
-def _cell(text):
-    """A cell of several values holds JSON."""
-    try:
-        return json.loads(text) if text[:1] in ("[", "{") else text
-    except ValueError:
-        return text
-
-
-def _annotations(task):
-    """The annotations of a task as rows of JSON_MIN, the truth first. Raises: ValueError if there is none."""
-    done = [each for each in task["annotations"] if not each.get("was_cancelled")]
-    if not done:
-        raise ValueError("no annotation")
-    first = sorted(done, key=lambda each: not each.get("ground_truth"))
-    return [task["data"] | _values(each["result"]) for each in first]
+        row = {} if isinstance(cells, Exception) else dict(zip(header, cells, strict=False))
+        for key, text in row.items():  # a cell of several values holds JSON
+            with suppress(ValueError):
+                row[key] = json.loads(text) if text[:1] in ("[", "{") else text
+        yield f"{name}:{number}", row
 
 
 def _values(result):
@@ -96,9 +87,8 @@ def _boxes(regions):
         if region.keys() >= {*_SIDES} and not region.get("rotation"):
             names_at.setdefault(tuple(float(region[side]) for side in _SIDES), []).extend(names)
         else:
-            faults.append(
-                ((names or [None])[0], f"a region of {', '.join(map(str, names))} that is no upright rectangle")
-            )
+            found = f"a region of {', '.join(map(str, names))} that is no upright rectangle"
+            faults.append((names[0] if names else None, found))
     faults += [(None, f"a rectangle without a label at {place}") for place, names in names_at.items() if not names]
     return [(name, (x, y, x + w, y + h)) for (x, y, w, h), names in names_at.items() for name in names], faults
 

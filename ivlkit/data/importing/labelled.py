@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from ...errors import DataError
-from ..rows.media import AS_REFERENCE, image_size, is_remote, is_turned
+from ..rows.media import AS_REFERENCE, image_size, is_remote, upright_size
 from .tables import PICTURE_SUFFIXES, choose_columns, files_below, row_from_cells
 
 # What may be asked, and the words: the released models' own for a thing and for all of them.
@@ -74,19 +74,20 @@ class Pictures:
             return name
         plain = _folded(parts[-1])
         found = self._by_name.get(plain) or self._by_name.get(_UPLOAD.sub("", plain), [])
-        ranks = sorted(((_shared_end(parts, each), len({*parts} & {*each})), each) for each in found)
+
+        def rank(each):
+            return len(os.path.commonprefix([parts[::-1], each[::-1]])), len({*parts} & {*each})
+
+        ranks = sorted((rank(each), each) for each in found)
         if len(ranks) > 1 and ranks[-1][0] == ranks[-2][0]:
             both = " or ".join("/".join(each) for _, each in ranks[-2:])
-            raise DataError(f"{where}: {name} may be {both}; expected one; name the folder of the pictures: images=…")
+            todo = "name the folder of the pictures: images=…"
+            raise DataError(f"{name} may be {both}", "one", todo, where=where)
         return "/".join(ranks[-1][1]) if ranks else name if is_remote(name) else "/".join(parts)
 
 
 def _folded(name):
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _shared_end(one, other):
-    return len(os.path.commonprefix([one[::-1], other[::-1]]))
 
 
 def labelled_rows(records, root, *, ask=None, question=None, answer=None):
@@ -136,7 +137,14 @@ def _rows(record, name, path, asked, columns):
         left = f"{thing!r} of this picture" if thing else "this picture's boxes"
         expected = "all of its boxes whole, with an area, and inside"
         yield DataError(f"{found}; {left} can't be asked about", expected, "correct it", where=record.where)
-    yield from _box_rows(asked, boxes, {thing for thing, _ in faults})
+    incomplete = {thing for thing, _ in faults}  # nothing is asked about things of which a box can't be used
+    written = {thing: f"<ref>{thing}</ref><box>{found}</box>" for thing, found in boxes.items()}
+    if "all" in asked and boxes and not incomplete:
+        yield _row(asked["all"], "\n".join(written.values()))
+    for thing in boxes if None not in incomplete else ():
+        for kind, said in (("class", written[thing]), ("count", str(len(boxes[thing])))):
+            if kind in asked and thing not in incomplete:
+                yield _row(asked[kind].replace("{name}", thing), said) | {"label": thing}
     if columns:
         counted = {"labels": ", ".join(boxes), "count": sum(map(len, boxes.values()))} if needs_boxes else {}
         cells = record.texts | {"image": name} | (counted if not faults else {})
@@ -144,17 +152,6 @@ def _rows(record, name, path, asked, columns):
     elif not boxes and not faults:
         others = f"; or name a field, answer=… ({', '.join(record.texts)})" if record.texts else ""
         raise DataError(f"{record.where}: no box; nothing is asked about it; expected one at least{others}")
-
-
-def _box_rows(asked, boxes, incomplete):
-    """A row for each question; none about things of which a box can't be used."""
-    written = {name: f"<ref>{name}</ref><box>{found}</box>" for name, found in boxes.items()}
-    if "all" in asked and boxes and not incomplete:
-        yield _row(asked["all"], "\n".join(written.values()))
-    for name in boxes if None not in incomplete else ():
-        for kind, said in (("class", written[name]), ("count", str(len(boxes[name])))):
-            if kind in asked and name not in incomplete:
-                yield _row(asked[kind].replace("{name}", name), said) | {"label": name}
 
 
 def _row(question, answer):
@@ -167,22 +164,16 @@ def _usable(record, path):
     boxes, faults = defaultdict(list), list(record.faults)
     sides = _sides(record, path) if record.boxes else None
     for name, box in record.boxes:
-        name, thousandths = name.strip() if isinstance(name, str) else "", _thousandths(box, sides)
-        if name and thousandths:
-            boxes[name].append(thousandths)
+        name = name.strip() if isinstance(name, str) else ""
+        shares = [number / side for number, side in zip(box, sides * 2, strict=True)]
+        is_inside = all(math.isfinite(share) and -SLACK <= share <= 1 + SLACK for share in shares)
+        corners = [round(1000 * min(max(share, 0), 1)) for share in shares] if is_inside else [0] * 4
+        if name and corners[0] < corners[2] and corners[1] < corners[3]:  # left of right, above and apart
+            boxes[name].append(corners)
         else:
             said = [round(number, 4) for number in box]
             faults.append((name or None, f"the box {said} of {name!r} in a picture of {sides[0]} x {sides[1]}"))
     return boxes, faults
-
-
-def _thousandths(box, sides):
-    """None for a box that leaves the picture, or whose corners are not left above right and apart."""
-    shares = [number / side for number, side in zip(box, sides * 2, strict=True)]
-    if not all(math.isfinite(share) and -SLACK <= share <= 1 + SLACK for share in shares):
-        return None
-    left, top, right, bottom = (round(1000 * min(max(share, 0), 1)) for share in shares)
-    return [left, top, right, bottom] if left < right and top < bottom else None
 
 
 def _sides(record, path):
@@ -193,8 +184,8 @@ def _sides(record, path):
     sides = (record.per,) * 2 if record.per else record.size
     if sides and not path.is_file():
         return sides
-    size = image_size(path, record.where)
-    if is_turned(path) and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
+    size, is_turned = upright_size(path, record.where)
+    if is_turned and not (record.size == size != image_size(path, record.where, rules=AS_REFERENCE)):
         said = f"{path.name}: EXIF turns it, and nothing says which way up it was labelled"
         todo = "save it turned, and correct its boxes"
         raise DataError(said, "a picture that is stored upright", todo, where=record.where)

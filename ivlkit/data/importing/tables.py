@@ -22,9 +22,9 @@ IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "file", "image_path
 QUESTION_COLUMNS = ("question", "prompt", "instruction")
 ANSWER_COLUMNS = ("answer", "label", "caption", "text")
 DELIMITERS = (",", ";", "\t", "|")
-ENCODINGS = ("cp1252", "latin-1")  # tried where it is not UTF-8; the last one reads any byte
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
+_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # such bytes are in latin-1, which has all
 _WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
 FOLDER_QUESTION = "What is it?"
@@ -59,13 +59,11 @@ def choose_columns(header, where, *, image=None, video=None, question=None, answ
     answers = _usual(header, ANSWER_COLUMNS, "answer", where) if answer is None else _listed(answer)
     for name in (*images, *answers, *_listed(video)):
         if name not in header:
-            raise DataError(f"{where}: no column {name!r}; expected one of {_names(header)}")
+            raise DataError(f"no column {name!r}", f"one of {_names(header)}", where=where)
     constant = asked not in header
     if constant and re.fullmatch(r"\w+", asked):
-        raise DataError(
-            f"{where}: no column {asked!r} for the question; expected one of {_names(header)}, "
-            "or a sentence that is asked about every row"
-        )
+        expected = f"one of {_names(header)}, or a sentence that is asked about every row"
+        raise DataError(f"no column {asked!r} for the question", expected, where=where)
     return Columns(images, asked, answers, video, constant, isinstance(answer, (list, tuple)))
 
 
@@ -96,7 +94,12 @@ def row_from_cells(cells, columns, where, *, id):
     images = [str(name) if isinstance(name, (int, float)) else name for name in images]  # a spreadsheet's 0017
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     question = "\n".join(filter(None, (question, columns.suffix)))
-    conversations = [{"from": "human", "value": _with_media(question, len(images), columns.video)}]
+    if columns.video and "<video>" not in question:
+        question = f"<video>\n{question}"
+    elif images and "<image>" not in question:
+        numbers = range(1, len(images) + 1)
+        question = "".join(f"Image-{number}: <image>\n" if images[1:] else "<image>\n" for number in numbers) + question
+    conversations = [{"from": "human", "value": question}]
     if columns.answer:
         conversations.append({"from": "gpt", "value": _answer(cells, columns, where)})
     row = {"id": cells.get("id", id), "conversations": conversations}
@@ -120,21 +123,9 @@ def _text(cells, name, where):
     """A cell as text. A list is none: str() would make an answer of its brackets and quotes."""
     value = _filled(cells, name, where)
     if isinstance(value, Container) and not isinstance(value, str):
-        raise DataError(
-            f"{where}: the cell {name!r} is a {type(value).__name__}; expected a text or a number; choose one of its "
-            "values"
-        )
+        found = f"the cell {name!r} is a {type(value).__name__}"
+        raise DataError(found, "a text or a number", "choose one of its values", where=where)
     return str(value)
-
-
-def _with_media(question, num_images, video):
-    if video and "<video>" not in question:
-        return f"<video>\n{question}"
-    if not num_images or "<image>" in question:
-        return question
-    if num_images == 1:
-        return f"<image>\n{question}"
-    return "".join(f"Image-{number}: <image>\n" for number in range(1, num_images + 1)) + question
 
 
 def _answer(cells, columns, where):
@@ -174,10 +165,8 @@ def _rows(name, header, lines, columns):
             if isinstance(cells, Exception):
                 raise DataError(f"{where}: {cells}")
             if len(cells) > len(header) and any(cell not in ("", None) for cell in cells[len(header) :]):
-                raise DataError(
-                    f"{where}: {len(cells)} cells in a table of {len(header)} columns; put quotes around the cell "
-                    "that holds a separator"
-                )
+                found = f"{len(cells)} cells in a table of {len(header)} columns"
+                raise DataError(found, None, "put quotes around the cell that holds a separator", where=where)
             yield where, row_from_cells(dict(zip(header, cells, strict=False)), columns, where, id=number)
         except DataError as error:
             yield where, error
@@ -197,54 +186,37 @@ def text_table(path):
 
 
 def encoding_of(path):
-    """The encoding that a table is read in. Raises: DataError if it is none of UTF-8, UTF-16 or Western ones."""
+    """The encoding that a table is read in. Raises: DataError if it is none of UTF-8, UTF-16 or Western ones.
+
+    It is UTF-8 if at least half of the lines beyond ASCII are: then the others are mistakes, each of its row. It is
+    Western if at least half of the words beyond ASCII have ASCII letters too: Chinese ones would be misread. A single
+    character, "°" or "à", says nothing; three in a row, even between ASCII letters, are no Western word.
+    """
+    right = wrong = words = foreign = 0
+    encoding = "cp1252"
     try:
         with open(path, "rb") as file:
             start = file.read(4)
-        marked = next((encoding for mark, encoding in MARKS if start.startswith(mark)), None)
-        if marked or _is_mostly_utf8(path):
-            return marked or "utf-8"
-        if not _is_western(path):
-            raise DataError(
-                f"{path}: not UTF-8, and its words are not Western ones; expected UTF-8; save it as CSV in UTF-8"
-            )
-        return next(name for name in ENCODINGS if _decodes(path, name))
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); expected a table; check the path") from error
-
-
-def _is_mostly_utf8(path):
-    """Of the lines that are not plain ASCII at least half are UTF-8: then the others are mistakes, each of its row."""
-    right = wrong = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.isascii():
+            if marked := next((encoding for mark, encoding in MARKS if start.startswith(mark)), None):
+                return marked
+            file.seek(0)
+            for line in file:
+                if line.isascii():
+                    continue
                 is_right = not _NOT_UTF8.search(line.decode(errors="surrogateescape"))
                 right, wrong = right + is_right, wrong + (not is_right)
-    return right >= wrong
-
-
-def _is_western(path):
-    """Of the words beyond ASCII at least half have ASCII letters too; Chinese or Cyrillic ones would be misread.
-
-    A single character, "°" or "à", says nothing; three in a row, even between ASCII letters, are no Western word.
-    """
-    words = foreign = 0
-    with open(path, "rb") as file:
-        for line in file:
-            found = [word for word in _WORDS.findall(line) if len(word) > 1 and not word.isascii()]
-            words, foreign = words + len(found), foreign + sum(map(bool, map(_FOREIGN.search, found)))
-    return 2 * foreign <= words
-
-
-def _decodes(path, encoding):
-    try:
-        with open(path, encoding=encoding, newline="") as file:
-            while file.read(1 << 20):
-                pass
-    except UnicodeDecodeError:
-        return False
-    return True
+                found = [word for word in _WORDS.findall(line) if len(word) > 1 and not word.isascii()]
+                words, foreign = words + len(found), foreign + sum(map(bool, map(_FOREIGN.search, found)))
+                encoding = "latin-1" if _NOT_CP1252.search(line) else encoding
+    except OSError as error:
+        found = f"can't be read ({error.strerror})"
+        raise DataError(found, "a table", "check the path", where=path) from error
+    if right >= wrong:
+        return "utf-8"
+    if 2 * foreign > words:
+        found = "not UTF-8, and its words are not Western ones"
+        raise DataError(found, "UTF-8", "save it as CSV in UTF-8", where=path)
+    return encoding
 
 
 def delimiter_of(path, encoding):
@@ -262,11 +234,14 @@ def _csv_lines(path, encoding, delimiter):
     """(line, cells or the error) of every row that is not blank; a row may span lines, it counts by its first."""
     try:
         with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
-            reader, line = csv.reader(file, delimiter=delimiter, strict=True), 0
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             while True:
                 line = reader.line_num
                 try:
-                    cells = _as_text(next(reader), encoding)
+                    cells = next(reader)
+                    if found := next((one for one in enumerate(map(_NOT_UTF8.search, cells), start=1) if one[1]), None):
+                        said = f"byte 0x{ord(found[1][0]) - 0xDC00:02x} in cell {found[0]} is not {encoding}"
+                        cells = ValueError(f"{said}; type the character anew")
                 except StopIteration:
                     return
                 except csv.Error as error:
@@ -275,15 +250,6 @@ def _csv_lines(path, encoding, delimiter):
                     yield line + 1, cells
     except UnicodeError as error:
         raise DataError(f"{path}: not {encoding} ({error}); save it as CSV in UTF-8") from error
-
-
-def _as_text(cells, encoding):
-    """The cells of a row, or a ValueError where one holds bytes that are no text in this encoding."""
-    for number, cell in enumerate(cells, start=1):
-        if found := _NOT_UTF8.search(cell):
-            byte = ord(found[0]) - 0xDC00
-            return ValueError(f"byte 0x{byte:02x} in cell {number} is not {encoding}; type the character anew")
-    return cells
 
 
 def _csv_error(error, first, last):
@@ -321,10 +287,8 @@ def _plain(cell):
     """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day."""
     if isinstance(cell, float) and cell.is_integer():
         return int(cell)
-    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
-        return cell.date().isoformat()
     if isinstance(cell, (datetime.date, datetime.time)):
-        return cell.isoformat()
+        return cell.isoformat().removesuffix("T00:00:00")
     return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)
 
 
@@ -332,21 +296,18 @@ def _plain(cell):
 
 
 def folder_parts(folder):
-    """{"valid": "validation", …} of a folder whose sub-folders are the parts of a split; {} of any other source.
+    """{"valid": "validation", …} of a folder whose sub-folders are the parts of a split; {} of any other.
 
     Raises: DataError if only some are: a part's name is never an answer.
     """
-    if not isinstance(folder, (str, os.PathLike)) or not os.path.isdir(folder):
-        return {}
     folders = _folders_in(folder)
     parts = {path.name: PART_OF[path.name.casefold()] for path in folders if path.name.casefold() in PART_OF}
     others = [path.name for path in folders if path.name not in parts]
     nested = [name for name in parts if _folders_in(Path(folder) / name)]
     if others and nested:
-        raise DataError(
-            f"{folder}: {_names(nested)} with folders in them beside {_names(others)}; expected parts of a split only, "
-            "or classes only; move the others elsewhere"
-        )
+        found = f"{_names(nested)} with folders in them beside {_names(others)}"
+        expected = "parts of a split only, or classes only"
+        raise DataError(found, expected, "move the others elsewhere", where=folder)
     return {} if others else parts
 
 
@@ -362,36 +323,34 @@ def folder_rows(folder, *, question=None):
     folder, parts = Path(folder), folder_parts(folder)
     classes = {path.name for part in parts or [""] for path in _folders_in(folder / part)}
     if not classes:
-        inside = "/".join([folder.name, *list(parts)[:1]])
         found = "no class folders in those of the split" if parts else "no sub-folders"
-        raise DataError(
-            f"{folder}: {found}; expected one a class, {inside}/cat/1.jpg; "
-            "with a table of labels use from_csv(table, images=folder)"
-        )
+        expected = f"one a class, {'/'.join([folder.name, *list(parts)[:1]])}/cat/1.jpg"
+        raise DataError(found, expected, "with a table of labels use from_csv(table, images=folder)", where=folder)
     if classes <= DETECTION_FOLDERS:
-        raise DataError(
-            f"{folder}: folders {_names(sorted(classes))} are those of a set with boxes or masks; expected one a "
-            "class; add the tool's own file: data.yaml, _annotations.coco.json, …"
-        )
+        found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks"
+        todo = "add the tool's own file: data.yaml, _annotations.coco.json, …"
+        raise DataError(found, "one a class", todo, where=folder)
     question = question or FOLDER_QUESTION
     said = f", split into {', '.join(parts)}" if parts else ""
-    return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, bool(parts))
+    return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, parts)
 
 
-def _folder_rows(folder, question, depth):
-    """The folder at this depth, 0 for the outermost, is the answer."""
-    files = sorted(path for path in files_below(folder) if not _is_hidden(path.relative_to(folder)))
-    for number, path in enumerate(files, start=1):
-        name = path.relative_to(folder)
-        where = name.as_posix()
+def _folder_rows(folder, question, parts):
+    """The outermost folder is the answer, or the one in it where the outermost are `parts`."""
+    names = sorted(path.relative_to(folder) for path in files_below(folder))
+    is_hidden = [name.name.lower() in HIDDEN_FILES or any(part[0] == "." for part in name.parts) for name in names]
+    names = [name for name, hidden in zip(names, is_hidden, strict=True) if not hidden]
+    for number, name in enumerate(names, start=1):
+        where, part, depth = name.as_posix(), parts.get(name.parts[0]), bool(parts)
         if len(name.parts) <= depth + 1:
             inside = "/".join([folder.name, *name.parts[:-1], "CLASS", name.name])
-            yield where, DataError(f"{where}: lies beside the class folders; expected {inside}")
-        elif path.suffix.lower() not in PICTURE_SUFFIXES:
-            yield where, DataError(f"{where}: no picture by its name; expected {', '.join(sorted(PICTURE_SUFFIXES))}")
+            yield where, DataError(f"{where}: lies beside the class folders; expected {inside}"), part
+        elif name.suffix.lower() not in PICTURE_SUFFIXES:
+            expected = ", ".join(sorted(PICTURE_SUFFIXES))
+            yield where, DataError("no picture by its name", expected, where=where), part
         else:
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[depth]}]
-            yield where, {"id": number, "image": where, "conversations": turns}
+            yield where, {"id": number, "image": where, "conversations": turns}, part
 
 
 def files_below(folder, above=()):
@@ -402,10 +361,6 @@ def files_below(folder, above=()):
             yield path
         elif os.path.realpath(path) not in above:
             yield from files_below(path, above)
-
-
-def _is_hidden(path):
-    return any(part.startswith(".") for part in path.parts) or path.name.lower() in HIDDEN_FILES
 
 
 # Objects of the `datasets` library, JSON rows without turns, and whatever else gives dictionaries
@@ -427,7 +382,8 @@ def dataset_rows(dataset, **choice):
 
 def rows_of_cells(rows, features=(), header=(), *, suffix=None, **choice):
     """Released rows of (where, {column: cell} or DataError); `choice` of columns as in `choose_columns`."""
-    columns, features = None, dict(features)
+    columns = None
+    names_of = {key: feature.int2str for key, feature in dict(features).items() if hasattr(feature, "int2str")}
     for number, (where, row) in enumerate(rows):
         try:
             if isinstance(row, Exception):
@@ -438,17 +394,11 @@ def rows_of_cells(rows, features=(), header=(), *, suffix=None, **choice):
                 yield where, {key: value for key, value in row.items() if key in RESERVED or _is_json(value)}
                 continue
             columns = columns or replace(choose_columns(header or list(row), where, **choice), suffix=suffix)
-            cells = {key: _class_name(features.get(key), value) for key, value in row.items()}
-            yield where, row_from_cells(cells, columns, where, id=number)
+            classes = {key: row[key] for key in names_of if isinstance(row.get(key), int)}
+            named = {key: names_of[key](value) if value >= 0 else None for key, value in classes.items()}
+            yield where, row_from_cells({**row, **named}, columns, where, id=number)  # -1 stands for no class
         except DataError as error:
             yield where, error
-
-
-def _class_name(feature, value):
-    names = getattr(feature, "int2str", None)
-    if not names or not isinstance(value, int):
-        return value
-    return names(value) if value >= 0 else None  # -1 stands for no class
 
 
 def _is_json(value):

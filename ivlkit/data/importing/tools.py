@@ -8,6 +8,7 @@ from pathlib import Path
 from ...errors import DataError
 from .coco import read_coco
 from .label_studio import read_label_studio
+from .labelled import Labelled
 from .tables import PART_OF, files_below
 from .voc import read_box_table, read_voc
 from .yolo import read_yolo
@@ -34,15 +35,15 @@ def find_tool(path):
     path = Path(path)
     files = sorted(files_below(path)) if path.is_dir() else [path]
     for name, read, pattern, start in TOOLS:
-        found = [file for file in files if fnmatch(file.name.lower(), pattern) and _begins(file, start)]
+        found = []
+        for file in files:
+            if fnmatch(file.name.lower(), pattern):
+                with open(file, "rb") as opened:
+                    head = opened.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf")
+                found += [file] if re.search(start, head, re.S) else []
         if found:
             return name, read, found
     return None, None, []
-
-
-def _begins(path, start):
-    with open(path, "rb") as file:
-        return re.search(start, file.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf"), re.S) is not None
 
 
 def home_of(path, tool="any"):
@@ -54,24 +55,23 @@ def home_of(path, tool="any"):
 
 def read_labelled(path, read, files):
     """Every `Labelled` and DataError of the files, each with its part of the split if the files or folders have one."""
-    path, found = Path(path), []
+    path, found, parts = Path(path), [], set()
     for file in files:
         name = file.relative_to(home_of(path)).as_posix()
         part = _part(file.relative_to(path)) if path.is_dir() else None
         try:
             for record in read(file, name):
-                is_placed = isinstance(record, DataError) or record.part or not part
-                found.append(record if is_placed else replace(record, part=part))
+                if isinstance(record, Labelled):
+                    record = record if record.part or not part else replace(record, part=part)
+                    parts |= {record.part} - {None}
+                found.append(record)
         except UnicodeDecodeError as error:
             raise DataError(f"not UTF-8 ({error})", "text", "save it as UTF-8", where=name) from error
-    parts = {record.part for record in found if not isinstance(record, DataError)}
-    return [_placed(record, sorted(parts - {None})) for record in found]
-
-
-def _placed(record, parts):
-    if isinstance(record, DataError) or record.part or not parts:
-        return record
-    return DataError("in no part of the split", " or ".join(parts), "add it to one", where=record.where)
+    for number, record in enumerate(found):
+        if parts and isinstance(record, Labelled) and not record.part:
+            said = "in no part of the split", " or ".join(sorted(parts)), "add it to one"
+            found[number] = DataError(*said, where=record.where)
+    return found
 
 
 def _part(name):

@@ -18,12 +18,16 @@ COLUMNS = ("filename", "width", "height", "class", *SIDES)
 def read_voc(path, name):
     """Yield `Labelled` of the picture; its part of the split is that of VOC's ImageSets/Main/train.txt, val.txt, …"""
     try:
-        root = _parse(path.read_bytes())
+        builder, parser = TreeBuilder(), expat.ParserCreate()
+        parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, _refuse
+        parser.Parse(path.read_bytes(), True)
+        root = builder.close()
         size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-        boxes = [
-            (thing.findtext("name") or "", [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES])
-            for thing in root.iter("object")
-        ]
+        boxes = []
+        for thing in root.iter("object"):
+            box = [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES]
+            boxes.append((thing.findtext("name") or "", box))
     except (expat.ExpatError, ValueError, OverflowError) as error:
         said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it"
         yield DataError(*said, where=name)
@@ -31,15 +35,6 @@ def read_voc(path, name):
     picture = beside(name, (root.findtext("filename") or f"{path.stem}.jpg").strip())
     part = _image_sets(path.parent.parent / "ImageSets" / "Main").get(path.stem)
     yield Labelled(name, picture, boxes, size=size if all(size) else None, part=part)
-
-
-def _parse(content):
-    """The root of an XML, as ElementTree has it."""
-    builder, parser = TreeBuilder(), expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
-    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, _refuse
-    parser.Parse(content, True)
-    return builder.close()
 
 
 def _refuse(name, *_):

@@ -40,9 +40,8 @@ def _named(file, path):
 def _pictures(path, config, name):
     """(part or None, path or DataError) of every picture that is named, by folders or lists of files."""
     named = [(PART_OF[key], entry) for key, entry in config.items() if key in PART_OF and entry] or [(None, ".")]
-    for part, entry in (
-        (part, str(one)) for part, some in named for one in (some if isinstance(some, list) else [some])
-    ):
+    entries = [(part, one) for part, some in named for one in (some if isinstance(some, list) else [some])]
+    for part, entry in ((part, str(one)) for part, one in entries):
         folders = (path.parent / str(config.get("path") or ""), path.parent)
         places = [folder / start for folder in folders for start in (entry, entry.removeprefix("../"))]
         place = next((place for place in places if place.exists()), None)

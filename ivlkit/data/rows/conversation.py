@@ -77,7 +77,7 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
     system = template.system_message if system_message is None else system_message
     if turns[0].role == "system":
         system, turns = turns[0].text.strip(), turns[1:]
-    pictures = [_picture(tiles, num_image_token) for tiles in num_tiles]
+    pictures = [IMAGE_START + IMAGE_CONTEXT * (tiles * num_image_token) + IMAGE_END for tiles in num_tiles]
     parts, answers, stripped = [template.system_prefix, system, template.end], [], 0
     length = sum(map(len, parts))
     for turn in turns:
@@ -95,14 +95,9 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
     if turns[-1].role == "user":
         parts.append(template.assistant_prefix)
     if pictures:
-        raise DataError(
-            f"{len(num_tiles)} pictures but {len(num_tiles) - len(pictures)} {IMAGE_PLACEHOLDER} in user turns"
-        )
+        found = len(num_tiles) - len(pictures)
+        raise DataError(f"{len(num_tiles)} pictures but {found} {IMAGE_PLACEHOLDER} in user turns")
     return Rendered("".join(parts), tuple(answers), stripped)
-
-
-def _picture(num_tiles, num_image_token):
-    return IMAGE_START + IMAGE_CONTEXT * (num_tiles * num_image_token) + IMAGE_END
 
 
 def _insert_pictures(message, pictures):

@@ -43,14 +43,10 @@ FOREIGN_MARK = re.compile(
 def refused(fields, known, place):
     """Yield a fault for each field that is refused and not empty; `place` is "turn 2: ", or "" for the row."""
     for name in known:
-        if not _is_empty(fields.get(name)):
+        value = fields.get(name)  # of a row in memory perhaps an array, which has no truth
+        if value is not None and not (isinstance(value, (str, list, tuple, dict, int, float)) and not value):
             found, todo = known[name]
             yield DataError(f"{place}{found}", None, todo, code="refused_field")
-
-
-def _is_empty(value):
-    """Whether a field says nothing; a row in memory may hold arrays, which have no truth."""
-    return value is None or isinstance(value, (str, list, tuple, dict, int, float)) and not value
 
 
 def read_trained(turn, role, number):

@@ -6,9 +6,8 @@ an address, an object.
 """
 
 from collections.abc import Mapping
-from functools import partial
 
-from ...errors import DataError, first_raised
+from ...errors import DataError
 from .fields import REFUSED_IN_ROW, REFUSED_IN_TURN, TRAINED, UNUSED_IN_TURN, refused
 from .media import FRAME_SUFFIXES, written_out
 
@@ -21,14 +20,6 @@ SHAREGPT_ROLES = {
 }
 OPENAI_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "developer": "system"}
 MARKS_SHAREGPT = {"images", "videos", "system", "tools"}  # fields that the released format does not know
-
-
-def as_released(row, where, *, format=None):
-    """A row of any format, `format` or the detected one, as a released row.
-
-    Raises: DataError with what was found if the row's format has no place for it (tools, audio, two videos).
-    """
-    return first_raised(release(row, format=format), where)
 
 
 def release(row, *, format=None):
@@ -58,9 +49,8 @@ def detect_format(row):
     """
     if isinstance(row.get("messages"), list) and row.get("conversations") is None:
         return "openai" if _has(row["messages"], "role") else "sharegpt"
-    if _has(row.get("conversations"), "role"):
-        return "sharegpt"
-    if is_nothing(row.get("image")) and is_nothing(row.get("video")) and not MARKS_SHAREGPT.isdisjoint(row):
+    names_no_media = is_nothing(row.get("image")) and is_nothing(row.get("video"))
+    if _has(row.get("conversations"), "role") or names_no_media and not MARKS_SHAREGPT.isdisjoint(row):
         return "sharegpt"
     return "released"
 
@@ -83,31 +73,29 @@ def from_released(row):
 def from_sharegpt(row):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
     turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
-    released = yield from _turns(turns, "conversations", partial(_turn, word="turn", roles=SHAREGPT_ROLES))
-    return released, {}
+    return (yield from _turns(turns, "conversations", word="turn", roles=SHAREGPT_ROLES)), {}
 
 
 def from_openai(row):
     """OpenAI's `messages`: role and content, content a text or a list of parts of text, pictures or a video."""
     found = {"image": [], "video": []}
-    read_turn = partial(_turn, word="message", roles=OPENAI_ROLES, found=found)
-    turns = yield from _turns(row.get("messages"), "messages", read_turn)
-    return turns, found
+    return (yield from _turns(row.get("messages"), "messages", word="message", roles=OPENAI_ROLES, found=found)), found
 
 
 FORMATS = {"released": from_released, "llava": from_released, "sharegpt": from_sharegpt, "openai": from_openai}
 _BESIDE_RELEASED = {"messages", "images", "videos", *REFUSED_IN_ROW}
+_MEDIUM_OF = {"image_url": "image", "input_image": "image", "image": "image", "video_url": "video", "video": "video"}
 _REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos", *REFUSED_IN_ROW}
 
 
-def _turns(turns, field, read_turn):
+def _turns(turns, field, *, word, **how):
     """The turns of a list in the released shape, or None if one of them has none."""
     if not isinstance(turns, list) or not turns:
         yield DataError(f"no `{field}`", "a list of turns, a question and its answer at least", code="no_conversations")
         return None
     released = []
     for number, turn in enumerate(turns, start=1):
-        released.append((yield from read_turn(turn, number)))
+        released.append((yield from _turn(turn, f"{word} {number}", **how)))
     return None if None in released else released
 
 
@@ -119,13 +107,13 @@ def _media(row):
         if is_nothing(several):
             media |= {} if is_nothing(one) else {medium: one}
             continue
-        names = [[name for name in _listed(value) if isinstance(name, str)] for value in (one, several)]
-        twice = [name for name in names[0] if name in names[1]]
-        if twice:
+        one, several = _listed(one), _listed(several)
+        names = {name for name in several if isinstance(name, str)}
+        if twice := [name for name in one if isinstance(name, str) and name in names]:
             found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
             yield DataError(found, "one of them", f"remove `{medium}`", code="refused_field")
-            one = None
-        media |= yield from _named(medium, [*_listed(several), *_listed(one)])
+            one = []
+        media |= yield from _named(medium, [*several, *one])
     if "image" in media:
         media["image"] = written_out(media["image"])
     return media
@@ -150,9 +138,8 @@ def _listed(value):
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _turn(turn, number, *, word, roles, found=None):
+def _turn(turn, place, *, roles, found=None):
     """A released turn, or None. `found` takes the pictures and videos of a content that is a list of parts."""
-    place = f"{word} {number}"
     if not isinstance(turn, Mapping):
         yield DataError(f"{place}: a {type(turn).__name__}", "a role and a text", code="bad_turn")
         return None
@@ -169,12 +156,8 @@ def _turn(turn, number, *, word, roles, found=None):
         for part in text:
             texts.append((yield from _part_text(part, role, found, place)))
         text = "\n".join(texts)
-    return {"from": roles[role], "value": text} | _about(turn)
-
-
-def _about(turn):
-    """What else a turn says of itself: whether it is trained, and fields that nothing reads but the doctor."""
-    return {name: turn[name] for name in (*TRAINED, *UNUSED_IN_TURN) if turn.get(name) is not None}
+    about = {name: turn[name] for name in (*TRAINED, *UNUSED_IN_TURN) if turn.get(name) is not None}
+    return {"from": roles[role], "value": text} | about  # whether it is trained, and what only the doctor reads
 
 
 def _part_text(part, role, found, place):
@@ -186,16 +169,17 @@ def _part_text(part, role, found, place):
         if isinstance(part.get("text"), str):
             return part["text"]
         yield DataError(f"{place}: a text part without `text`", "a string", code="bad_turn")
-        return ""
-    medium = {"image_url": "image", "input_image": "image", "image": "image", "video_url": "video", "video": "video"}
-    if not isinstance(kind, str) or kind not in medium:
+    elif not isinstance(kind, str) or kind not in _MEDIUM_OF:
         said = f"{place}: a part of type {kind!r}", "text, image_url, image, video_url or video"
         yield DataError(*said, code="bad_turn")
-        return ""
-    if role != "user":
-        yield DataError(f"{place}: a picture in a message of {role}", "pictures in user messages only", code="bad_turn")
-    found[medium[kind]].append(_part_source(part, kind, medium[kind]))
-    return {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}[medium[kind]]
+    else:
+        if role != "user":
+            said = f"{place}: a picture in a message of {role}", "pictures in user messages only"
+            yield DataError(*said, code="bad_turn")
+        medium = _MEDIUM_OF[kind]
+        found[medium].append(_part_source(part, kind, medium))
+        return {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}[medium]
+    return ""
 
 
 def _part_source(part, kind, medium):

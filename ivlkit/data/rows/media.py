@@ -6,7 +6,6 @@ pictures that need none come out bit-equal.
 """
 
 import base64
-import binascii
 import io
 import os
 import re
@@ -22,7 +21,6 @@ from PIL import Image, UnidentifiedImageError
 
 from ...errors import DataError
 
-UNREADABLE = "unreadable_media"  # the code of every fault that is in a file itself
 MAX_PIXELS = 120_000_000  # a 10,000 × 12,000 scan; more is refused before decoding
 MAX_URI_CHARACTERS = 200_000_000  # a data URI of 150 MB
 # Formats that describe pixels. Pillow would start Ghostscript for EPS and read Windows' drawing commands for WMF.
@@ -68,9 +66,7 @@ class PictureRules:
 
     apply_orientation: bool = True  # turn by EXIF; a photo that lies on its side otherwise
     background: tuple[int, int, int] | None = (255, 255, 255)  # RGB behind transparency; None: alpha is dropped
-    scale_16_bit: bool = (
-        True  # grey of 16 bits / 257, of 12 bits in them / 16; otherwise everything above 255 becomes white
-    )
+    scale_16_bit: bool = True  # grey of 16 bits / 257, of 12 in them / 16; otherwise all above 255 becomes white
 
 
 UPRIGHT_ON_WHITE = PictureRules()
@@ -130,10 +126,10 @@ def _may_be_cut(kind, head, tail, size_bytes):
     return kind == "tiff" or kind == "bmp" and int.from_bytes(head[2:6], "little") > size_bytes
 
 
-def is_turned(source):
-    """Whether its EXIF turns or mirrors a picture file: nothing says which way up boxes on it were drawn."""
-    with OpenPicture(source) as picture:
-        return picture.orientation in TURNS
+def upright_size(source, where="picture"):
+    """((width_px, height_px), whether its EXIF turns or mirrors the file: nothing says how boxes on it were drawn)."""
+    with OpenPicture(source, where) as picture:
+        return picture.size_px, picture.orientation in TURNS
 
 
 def degrade_jpeg(image, quality):
@@ -170,36 +166,52 @@ def is_remote(source):
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
+def remote(found, where):
+    """The DataError of a picture on another machine."""
+    todo = "fetch it first (ivlkit convert --fetch does)"
+    return DataError(found, "a file", todo, where=where, code="remote_media")
+
+
 def uri_bytes(uri, where="picture"):
     """The bytes of a base64 data URI. Raises: DataError if it is none or longer than MAX_URI_CHARACTERS."""
     head, _, body = uri.partition(",")
     if not head.lower().endswith(";base64"):
-        said = f"data URI {head[:40]!r}", "data:image/png;base64,…", "encode it as base64"
-        raise DataError(*said, where=where, code=UNREADABLE)
+        raise unreadable(f"data URI {head[:40]!r}", "data:image/png;base64,…", "encode it as base64", where=where)
     if len(body) > MAX_URI_CHARACTERS:
-        said = (
-            f"a data URI of {len(body):,} characters",
-            f"at most {MAX_URI_CHARACTERS:,}",
-            "put the picture into a file",
-        )
-        raise DataError(*said, where=where, code=UNREADABLE)
+        found, expected = f"a data URI of {len(body):,} characters", f"at most {MAX_URI_CHARACTERS:,}"
+        raise unreadable(found, expected, "put the picture into a file", where=where)
     try:
         return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         found = f"a data URI that is no base64 ({error})"
-        raise DataError(found, None, "encode the picture again", where=where, code=UNREADABLE) from error
+        raise unreadable(found, None, "encode the picture again", where=where) from error
 
 
 def check_pixels(width_px, height_px, *, name, where):
     """Raise DataError if a picture of this size is not to be decoded."""
     if width_px * height_px > MAX_PIXELS:
-        said = f"{name} has {width_px} x {height_px} px", f"at most {MAX_PIXELS:,} pixels", "scale it down first"
-        raise DataError(*said, where=where, code=UNREADABLE)
+        found = f"{name} has {width_px} x {height_px} px"
+        raise unreadable(found, f"at most {MAX_PIXELS:,} pixels", "scale it down first", where=where)
+
+
+def unreadable(found, expected=None, todo="replace or remove it", *, where):
+    """The DataError of a file whose content is at fault."""
+    return DataError(found, expected, todo, where=where, code="unreadable_media")
+
+
+def known_formats():
+    """Those of FILE_FORMATS that this Pillow can open."""
+    Image.init()
+    return [name for name in FILE_FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image, rules):
     if rules.scale_16_bit and image.mode in DEEP_GREY:
-        return _scale_grey(image)
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey from {values.min()} to {values.max()}; expected 0 to 65535; save it with 16 bits")
+        steps = 257 if values.max() >= TWELVE_BITS else 16  # medical and industrial cameras put 12 bits into 16
+        return Image.fromarray((values // steps).astype(np.uint8)).convert("RGB")
     _check_mode(image, rules)
     if rules.background is None or not image.has_transparency_data:
         image.load()
@@ -213,14 +225,6 @@ def _check_mode(image, rules):
     """The one mode that a header gives away as unusable."""
     if rules.scale_16_bit and image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; expected 8 or 16 bits; scale and save it as PNG")
-
-
-def _scale_grey(image):
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey from {values.min()} to {values.max()}; expected 0 to 65535; save it with 16 bits")
-    steps = 257 if values.max() >= TWELVE_BITS else 16  # medical and industrial cameras put 12 bits into 16
-    return Image.fromarray((values // steps).astype(np.uint8)).convert("RGB")
 
 
 class OpenPicture:
@@ -296,28 +300,48 @@ class OpenPicture:
         if isinstance(self.source, np.ndarray):
             kind, shape = self.source.dtype, self.source.shape
             if kind != np.uint8 or shape[2:] not in ((), (3,), (4,)) or len(shape) < 2 or 0 in shape:
-                said = f"an array of {kind} {list(shape)}", "uint8 [H, W, 3]", "convert it first"
-                raise DataError(*said, where=self.where, code=UNREADABLE)
+                found = f"an array of {kind} {list(shape)}"
+                raise unreadable(found, "uint8 [H, W, 3]", "convert it first", where=self.where)
             return Image.fromarray(self.source)
         if isinstance(self.source, Image.Image):
             self.name = f"{type(self.source).__name__} {self.source.mode}"
             return self.source
         if is_remote(self.source):
-            said = f"{self.source} is a remote picture", "a file", "fetch it first (ivlkit convert --fetch does)"
-            raise DataError(*said, where=self.where, code="remote_media")
-        image = self._files.enter_context(_open_file(self._file()))  # whose exit closes the file and keeps the pixels
+            raise remote(f"{self.source} is a remote picture", self.where)
+        image = self._files.enter_context(self._open_file())  # whose exit closes the file and keeps the pixels
         check_pixels(*image.size, name=self.name, where=self.where)
         return image
+
+    def _open_file(self):
+        try:
+            return Image.open(self._file(), formats=known_formats())
+        except UnidentifiedImageError:
+            head = self.ends()[0]
+            if head[4:8] != b"ftyp" or head[8:12] not in HEIF_BRANDS:
+                raise
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
+        register_heif_opener()
+        return Image.open(self._file(), formats=known_formats())
 
     @contextmanager
     def _explained(self):
         try:
             yield
+        except DataError:
+            self._files.close()
+            raise
+        except FileNotFoundError as error:
+            self._files.close()
+            found, todo = f"picture {self.name} does not exist", "check the row's path and the data set's `root`"
+            raise DataError(found, "a file there", todo, where=self.where, code="missing_media") from error
         except Exception as error:
             self._files.close()
-            if isinstance(error, DataError):
-                raise
-            raise self._explain(error) from error
+            is_known = not isinstance(error, UnidentifiedImageError)
+            found = f"can't be decoded ({error})" if is_known else "is not a picture Pillow can read"
+            raise unreadable(f"{self.name} {found}", where=self.where) from error
 
     def _file(self):
         if is_data_uri(self.source):
@@ -325,51 +349,9 @@ class OpenPicture:
         if isinstance(self.source, io.BytesIO):
             return io.BytesIO(self.source.getvalue())  # the caller's stays open
         if not isinstance(self.source, (str, os.PathLike)):
-            said = f"picture of type {type(self.source).__name__}", "a path, a PIL image or an array"
-            raise DataError(*said, where=self.where, code=UNREADABLE)
+            found = f"picture of type {type(self.source).__name__}"
+            raise unreadable(found, "a path, a PIL image or an array", None, where=self.where)
         kind = os.stat(self.source).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a pipe would wait for ever
-            raise DataError(f"{self.source} is a device or pipe", "a picture file", where=self.where, code=UNREADABLE)
+            raise unreadable(f"{self.source} is a device or pipe", "a picture file", None, where=self.where)
         return Path(self.source)
-
-    def _explain(self, error):
-        if isinstance(error, FileNotFoundError):
-            said = (
-                f"picture {self.name} does not exist",
-                "a file there",
-                "check the row's path and the data set's `root`",
-            )
-            return DataError(*said, where=self.where, code="missing_media")
-        unknown = isinstance(error, UnidentifiedImageError)
-        found = (
-            f"{self.name} is not a picture Pillow can read" if unknown else f"{self.name} can't be decoded ({error})"
-        )
-        return DataError(found, None, "replace or remove it", where=self.where, code=UNREADABLE)
-
-
-def _open_file(file):
-    try:
-        return Image.open(file, formats=_known_formats())
-    except UnidentifiedImageError:
-        if not _is_heif(file):
-            raise
-        try:
-            from pillow_heif import register_heif_opener
-        except ImportError as error:
-            raise ValueError("HEIC needs a library of its own: pip install pillow-heif, or save it as JPEG") from error
-        register_heif_opener()
-        return Image.open(file, formats=_known_formats())
-
-
-def _known_formats():
-    Image.init()
-    return [name for name in FILE_FORMATS if name in Image.OPEN]
-
-
-def _is_heif(file):
-    if isinstance(file, io.BytesIO):
-        head = file.getvalue()[:12]
-    else:
-        with open(file, "rb") as opened:
-            head = opened.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS

@@ -28,8 +28,11 @@ def fill_objects(objects, turns, images):
             found = f"{len(objects.get(key) or [])} in `{key}` of `objects` but {texts.count(mark)} {mark}"
             yield _fault(found, "one for each")
             return turns
+    names = objects.get("ref") or []
     try:
-        written = {"<ref-object>": iter(_names(objects)), "<bbox>": iter(_boxes(objects, images))}
+        if not all(isinstance(name, str) and name for name in names):
+            raise _fault(f"`ref` of `objects` is {short(names)}", "names")
+        written = {"<ref-object>": (f"<ref>{name}</ref>" for name in names), "<bbox>": iter(_boxes(objects, images))}
     except DataError as fault:
         yield fault
         return turns
@@ -40,33 +43,21 @@ def _fault(found, expected, todo="correct `objects`"):
     return DataError(found, expected, todo, code="objects")
 
 
-def _names(objects):
-    names = objects.get("ref") or []
-    if not all(isinstance(name, str) and name for name in names):
-        raise _fault(f"`ref` of `objects` is {short(names)}", "names")
-    return [f"<ref>{name}</ref>" for name in names]
-
-
 def _boxes(objects, images):
-    boxes = objects.get("bbox") or []
+    boxes, numbers = objects.get("bbox") or [], objects.get("image_id")
     if not boxes:
         return []
-    sizes = [_size(images, number) for number in _picture_numbers(objects, images)]
-    if objects.get("bbox_type") == "norm1":
-        sizes = [(1, 1)] * len(boxes)
-    elif (objects.get("bbox_type") or "real") != "real":
-        raise _fault(f"`bbox_type` is {short(objects['bbox_type'])}", "real (pixels) or norm1 (shares of 1)")
-    return [_box(box, size) for box, size in zip(boxes, sizes, strict=True)]
-
-
-def _picture_numbers(objects, images):
-    boxes, numbers = objects["bbox"], objects.get("image_id")
     numbers = [0] * len(boxes) if numbers is None and len(images) == 1 else numbers
     known = isinstance(numbers, list) and all(type(number) is int and 0 <= number < len(images) for number in numbers)
     if not known or len(numbers) != len(boxes):
         found = f"{len(boxes)} boxes of {len(images)} pictures, `image_id` is {short(numbers)}"
         raise _fault(found, "the number of its picture for each box, counted from 0")
-    return numbers
+    sizes = [_size(images, number) for number in numbers]
+    if objects.get("bbox_type") == "norm1":
+        sizes = [(1, 1)] * len(boxes)
+    elif (objects.get("bbox_type") or "real") != "real":
+        raise _fault(f"`bbox_type` is {short(objects['bbox_type'])}", "real (pixels) or norm1 (shares of 1)")
+    return [_box(box, size) for box, size in zip(boxes, sizes, strict=True)]
 
 
 def _size(images, number):

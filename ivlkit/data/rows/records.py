@@ -19,7 +19,7 @@ from ...errors import DataError, first_raised
 from ...views import shown
 from .fields import REFUSED_IN_TURN, read_trained, refused
 from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short
-from .media import is_data_uri, is_remote
+from .media import is_data_uri, is_remote, remote
 from .objects import fill_objects
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -132,10 +132,10 @@ def parse_row(line, where, *, object_pairs_hook=None):
     except (ValueError, RecursionError) as error:
         said = f"broken JSON ({error})", "one object on one line", "mend or remove it"
         raise DataError(*said, where=where, code="broken_json") from error
-    if not isinstance(row, dict):
-        found = f"a {type(row).__name__}"
-        raise DataError(found, "a JSON object with `conversations`", where=where, code="not_an_object")
-    return row
+    if isinstance(row, dict):
+        return row
+    said = f"a {type(row).__name__}", "a JSON object with `conversations`"
+    raise DataError(*said, where=where, code="not_an_object")
 
 
 def parse_with_doubles(line, where):
@@ -157,29 +157,29 @@ def read_row(row, where, root, *, format=None):
     With faults the record holds what could be read, and is None where the row has no released shape.
     """
     released = yield from release(row, format=format)
-    return released, None if released is None else (yield from _read(released, where, root))
+    return released, None if released is None else (yield from read_released(released, where, root))
 
 
 def read_released(row, where, root):
-    """A row of the released shape: text, single image, multi-image, video, grounding.
+    """Yield whatever a row of the released shape lacks or has too much, and each path that leaves `root`.
 
-    Raises: DataError for whatever the row lacks or has too much, and for a path that leaves `root`.
+    Returns: its `Record`: text, single image, multi-image, video, grounding.
     """
-    return first_raised(_read(row, where, root), where)
-
-
-def _read(row, where, root):
     video = (yield from _read_video(row, root)) if "video" in row else None
     images = yield from _image_sources(row.get("image"), root)
     if video and images:
         yield DataError("both `image` and `video`", "one of them", "split the row")
-    turns = yield from _read_turns(row.get("conversations"))
+    turns, system = (yield from _read_turns(row.get("conversations"))), row.get("system")
     if row.get("objects") and turns and None not in images:
         turns = yield from fill_objects(row["objects"], turns, images)
-    if row.get("system"):
-        turns = yield from _with_system(row["system"], turns)
+    if system and (not isinstance(system, str) or _HALF_CHARACTER.search(system)):
+        yield DataError(f"`system` is {short(system)}", "a text", "correct it")
+    elif system and turns and turns[0].role == "system":
+        yield DataError("both `system` and a system turn", "one of them", "remove the other")
+    elif system and turns:
+        turns = (Turn("system", system), *turns)
     if turns and (video or images):
-        turns = yield from (_place_video if video else _place_images)(turns, images)
+        turns = yield from _place_media(turns, images, video)
     extra = {key: value for key, value in row.items() if key not in _USED}
     images = tuple(image for image in images if image is not None)
     return Record(id=row.get("id"), turns=turns, images=images, where=where, extra=extra, video=video)
@@ -193,18 +193,19 @@ def _image_sources(value, root):
     if not all(isinstance(name, str) and name for name in names):
         yield DataError(f"`image` is {short(value)}", "a path or a list of paths", None, code="image_field")
         return ()
-    sources = []
+    return tuple((yield from _paths(names, root)))
+
+
+def _paths(names, root):
+    """[the path of each, a data URI as it is, None for one that can't be taken]."""
+    paths = []
     for name in names:
-        sources.append(name if is_data_uri(name) else (yield from _path(name, root)))
-    return tuple(sources)
-
-
-def _path(name, root):
-    """The path, or None."""
-    try:
-        return path_inside(root, name, "")
-    except DataError as fault:
-        yield fault
+        try:
+            paths.append(name if is_data_uri(name) else path_inside(root, name, ""))
+        except DataError as fault:
+            yield fault
+            paths.append(None)
+    return paths
 
 
 def _read_video(row, root):
@@ -215,26 +216,19 @@ def _read_video(row, root):
     if not isinstance(names[0], str):
         yield DataError(f"`video` is {short(name)}", "one path", "split the row if there are several")
         return None
-    paths = []
-    for one in names:
-        paths.append((yield from _path(one, root)))
-    clip = None if clip is None else (yield from _read_clip(clip))
-    return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
-
-
-def _read_clip(clip):
+    paths = yield from _paths(names, root)
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(second) in (int, float) for second in clip)
     if numbers and 0 <= clip[0] < clip[1] < 1e9:  # thirty years; a greater number overflows somewhere
-        return float(clip[0]), float(clip[1])
-    yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", code="clip")
-    return None
+        clip = float(clip[0]), float(clip[1])
+    elif clip is not None:
+        yield DataError(f"`clip` is {short(clip)}", "[start, end] in seconds, 0 <= start < end", code="clip")
+    return None if None in paths else Video(paths[0], clip, tuple(paths) if names is name else ())
 
 
 def path_inside(root, name, where):
     """The path of a picture or video, which has to lie in `root`; links on the way may lead anywhere."""
     if is_remote(name):
-        said = f"{short(name)} is on another machine", "a file", "fetch it first (ivlkit convert --fetch does)"
-        raise DataError(*said, where=where, code="remote_media")
+        raise remote(f"{short(name)} is on another machine", where)
     if "\0" in name or _HALF_CHARACTER.search(name):
         found = f"the path {short(name)} has characters that no file name has"
         raise DataError(found, None, "correct it", where=where, code="image_field")
@@ -302,61 +296,37 @@ def _read_turn(turn, number):
     return Turn(role, turn["value"], (yield from read_trained(turn, role, number)))
 
 
-def _with_system(system, turns):
-    """The turns after the row's own system prompt."""
-    if not isinstance(system, str) or _HALF_CHARACTER.search(system):
-        yield DataError(f"`system` is {short(system)}", "a text", "correct it")
-    elif turns and turns[0].role == "system":
-        yield DataError("both `system` and a system turn", "one of them", "remove the other")
-    elif turns:
-        return (Turn("system", system), *turns)
-    return turns
-
-
 def _order_faults(turns):
     """An optional first system turn, then user and assistant in turn, an answer last."""
-    spoken = turns[1:] if turns[0].role == "system" else turns
-    if not spoken:
-        yield DataError("only a system turn", "a question and its answer", code="no_answer")
-        return
-    for number, turn in enumerate(spoken):
+    first = int(turns[0].role == "system")
+    for number, turn in enumerate(turns[first:]):
         expected = ("user", "assistant")[number % 2]
         if turn.role != expected:
-            found = f"turn {number + 1 + len(turns) - len(spoken)} is {turn.role}, expected {expected}"
+            found = f"turn {number + 1 + first} is {turn.role}, expected {expected}"
             yield DataError(found, None, "user and assistant take turns, the user begins", code="role_order")
             return
-    if spoken[-1].role != "assistant":
+    if len(turns) == first:
+        yield DataError("only a system turn", "a question and its answer", code="no_answer")
+    elif turns[-1].role != "assistant":
         said = "the row ends with a user turn", "an answer last", "add it or remove the question"
         yield DataError(*said, code="no_answer")
 
 
-def _place_images(turns, images):
-    """Count placeholders in user turns; a single picture without one is put before the first question."""
-    placeholders = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
-    if len(images) == 1 and placeholders == 0:
-        return _prepend(IMAGE_PLACEHOLDER, turns)
-    if placeholders != len(images):
-        found = f'{len(images)} pictures but {placeholders} "{IMAGE_PLACEHOLDER}" in user turns'
-        yield DataError(found, "one for each picture", "add or remove placeholders", code="placeholder_count")
-    return turns
-
-
-def _place_video(turns, images):
-    """One `<video>` in a user turn; without one the video is put before the first question."""
-    spoken = [turn.text for turn in turns if turn.role == "user"]
-    if any(IMAGE_PLACEHOLDER in text for text in spoken):
-        said = f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"
-        yield DataError(*said, code="placeholder_count")
-    found = sum(text.count(VIDEO_PLACEHOLDER) for text in spoken)
-    if found > 1:
-        said = f"{found} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"
-        yield DataError(*said, code="placeholder_count")
-    return turns if found else _prepend(VIDEO_PLACEHOLDER, turns)
-
-
-def _prepend(placeholder, turns):
-    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:  # said already: the order of its turns is wrong
+def _place_media(turns, images, video):
+    """Count placeholders in user turns; a video or a single picture without one is put before the first question."""
+    spoken = [number for number, turn in enumerate(turns) if turn.role == "user"]
+    asked, said = "\n".join(turns[number].text for number in spoken), []
+    pictures, videos = asked.count(IMAGE_PLACEHOLDER), asked.count(VIDEO_PLACEHOLDER)
+    if video and pictures:
+        said.append((f"{IMAGE_PLACEHOLDER} in the row of a video", VIDEO_PLACEHOLDER, "replace it"))
+    if video and videos > 1:
+        said.append((f"{videos} {VIDEO_PLACEHOLDER} in user turns", "one", "remove the others"))
+    if not video and pictures != len(images) and (pictures or len(images) > 1):
+        found = f'{len(images)} pictures but {pictures} "{IMAGE_PLACEHOLDER}" in user turns'
+        said.append((found, "one for each picture", "add or remove placeholders"))
+    yield from (DataError(*one, code="placeholder_count") for one in said)
+    if (videos if video else pictures) or said or not spoken:  # no question: the order of its turns is wrong
         return turns
+    placeholder, first = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER, spoken[0]
     opened = replace(turns[first], text=f"{placeholder}\n{turns[first].text}")
     return (*turns[:first], opened, *turns[first + 1 :])

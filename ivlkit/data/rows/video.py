@@ -17,13 +17,14 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from .media import FILE_FORMATS, FRAME_SUFFIXES, UNREADABLE, UPRIGHT_ON_WHITE, check_pixels, image_size, open_image
+from .media import FRAME_SUFFIXES, UPRIGHT_ON_WHITE, check_pixels, image_size, known_formats, open_image, unreadable
 
 MIN_FRAMES, MAX_FRAMES = 8, 32
 EVALUATION_FRAMES = 16  # what the reference's video benchmark asks with
 ANIMATIONS = {".gif", ".webp", ".png", ".apng"}
 SEEK_SECONDS = 4  # a frame further ahead is sought, a nearer one decoded up to
 END_SHARE = 0.05  # of the duration that a header may promise too much
+_QUARTER_TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=No
 def check_end(video, where="video"):
     """Decode the last frame of a clip. Raises: DataError if the file ends before it, as `sample_frames` does."""
     header = read_header(video, where)
-    for _ in _kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE):
-        pass
+    list(_kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE))
 
 
 def frame_numbers(first, last, *, num_frames, rng=None):
@@ -102,23 +102,21 @@ def _kind(video):
 # A folder of frames
 
 
-def _folder_frames(video, numbers, header, where, rules):
-    files = frame_files(video)
-    for number in numbers:
-        yield open_image(files[number], where, rules=rules)
-
-
 def _folder_header(video, where):
     files = frame_files(video)
     if not files:
         expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
-        raise DataError(f"{video.path} holds no frames", expected, where=where, code=UNREADABLE)
+        raise unreadable(f"{video.path} holds no frames", expected, None, where=where)
     if video.clip:
-        found = (
-            f"{video.path} is {'the first of a list' if video.frames else 'a folder'} of frames, which have no times"
-        )
+        kind = "the first of a list" if video.frames else "a folder"
+        found = f"{video.path} is {kind} of frames, which have no times"
         raise DataError(found, None, "remove `clip`", where=where, code="clip")
     return VideoHeader(0, len(files), *image_size(files[0], where))
+
+
+def _folder_frames(video, numbers, header, where, rules):
+    files = frame_files(video)
+    return (open_image(files[number], where, rules=rules) for number in numbers)
 
 
 def frame_files(video):
@@ -128,14 +126,13 @@ def frame_files(video):
     """
     if video.frames or not os.path.isdir(video.path):
         return video.frames
-    found = [
-        path for path in Path(video.path).iterdir() if path.suffix.lower() in FRAME_SUFFIXES and path.name[0] != "."
-    ]
-    return sorted(found, key=lambda path: [(int(part), "") if part.isdigit() else (-1, part) for part in _parts(path)])
+    files = [path for path in Path(video.path).iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
 
+    def in_order(path):
+        parts = [part for part in re.split(r"([0-9]+)", path.stem) if part]
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in (*parts, path.suffix)]
 
-def _parts(path):
-    return [part for part in re.split(r"([0-9]+)", path.stem) if part] + [path.suffix]
+    return sorted((path for path in files if path.name[0] != "."), key=in_order)
 
 
 # Animated pictures
@@ -145,18 +142,13 @@ def _animation_header(video, where):
     with _animation(video, where) as image:
         total, fps = getattr(image, "n_frames", 1), 1.0
         if video.clip:
-            fps = total / max(_animation_seconds(image, total), 1e-3)
+            seconds = 0.0
+            for number in range(total):
+                image.seek(number)
+                seconds += (image.info.get("duration") or 100) / 1000  # 0.1 s where none is given, as viewers do
+            fps = total / max(seconds, 1e-3)
         first, last = _clip_frames(video, total, fps, where)
         return VideoHeader(first, last, *image.size, fps=fps)
-
-
-def _animation_seconds(image, total):
-    """Sum of the frames' own durations; 0.1 s where none is given, as viewers do."""
-    seconds = 0.0
-    for number in range(total):
-        image.seek(number)
-        seconds += (image.info.get("duration") or 100) / 1000
-    return seconds
 
 
 def _animation_frames(video, numbers, header, where, rules):
@@ -169,11 +161,9 @@ def _animation_frames(video, numbers, header, where, rules):
 
 @contextmanager
 def _animation(video, where):
-    with _explained(video.path, where):
-        Image.init()
-        with Image.open(video.path, formats=[name for name in FILE_FORMATS if name in Image.OPEN]) as image:
-            check_pixels(*image.size, name=video.path, where=where)
-            yield image
+    with _explained(video.path, where), Image.open(video.path, formats=known_formats()) as image:
+        check_pixels(*image.size, name=video.path, where=where)
+        yield image
 
 
 # Files of frames over time
@@ -183,7 +173,7 @@ def _file_header(video, where):
     with _container(video, where) as (container, stream):
         fps, total = _rate_and_frames(container, stream)
         if not total:
-            raise DataError(f"{video.path} has no frames", None, "replace or remove it", where=where, code=UNREADABLE)
+            raise unreadable(f"{video.path} has no frames", where=where)
         first, last = _clip_frames(video, total, fps, where)
         return VideoHeader(first, last, stream.codec_context.width, stream.codec_context.height, fps=fps)
 
@@ -192,21 +182,15 @@ def _rate_and_frames(container, stream):
     """(frames a second, frames) of the header; where it does not know, the packets are counted."""
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else 25.0
-    seconds = _duration(container, stream)
+    if stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    else:
+        counts_from_zero = "matroska" in container.format.name  # other formats count from their first frame
+        late = max(container.start_time or 0, 0) if counts_from_zero else 0
+        seconds = max((container.duration or 0) - late, 0) / 1_000_000
     if stream.frames or (seconds and rate):
         return fps, stream.frames or max(1, int(seconds * fps))
     return fps, sum(1 for packet in container.demux(stream) if packet.size)
-
-
-def _duration(container, stream):
-    """Seconds by the header, or None."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if not container.duration:
-        return None
-    counts_from_zero = "matroska" in container.format.name  # other formats count from their first frame
-    late = max(container.start_time or 0, 0) if counts_from_zero else 0
-    return max(container.duration - late, 0) / 1_000_000
 
 
 def _clip_frames(video, total, fps, where):
@@ -231,9 +215,11 @@ def _file_frames(video, numbers, header, where, rules):
             if frame is None or found < seconds - slack:
                 found = f"{video.path} ends after {reader.last_seconds:.2f} s"
                 expected = f"a frame at {seconds:.2f} s, as its header says"
-                raise DataError(found, expected, "is the file complete?", where=where, code=UNREADABLE)
+                raise unreadable(found, expected, "is the file complete?", where=where)
             check_pixels(frame.width, frame.height, name=video.path, where=where)
-            yield _upright(frame, rules)
+            quarters = round(getattr(frame, "rotation", 0) / 90) % 4 if rules.apply_orientation else 0
+            image = frame.to_image()
+            yield image.transpose(_QUARTER_TURNS[quarters]) if quarters else image
 
 
 class _Reader:
@@ -269,13 +255,6 @@ class _Reader:
         self._frames = self.container.decode(self.stream)
 
 
-def _upright(frame, rules):
-    image = frame.to_image()
-    quarter = round(getattr(frame, "rotation", 0) / 90) % 4 if rules.apply_orientation else 0
-    turns = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-    return image.transpose(turns[quarter]) if quarter else image
-
-
 @contextmanager
 def _container(video, where):
     try:
@@ -285,8 +264,7 @@ def _container(video, where):
         raise DataError(found, None, "or put its frames into a folder", where=where) from error
     with _explained(video.path, where), av.open(str(video.path)) as container:
         if not container.streams.video:
-            said = f"{video.path} has no pictures", "a video", "replace or remove it"
-            raise DataError(*said, where=where, code=UNREADABLE)
+            raise unreadable(f"{video.path} has no pictures", "a video", where=where)
         stream = container.streams.video[0]
         check_pixels(stream.codec_context.width, stream.codec_context.height, name=video.path, where=where)
         yield container, stream
@@ -299,5 +277,4 @@ def _explained(path, where):
     except DataError:
         raise
     except Exception as error:
-        found = f"{path} can't be decoded ({error})"
-        raise DataError(found, None, "replace or remove it", where=where, code=UNREADABLE) from error
+        raise unreadable(f"{path} can't be decoded ({error})", where=where) from error
