@@ -17,7 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
 from .families import find_model, model_roots
-from .layouts.configuration import native_config, read_released_config
+from .layouts.configuration import hf_config, read_released_config
 from .layouts.key_map import from_released, register_with_transformers, to_released
 from .layouts.safetensors_files import fingerprint
 from .layouts.weight_files import check_shapes, open_weights, read_shapes, read_weight_files, shapes_of
@@ -295,28 +295,28 @@ def _load_released(folder, *, device, dtype, quantize=None, tower_device=None):
                 "--to merged, then load that"
             )
         return _load_read(folder, folder, processor, device=device, dtype=dtype)
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    check_released_shapes(folder, config, native)
+    hf = hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    check_released_shapes(folder, config, hf)
     if tower_device is None:
         _check_memory(folder, dtype=dtype, device=device, quantize=quantize)
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
-    built = native if tower_device is None else _without_tower_layers(native)
+    built = hf if tower_device is None else _without_tower_layers(hf)
     model = build_model(folder, built, dtype=dtype, device=device, **options)
     if tower_device is not None:
-        _add_tower_layers(model, folder, config, native, dtype=dtype, device=tower_device)
+        _add_tower_layers(model, folder, config, hf, dtype=dtype, device=tower_device)
     return VLM(model, processor, config, folder)
 
 
-def _without_tower_layers(native):
-    native = copy.deepcopy(native)
-    native.vision_config.num_hidden_layers = 0
-    return native
+def _without_tower_layers(hf):
+    hf = copy.deepcopy(hf)
+    hf.vision_config.num_hidden_layers = 0
+    return hf
 
 
-def _add_tower_layers(model, folder, config, native, *, dtype, device):
+def _add_tower_layers(model, folder, config, hf, *, dtype, device):
     """Read the layers that a model was built without, straight to their device: transformers would put hooks on all."""
     tower, prefix = model.model.vision_tower, "vision_model.encoder.layers."
-    tower.config.num_hidden_layers = native.vision_config.num_hidden_layers
+    tower.config.num_hidden_layers = hf.vision_config.num_hidden_layers
     tensors = {}
     for path in read_weight_files(folder):
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -347,10 +347,10 @@ def _load_read(root, folder, processor, *, device, dtype):
     Args: root: where config.json is.
     """
     config = plain(read_released_config(root))
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    weights = open_weights(folder, config, meta_state(native), released=read_origin(folder) is None, dtype=dtype)
+    hf = hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    weights = open_weights(folder, config, meta_state(hf), released=read_origin(folder) is None, dtype=dtype)
     _check_memory(folder, dtype=dtype, device=device)
-    model = build_model(None, native, dtype=dtype, device=device, state_dict=dict(weights))
+    model = build_model(None, hf, dtype=dtype, device=device, state_dict=dict(weights))
     return VLM(model, processor, config, folder)
 
 
@@ -364,10 +364,10 @@ def _load_adapter(vlm, folder):
     return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
 
 
-def wrap_on_meta(native, folder):
+def wrap_on_meta(hf, folder):
     """PEFT's wrapper around a model without memory: which layers have an adapter, and its scales."""
     with torch.device("meta"):
-        return _wrap(ReleasedInternVLForConditionalGeneration(native), folder)
+        return _wrap(ReleasedInternVLForConditionalGeneration(hf), folder)
 
 
 def _wrap(model, folder):
@@ -399,14 +399,14 @@ def check_adapter(wrapped, folder):
     return path
 
 
-def build_model(folder, native, *, dtype, device, **options):
+def build_model(folder, hf, *, dtype, device, **options):
     """The model of an `InternVLConfig` with the weights of a folder, or of `state_dict=` and folder None.
 
     Raises: CheckpointError for a missing, unexpected or misshapen tensor.
     """
     with quiet_if_small(folder):
         model, info = ReleasedInternVLForConditionalGeneration.from_pretrained(
-            folder, config=native, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            folder, config=hf, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
@@ -440,12 +440,12 @@ def quiet_if_small(folder):
             logging.enable_progress_bar()
 
 
-def meta_state(native):
+def meta_state(hf):
     """The state dict of a configuration without memory: keys and shapes, not divided as ZeRO-3 divides others."""
     from transformers.modeling_utils import set_zero3_state
 
     with torch.device("meta"), set_zero3_state():
-        return ReleasedInternVLForConditionalGeneration(native).state_dict()
+        return ReleasedInternVLForConditionalGeneration(hf).state_dict()
 
 
 def meta_copy(vlm):
@@ -454,10 +454,10 @@ def meta_copy(vlm):
         return VLM(ReleasedInternVLForConditionalGeneration(vlm.model.config), vlm.processor, vlm.config, vlm.folder)
 
 
-def check_released_shapes(folder, config, native):
+def check_released_shapes(folder, config, hf):
     """{key: shape} of a folder's weights, equal to what its config.json describes; only headers are read.
 
-    Args: config: dict of config.json; native: `native_config` of it.
+    Args: config: dict of config.json; hf: `hf_config` of it.
     Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
     """
     found = read_shapes(read_weight_files(folder))
@@ -467,5 +467,5 @@ def check_released_shapes(folder, config, native):
             f"{folder}: holds adapters ({key}), but `{field}` of its config.json is 0; expected their rank; set it to "
             f"{found[key][0]} there"
         )
-    check_shapes(found, shapes_of(to_released(meta_state(native), config)), folder)
+    check_shapes(found, shapes_of(to_released(meta_state(hf), config)), folder)
     return found

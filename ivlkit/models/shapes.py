@@ -7,7 +7,7 @@ import torch
 
 from ..errors import CheckpointError
 from .families import FAMILIES, match_family
-from .layouts.configuration import native_config, read_released_config
+from .layouts.configuration import hf_config, read_released_config
 from .load import released_root
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 
@@ -106,6 +106,6 @@ def config_of(name):
 
 def empty_model(config):
     """(model on torch's meta device, its `Family`): every module, name and shape, no memory."""
-    native = native_config(config, image_token_id=0)
+    hf = hf_config(config, image_token_id=0)
     with torch.device("meta"):
-        return ReleasedInternVLForConditionalGeneration(native), match_family(config)
+        return ReleasedInternVLForConditionalGeneration(hf), match_family(config)

@@ -22,7 +22,7 @@ from ..layouts.weight_files import Fused, read_weight_files
 from ..load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
 from .card import read_run, write_card, write_templates
 from .handover import check_handover, write_handover
-from .hf_layout import check_native, write_native
+from .hf_layout import check_hf, write_hf
 from .lazy_weights import open_source
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
 
@@ -134,10 +134,10 @@ def _copy_small_files(source, folder):
             shutil.copyfile(path, folder / path.name)
 
 
-def _write_native(opened, _, folder):
-    check_native(opened)
+def _write_hf(opened, _, folder):
+    check_hf(opened)
     check_space(folder, total_bytes(opened.shapes, opened.dtype))
-    write_native(opened, folder)
+    write_hf(opened, folder)
 
 
 def _write_adapter(opened, source, folder):
@@ -250,7 +250,7 @@ def _reload(folder, device, dtype):
     return load(folder, device=device, dtype=dtype).model
 
 
-def _reload_native(folder, device, dtype):
+def _reload_hf(folder, device, dtype):
     """As anyone would: no class of ours."""
     from transformers import AutoModelForImageTextToText
 
@@ -262,5 +262,5 @@ def _reload_native(folder, device, dtype):
 _LAYOUTS = {
     "released": (_write_whole_released, _reload),
     "adapter": (_write_adapter, _reload),
-    "transformers": (_write_native, _reload_native),
+    "transformers": (_write_hf, _reload_hf),
 }

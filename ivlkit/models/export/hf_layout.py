@@ -24,7 +24,7 @@ _ON_DISK = {  # as `save_pretrained` of the plain class writes them: servers loo
 }
 
 
-def check_native(source):
+def check_hf(source):
     """Raise ExportError for what transformers' own classes would compute otherwise, or not at all."""
     config, processor = source.config, source.processor
     many = processor.dynamic and processor.max_tiles > 1
@@ -40,10 +40,10 @@ def check_native(source):
             )
 
 
-def write_native(source, folder):
-    """Write everything but the card. Raises: ExportError as `check_native`."""
+def write_hf(source, folder):
+    """Write everything but the card. Raises: ExportError as `check_hf`."""
     folder = Path(folder)
-    check_native(source)
+    check_hf(source)
     shapes = {on_disk(key): shape for key, shape in source.shapes.items()}
     write_shards(_OnDisk(source.weights), shapes, folder, dtype=source.dtype)
     _write_config(source, folder)
@@ -92,7 +92,7 @@ def _write_json(path, value):
 
 
 def _write_config(source, folder):
-    processor, config = source.processor, source.native.to_dict()
+    processor, config = source.processor, source.hf.to_dict()
     for name in ("ps_version", "_name_or_path", "_attn_implementation"):
         config.pop(name, None)
     config |= {"architectures": ["InternVLForConditionalGeneration"], "dtype": str(source.dtype).split(".")[-1]}

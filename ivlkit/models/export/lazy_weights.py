@@ -12,7 +12,7 @@ import torch
 from ...data.processor import Processor
 from ...errors import CheckpointError
 from ..families import find_model
-from ..layouts.configuration import native_config, read_released_config
+from ..layouts.configuration import hf_config, read_released_config
 from ..layouts.weight_files import Lazy, open_weights, shapes_of
 from ..load import VLM, as_trained, final_folder, find_base, meta_state, plain, read_origin, released_root
 from ..modeling.float8 import holds_float8
@@ -30,7 +30,7 @@ class Source:
     shapes: dict  # {key: shape} of these
     config: dict  # config.json as released
     processor: Processor
-    native: object  # `InternVLConfig`
+    hf: object  # `InternVLConfig`
     folder: Path  # what was asked for: a run's `final/`, a model folder
     origin: dict | None  # the run's ivlkit.json
 
@@ -60,14 +60,14 @@ def open_source(source):
     folder = final_folder(find_model(getattr(source, "folder", source)))
     root = released_root(folder)
     config, processor, origin = plain(read_released_config(root)), load_processor(root), read_origin(folder)
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    weights = _open(folder, config, native)
+    hf = hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    weights = _open(folder, config, hf)
     return Source(
         weights=weights,
-        shapes=_fitting(weights, native, folder),
+        shapes=_fitting(weights, hf, folder),
         config=config,
         processor=as_trained(processor, origin) if origin else processor,
-        native=native,
+        hf=hf,
         folder=folder,
         origin=origin,
     )
@@ -85,7 +85,7 @@ def _loaded(vlm):
         shapes=_fitting(weights, vlm.model.config, vlm.folder),
         config=plain(vlm.config),
         processor=vlm.processor,
-        native=vlm.model.config,
+        hf=vlm.model.config,
         folder=vlm.folder,
         origin=read_origin(vlm.folder),
     )
@@ -122,16 +122,16 @@ class Loaded(Lazy):
         return (tensor if layer is None else merge_loaded(tensor, layer)).detach()
 
 
-def _open(folder, config, native):
+def _open(folder, config, hf):
     """The weights of one link of the chain, over those of its base."""
     if (folder / "adapter_config.json").exists():
-        return Merged(_open(find_base(folder), config, native), folder, native)
-    return open_weights(folder, config, meta_state(native), released=read_origin(folder) is None)
+        return Merged(_open(find_base(folder), config, hf), folder, hf)
+    return open_weights(folder, config, meta_state(hf), released=read_origin(folder) is None)
 
 
-def _fitting(weights, native, folder):
+def _fitting(weights, hf, folder):
     """{key: shape} of the configuration, once the weights have these keys and no other."""
-    expected = shapes_of(meta_state(native))
+    expected = shapes_of(meta_state(hf))
     if wrong := expected.keys() ^ weights.keys():
         raise CheckpointError(f"{folder}: tensor {min(wrong)} is missing or not expected; download or copy it again")
     return expected

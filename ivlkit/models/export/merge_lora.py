@@ -23,13 +23,13 @@ class Merged(Mapping):
     Args:
         base: a mapping of transformers' keys to tensors.
         folder: with adapter_config.json and adapter_model.safetensors.
-        native: the model's `InternVLConfig`.
+        hf: the model's `InternVLConfig`.
     Raises: CheckpointError for an adapter of another kind, or with other tensors than its configuration describes.
     """
 
-    def __init__(self, base, folder, native):
+    def __init__(self, base, folder, hf):
         self._base = base
-        wrapped = wrap_on_meta(native, folder)
+        wrapped = wrap_on_meta(hf, folder)
         check_adapter(wrapped, folder)
         self._file = safe_open(folder / "adapter_model.safetensors", framework="pt")
         self._names = set(self._file.keys())

@@ -10,7 +10,7 @@ import torch
 from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from ...errors import CheckpointError, ExportError
 from ..decoding import KEPT_TOKENS
-from ..layouts.configuration import native_config, num_image_token
+from ..layouts.configuration import hf_config, num_image_token
 from ..layouts.key_map import from_released
 from ..layouts.safetensors_files import appearing_or_said, check_is_new, check_space, total_bytes, write_shards
 from ..layouts.weight_files import Files, Fused, check_shapes, read_weight_files, shapes_of
@@ -67,7 +67,7 @@ def _write_part_config(source, part, to):
         names = ("downsample_ratio", "ps_version", "select_layer")
         values = {name: config[name] for name in names if name in config}
         values |= {"input_size": source.shapes["model.multi_modal_projector.linear_1.weight"][1]}
-        values |= {"output_size": source.native.text_config.hidden_size}
+        values |= {"output_size": source.hf.text_config.hidden_size}
     (to / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -99,10 +99,10 @@ def replace_language_model(vlm, folder):
     is_internvl = any(key.startswith(_LANGUAGE) for key in files)
     names = [key for key in files if key.startswith(_LANGUAGE)] if is_internvl else list(files)
     keys = {(name if is_internvl else _LANGUAGE + name): name for name in names if not name.endswith("inv_freq")}
-    native = from_released({key: files[name] for key, name in keys.items()}, config)
+    hf = from_released({key: files[name] for key, name in keys.items()}, config)
     for key in _EMBEDDINGS:
-        native[key] = _with_own_rows(native[key], vlm, key)
-    return _rebuilt(vlm, config, native, where=folder)
+        hf[key] = _with_own_rows(hf[key], vlm, key)
+    return _rebuilt(vlm, config, hf, where=folder)
 
 
 def _read_language_config(folder):
@@ -172,12 +172,12 @@ def _rebuilt(vlm, config, changes, *, where="the changed model"):
 
     Raises: CheckpointError for a tensor that is missing or of another shape than `config` describes.
     """
-    native = native_config(config, image_token_id=vlm.processor.token_id(IMAGE_CONTEXT))
-    weights, expected = open_source(vlm).weights, shapes_of(meta_state(native))
+    hf = hf_config(config, image_token_id=vlm.processor.token_id(IMAGE_CONTEXT))
+    weights, expected = open_source(vlm).weights, shapes_of(meta_state(hf))
     state = {
         key: changes[key] if key in changes else weights[key] for key in expected if key in changes or key in weights
     }
     check_shapes(shapes_of(state | changes), expected, where)
     state = {key: tensor.to(vlm.model.dtype).contiguous() for key, tensor in (state | changes).items()}
-    model = build_model(None, native, dtype=vlm.model.dtype, device=vlm.model.device, state_dict=state)
+    model = build_model(None, hf, dtype=vlm.model.dtype, device=vlm.model.device, state_dict=state)
     return VLM(model, vlm.processor, config, vlm.folder)

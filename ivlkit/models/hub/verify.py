@@ -22,7 +22,7 @@ from ...errors import CheckpointError
 from ...hardware import machine
 from ...views import shown
 from ..families import find_model
-from ..layouts.configuration import native_config, read_released_config
+from ..layouts.configuration import hf_config, read_released_config
 from ..load import check_released_shapes, load, read_shapes, read_weight_files
 from ..processor import load_processor
 from .download import is_same, read_record
@@ -187,8 +187,8 @@ def _check_tensors(folder, processor):
     kinds = ", ".join(sorted(_dtypes(folder)))
     if config.get("use_llm_lora") or config.get("use_backbone_lora"):
         return None, f"{kinds}; a LoRA inside; its shapes are checked when it is loaded"
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    shapes = check_released_shapes(folder, config, native)
+    hf = hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    shapes = check_released_shapes(folder, config, hf)
     parameters = sum(math.prod(shape) for shape in shapes.values())
     expected = processor.family.parameters * 1e9
     if processor.family.hub_id and abs(parameters - expected) > 0.05 * expected:

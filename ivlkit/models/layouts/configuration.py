@@ -65,7 +65,7 @@ def tile_px(config):
     return config.get("force_image_size") or config["vision_config"]["image_size"]
 
 
-def native_config(config, *, image_token_id):
+def hf_config(config, *, image_token_id):
     """Released config dict → `InternVLConfig`, with `ps_version` as an extra field.
 
     Raises: CheckpointError for a value whose meaning we don't have code for.

@@ -20,13 +20,13 @@ _LLM = ("language_model.model.layers.*.", "model.language_model.layers.*.")
 
 @dataclass(frozen=True)
 class Entry:
-    """One module or parameter: its released name and its native ones (three where the released one is fused).
+    """One module or parameter: its released name and its hf ones (three where the released one is fused).
 
     Names carry neither ".weight" nor ".bias"; "*" stands for the layer's number.
     """
 
     released: str
-    native: tuple[str, ...]
+    hf: tuple[str, ...]
     grouped: bool = False  # rows lie per kv head as [its queries, key, value] instead of [all q, all k, all v]
 
 
@@ -91,11 +91,11 @@ LAYOUTS = {
 
 @lru_cache(maxsize=4)
 def _tables(language_class):
-    """(released name → entry, native name → (entry, part)) of a layout."""
+    """(released name → entry, hf name → (entry, part)) of a layout."""
     entries = LAYOUTS[language_class]
     return (
         {entry.released: entry for entry in entries},
-        {name: (entry, part) for entry in entries for part, name in enumerate(entry.native)},
+        {name: (entry, part) for entry in entries for part, name in enumerate(entry.hf)},
     )
 
 
@@ -106,13 +106,13 @@ def from_released(tensors, config):
     Raises: CheckpointError for a key the layout does not have.
     """
     by_released, _ = _tables(config["llm_config"]["architectures"][0])
-    native = {}
+    hf = {}
     for key, tensor in tensors.items():
-        targets = native_keys(key, config)
+        targets = hf_keys(key, config)
         grouped = by_released[_parse(key)[0]].grouped
         parts = split_grouped(tensor, **_heads(config)) if grouped else tensor.chunk(len(targets))
-        native |= zip(targets, parts, strict=True)
-    return native
+        hf |= zip(targets, parts, strict=True)
+    return hf
 
 
 def to_released(tensors, config):
@@ -120,18 +120,18 @@ def to_released(tensors, config):
 
     Raises: CheckpointError for a key the layout does not have, or if a part of a fused tensor is missing.
     """
-    _, by_native = _tables(config["llm_config"]["architectures"][0])
+    _, by_hf = _tables(config["llm_config"]["architectures"][0])
     released, open_parts = {}, {}
     for key, tensor in tensors.items():
         name, layer, suffix = _parse(key)
-        if name not in by_native:
+        if name not in by_hf:
             raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
-        entry, part = by_native[name]
+        entry, part = by_hf[name]
         target = _fill(entry.released, layer, suffix)
         parts = open_parts.setdefault(target, {})
         parts[part] = tensor
-        if len(parts) == len(entry.native):
-            pieces = [parts[number] for number in range(len(entry.native))]
+        if len(parts) == len(entry.hf):
+            pieces = [parts[number] for number in range(len(entry.hf))]
             released[target] = join_grouped(*pieces, **_heads(config)) if entry.grouped else _concatenate(pieces)
             del open_parts[target]
     if open_parts:
@@ -139,8 +139,8 @@ def to_released(tensors, config):
     return released
 
 
-def native_keys(key, config):
-    """Released key → the native keys its rows go to: three for a fused query-key-value, else one.
+def hf_keys(key, config):
+    """Released key → the hf keys its rows go to: three for a fused query-key-value, else one.
 
     Raises: CheckpointError for a key the layout does not have.
     """
@@ -148,17 +148,17 @@ def native_keys(key, config):
     entry = _tables(config["llm_config"]["architectures"][0])[0].get(name)
     if entry is None:
         raise CheckpointError(f"unexpected tensor {key}; expected the released layout of {config['template']}")
-    return [_fill(part, layer, suffix) for part in entry.native]
+    return [_fill(part, layer, suffix) for part in entry.hf]
 
 
 def released_groups(keys, config):
-    """{released key: the native keys that make it, in the order they are joined} of a whole native state dict."""
-    by_native = _tables(config["llm_config"]["architectures"][0])[1]
+    """{released key: the hf keys that make it, in the order they are joined} of a whole hf state dict."""
+    by_hf = _tables(config["llm_config"]["architectures"][0])[1]
     groups = {}
     for key in keys:
         name, layer, suffix = _parse(key)
-        target = _fill(by_native[name][0].released, layer, suffix)
-        groups.setdefault(target, native_keys(target, config))
+        target = _fill(by_hf[name][0].released, layer, suffix)
+        groups.setdefault(target, hf_keys(target, config))
     return groups
 
 
@@ -221,14 +221,14 @@ def register_with_transformers(class_name):
     renamings, converters = {}, []
     for entry in dict.fromkeys(entry for layout in LAYOUTS.values() for entry in layout):
         source = "^" + re.escape(entry.released).replace(r"\*", r"(\d+)")
-        if len(entry.native) == 1:
-            renamings[source] = entry.native[0].replace("*", r"\1")
+        if len(entry.hf) == 1:
+            renamings[source] = entry.hf[0].replace("*", r"\1")
             continue
         stem, _, fused = entry.released.rpartition(".")
-        home = entry.native[0].rpartition(".")[0]
+        home = entry.hf[0].rpartition(".")[0]
         renamings[source] = f"{home}.{fused}".replace("*", r"\1")
         place = home.rpartition(".")[2]
-        parts = [f"{place}.{name.rpartition('.')[2]}" for name in entry.native]
+        parts = [f"{place}.{name.rpartition('.')[2]}" for name in entry.hf]
         step = SplitGrouped() if entry.grouped else Chunk(0)
         converters.append(WeightConverter(f"{place}.{fused}", parts, operations=[step]))
     mapping = [WeightRenaming(source, target) for source, target in renamings.items()]

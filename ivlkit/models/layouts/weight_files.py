@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...errors import CheckpointError
-from .key_map import from_released, native_keys, released_groups, to_released
+from .key_map import from_released, hf_keys, released_groups, to_released
 
 
 def open_weights(folder, config, expected, *, released=True, dtype=torch.float32):
@@ -32,7 +32,7 @@ def open_weights(folder, config, expected, *, released=True, dtype=torch.float32
     if any(".lora_" in key for key in files):
         files = ReleasedLora(files, dtype=dtype)
     check_shapes(files.shapes, shapes_of(to_released(expected, config)), folder)
-    return Native(files, config)
+    return HfNamed(files, config)
 
 
 class Lazy(Mapping):
@@ -67,11 +67,11 @@ class Files(Lazy):
         return self._file.get_tensor(key)
 
 
-class Native(Lazy):
+class HfNamed(Lazy):
     """Tensors under released keys, given out under transformers' own."""
 
     def __init__(self, released, config):
-        super().__init__({key: name for name in released for key in native_keys(name, config)})
+        super().__init__({key: name for name in released for key in hf_keys(name, config)})
         self._released, self._config = released, config
         self._name = self._parts = None  # the last one read: a fused tensor is asked for three times in a row
 
@@ -85,16 +85,16 @@ class Native(Lazy):
 class Fused(Lazy):
     """The inverse: tensors under transformers' keys, given out under released ones."""
 
-    def __init__(self, native, config):
-        super().__init__(released_groups(native, config))
-        self._native, self._config = native, config
+    def __init__(self, hf, config):
+        super().__init__(released_groups(hf, config))
+        self._hf, self._config = hf, config
 
     def __getitem__(self, key):
-        return to_released({part: self._native[part] for part in self._home[key]}, self._config)[key]
+        return to_released({part: self._hf[part] for part in self._home[key]}, self._config)[key]
 
-    def shapes(self, native_shapes):
+    def shapes(self, hf_shapes):
         """{released key: shape} from {transformers' key: shape}."""
-        blank = {key: torch.empty(shape, device="meta") for key, shape in native_shapes.items()}
+        blank = {key: torch.empty(shape, device="meta") for key, shape in hf_shapes.items()}
         return shapes_of(to_released(blank, self._config))
 
 
