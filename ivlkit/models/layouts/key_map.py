@@ -91,12 +91,9 @@ LAYOUTS = {
 
 @lru_cache(maxsize=4)
 def _tables(language_class):
-    """(released name → entry, hf name → (entry, part)) of a layout."""
+    """(released name → entry, hf name → entry) of a layout."""
     entries = LAYOUTS[language_class]
-    return (
-        {entry.released: entry for entry in entries},
-        {name: (entry, part) for entry in entries for part, name in enumerate(entry.hf)},
-    )
+    return {entry.released: entry for entry in entries}, {name: entry for entry in entries for name in entry.hf}
 
 
 def from_released(tensors, config):
@@ -105,12 +102,10 @@ def from_released(tensors, config):
     Args: tensors: {key: tensor}; config: the released config.json as a dict.
     Raises: CheckpointError for a key the layout does not have.
     """
-    by_released, _ = _tables(config["llm_config"]["architectures"][0])
     hf = {}
     for key, tensor in tensors.items():
         targets = hf_keys(key, config)
-        grouped = by_released[_parse(key)[0]].grouped
-        parts = split_grouped(tensor, **_heads(config)) if grouped else tensor.chunk(len(targets))
+        parts = split_grouped(tensor, **_heads(config)) if _is_grouped(key, config) else tensor.chunk(len(targets))
         hf |= zip(targets, parts, strict=True)
     return hf
 
@@ -120,22 +115,15 @@ def to_released(tensors, config):
 
     Raises: CheckpointError for a key the layout does not have, or if a part of a fused tensor is missing.
     """
-    _, by_hf = _tables(config["llm_config"]["architectures"][0])
-    released, open_parts = {}, {}
-    for key, tensor in tensors.items():
-        name, layer, suffix = _parse(key)
-        if name not in by_hf:
-            raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
-        entry, part = by_hf[name]
-        target = _fill(entry.released, layer, suffix)
-        parts = open_parts.setdefault(target, {})
-        parts[part] = tensor
-        if len(parts) == len(entry.hf):
-            pieces = [parts[number] for number in range(len(entry.hf))]
-            released[target] = join_grouped(*pieces, **_heads(config)) if entry.grouped else _concatenate(pieces)
-            del open_parts[target]
-    if open_parts:
-        raise CheckpointError(f"tensor {next(iter(open_parts))} is incomplete; expected its query, key and value parts")
+    released = {}
+    for target, keys in released_groups(tensors, config).items():
+        if not tensors.keys() >= set(keys):
+            raise CheckpointError(f"tensor {target} is incomplete; expected its query, key and value parts")
+        pieces = [tensors[key] for key in keys]
+        if _is_grouped(target, config):
+            released[target] = join_grouped(*pieces, **_heads(config))
+        else:
+            released[target] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return released
 
 
@@ -151,13 +139,22 @@ def hf_keys(key, config):
     return [_fill(part, layer, suffix) for part in entry.hf]
 
 
+def _is_grouped(key, config):
+    return _tables(config["llm_config"]["architectures"][0])[0][_parse(key)[0]].grouped
+
+
 def released_groups(keys, config):
-    """{released key: the hf keys that make it, in the order they are joined} of a whole hf state dict."""
+    """{released key: the hf keys that make it, in the order they are joined} of hf keys.
+
+    Raises: CheckpointError for a key the layout does not have.
+    """
     by_hf = _tables(config["llm_config"]["architectures"][0])[1]
     groups = {}
     for key in keys:
         name, layer, suffix = _parse(key)
-        target = _fill(by_hf[name][0].released, layer, suffix)
+        if name not in by_hf:
+            raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
+        target = _fill(by_hf[name].released, layer, suffix)
         groups.setdefault(target, hf_keys(target, config))
     return groups
 
@@ -174,10 +171,6 @@ def _parse(key):
 
 def _fill(name, layer, suffix):
     return (name.replace("*", layer) if layer else name) + suffix
-
-
-def _concatenate(pieces):
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _heads(config):
