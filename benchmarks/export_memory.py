@@ -62,7 +62,7 @@ def _build(folder, layers, shard_bytes):
 
 def _write(folder, shard_bytes, layout):
     from ivlkit.models.export.export import write_released
-    from ivlkit.models.export.hf_layout import write_native
+    from ivlkit.models.export.hf_layout import write_hf
     from ivlkit.models.export.lazy_weights import open_source
     from ivlkit.models.layouts import safetensors_files as shards
 
@@ -71,7 +71,7 @@ def _write(folder, shard_bytes, layout):
     (folder / "out").mkdir()
     source.weights["model.language_model.layers.0.mlp.gate_proj.weight"].bfloat16()  # torch's own kernels are read in
     before = _memory_bytes("VmRSS")
-    (write_released if layout == "released" else write_native)(source, folder / "out")
+    (write_released if layout == "released" else write_hf)(source, folder / "out")
     peak = _memory_bytes("VmHWM") - before
     sizes = [path.stat().st_size for path in (folder / "out").glob("*.safetensors")]
     result = {

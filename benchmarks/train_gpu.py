@@ -62,7 +62,7 @@ from ivlkit.data.collate import collate, normalise_tiles
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.hardware import package_version
-from ivlkit.models.layouts.configuration import native_config, read_released_config
+from ivlkit.models.layouts.configuration import hf_config, read_released_config
 from ivlkit.models.load import VLM, load
 from ivlkit.models.modeling.attention import use_attention
 from ivlkit.models.modeling.float8 import to_float8
@@ -340,7 +340,7 @@ def mix_row(tiles, processor, text_tokens, draw):
 def random_vlm(folder, processor, model_class, *, full, device=None):
     """Random bf16 values, made on the device: equal for every variant of a size; float32 for a full fine-tune."""
     config = read_released_config(folder)
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+    native = hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
         model = model_class._from_config(native, dtype=torch.float32 if full else torch.bfloat16)

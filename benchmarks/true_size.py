@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.export.export import export
-from ivlkit.models.layouts.configuration import native_config
+from ivlkit.models.layouts.configuration import hf_config
 from ivlkit.models.layouts.key_map import to_released
 from ivlkit.models.layouts.safetensors_files import write_shards
 from ivlkit.models.load import load
@@ -62,7 +62,7 @@ def write_random(folder, key, tokenizer):
     """A folder in the released layout with random bf16 weights."""
     config = write_config(folder, key, tokenizer)
     with torch.device("meta"):
-        state = ReleasedInternVLForConditionalGeneration(native_config(config, image_token_id=5)).state_dict()
+        state = ReleasedInternVLForConditionalGeneration(hf_config(config, image_token_id=5)).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in to_released(state, config).items()}
     torch.manual_seed(0)
     write_shards(Drawn(shapes), shapes, folder, dtype=torch.bfloat16)

@@ -93,7 +93,8 @@ def machine() -> Machine:
     return Machine(
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu_count=_cpu_count(),
+        # Linux: a job scheduler may have lent us a few cores of many.
+        cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         ram_gib=ram_gib,
         ram_free_gib=ram_free_gib,
         disk_free_gib=disk_free_gib,
@@ -106,12 +107,6 @@ def machine() -> Machine:
 
 def _gib(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.1f} GiB"
-
-
-def _cpu_count() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: a job scheduler may have lent us a few cores of many
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def free_bytes(place) -> int:
@@ -167,16 +162,14 @@ def find_gpus() -> tuple[Gpu, ...]:
     try:
         import torch
 
-        return tuple(_gpu(torch, index) for index in range(torch.cuda.device_count()))
+        found = []
+        for index in range(torch.cuda.device_count()):
+            name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+            free, total = torch.cuda.mem_get_info(index)
+            found.append(Gpu(name, total / GIB, free / GIB, capability, bf16=capability >= (8, 0)))
+        return tuple(found)
     except Exception:  # no torch, a card in exclusive use, a driver that is half there
         return ()
-
-
-def _gpu(torch, index: int) -> Gpu:
-    properties = torch.cuda.get_device_properties(index)
-    free, total = torch.cuda.mem_get_info(index)
-    capability = (properties.major, properties.minor)
-    return Gpu(properties.name, total / GIB, free / GIB, capability, bf16=capability >= (8, 0))
 
 
 def _attention(gpus: tuple[Gpu, ...]) -> str:
@@ -231,7 +224,14 @@ def holders_of_gpu(index: int = 0) -> tuple[str, ...]:
 
     Empty where nvidia-smi is missing or shows no processes, as in most containers.
     """
-    return tuple(_holder(*one) for one in gpu_processes(index))
+    found = []
+    for pid, name, used_gib in gpu_processes(index):
+        used = "an unknown amount" if used_gib is None else f"{used_gib * 1024:,.0f} MiB"
+        if pid == os.getpid():
+            found.append(f"this notebook itself (pid {pid}): {used}; vlm.release() gives a loaded model's back")
+        else:
+            found.append(f"pid {pid} {Path(name).name}: {used}")
+    return tuple(found)
 
 
 def gpu_processes(index: int = 0) -> list[tuple[int, str, float | None]]:
@@ -246,13 +246,6 @@ def physical_index(index: int) -> str:
     """torch counts the visible cards only; nvidia-smi takes a number or a UUID of any."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
-
-
-def _holder(pid: int, name: str, used_gib: float | None) -> str:
-    used = "an unknown amount" if used_gib is None else f"{used_gib * 1024:,.0f} MiB"
-    if pid == os.getpid():
-        return f"this notebook itself (pid {pid}): {used}; vlm.release() gives a loaded model's back"
-    return f"pid {pid} {Path(name).name}: {used}"
 
 
 def package_version(name: str, *, missing: str = NOT_INSTALLED) -> str:

@@ -201,7 +201,7 @@ def shaped(tiny_config):
     def make(name):
         import torch
 
-        from ivlkit.models.layouts.configuration import native_config
+        from ivlkit.models.layouts.configuration import hf_config
         from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 
         language = tiny_config["llm_config"]
@@ -215,6 +215,6 @@ def shaped(tiny_config):
             }
             language |= {"rope_scaling": {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}}
         torch.manual_seed(0)
-        return ReleasedInternVLForConditionalGeneration(native_config(tiny_config, image_token_id=99))
+        return ReleasedInternVLForConditionalGeneration(hf_config(tiny_config, image_token_id=99))
 
     return make

@@ -8,7 +8,7 @@ import torch
 
 from ivlkit.models.export.export import save_released
 from ivlkit.models.families import NANO_FOLDER
-from ivlkit.models.layouts.configuration import native_config
+from ivlkit.models.layouts.configuration import hf_config
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.models.vlm import VLM
@@ -30,7 +30,7 @@ def build(folder, *, seed=0, config=CONFIG):
     processor = load_processor(folder)
     torch.manual_seed(seed)
     model = ReleasedInternVLForConditionalGeneration(
-        native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+        hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     )
     _initialise_vision(model.model.vision_tower)
     save_released(VLM(model, processor, config, folder), folder)

@@ -28,7 +28,7 @@ from ..data.rows.records import Turn, Video
 from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..views import shown
-from .decoding import Probabilities, QueueStreamer, decode, with_ends
+from .decoding import Probabilities, decode, with_ends
 from .options import check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
@@ -97,12 +97,15 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
     check_loaded(vlm)
     check_question(question, images)
     pictures = _as_list(images)
-    asked = _ask(question, len(pictures))
-    if video is not None:
-        asked, pictures = _ask_about_video(question, video, pictures)
+    if video is None:
+        asked = _ask(question, len(pictures))
+    elif pictures:
+        raise DataError("chat: pictures and a video; expected one of them; ask about them one after the other")
+    else:
+        asked = Turn("user", question if VIDEO_PLACEHOLDER in question else f"{VIDEO_PLACEHOLDER}\n{question}")
+        pictures = video if isinstance(video, Video) else Video(Path(video))
     turns = history.turns if history else _opening(system_message)
-    cut = _cut(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
-    return _prompt(vlm, *cut, history=history)
+    return _prompt(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
 
 
 def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
@@ -198,7 +201,7 @@ def _prepare_ahead(vlm, conversations, budgets, windows):
 
 def _prepare(vlm, turns, images, *, max_tiles):
     """The prompt, and the digest of each picture's tiles: all that needs no GPU, so that this one waits for nothing."""
-    prompt = _prompt(vlm, *_cut(vlm, turns, images, max_tiles=max_tiles))
+    prompt = _prompt(vlm, turns, images, max_tiles=max_tiles)
     parts = prompt.tiles.split(list(prompt.num_tiles))
     return replace(prompt, digests=tuple(hashlib.sha256(tiles.numpy()).digest() for tiles in parts))
 
@@ -233,16 +236,22 @@ class _Features:
 
     def fill(self, prompts):
         """The prompts with their features; every picture that is not known is encoded once."""
-        cut = [prompt.tiles.split(list(prompt.num_tiles)) for prompt in prompts]
-        keys = [prompt.digests for prompt in prompts]
-        wanted = {key: tiles for row in zip(keys, cut, strict=True) for key, tiles in zip(*row, strict=True)}
-        new = {key: tiles for key, tiles in wanted.items() if key not in self.known}
-        found = {key: self.known[key] for key in wanted if key in self.known} | self._encode(new)
+        wanted = {}  # digest → tiles
+        for prompt in prompts:
+            wanted |= zip(prompt.digests, prompt.tiles.split(list(prompt.num_tiles)), strict=True)
+        found = {key: self.known[key] for key in wanted if key in self.known}
+        found |= self._encode({key: tiles for key, tiles in wanted.items() if key not in found})
         for key in wanted:
             self.known[key] = found[key]
             self.known.move_to_end(key)
-        self._forget()
-        return [_with_features(prompt, [found[key] for key in row]) for prompt, row in zip(prompts, keys, strict=True)]
+        while self.known and sum(map(len, self.known.values())) > CACHED_TILES:
+            self.known.popitem(last=False)
+        return [
+            replace(one, features=torch.cat([found[key] for key in one.digests]), tiles=one.tiles[:0])
+            if one.digests
+            else one
+            for one in prompts
+        ]
 
     @torch.inference_mode()
     def _encode(self, pictures):
@@ -252,14 +261,6 @@ class _Features:
         features = [_encode_tiles(self.vlm, some) for some in tiles.split(TILES_AT_ONCE)]
         parts = torch.cat(features).split([len(tiles) for tiles in pictures.values()])
         return {key: part.clone() for key, part in zip(pictures, parts, strict=True)}  # a view would keep the batch
-
-    def _forget(self):
-        while self.known and sum(map(len, self.known.values())) > CACHED_TILES:
-            self.known.popitem(last=False)
-
-
-def _with_features(prompt, pictures):
-    return replace(prompt, features=torch.cat(pictures), tiles=prompt.tiles[:0]) if pictures else prompt
 
 
 def alike_batches(vlm, lengths, batch_size):
@@ -288,22 +289,41 @@ class Prompt:
 
 
 class Stream(Iterator):
-    """Text pieces as they come; `.reply` at the end. An error while generating is raised by the iteration."""
+    """Text pieces as they come; `.reply` at the end. An error while generating is raised by the iteration.
+
+    It is `generate`'s streamer too. The last characters wait, because the next ids may still change them: half a
+    character's bytes decode to "�", and the InternLM2 tokenizer joins up to four ("do n't" becomes "don't").
+    transformers' `TextStreamer`, which writes up to the last space, would give "do 't" here.
+    """
+
+    HELD_BACK = 8  # characters
 
     def __init__(self, vlm, prompt, generation):
         self.reply = None
-        self._pieces = Queue()
-        Thread(target=self._run, args=(vlm, prompt, generation), daemon=True).start()
+        self._vlm, self._ids, self._written, self._pieces = vlm, [], 0, Queue()
+        Thread(target=self._run, args=(prompt, generation), daemon=True).start()
 
-    def _run(self, vlm, prompt, generation):
-        streamer = QueueStreamer(vlm, self._pieces)
+    def _run(self, prompt, generation):
         try:
-            ids = _generate(vlm, [prompt], generation, streamer=streamer)[0]
-            self.reply = _finish(vlm, prompt, ids)
-            streamer.finish(self.reply.text)
+            ids = _generate(self._vlm, [prompt], generation, streamer=self)[0]
+            self.reply = _finish(self._vlm, prompt, ids)
+            self._write(self.reply.text)
             self._pieces.put(None)
         except BaseException as error:  # handed to the reader's thread
             self._pieces.put(error)
+
+    def put(self, value):
+        """Called by `generate` with new ids."""
+        self._ids += value.flatten().tolist()
+        self._write(decode(self._vlm, self._ids)[: -self.HELD_BACK])
+
+    def end(self):
+        """Called by `generate` after every segment; the text goes on."""
+
+    def _write(self, text):
+        if text[self._written :]:
+            self._pieces.put(text[self._written :])
+            self._written = len(text)
 
     def __next__(self):
         piece = self._pieces.get()
@@ -324,37 +344,30 @@ def _opening(system_message):
 
 
 def _ask(question, num_images):
-    return Turn("user", _with_placeholders(question, num_images))
+    """The user's turn. Pictures without a placeholder come first: one alone on its line, several numbered as the
+    models' card does."""
+    found = question.count(IMAGE_PLACEHOLDER)
+    if num_images and found not in (0, num_images):
+        raise DataError(
+            f'{num_images} pictures but {found} "{IMAGE_PLACEHOLDER}" in the question; expected one for each'
+        )
+    if num_images and not found:
+        numbers = [f"Image-{number}: " for number in range(1, num_images + 1)] if num_images > 1 else [""]
+        question = "".join(f"{number}{IMAGE_PLACEHOLDER}\n" for number in numbers) + question
+    return Turn("user", question)
 
 
-def _ask_about_video(question, video, images):
-    if images:
-        raise DataError("chat: pictures and a video; expected one of them; ask about them one after the other")
-    text = question if VIDEO_PLACEHOLDER in question else f"{VIDEO_PLACEHOLDER}\n{question}"
-    return Turn("user", text), video if isinstance(video, Video) else Video(Path(video))
-
-
-def _show_frames(vlm, turns, video, history):
-    """A video is its frames, one tile each; turns of the history have theirs already."""
-    frames = list(sample_frames(video, "chat", rules=vlm.processor.picture_rules))
-    known = len(history.turns) if history else 0
-    return (*turns[:known], *with_frames(turns[known:], len(frames))), frames
-
-
-def _cut(vlm, turns, images, *, history=None, max_tiles=None):
-    """(turns, tiles of each picture as uint8 [T, tile_px, tile_px, 3]); a `Video` becomes its frames in both."""
+def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
+    """The `Prompt` of turns and the pictures that are new in them, cut into tiles that are no features yet."""
     if history and history.num_tiles and history.features is None:
         raise DataError("chat: this reply keeps no pictures, as all of a batch; expected a reply of `chat` as history")
-    if isinstance(images, Video):
-        (turns, images), max_tiles = _show_frames(vlm, turns, images, history), 1
     processor, rules = vlm.processor, vlm.processor.picture_rules
+    if isinstance(images, Video):  # its frames, one tile each; turns of the history have theirs already
+        images, max_tiles = list(sample_frames(images, "chat", rules=rules)), 1
+        known = len(history.turns) if history else 0
+        turns = (*turns[:known], *with_frames(turns[known:], len(images)))
     budget = processor.share(max_tiles or processor.max_tiles, len(images))
-    return turns, [processor.tile(open_image(image, "chat", rules=rules), max_tiles=budget) for image in images]
-
-
-def _prompt(vlm, turns, cut, *, history=None):
-    """Render and tokenise; the pictures' tiles are no features yet."""
-    processor = vlm.processor
+    cut = [processor.tile(open_image(image, "chat", rules=rules), max_tiles=budget) for image in images]
     num_tiles = (*(history.num_tiles if history else ()), *map(len, cut))
     text = render(
         turns,
@@ -367,21 +380,6 @@ def _prompt(vlm, turns, cut, *, history=None):
     input_ids = processor.tokenizer(text)["input_ids"]
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where="chat")
     return Prompt(turns, num_tiles, input_ids, history and history.features, tiles)
-
-
-def _with_placeholders(question, num_images):
-    """Pictures without a placeholder come first: one on its own line, several numbered as the models' card does."""
-    found = question.count(IMAGE_PLACEHOLDER)
-    if not num_images or found == num_images:
-        return question
-    if found:
-        raise DataError(
-            f'{num_images} pictures but {found} "{IMAGE_PLACEHOLDER}" in the question; expected one for each'
-        )
-    if num_images == 1:
-        return f"{IMAGE_PLACEHOLDER}\n{question}"
-    numbered = (f"Image-{number}: {IMAGE_PLACEHOLDER}\n" for number in range(1, num_images + 1))
-    return "".join(numbered) + question
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What comes out of `generate`: ids as text, pieces of it as they come, the probability of each token."""
+"""What comes out of `generate`: ids as text, the probability of each token."""
 
 import torch
 from transformers import LogitsProcessor
@@ -13,33 +13,6 @@ def decode(vlm, ids):
     ids = ids[: ids.index(end)] if end in ids else ids
     dropped = set(tokenizer.all_special_ids) - set(tokenizer.convert_tokens_to_ids(list(KEPT_TOKENS)))
     return tokenizer.decode([number for number in ids if number not in dropped]).strip()
-
-
-class QueueStreamer:
-    """Token ids from `generate` → pieces of decoded text. The last characters wait: the next ids may still change them.
-
-    Half a character's bytes decode to "�", and the InternLM2 tokenizer joins up to four ("do n't" becomes "don't"):
-    transformers' `TextStreamer`, which writes up to the last space, would give "do 't" here.
-    """
-
-    HELD_BACK = 8  # characters
-
-    def __init__(self, vlm, pieces):
-        self.vlm, self.pieces, self.ids, self.written = vlm, pieces, [], 0
-
-    def put(self, value):
-        self.ids += value.flatten().tolist()
-        settled = decode(self.vlm, self.ids)[: -self.HELD_BACK]
-        if len(settled) > self.written:
-            self.pieces.put(settled[self.written :])
-            self.written = len(settled)
-
-    def end(self):
-        """Called by `generate` after every segment; the text goes on."""
-
-    def finish(self, text):
-        if text[self.written :]:
-            self.pieces.put(text[self.written :])
 
 
 class Probabilities(LogitsProcessor):

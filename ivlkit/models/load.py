@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
 
 from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
 from .families import find_model, model_roots
-from .layouts.configuration import native_config, read_released_config
-from .layouts.key_map import from_released, register_with_transformers, to_released
-from .layouts.safetensors_files import fingerprint
-from .layouts.weight_files import check_shapes, open_weights, read_shapes, read_weight_files, shapes_of
+from .layouts.configuration import has_lora, hf_config, plain, read_released_config
+from .layouts.key_map import register_with_transformers, to_released
+from .layouts.safetensors_files import DTYPES, fingerprint
+from .layouts.weight_files import check_shapes, open_weights, read_headers, read_shapes, read_weight_files
 from .modeling.float8 import to_float8
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 from .modeling.quantize import nf4_config
@@ -63,18 +63,17 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     dtype = dtype or default_dtype(device)
     if quantize not in (None, "4bit", "float8"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit', 'float8' or none")
-    if quantize == "float8":
-        return _load_float8(name, folder, base=base, device=device, dtype=dtype, tower_device=tower_device)
-    if tower_device is not None and not quantize:
-        vlm = load(name, base=base, device=tower_device, dtype=dtype)
-        _move_all_but_tower_layers(vlm.model, device)
-        return vlm
+    if quantize == "float8" or tower_device is not None and not quantize:
+        places = {"device": device, "tower_device": tower_device}
+        return _load_by_way(name, folder, base=base, dtype=dtype, is_float8=bool(quantize), **places)
     options = {"quantize": quantize, "tower_device": tower_device} if quantize else {}
     origin = read_origin(folder)
-    if origin is None and base is not None:
-        raise CheckpointError(f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out")
     if origin is None:
-        return _load_released(folder, device=device, dtype=dtype, **options)
+        if base is not None:
+            raise CheckpointError(
+                f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out"
+            )
+        return _load_whole(folder, folder, device=device, dtype=dtype, **options)
     is_adapter = (folder / ADAPTER_CONFIG).exists()
     if quantize and (not is_adapter or read_origin(find_base(folder, base)) is not None):
         raise CheckpointError(
@@ -82,26 +81,28 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
             f"ivlkit export {folder} --to merged, then load that"
         )
     if is_adapter:
-        below = load(find_base(folder, base), device=device, dtype=dtype, **options)
-        below.merge_adapter()  # trained on what a run left: never two adapters on one layer
-        vlm = _load_adapter(below, folder)
+        vlm = load(find_base(folder, base), device=device, dtype=dtype, **options)
+        vlm.merge_adapter()  # trained on what a run left: never two adapters on one layer
+        _add_adapter(vlm, folder)
     else:
-        root = released_root(base or folder)
-        vlm = _load_read(root, folder, load_processor(root), device=device, dtype=dtype)
+        vlm = _load_whole(released_root(base or folder), folder, device=device, dtype=dtype)
     vlm.processor = as_trained(vlm.processor, origin)
     return vlm
 
 
-def _load_float8(name, folder, *, base, device, dtype, tower_device):
-    """Read on the CPU, where weights stay in their file, and take them to the device matrix by matrix."""
-    if tower_device is None:
+def _load_by_way(name, folder, *, base, device, dtype, tower_device, is_float8):
+    """Read on the CPU, where weights stay in their file, or where the tower's layers belong, and take on from there."""
+    if is_float8 and tower_device is None:
         _check_memory(released_root(base or folder), dtype=dtype, device=device, quantize="float8")
     vlm = load(name, base=base, device=tower_device or "cpu", dtype=dtype)
-    to_float8(vlm.model, device=device, tower=tower_device is None)
-    if tower_device is None:
-        vlm.model.to(device)
-    else:
-        _move_all_but_tower_layers(vlm.model, device)
+    if is_float8:
+        to_float8(vlm.model, device=device, tower=tower_device is None)  # matrix by matrix
+    encoder = vlm.model.model.vision_tower.encoder
+    layers = encoder.layer
+    if tower_device is not None:
+        encoder.layer = torch.nn.ModuleList()
+    vlm.model.to(device)
+    encoder.layer = layers
     return vlm
 
 
@@ -206,7 +207,11 @@ def _check_memory(folder, *, dtype, device, quantize=None):
         )
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return
-    if total > (free_gib := _free_gpu_gib(device)):
+    gc.collect()  # models that nobody names any more
+    with _gpu_named(device):
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free_gib = (torch.cuda.mem_get_info(device)[0] + cached) / GIB
+    if total > free_gib:
         raise NoGpuMemory(
             f"{folder}: needs {total:.1f} GiB of {device} in {kind}, but {free_gib:.1f} GiB are free; expected more; "
             f"{_ways_to_fit('cuda')}"
@@ -220,24 +225,12 @@ def _weights_gib(files, dtype, quantize=None):
     8.2 in float32.
     """
     total = copied = 0
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                part = file.get_slice(key)
-                shape = part.get_shape()
-                small = quantize and len(shape) == 2 and key.startswith(QUANTISED_KEYS[quantize])
-                size = math.prod(shape) * (QUANTISED_BYTES[quantize] if small else dtype.itemsize) / GIB
-                total += size
-                copied += size if small or part[:0].dtype != dtype else 0
+    for key, (shape, kind) in read_headers(files).items():
+        small = quantize and len(shape) == 2 and key.startswith(QUANTISED_KEYS[quantize])
+        size = math.prod(shape) * (QUANTISED_BYTES[quantize] if small else dtype.itemsize) / GIB
+        total += size
+        copied += size if small or kind != DTYPES.get(dtype) else 0
     return total, copied
-
-
-def _free_gpu_gib(device):
-    """What other programs and this one leave of a card, once models that nobody names any more are gone."""
-    gc.collect()
-    with _gpu_named(device):
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (torch.cuda.mem_get_info(device)[0] + cached) / GIB
 
 
 @contextmanager
@@ -285,89 +278,64 @@ def final_folder(folder):
     return folder / "final"
 
 
-def _load_released(folder, *, device, dtype, quantize=None, tower_device=None):
-    config, processor = read_released_config(folder), load_processor(folder)
-    read_weight_files(folder)
-    if config.get("use_llm_lora") or config.get("use_backbone_lora"):
-        if quantize:
-            raise CheckpointError(
-                f"{folder}: holds a LoRA of its own, to be quantised; expected merged weights; ivlkit export {folder} "
-                "--to merged, then load that"
-            )
-        return _load_read(folder, folder, processor, device=device, dtype=dtype)
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    check_released_shapes(folder, config, native)
+def read_model(root):
+    """(config.json with its LoRA counted as merged, `Processor`, `InternVLConfig`) of a released folder."""
+    config, processor = plain(read_released_config(root)), load_processor(root)
+    return config, processor, hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
+
+
+def _load_whole(root, folder, *, device, dtype, quantize=None, tower_device=None):
+    """All weights of a folder. Args: root: where config.json is."""
+    config, processor, hf = read_model(root)
+    is_merged = root == folder and has_lora(read_released_config(root))
+    if quantize and is_merged:
+        raise CheckpointError(
+            f"{folder}: holds a LoRA of its own, to be quantised; expected merged weights; ivlkit export {folder} "
+            "--to merged, then load that"
+        )
+    if is_merged or root != folder:  # what transformers' loader can't read: a LoRA inside, or the keys that a run left
+        weights = open_weights(folder, config, meta_state(hf), released=root == folder, dtype=dtype)
+        _check_memory(folder, dtype=dtype, device=device)
+        model = build_model(None, hf, dtype=dtype, device=device, state_dict=dict(weights))
+        return VLM(model, processor, config, folder)
+    check_released_shapes(folder, config, hf)
+    built = copy.deepcopy(hf)
     if tower_device is None:
         _check_memory(folder, dtype=dtype, device=device, quantize=quantize)
+    else:
+        built.vision_config.num_hidden_layers = 0
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
-    built = native if tower_device is None else _without_tower_layers(native)
     model = build_model(folder, built, dtype=dtype, device=device, **options)
     if tower_device is not None:
-        _add_tower_layers(model, folder, config, native, dtype=dtype, device=tower_device)
+        _add_tower_layers(model, folder, config, hf, dtype=dtype, device=tower_device)
     return VLM(model, processor, config, folder)
 
 
-def _without_tower_layers(native):
-    native = copy.deepcopy(native)
-    native.vision_config.num_hidden_layers = 0
-    return native
-
-
-def _add_tower_layers(model, folder, config, native, *, dtype, device):
+def _add_tower_layers(model, folder, config, hf, *, dtype, device):
     """Read the layers that a model was built without, straight to their device: transformers would put hooks on all."""
-    tower, prefix = model.model.vision_tower, "vision_model.encoder.layers."
-    tower.config.num_hidden_layers = native.vision_config.num_hidden_layers
-    tensors = {}
-    for path in read_weight_files(folder):
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            tensors |= {key: file.get_tensor(key).to(dtype) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
-    start = len("model.vision_tower.encoder.")
-    layers = {key[start:]: tensor for key, tensor in from_released(tensors, config).items()}
+    tower, prefix = model.model.vision_tower, "model.vision_tower.encoder."
+    tower.config.num_hidden_layers = hf.vision_config.num_hidden_layers
+    weights = open_weights(folder, config, meta_state(hf))
+    layers = {key: weights[key].to(device, dtype) for key in weights if key.startswith(prefix)}
     with torch.device("meta"):
-        encoder = type(tower.encoder)(tower.config)
-    encoder.load_state_dict(layers, assign=True)
-    tower.encoder = encoder.eval()
+        tower.encoder = type(tower.encoder)(tower.config).eval()
+    tower.encoder.load_state_dict({key.removeprefix(prefix): layer for key, layer in layers.items()}, assign=True)
 
 
-def _move_all_but_tower_layers(model, device):
-    encoder = model.model.vision_tower.encoder
-    layers, encoder.layer = encoder.layer, torch.nn.ModuleList()
-    model.to(device)
-    encoder.layer = layers
-
-
-def plain(config):
-    """Adapters inside a released checkpoint are merged as it is read."""
-    return config | {"use_llm_lora": 0, "use_backbone_lora": 0}
-
-
-def _load_read(root, folder, processor, *, device, dtype):
-    """What transformers' loader can't read by itself: a released-style LoRA, or transformers' keys that a run left.
-
-    Args: root: where config.json is.
-    """
-    config = plain(read_released_config(root))
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    weights = open_weights(folder, config, meta_state(native), released=read_origin(folder) is None, dtype=dtype)
-    _check_memory(folder, dtype=dtype, device=device)
-    model = build_model(None, native, dtype=dtype, device=device, state_dict=dict(weights))
-    return VLM(model, processor, config, folder)
-
-
-def _load_adapter(vlm, folder):
+def _add_adapter(vlm, folder):
     """PEFT's own loader passes over missing tensors, opens pickles and asks the hub for a file that is not there."""
     from peft import set_peft_model_state_dict
 
-    wrapped = _wrap(vlm.model, folder)
-    set_peft_model_state_dict(wrapped, load_file(check_adapter(wrapped, folder)))
-    wrapped.eval()
-    return VLM(wrapped.get_base_model(), vlm.processor, vlm.config, folder, adapter=wrapped)
+    vlm.adapter = _wrap(vlm.model, folder)
+    set_peft_model_state_dict(vlm.adapter, load_file(check_adapter(vlm.adapter, folder)))
+    vlm.adapter.eval()
+    vlm.model, vlm.folder = vlm.adapter.get_base_model(), folder
 
 
-def wrap_on_meta(native, folder):
+def wrap_on_meta(hf, folder):
     """PEFT's wrapper around a model without memory: which layers have an adapter, and its scales."""
-    with torch.device("meta"):
-        return _wrap(ReleasedInternVLForConditionalGeneration(native), folder)
+    with torch.device("meta"):  # the adapters too
+        return _wrap(on_meta(hf), folder)
 
 
 def _wrap(model, folder):
@@ -394,19 +362,19 @@ def check_adapter(wrapped, folder):
     path = folder / "adapter_model.safetensors"
     if not path.exists():
         raise CheckpointError(f"{path}: missing; expected the adapter there; copy the folder again")
-    expected = shapes_of(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     check_shapes(read_shapes([path]), expected, folder, by="adapter_config.json")
     return path
 
 
-def build_model(folder, native, *, dtype, device, **options):
+def build_model(folder, hf, *, dtype, device, **options):
     """The model of an `InternVLConfig` with the weights of a folder, or of `state_dict=` and folder None.
 
     Raises: CheckpointError for a missing, unexpected or misshapen tensor.
     """
     with quiet_if_small(folder):
         model, info = ReleasedInternVLForConditionalGeneration.from_pretrained(
-            folder, config=native, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+            folder, config=hf, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
         )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(kind):
@@ -440,24 +408,26 @@ def quiet_if_small(folder):
             logging.enable_progress_bar()
 
 
-def meta_state(native):
-    """The state dict of a configuration without memory: keys and shapes, not divided as ZeRO-3 divides others."""
-    from transformers.modeling_utils import set_zero3_state
-
+def on_meta(hf):
+    """The model of a configuration without memory: all modules and shapes, not divided as ZeRO-3 divides others."""
     with torch.device("meta"), set_zero3_state():
-        return ReleasedInternVLForConditionalGeneration(native).state_dict()
+        return ReleasedInternVLForConditionalGeneration(hf)
+
+
+def meta_state(hf):
+    """The state dict of a configuration without memory: keys and shapes."""
+    return on_meta(hf).state_dict()
 
 
 def meta_copy(vlm):
     """The same model without memory: to see what a change would do to it."""
-    with torch.device("meta"):
-        return VLM(ReleasedInternVLForConditionalGeneration(vlm.model.config), vlm.processor, vlm.config, vlm.folder)
+    return VLM(on_meta(vlm.model.config), vlm.processor, vlm.config, vlm.folder)
 
 
-def check_released_shapes(folder, config, native):
+def check_released_shapes(folder, config, hf):
     """{key: shape} of a folder's weights, equal to what its config.json describes; only headers are read.
 
-    Args: config: dict of config.json; native: `native_config` of it.
+    Args: config: dict of config.json; hf: `hf_config` of it.
     Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
     """
     found = read_shapes(read_weight_files(folder))
@@ -467,5 +437,5 @@ def check_released_shapes(folder, config, native):
             f"{folder}: holds adapters ({key}), but `{field}` of its config.json is 0; expected their rank; set it to "
             f"{found[key][0]} there"
         )
-    check_shapes(found, shapes_of(to_released(meta_state(native), config)), folder)
+    check_shapes(found, to_released(meta_state(hf), config), folder)
     return found

@@ -3,13 +3,10 @@
 Enough to count parameters and to plan a run before anything is downloaded.
 """
 
-import torch
-
 from ..errors import CheckpointError
 from .families import FAMILIES, match_family
-from .layouts.configuration import native_config, read_released_config
-from .load import released_root
-from .modeling.internvl import ReleasedInternVLForConditionalGeneration
+from .layouts.configuration import hf_config, read_released_config
+from .load import on_meta, released_root
 
 _VIT = {"image_size": 448, "patch_size": 14, "hidden_act": "gelu", "num_channels": 3, "layer_norm_eps": 1e-6}
 VIT_300M = _VIT | {
@@ -106,6 +103,4 @@ def config_of(name):
 
 def empty_model(config):
     """(model on torch's meta device, its `Family`): every module, name and shape, no memory."""
-    native = native_config(config, image_token_id=0)
-    with torch.device("meta"):
-        return ReleasedInternVLForConditionalGeneration(native), match_family(config)
+    return on_meta(hf_config(config, image_token_id=0)), match_family(config)

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from .layouts.configuration import read_json
 
 SPACE = "▁"  # sentencepiece writes a space like this
-_NORMAL, _UNKNOWN, _USER_DEFINED, _BYTE = 1, 2, 4, 6  # piece types of sentencepiece
+_NORMAL, _USER_DEFINED = 1, 4  # piece types of sentencepiece
 _KINDS = ("InternLM2Tokenizer", "LlamaTokenizer")
 
 
@@ -24,6 +24,8 @@ def load_tokenizer(folder):
 
     Raises: CheckpointError if files are missing or the tokenizer is of a kind whose rules we don't know.
     """
+    from transformers import PreTrainedTokenizerFast
+
     folder = Path(folder)
     path = folder / "tokenizer_config.json"
     config = read_json(path, f"{path}: missing; expected the tokenizer files of a released folder")
@@ -32,59 +34,50 @@ def load_tokenizer(folder):
         raise CheckpointError(f"{folder}: tokenizer_class {kind!r}; expected one of {', '.join(_KINDS)}")
     if kind == "LlamaTokenizer" and config.get("legacy", True) is not False:
         raise CheckpointError(f"{folder}: a legacy Llama tokenizer; expected `legacy: false`, as released")
-    for name in ("added_tokens_decoder", "bos_token", "eos_token", "pad_token", "unk_token"):
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    for name in ("added_tokens_decoder", *names):
         if not config.get(name):
             raise CheckpointError(f"{path}: no `{name}`; expected it, as released")
     proto = _read_model(folder / "tokenizer.model")
-    backend = _build(proto, config, dummy_prefix=proto.normalizer_spec.add_dummy_prefix)
-    return _wrap(backend, config)
-
-
-def _wrap(backend, config):
-    from transformers import PreTrainedTokenizerFast
-
+    special = {name: token["content"] if isinstance(token := config[name], dict) else token for name in names}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=_content(config["bos_token"]),
-        eos_token=_content(config["eos_token"]),
-        pad_token=_content(config["pad_token"]),
-        unk_token=_content(config["unk_token"]),
+        tokenizer_object=_build(proto, config, special),
+        **special,
         additional_special_tokens=config.get("additional_special_tokens", []),
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
-def _build(proto, config, *, dummy_prefix):
+def _build(proto, config, special):
     pieces = [piece.piece for piece in proto.pieces]
     added = {int(number): token for number, token in config["added_tokens_decoder"].items()}
     for number, token in added.items():  # chat tokens override unused pieces of the sentencepiece model
         if number < len(pieces):
             pieces[number] = token["content"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    backend = Tokenizer(
-        BPE(
-            vocabulary,
-            _merges(proto, vocabulary),
-            unk_token=_content(config["unk_token"]),
-            fuse_unk=True,
-            byte_fallback=proto.trainer_spec.byte_fallback,
-        )
-    )
+    rules = {"unk_token": special["unk_token"], "fuse_unk": True, "byte_fallback": proto.trainer_spec.byte_fallback}
+    backend = Tokenizer(BPE(vocabulary, _merges(proto, vocabulary), **rules))
     backend.normalizer = normalizers.Replace(" ", SPACE)
-    if dummy_prefix:
+    has_prefix = proto.normalizer_spec.add_dummy_prefix
+    if has_prefix:
         backend.pre_tokenizer = _space_before_all()
-    cleaned = config["tokenizer_class"].startswith("InternLM2")
-    backend.decoder = _decoder(strips_prefix=dummy_prefix, cleaned=cleaned)
+    backend.decoder = _decoder(strips_prefix=has_prefix, cleaned=config["tokenizer_class"].startswith("InternLM2"))
     user_defined = [
         AddedToken(piece.piece, normalized=False, special=False)
         for number, piece in enumerate(proto.pieces)
         if piece.type == _USER_DEFINED and number not in added
     ]
     backend.add_tokens(user_defined)
-    backend.add_special_tokens([_added_token(added[number]) for number in sorted(added)])
-    _check_ids(backend, added)
-    bos = _content(config["bos_token"])
+    flags = ("lstrip", "rstrip", "normalized", "single_word", "special")
+    tokens = [added[number] for number in sorted(added)]
+    backend.add_special_tokens([AddedToken(one["content"], **{flag: one[flag] for flag in flags}) for one in tokens])
+    for number, token in added.items():
+        if (found := backend.token_to_id(token["content"])) != number:
+            raise CheckpointError(
+                f"token {token['content']} got id {found}; expected {number} as in the folder's files"
+            )
+    bos = special["bos_token"]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, backend.token_to_id(bos))]
     )
@@ -128,24 +121,6 @@ def _decoder(*, strips_prefix, cleaned):
     if cleaned:
         steps += [decoders.Replace(found, written) for found, written in _CLEANED.items()]
     return decoders.Sequence(steps)
-
-
-def _added_token(token):
-    flags = {key: token[key] for key in ("lstrip", "rstrip", "normalized", "single_word", "special")}
-    return AddedToken(token["content"], **flags)
-
-
-def _check_ids(backend, added):
-    for number, token in added.items():
-        found = backend.token_to_id(token["content"])
-        if found != number:
-            raise CheckpointError(
-                f"token {token['content']} got id {found}; expected {number} as in the folder's files"
-            )
-
-
-def _content(token):
-    return token["content"] if isinstance(token, dict) else token
 
 
 @lru_cache(maxsize=4)

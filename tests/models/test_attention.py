@@ -252,7 +252,7 @@ def test_a_cpu_packs_under_sdpa():
 def test_the_choice_follows_the_card(monkeypatch, capability, kernel, flash, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(attention, "_varlen_kernel", lambda: segments_one_by_one if kernel else None)
-    monkeypatch.setattr(attention, "_has_flash_attention", lambda: flash)
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: flash)
     chosen = choose_attention("cuda")
     assert (chosen.name, chosen.packs) == expected
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ivlkit.errors import CheckpointError
-from ivlkit.models.layouts.configuration import native_config
+from ivlkit.models.layouts.configuration import hf_config
 from ivlkit.models.layouts.key_map import from_released, join_grouped, split_grouped, to_released
 from ivlkit.models.layouts.weight_files import ReleasedLora as merge_released_lora
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
@@ -43,7 +43,7 @@ def test_grouped_rows_of_two_dimensions_stay_together():
 
 def native_state(config):
     torch.manual_seed(0)
-    state = ReleasedInternVLForConditionalGeneration(native_config(config, image_token_id=0)).state_dict()
+    state = ReleasedInternVLForConditionalGeneration(hf_config(config, image_token_id=0)).state_dict()
     return {key: torch.randn_like(tensor) for key, tensor in state.items()}
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ivlkit.errors import CheckpointError
-from ivlkit.models.layouts.configuration import native_config, num_image_token, read_released_config, tile_px
+from ivlkit.models.layouts.configuration import hf_config, num_image_token, read_released_config, tile_px
 
 LONGROPE = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 PHI3 = {
@@ -37,7 +37,7 @@ def changed(config, path, value):
 
 
 def test_the_fields_of_the_released_config_arrive(tiny_config):
-    native = native_config(tiny_config, image_token_id=1026)
+    native = hf_config(tiny_config, image_token_id=1026)
     assert (native.image_token_id, native.image_seq_length, native.vision_feature_layer) == (1026, 16, -1)
     assert (native.ps_version, native.downsample_ratio, native.tie_word_embeddings) == ("v2", 0.5, False)
     vision, text = native.vision_config, native.text_config
@@ -48,14 +48,14 @@ def test_the_fields_of_the_released_config_arrive(tiny_config):
 
 
 def test_dynamic_rope_keeps_its_factor_and_null_means_default(tiny_config):
-    rope = native_config(tiny_config, image_token_id=0).text_config.rope_parameters
+    rope = hf_config(tiny_config, image_token_id=0).text_config.rope_parameters
     assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("dynamic", 2.0, 10000.0)
     plain = changed(tiny_config, "llm_config.rope_scaling", None)
-    assert native_config(plain, image_token_id=0).text_config.rope_parameters["rope_type"] == "default"
+    assert hf_config(plain, image_token_id=0).text_config.rope_parameters["rope_type"] == "default"
 
 
 def test_su_of_phi3_is_longrope(tiny_config):
-    text = native_config(tiny_config | {"llm_config": dict(PHI3)}, image_token_id=0).text_config
+    text = hf_config(tiny_config | {"llm_config": dict(PHI3)}, image_token_id=0).text_config
     assert text.model_type == "phi3"
     assert text.original_max_position_embeddings == 4096
     rope = text.rope_parameters
@@ -93,7 +93,7 @@ def test_context_tokens_of_a_tile():
 )
 def test_a_value_without_code_for_it_is_refused(tiny_config, path, value, message):
     with pytest.raises(CheckpointError, match=f"config.json: {message}.*; this kit can't run it otherwise"):
-        native_config(changed(tiny_config, path, value), image_token_id=0)
+        hf_config(changed(tiny_config, path, value), image_token_id=0)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_value_without_code_for_it_is_refused(tiny_config, path, value, messag
 )
 def test_a_phi3_that_can_not_be_run_is_refused(tiny_config, fields, message):
     with pytest.raises(CheckpointError, match=message):
-        native_config(tiny_config | {"llm_config": PHI3 | fields}, image_token_id=0)
+        hf_config(tiny_config | {"llm_config": PHI3 | fields}, image_token_id=0)
 
 
 @pytest.mark.parametrize("field", ["vision_config.norm_type", "vision_config.hidden_size", "llm_config.hidden_size"])
@@ -114,7 +114,7 @@ def test_a_field_that_is_missing_is_named(tiny_config, field):
     part, name = field.split(".")
     del tiny_config[part][name]
     with pytest.raises(CheckpointError, match=f"no `{name}`"):
-        native_config(tiny_config, image_token_id=0)
+        hf_config(tiny_config, image_token_id=0)
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ def die_after(function, times):
     return counted
 moments = {
     "in the middle of the weights": (shards, "total_bytes", 60),
-    "before the small files": (module, "_copy_small_files", 0),
+    "before the small files": (module, "write_json", 0),
     "before the proof": (module, "ask", 0),
     "in the middle of the proof": (module, "ask", 2),
     "before the card": (module, "write_card", 0),

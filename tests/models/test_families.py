@@ -7,7 +7,7 @@ import pytest
 from random_nano import CONFIG
 
 from ivlkit.models.families import FAMILIES
-from ivlkit.models.layouts.configuration import native_config
+from ivlkit.models.layouts.configuration import hf_config
 from ivlkit.models.load import meta_state
 
 VIT_300M = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -35,7 +35,7 @@ def test_parts_are_the_parameters_of_the_released_configurations(key, vision, la
     config["vision_config"] |= vision | {"image_size": 448}
     config["llm_config"] |= language
     counts = [0, 0, 0]
-    for name, tensor in meta_state(native_config(config, image_token_id=1)).items():
+    for name, tensor in meta_state(hf_config(config, image_token_id=1)).items():
         place = 0 if "vision_tower" in name else 1 if "projector" in name else 2
         counts[place] += math.prod(tensor.shape)
     assert tuple(counts) == FAMILIES[key].parts

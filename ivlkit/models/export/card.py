@@ -6,7 +6,9 @@ import shlex
 import yaml
 
 from ...data.files import sha256
+from ...data.rows.records import IMAGE_PLACEHOLDER
 from ...hardware import package_version
+from ..layouts.configuration import write_json
 from .chat_template import chat_template, lmdeploy_template
 
 CONTEXT_TOKENS = 8192
@@ -33,37 +35,40 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
         base: dict of the base of an adapter.
         scores: {"VQA accuracy on test.jsonl": 0.61}, if there are any.
     """
-    run = read_run(source.folder)
+    title, data, recipe = _of_run(source, read_run(source.folder))
     versions = {name: package_version(name, missing="run from its sources") for name in _PACKAGES}
-    parts = [
-        f"# {_title(source, run)}",
-        _INTRODUCTIONS[layout],
-        _section("What it is", _table(_facts(source, base))),
-        _section("Data", _data(run)),
-        _section("Recipe", _recipe(run)),
-        _section("Scores", _table(scores) if scores else "None were given to the export."),
-        _section("Ask it", _ask(source, layout)),
-        _section("Serve it", _serve(source, folder, layout)),
-        _section("What was proven", f"{str(proof)[0].upper()}{str(proof)[1:]}."),
-        _section("Before you share it", _SHARING + _licence(folder)),
-        _section("Versions and hashes", _table(versions | _hashes(folder))),
-    ]
+    hashes = {path.name: f"sha256 `{sha256(path)}`" for path in sorted(folder.glob("*.safetensors"))}
+    asking = _ASK_TRANSFORMERS.replace("CONTEXT_TOKENS", str(source.processor.num_image_token))
+    licences = ", ".join(f"`{path.name}`" for path in sorted(folder.glob("LICENSE*")))
+    licence = f"in {licences}." if licences else "which its page names: its folder held no licence file."
+    sections = {
+        "What it is": _table(_facts(source, base)),
+        "Data": data,
+        "Recipe": recipe,
+        "Scores": _table(scores) if scores else "None were given to the export.",
+        "Ask it": asking if layout == "transformers" else _ASK,
+        "Serve it": _serve(source, folder, layout),
+        "What was proven": f"{str(proof)[0].upper()}{str(proof)[1:]}.",
+        "Before you share it": _SHARING + licence,
+        "Versions and hashes": _table(versions | hashes),
+    }
+    parts = [f"# {title}", _INTRODUCTIONS[layout], *(f"## {name}\n\n{text}" for name, text in sections.items())]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def write_templates(processor, folder, *, image):
+def write_templates(processor, folder):
     """The trained prompt for servers: a Jinja chat template and LMDeploy's file."""
-    text = chat_template(processor.template, processor.system_message, image=image)
+    text = chat_template(processor.template, processor.system_message, image=IMAGE_PLACEHOLDER)
     (folder / JINJA_FILE).write_text(text, encoding="utf-8")
-    template = lmdeploy_template(processor.template, processor.system_message)
-    (folder / LMDEPLOY_FILE).write_text(json.dumps(template, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / LMDEPLOY_FILE, lmdeploy_template(processor.template, processor.system_message))
 
 
 def serving_commands(source, layout):
     """{server: command or the reason why there is none}: all with the tile limit and the prompt it was trained with."""
     if layout == "adapter":
         return {"every server": 'export with layout="released": servers want the adapter merged'}
-    tokens = PHI3_CONTEXT_TOKENS if _is_phi3(source) else CONTEXT_TOKENS
+    is_phi3 = source.processor.family.language_class == "Phi3ForCausalLM"
+    tokens = PHI3_CONTEXT_TOKENS if is_phi3 else CONTEXT_TOKENS
     tiles = source.processor.max_tiles if source.processor.dynamic else 1
     limit = {"max_dynamic_patch" if layout == "released" else "max_patches": tiles}
     code = " --trust-remote-code" if layout == "released" else ""
@@ -72,33 +77,21 @@ def serving_commands(source, layout):
     if layout == "transformers":
         other = 'export with layout="released"'
         return {"transformers": "transformers serve FOLDER"} | commands | {"LMDeploy": other, "SGLang": other}
-    commands["LMDeploy"] = (
-        f"lmdeploy serve api_server FOLDER --session-len {tokens} --chat-template FOLDER/{LMDEPLOY_FILE}"
-    )
-    commands["SGLang"] = (
-        "its InternVL has no Phi-3 language model"
-        if _is_phi3(source)
-        else f"python -m sglang.launch_server --model-path FOLDER --trust-remote-code --context-length {tokens} "
+    lmdeploy = f"lmdeploy serve api_server FOLDER --session-len {tokens} --chat-template FOLDER/{LMDEPLOY_FILE}"
+    sglang = (
+        f"python -m sglang.launch_server --model-path FOLDER --trust-remote-code --context-length {tokens} "
         f"--chat-template FOLDER/{JINJA_FILE}"
     )
-    return commands
-
-
-def _is_phi3(source):
-    return source.processor.family.language_class == "Phi3ForCausalLM"
-
-
-def _title(source, run):
-    return f"{run['recipe']['name']}: {source.processor.family.name}, fine-tuned" if run else source.folder.name
+    return commands | {
+        "LMDeploy": lmdeploy,
+        "SGLang": "its InternVL has no Phi-3 language model" if is_phi3 else sglang,
+    }
 
 
 def read_run(folder):
+    """run.yaml of a run's `final/` as a dict; None for any other folder."""
     path = folder.parent / "run.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) if folder.name == "final" and path.exists() else None
-
-
-def _section(title, text):
-    return f"## {title}\n\n{text}"
 
 
 def _table(values):
@@ -124,22 +117,16 @@ def _facts(source, base):
     return facts
 
 
-def _data(run):
+def _of_run(source, run):
+    """(title, data, recipe) as Markdown."""
     if not run:
-        return "Not from a run: nothing is known."
-    data = run["data"]
-    return f"{data['rows']:,} rows of `{data['path'].rpartition('/')[2]}`, fingerprint `{data['fingerprint']}`."
-
-
-def _recipe(run):
-    if not run:
-        return "Not from a run: nothing is known."
-    recipe = run["recipe"] | {"model": str(run["recipe"]["model"]).rpartition("/")[2]}
-    return f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```"
-
-
-def _hashes(folder):
-    return {path.name: f"sha256 `{sha256(path)}`" for path in sorted(folder.glob("*.safetensors"))}
+        return source.folder.name, *["Not from a run: nothing is known."] * 2
+    data, recipe = run["data"], run["recipe"] | {"model": str(run["recipe"]["model"]).rpartition("/")[2]}
+    return (
+        f"{recipe['name']}: {source.processor.family.name}, fine-tuned",
+        f"{data['rows']:,} rows of `{data['path'].rpartition('/')[2]}`, fingerprint `{data['fingerprint']}`.",
+        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
+    )
 
 
 _ASK = """```python
@@ -194,17 +181,6 @@ Licence: the base's own, """
 _SERVED = """`transformers serve` needs `pip install 'transformers[serving]' torchvision`, one that fits torch.
 It reads pictures with torchvision: the same tiles, slightly other pixels, so a reply may differ from the run's. Of
 several pictures in a message each gets the whole tile limit, which the training shared between them."""
-
-
-def _licence(folder):
-    files = ", ".join(f"`{path.name}`" for path in sorted(folder.glob("LICENSE*")))
-    return f"in {files}." if files else "which its page names: its folder held no licence file."
-
-
-def _ask(source, layout):
-    if layout != "transformers":
-        return _ASK
-    return _ASK_TRANSFORMERS.replace("CONTEXT_TOKENS", str(source.processor.num_image_token))
 
 
 def _serve(source, folder, layout):

@@ -29,7 +29,7 @@ _JINJA = """\
 {{- @SYSTEM_PREFIX@ ~ (as_text(messages[0]['content']) | trim if has_system else @SYSTEM@) ~ @END@ -}}
 {%- for message in messages[1 if has_system else 0:] -%}
 {%- if message['role'] == 'user' -%}
-{{- @USER_PREFIX@ ~ as_text(message['content'])@TRIM@ ~ @END@ -}}
+{{- @USER_PREFIX@ ~ @QUESTION@ ~ @END@ -}}
 {%- elif message['role'] == 'assistant' -%}
 {{- @ASSISTANT_PREFIX@ ~ (as_text(message['content']) | trim) ~ @END@ -}}
 {%- else -%}
@@ -53,21 +53,14 @@ def chat_template(template, system_message, *, image=IMAGE_CONTEXT):
     values = {
         "PLACEHOLDER": IMAGE_PLACEHOLDER,
         "IMAGE": image,
-        "SYSTEM_PREFIX": template.system_prefix,
         "SYSTEM": system_message,
-        "USER_PREFIX": template.user_prefix,
-        "ASSISTANT_PREFIX": template.assistant_prefix,
         "END": template.end,
+        **{name.upper(): getattr(template, name) for name in ("system_prefix", "user_prefix", "assistant_prefix")},
     }
-    text = _JINJA.replace("as_text(message['content'])@TRIM@", _question(template))
     # Jinja would halve an escaped emoji; and all at once, since a prompt may hold such a name itself.
     written = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    return re.sub("@([A-Z_]+)@", lambda found: written[found[1]], text)
-
-
-def _question(template):
-    content = "as_text(message['content'])"
-    return f"({content} | trim)" if template.strips_questions else content
+    question = "(as_text(message['content']) | trim)" if template.strips_questions else "as_text(message['content'])"
+    return re.sub("@([A-Z_]+)@", lambda found: (written | {"QUESTION": question})[found[1]], _JINJA)
 
 
 def lmdeploy_template(template, system_message):

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ...data.datasets.opening import open_data
-from ...data.rows.records import IMAGE_PLACEHOLDER
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
+from ..layouts.configuration import write_json
 from ..layouts.safetensors_files import (
     appearing_or_said,
     check_is_new,
@@ -18,15 +18,14 @@ from ..layouts.safetensors_files import (
     total_bytes,
     write_shards,
 )
-from ..layouts.weight_files import Fused, read_weight_files
-from ..load import ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
+from ..layouts.weight_files import fused, read_weight_files
+from ..load import ADAPTER_CONFIG, ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
 from .card import read_run, write_card, write_templates
 from .handover import check_handover, write_handover
-from .hf_layout import check_native, write_native
+from .hf_layout import write_hf
 from .lazy_weights import open_source
 from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, DOWNLOAD_FILE, "README.md"}
 _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
 _COPIED_STEMS = {"LICENSE", "NOTICE"}
@@ -107,73 +106,47 @@ def push_to_hub(folder, repo_id, *, private=True):
 # layouts -------------------------------------------------------------------------------------------------------------
 
 
-def _write_whole_released(opened, _, folder):
+def _write_released(opened, _, folder):
     check_space(folder, total_bytes(opened.shapes, opened.dtype))
     write_released(opened, folder)
-    write_templates(opened.processor, folder, image=IMAGE_PLACEHOLDER)
+    write_templates(opened.processor, folder)
 
 
 def write_released(opened, folder):
     """The released files of a `Source`, without card and server templates."""
-    fused = Fused(opened.weights, opened.config)
-    write_shards(fused, fused.shapes(opened.shapes), folder, dtype=opened.dtype)
-    changes = {
-        "use_llm_lora": 0,
-        "use_backbone_lora": 0,
-        "system_message": opened.processor.system_message,
-        "max_dynamic_patch": opened.processor.max_tiles,
-    }
-    (folder / "config.json").write_text(json.dumps(opened.config | changes, indent=2, ensure_ascii=False) + "\n")
-    _copy_small_files(opened.processor.folder, folder)
-
-
-def _copy_small_files(source, folder):
-    for path in sorted(source.iterdir()):
+    write_shards(*fused(opened.weights, opened.shapes, opened.config), folder, dtype=opened.dtype)
+    prompt, max_tiles = opened.processor.system_message, opened.processor.max_tiles
+    changes = {"use_llm_lora": 0, "use_backbone_lora": 0, "system_message": prompt, "max_dynamic_patch": max_tiles}
+    write_json(folder / "config.json", opened.config | changes)
+    for path in sorted(opened.processor.folder.iterdir()):
         wanted = path.suffix in _COPIED_SUFFIXES or path.stem in _COPIED_STEMS
         if wanted and path.name not in _NOT_COPIED and path.resolve() != (folder / path.name).resolve():
             shutil.copyfile(path, folder / path.name)
 
 
-def _write_native(opened, _, folder):
-    check_native(opened)
-    check_space(folder, total_bytes(opened.shapes, opened.dtype))
-    write_native(opened, folder)
+def _write_hf(opened, _, folder):
+    write_hf(opened, folder)
 
 
 def _write_adapter(opened, source, folder):
     """The adapter, what it belongs to, and how it is asked; returns what is known of its base."""
-    loaded = source.adapter if isinstance(source, VLM) else None
-    if loaded is None and (isinstance(source, VLM) or not opened.has_adapter):
+    is_loaded = isinstance(source, VLM)
+    if (source.adapter is None) if is_loaded else not (opened.folder / ADAPTER_CONFIG).exists():
         raise ExportError(f'{opened.folder}: no adapter; expected a LoRA run; use layout="released"')
-    base = describe_base(opened.folder)
-    if loaded is not None:
-        loaded.save_pretrained(folder, save_embedding_layers=False)
-    else:
-        for name in ADAPTER_FILES:
-            shutil.copyfile(opened.folder / name, folder / name)
-    _name_base(folder / ADAPTER_FILES[0], base)
-    for path in sorted(opened.processor.folder.glob("*token*")):
+    base, processor = describe_base(opened.folder), opened.processor
+    if is_loaded:
+        source.adapter.save_pretrained(folder, save_embedding_layers=False)
+    copied = [] if is_loaded else [opened.folder / name for name in (ADAPTER_CONFIG, "adapter_model.safetensors")]
+    for path in (*copied, *processor.folder.glob("*token*")):
         shutil.copyfile(path, folder / path.name)
-    processor = opened.processor
-    settings = {
-        "template": processor.template.name,
-        "system_message": processor.system_message,
-        "tile_px": processor.tile_px,
-        "max_tiles": processor.max_tiles,
-        "min_tiles": processor.min_tiles,
-        "use_thumbnail": processor.use_thumbnail,
-    }
-    text = json.dumps((opened.origin or {}) | settings | base, indent=1, ensure_ascii=False)
-    (folder / ORIGIN_FILE).write_text(text + "\n", encoding="utf-8")
-    return base
-
-
-def _name_base(path, base):
-    """PEFT's file names the base by its folder on this machine, which is no one else's business."""
-    family = FAMILIES.get(base["base"])
-    config = json.loads(path.read_text(encoding="utf-8"))
+    # PEFT's file names the base by its folder on this machine, which is no one else's business.
+    family, config = FAMILIES.get(base["base"]), json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = (family and family.hub_id) or base["base_name"]
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / ADAPTER_CONFIG, config)
+    names = ("system_message", "tile_px", "max_tiles", "min_tiles", "use_thumbnail")
+    settings = {"template": processor.template.name} | {name: getattr(processor, name) for name in names}
+    write_json(folder / ORIGIN_FILE, (opened.origin or {}) | settings | base)
+    return base
 
 
 def describe_base(folder):
@@ -206,18 +179,15 @@ def describe_base(folder):
 
 def _prove(opened, source, aside, reload, device, *, merges):
     """One model in memory at a time: the source answers, then the export."""
-    loaded = isinstance(source, VLM)
-    if loaded:
+    run, in_float8 = read_run(opened.folder), None
+    if isinstance(source, VLM):
         device, dtype = source.model.device, source.model.dtype
-        vlm = source
+        before = ask(source.model, opened.processor)
     else:
         device, dtype = choose_place(total_bytes(opened.shapes, torch.uint8), device)  # at one byte: parameters
-        vlm = load(opened.folder, device=device, dtype=dtype)
-    before = ask(vlm.model, opened.processor)
-    if not loaded:
-        vlm.release()
-    del vlm
-    as_trained = None if loaded else _ask_in_float8(opened, device, dtype)
+        before = _ask_once(opened, device=device, dtype=dtype)
+        if run and run["recipe"].get("weights") == "float8":  # as it was trained
+            in_float8 = _ask_once(opened, device=device, dtype=dtype, quantize="float8")
     model = reload(aside, device, dtype)
     written = ask(model, opened.processor)
     tensors = 0
@@ -231,16 +201,13 @@ def _prove(opened, source, aside, reload, device, *, merges):
         equal_replies=count_equal(before, written),
         samples=len(before.replies),
         tensors=tensors,
-        from_float8=as_trained and (largest_difference(as_trained, after), count_equal(as_trained, written)),
+        from_float8=in_float8 and (largest_difference(in_float8, after), count_equal(in_float8, written)),
     )
 
 
-def _ask_in_float8(opened, device, dtype):
-    """What a run that trained on float8 answers as it was trained; None for any other."""
-    run = read_run(opened.folder)
-    if not run or run["recipe"].get("weights") != "float8":
-        return None
-    vlm = load(opened.folder, device=device, dtype=dtype, quantize="float8")
+def _ask_once(opened, **options):
+    """What the source answers; it leaves no model in memory."""
+    vlm = load(opened.folder, **options)
     answers = ask(vlm.model, opened.processor)
     vlm.release()
     return answers
@@ -250,7 +217,7 @@ def _reload(folder, device, dtype):
     return load(folder, device=device, dtype=dtype).model
 
 
-def _reload_native(folder, device, dtype):
+def _reload_hf(folder, device, dtype):
     """As anyone would: no class of ours."""
     from transformers import AutoModelForImageTextToText
 
@@ -260,7 +227,7 @@ def _reload_native(folder, device, dtype):
 
 
 _LAYOUTS = {
-    "released": (_write_whole_released, _reload),
+    "released": (_write_released, _reload),
     "adapter": (_write_adapter, _reload),
-    "transformers": (_write_native, _reload_native),
+    "transformers": (_write_hf, _reload_hf),
 }

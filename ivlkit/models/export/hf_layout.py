@@ -1,7 +1,6 @@
 """The `-hf` kind of folder: transformers' own keys, configuration, fast tokenizer, chat template and processor."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -12,7 +11,9 @@ from ...data.rows.records import Turn
 from ...errors import ExportError
 from ..chat import MAX_NEW_TOKENS
 from ..decoding import KEPT_TOKENS
-from ..layouts.safetensors_files import write_shards
+from ..layouts.configuration import write_json
+from ..layouts.safetensors_files import check_space, total_bytes, write_shards
+from ..layouts.weight_files import Lazy
 from .chat_template import chat_template
 
 BICUBIC = 3  # PIL's number of the filter
@@ -24,9 +25,12 @@ _ON_DISK = {  # as `save_pretrained` of the plain class writes them: servers loo
 }
 
 
-def check_native(source):
-    """Raise ExportError for what transformers' own classes would compute otherwise, or not at all."""
-    config, processor = source.config, source.processor
+def write_hf(source, folder):
+    """Write everything but the card.
+
+    Raises: ExportError for what transformers' own classes would compute otherwise or not at all, and for a full disk.
+    """
+    folder, config, processor = Path(folder), source.config, source.processor
     many = processor.dynamic and processor.max_tiles > 1
     for field, found, expected in (
         ("ps_version", config.get("ps_version"), "v2"),
@@ -38,18 +42,14 @@ def check_native(source):
                 f"config.json: `{field}` is {found!r}; transformers' own InternVL knows {expected!r} only; use "
                 'layout="released", which keeps it'
             )
-
-
-def write_native(source, folder):
-    """Write everything but the card. Raises: ExportError as `check_native`."""
-    folder = Path(folder)
-    check_native(source)
-    shapes = {on_disk(key): shape for key, shape in source.shapes.items()}
-    write_shards(_OnDisk(source.weights), shapes, folder, dtype=source.dtype)
+    check_space(folder, total_bytes(source.shapes, source.dtype))
+    on_disk = {_on_disk(key): key for key in source.shapes}
+    shapes = {name: source.shapes[key] for name, key in on_disk.items()}
+    write_shards(Lazy(on_disk, source.weights.__getitem__), shapes, folder, dtype=source.dtype)
     _write_config(source, folder)
-    _write_tokenizer(source.processor, folder)
-    check_tokenizer(folder, source.processor)
-    _write_processor(source.processor, folder)
+    _write_tokenizer(processor, folder)
+    check_tokenizer(folder, processor)
+    _write_processor(processor, folder)
 
 
 def check_tokenizer(folder, processor):
@@ -65,38 +65,18 @@ def check_tokenizer(folder, processor):
             raise ExportError(f"the saved tokenizer reads {question!r} as other ids; nothing was written")
 
 
-def on_disk(key):
+def _on_disk(key):
     """ "model.vision_tower.….weight" → "vision_tower.….weight"."""
     prefix = next(prefix for prefix in _ON_DISK if key.startswith(prefix))
     return _ON_DISK[prefix] + key.removeprefix(prefix)
 
 
-class _OnDisk(Mapping):
-    """Weights under the keys of the files."""
-
-    def __init__(self, weights):
-        self._weights, self._home = weights, {on_disk(key): key for key in weights}
-
-    def __getitem__(self, key):
-        return self._weights[self._home[key]]
-
-    def __iter__(self):
-        return iter(self._home)
-
-    def __len__(self):
-        return len(self._home)
-
-
-def _write_json(path, value):
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _write_config(source, folder):
-    processor, config = source.processor, source.native.to_dict()
+    processor, config = source.processor, source.hf.to_dict()
     for name in ("ps_version", "_name_or_path", "_attn_implementation"):
         config.pop(name, None)
     config |= {"architectures": ["InternVLForConditionalGeneration"], "dtype": str(source.dtype).split(".")[-1]}
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     tokenizer = processor.tokenizer
     generation = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -105,7 +85,7 @@ def _write_config(source, folder):
         "do_sample": False,
         "max_new_tokens": MAX_NEW_TOKENS,
     }
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation)
 
 
 def _write_tokenizer(processor, folder):
@@ -128,7 +108,7 @@ def _write_tokenizer(processor, folder):
     saved.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    _write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "InternVLProcessor"})
+    write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "InternVLProcessor"})
     text = chat_template(processor.template, processor.system_message)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
 
@@ -137,12 +117,8 @@ def _named_tokens(processor):
     """What transformers' processor asks its tokenizer for. These models know no videos: a token that no text holds."""
     unused = ("<|plugin|>", "<|placeholder1|>", "<quad>")
     known = processor.tokenizer.get_vocab()
-    return {
-        "start_image_token": IMAGE_START,
-        "end_image_token": IMAGE_END,
-        "context_image_token": IMAGE_CONTEXT,
-        "video_token": next(token for token in unused if token in known),
-    }
+    named = {"start_image_token": IMAGE_START, "end_image_token": IMAGE_END, "context_image_token": IMAGE_CONTEXT}
+    return named | {"video_token": next(token for token in unused if token in known)}
 
 
 def _write_processor(processor, folder):
@@ -165,8 +141,8 @@ def _write_processor(processor, folder):
         "min_patches": processor.min_tiles if processor.dynamic else 1,
         "max_patches": processor.max_tiles if processor.dynamic else 1,
     }
-    _write_json(folder / "preprocessor_config.json", pixels | tiling)
+    write_json(folder / "preprocessor_config.json", pixels | tiling)
     video = {"video_processor_type": "InternVLVideoProcessor"}
-    _write_json(folder / "video_preprocessor_config.json", pixels | video)
+    write_json(folder / "video_preprocessor_config.json", pixels | video)
     sizes = {"processor_class": "InternVLProcessor", "image_seq_length": processor.num_image_token}
-    _write_json(folder / "processor_config.json", sizes)
+    write_json(folder / "processor_config.json", sizes)

@@ -1,6 +1,5 @@
 """Taking a model apart and putting it together: a part alone, another language model, another tile size."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,10 @@ import torch
 from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from ...errors import CheckpointError, ExportError
 from ..decoding import KEPT_TOKENS
-from ..layouts.configuration import native_config, num_image_token
+from ..layouts.configuration import hf_config, num_image_token, read_json, write_json
 from ..layouts.key_map import from_released
 from ..layouts.safetensors_files import appearing_or_said, check_is_new, check_space, total_bytes, write_shards
-from ..layouts.weight_files import Files, Fused, check_shapes, read_weight_files, shapes_of
+from ..layouts.weight_files import Files, Lazy, check_shapes, fused, read_weight_files, shapes_of
 from ..load import VLM, build_model, meta_state
 from .lazy_weights import open_source
 
@@ -35,26 +34,16 @@ def extract_part(vlm, part, to):
     """
     if part not in _PARTS:
         raise ExportError(f"part {part!r}; expected one of {', '.join(_PARTS)}")
-    to = Path(to)
-    source, prefix = open_source(vlm), _PARTS[part]
-    fused = Fused(source.weights, source.config)
-    shapes = {key.removeprefix(prefix): shape for key, shape in fused.shapes(source.shapes).items() if prefix in key}
+    to, source = Path(to), open_source(vlm)
+    weights, shapes = fused(source.weights, source.shapes, source.config)
+    names = {key.removeprefix(_PARTS[part]): key for key in shapes if key.startswith(_PARTS[part])}
+    shapes = {name: shapes[key] for name, key in names.items()}
     check_is_new(to)
     check_space(to, total_bytes(shapes, source.dtype))
     with appearing_or_said(to) as aside:
-        write_shards(_Cut(fused, prefix), shapes, aside, dtype=source.dtype)
+        write_shards(Lazy(names, weights.__getitem__), shapes, aside, dtype=source.dtype)
         _write_part_config(source, part, aside)
     return to
-
-
-class _Cut:
-    """A mapping whose keys have lost a prefix."""
-
-    def __init__(self, tensors, prefix):
-        self._tensors, self._prefix = tensors, prefix
-
-    def __getitem__(self, key):
-        return self._tensors[self._prefix + key]
 
 
 def _write_part_config(source, part, to):
@@ -67,8 +56,8 @@ def _write_part_config(source, part, to):
         names = ("downsample_ratio", "ps_version", "select_layer")
         values = {name: config[name] for name in names if name in config}
         values |= {"input_size": source.shapes["model.multi_modal_projector.linear_1.weight"][1]}
-        values |= {"output_size": source.native.text_config.hidden_size}
-    (to / "config.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        values |= {"output_size": source.hf.text_config.hidden_size}
+    write_json(to / "config.json", values)
 
 
 def insert_part(vlm, folder):
@@ -92,25 +81,22 @@ def replace_language_model(vlm, folder):
     Returns: a new `VLM`, which needs training before it is any good. Raises: CheckpointError for one that doesn't fit.
     """
     folder = Path(folder)
-    found = _read_language_config(folder)
+    found = read_json(folder / "config.json", f"{folder}: no readable config.json; expected a language model")
+    found = found.get("llm_config") or found
     _check_fits(vlm, found, folder)
     config = vlm.config | {"llm_config": found | {"vocab_size": vlm.config["llm_config"]["vocab_size"]}}
     files = Files(read_weight_files(folder))
     is_internvl = any(key.startswith(_LANGUAGE) for key in files)
     names = [key for key in files if key.startswith(_LANGUAGE)] if is_internvl else list(files)
     keys = {(name if is_internvl else _LANGUAGE + name): name for name in names if not name.endswith("inv_freq")}
-    native = from_released({key: files[name] for key, name in keys.items()}, config)
-    for key in _EMBEDDINGS:
-        native[key] = _with_own_rows(native[key], vlm, key)
-    return _rebuilt(vlm, config, native, where=folder)
-
-
-def _read_language_config(folder):
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no readable config.json ({error}); expected a language model") from error
-    return config.get("llm_config") or config
+    changes = from_released({key: files[name] for key, name in keys.items()}, config)
+    weights, kept = open_source(vlm).weights, vlm.tokenizer.convert_tokens_to_ids(list(_OWN_TOKENS))
+    for key in _EMBEDDINGS:  # [V', H]: at the model's size [V, H], its own rows for the picture tokens and beyond V'
+        rows, own = changes[key], weights[key].clone()
+        taken = torch.tensor([number for number in range(min(len(rows), len(own))) if number not in set(kept)])
+        own[taken] = rows[taken].to(own)
+        changes[key] = own
+    return _rebuilt(vlm, config, changes, where=folder)
 
 
 def _check_fits(vlm, found, folder):
@@ -126,17 +112,6 @@ def _check_fits(vlm, found, folder):
         raise CheckpointError(
             f"{folder}: another tokenizer.model; expected the model's own, or its ids mean other text"
         )
-
-
-def _with_own_rows(rows, vlm, key):
-    """New embedding rows [V', H] at the model's size [V, H], its own for the picture tokens and beyond V'."""
-    weights = open_source(vlm).weights
-    own = weights[key].clone()
-    count = min(len(rows), len(own))
-    kept = vlm.tokenizer.convert_tokens_to_ids(list(_OWN_TOKENS))
-    taken = torch.tensor([number for number in range(count) if number not in set(kept)])
-    own[taken] = rows[taken].to(own)
-    return own
 
 
 def change_image_size(vlm, tile_px):
@@ -172,12 +147,10 @@ def _rebuilt(vlm, config, changes, *, where="the changed model"):
 
     Raises: CheckpointError for a tensor that is missing or of another shape than `config` describes.
     """
-    native = native_config(config, image_token_id=vlm.processor.token_id(IMAGE_CONTEXT))
-    weights, expected = open_source(vlm).weights, shapes_of(meta_state(native))
-    state = {
-        key: changes[key] if key in changes else weights[key] for key in expected if key in changes or key in weights
-    }
-    check_shapes(shapes_of(state | changes), expected, where)
-    state = {key: tensor.to(vlm.model.dtype).contiguous() for key, tensor in (state | changes).items()}
-    model = build_model(None, native, dtype=vlm.model.dtype, device=vlm.model.device, state_dict=state)
+    hf = hf_config(config, image_token_id=vlm.processor.token_id(IMAGE_CONTEXT))
+    weights, expected = open_source(vlm).weights, meta_state(hf)
+    state = {key: weights[key] for key in expected if key in weights and key not in changes} | changes
+    check_shapes(shapes_of(state), expected, where)
+    state = {key: tensor.to(vlm.model.dtype).contiguous() for key, tensor in state.items()}
+    model = build_model(None, hf, dtype=vlm.model.dtype, device=vlm.model.device, state_dict=state)
     return VLM(model, vlm.processor, config, vlm.folder)

@@ -64,7 +64,9 @@ def download(name, *, revision=None, to=None):
         return _own_folder(Path(name), revision, to)
     if family.hub_id is None:
         return Download(NANO_FOLDER, None, "ships with the package")
-    target = Path(to) if to else _default_root() / family.name
+    named = os.environ.get("IVLKIT_MODELS")
+    root = Path(named) if named and os.access(named, os.W_OK) else Path("pretrained")
+    target = Path(to) if to else root / family.name
     places = [target] if to else [target, *(root / family.name for root in model_roots())]
     try:
         if here := _recorded(places, revision):
@@ -95,11 +97,6 @@ def _own_folder(folder, revision, to):
     if to or revision not in (None, found):
         raise CheckpointError(f"{folder}: a folder of yours; nothing is fetched into it; leave out revision and to")
     return Download(folder, found, "a folder of yours")
-
-
-def _default_root():
-    named = os.environ.get("IVLKIT_MODELS")
-    return Path(named) if named and os.access(named, os.W_OK) else Path("pretrained")
 
 
 def read_record(folder):
@@ -134,7 +131,7 @@ def _recorded(places, revision):
 
 
 def _has_sizes(folder, files):
-    return all((folder / file.name).is_file() and (folder / file.name).stat().st_size == file.size for file in files)
+    return all(file.has_size(folder / file.name) for file in files)
 
 
 def _locked(target):
@@ -160,28 +157,16 @@ def _bring(family, target, places, revision):
     if here := _recorded(places, commit):  # a branch or tag was asked for
         return here
     for folder in places:
-        if _has_sizes(folder, files) and _has_hashes(folder, files):
-            return _adopt(folder, family, commit, files)
+        if _has_sizes(folder, files) and _has_hashes(folder, files):  # something else put it there
+            if os.access(folder, os.W_OK):
+                _write_record(folder, family, commit, files)
+            return Download(folder, commit, "already here; sizes and hashes are the hub's")
     return _assemble(family, target, commit, files, sources=_sources(family, places, commit, files))
-
-
-def _adopt(folder, family, commit, files):
-    """A copy that something else put there, proved to be the hub's; its record is written where that is allowed."""
-    if os.access(folder, os.W_OK):
-        _write_record(folder, family, commit, files)
-    return Download(folder, commit, "already here; sizes and hashes are the hub's")
 
 
 def _has_hashes(folder, files):
     with _progress("checking", sum(file.size for file in files)) as advance:
-        return all(is_same(folder / file.name, file, advance) for file in files)
-
-
-def is_same(path, file, advance=lambda count: None):
-    """Whether a file has the hash of the hub; yes where the hub names none."""
-    if file.digest is None:
-        return True
-    return hub.file_digest(path, file.digest.partition(":")[0], advance=advance) == file.digest
+        return all(file.has_digest(folder / file.name, advance) for file in files)
 
 
 def _without_network(family, target, places, revision, error):
@@ -249,7 +234,7 @@ def _assemble(family, target, commit, files, *, sources, note=""):
     part.mkdir(parents=True, exist_ok=True)
     _remove_rest(part, files)
     linked = [file for file in missing if _link(sources[file.name], file, part / file.name)]
-    wanted = [file for file in missing if file not in linked and not _is_there(part / file.name, file)]
+    wanted = [file for file in missing if file not in linked and not file.is_at(part / file.name)]
     fetched_bytes = sum(file.size for file in wanted)
     _check_space(target, fetched_bytes)
     with _progress(family.name, fetched_bytes) as advance:
@@ -257,21 +242,18 @@ def _assemble(family, target, commit, files, *, sources, note=""):
             hub.fetch(family.hub_id, commit, file, folder=part)
             advance(file.size)
     _finish(part, target, family=family, commit=commit, files=files)
-    return Download(target, commit, f"{_how(linked, wanted)}; sizes and hashes are the hub's{note}", fetched_bytes)
-
-
-def _how(linked, wanted):
-    size = f"{sum(file.size for file in linked) / 1e9:.1f} GB" if linked else ""
-    if linked and wanted:
-        return f"{size} linked from a copy on this disk, the rest fetched"
-    return f"{size} linked from a copy on this disk" if linked else "fetched" if wanted else "completed"
+    how = "fetched" if wanted else "completed"
+    if linked:
+        size_gb, rest = sum(file.size for file in linked) / 1e9, ", the rest fetched" if wanted else ""
+        how = f"{size_gb:.1f} GB linked from a copy on this disk{rest}"
+    return Download(target, commit, f"{how}; sizes and hashes are the hub's{note}", fetched_bytes)
 
 
 def _missing(target, files, commit):
     """Files that `target` lacks. One that it has but that differs is the user's: it is named, never replaced."""
     for file in files:
         path = target / file.name
-        if path.exists() and not _is_there(path, file):
+        if path.exists() and not file.is_at(path):
             raise CheckpointError(
                 f"{path} ({path.stat().st_size:,} bytes) differs from {file.name} of {commit[:12]}; expected "
                 f"{file.size:,} bytes with {file.digest}; it is never overwritten: remove it, or choose another --to"
@@ -281,7 +263,7 @@ def _missing(target, files, commit):
 
 def _link(sources, file, path):
     """Whether a proved copy was linked to `path`; where the system has no symbolic links it is copied."""
-    source = next((source for source in sources if source.parent != path.parent and _is_there(source, file)), None)
+    source = next((source for source in sources if source.parent != path.parent and file.is_at(source)), None)
     if source is None:
         return False
     path.unlink(missing_ok=True)
@@ -290,10 +272,6 @@ def _link(sources, file, path):
     except OSError:
         shutil.copyfile(source, path)
     return True
-
-
-def _is_there(path, file):
-    return path.is_file() and path.stat().st_size == file.size and is_same(path, file)
 
 
 def _check_space(target, missing_bytes):

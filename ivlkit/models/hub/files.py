@@ -44,6 +44,18 @@ class RemoteFile:
     size: int
     digest: str | None
 
+    def has_size(self, path):
+        """Whether a path is a file of its size."""
+        return path.is_file() and path.stat().st_size == self.size
+
+    def has_digest(self, path, advance=lambda count: None):
+        """Whether a file has its hash; yes where the hub names none."""
+        return self.digest is None or file_digest(path, self.digest.partition(":")[0], advance=advance) == self.digest
+
+    def is_at(self, path):
+        """Whether a path holds it."""
+        return self.has_size(path) and self.has_digest(path)
+
 
 def endpoint():
     """The hub's address: $HF_ENDPOINT as it is now (huggingface_hub reads it once, when imported), else the default."""
@@ -70,23 +82,22 @@ def list_files(repo_id, *, revision):
         ) from error
     if not found.sha or not found.siblings:
         raise CheckpointError(f"{endpoint()}: an answer without files for {repo_id}; is HF_ENDPOINT right?")
-    files = tuple(_remote_file(one) for one in found.siblings if is_needed(one.rfilename))
+    files = []
+    for one in (one for one in found.siblings if is_needed(one.rfilename)):
+        size, digest = one.size, one.blob_id and f"git-sha1:{one.blob_id}"
+        if one.lfs:
+            size, digest = one.lfs.size, f"sha256:{one.lfs.sha256}"
+        files.append(RemoteFile(one.rfilename, size, digest))
     if not any(file.name.endswith(".safetensors") for file in files):
         raise CheckpointError(
             f"{repo_id}@{found.sha}: no safetensors; expected weights that are no pickles; ask its owner"
         )
-    return found.sha, files
+    return found.sha, tuple(files)
 
 
 def is_needed(name):
     """Whether a file of the repository belongs into a model folder: True for "config.json", False for "a/b.json"."""
     return "/" not in name and "\\" not in name and any(fnmatch(name, pattern) for pattern in NEEDED)
-
-
-def _remote_file(sibling):
-    if sibling.lfs:
-        return RemoteFile(sibling.rfilename, sibling.lfs.size, f"sha256:{sibling.lfs.sha256}")
-    return RemoteFile(sibling.rfilename, sibling.size, sibling.blob_id and f"git-sha1:{sibling.blob_id}")
 
 
 def file_digest(path, kind, *, advance=lambda count: None):
@@ -166,9 +177,14 @@ def explain(error, *, key, repo_id, revision, folder):
         sentence = "HF_HUB_OFFLINE forbids the network; unset it and call again"
     elif isinstance(error, HTTP_ERROR) or error.errno is None:  # no error of the disk: the library's own, or Xet's
         sentence = _explain_http(error, repo_id, revision)
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        sentence = f"the disk of {folder} is full; what is here stays; free some, or choose another --to, and go on"
+    elif error.errno in _NOT_WRITABLE:
+        found = f"{error.filename or folder} can't be written ({error.strerror})"
+        sentence = f"{found}; choose another place: --to or IVLKIT_MODELS"
     else:
-        sentence = _explain_disk(error, folder)
-    return sentence and CheckpointError(f"{key}: {sentence}")
+        return None
+    return CheckpointError(f"{key}: {sentence}")
 
 
 def _explain_http(error, repo_id, revision):
@@ -192,17 +208,6 @@ def _explain_http(error, repo_id, revision):
         f"the connection to {endpoint()} failed ({type(error).__name__}: {first_line(error)}); what is here stays; "
         "call again to go on; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT"
     )
-
-
-def _explain_disk(error, folder):
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk of {folder} is full; what is here stays; free some space and call again, or choose another --to"
-        )
-    if error.errno in _NOT_WRITABLE:
-        found = f"{error.filename or folder} can't be written ({error.strerror})"
-        return f"{found}; choose another place: --to or IVLKIT_MODELS"
-    return None
 
 
 def first_line(error):

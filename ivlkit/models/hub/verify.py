@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from ...data.collate import collate, normalise_tiles
 from ...data.encode import encode
@@ -22,10 +21,11 @@ from ...errors import CheckpointError
 from ...hardware import machine
 from ...views import shown
 from ..families import find_model
-from ..layouts.configuration import native_config, read_released_config
-from ..load import check_released_shapes, load, read_shapes, read_weight_files
+from ..layouts.configuration import has_lora, read_released_config
+from ..layouts.weight_files import read_headers, read_weight_files
+from ..load import check_released_shapes, load, read_model
 from ..processor import load_processor
-from .download import is_same, read_record
+from .download import read_record
 from .files import first_line
 
 DATA = Path(__file__).parents[1] / "verify_data"
@@ -122,12 +122,8 @@ def verify(name, *, device=None):
     """
     folder = find_model(name)
     processor = lru_cache(lambda: load_processor(folder))  # read once by all checks; what it raises is theirs
-    checks = [
-        _guarded("files", lambda: _check_files(folder)),
-        _guarded("config", lambda: _check_config(folder, processor().family)),
-        _guarded("tensors", lambda: _check_tensors(folder, processor())),
-        _guarded("tokenizer", lambda: _check_tokenizer(folder, processor())),
-    ]
+    looks = {"files": _check_files, "config": _check_config, "tensors": _check_tensors, "tokenizer": _check_tokenizer}
+    checks = [_guarded(name, look, folder, processor) for name, look in looks.items()]
     family = processor().family if checks[1].ok else None
     answers, asked = (), [Check("replies", None, "not asked: mend what failed first")]
     kind = questions()["released" if family is None or family.hub_id else "nano"]
@@ -144,10 +140,10 @@ def questions():
     return json.loads((DATA / "questions.json").read_text(encoding="utf-8"))
 
 
-def _guarded(name, look):
+def _guarded(name, look, *values):
     """Run one check; whatever it raises is its finding, for a broken model can break anything."""
     try:
-        return Check(name, *look())
+        return Check(name, *look(*values))
     except Exception as error:
         kind = "" if isinstance(error, CheckpointError) else f"{type(error).__name__}: "
         return Check(name, False, kind + first_line(error))
@@ -161,51 +157,40 @@ def _revision(folder):
     return record["revision"] if record else "not recorded: no download wrote this folder"
 
 
-def _check_files(folder):
+def _check_files(folder, _):
     record = read_record(folder)
     if record is None:
         size = sum(path.stat().st_size for path in read_weight_files(folder))
         return None, f"{size / 1e6:,.1f} MB of weights; no record of hashes to compare with"
     for file in record["files"]:
-        path = folder / file.name
-        if not path.is_file() or path.stat().st_size != file.size:
+        if not file.has_size(folder / file.name):
             return False, f"{file.name} is missing or cut; expected {file.size:,} bytes; remove it and download again"
-        if not is_same(path, file):
+        if not file.has_digest(folder / file.name):
             return False, f"{file.name} is not {file.digest}; remove it and download again"
     size = sum(file.size for file in record["files"])
     return True, f"{len(record['files'])} files, {size / 1e6:,.1f} MB, sizes and hashes as downloaded"
 
 
-def _check_config(folder, family):
-    template = read_released_config(folder)["template"]
-    return True, f"{family.vision} + {family.language}, template {template}"
+def _check_config(folder, processor):
+    family = processor().family
+    return True, f"{family.vision} + {family.language}, template {read_released_config(folder)['template']}"
 
 
 def _check_tensors(folder, processor):
-    config = read_released_config(folder)
-    read_shapes(read_weight_files(folder))  # names a file that is cut
-    kinds = ", ".join(sorted(_dtypes(folder)))
-    if config.get("use_llm_lora") or config.get("use_backbone_lora"):
+    family = processor().family
+    kinds = ", ".join(sorted({kind for _, kind in read_headers(read_weight_files(folder)).values()}))
+    if has_lora(read_released_config(folder)):
         return None, f"{kinds}; a LoRA inside; its shapes are checked when it is loaded"
-    native = native_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
-    shapes = check_released_shapes(folder, config, native)
+    config, _, hf = read_model(folder)
+    shapes = check_released_shapes(folder, config, hf)
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    expected = processor.family.parameters * 1e9
-    if processor.family.hub_id and abs(parameters - expected) > 0.05 * expected:
-        return False, f"{parameters / 1e9:.3f} B parameters; expected {processor.family.parameters} B: another model"
+    if family.hub_id and abs(parameters / 1e9 - family.parameters) > 0.05 * family.parameters:
+        return False, f"{parameters / 1e9:.3f} B parameters; expected {family.parameters} B: another model"
     return True, f"{len(shapes)} tensors, {parameters / 1e9:.3f} B parameters, {kinds}; every key and shape as expected"
 
 
-def _dtypes(folder):
-    """{"BF16"} for the released weights, from the headers."""
-    found = set()
-    for path in read_weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            found |= {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
-    return found
-
-
 def _check_tokenizer(folder, processor):
+    processor = processor()
     ids = {token: processor.token_id(token) for token in _SPECIAL}
     expected = RELEASED_IDS[processor.template.name] if processor.family.hub_id else {}
     for token, number in expected.items():
@@ -220,12 +205,12 @@ def _check_tokenizer(folder, processor):
 def _ask(folder, kind, device):
     """(answers, checks) of the loaded model."""
     loaded = []
-    check = _guarded("load", lambda: _load(folder, device, loaded))
+    check = _guarded("load", _load, folder, device, loaded)
     if not loaded:
         return (), [check]
     answers = []
-    replies = _guarded("replies", lambda: _check_replies(loaded[0], kind, answers))
-    loss = _guarded("loss", lambda: _check_loss(loaded[0], kind["stored_answer"]))
+    replies = _guarded("replies", _check_replies, loaded[0], kind, answers)
+    loss = _guarded("loss", _check_loss, loaded[0], kind["stored_answer"])
     loaded[0].release()
     return tuple(answers), [check, replies, loss]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...errors import CheckpointError
 
+_LORA_RANKS = ("use_backbone_lora", "use_llm_lora")
 PHI3_SHORT_CONTEXT = 4096  # tokens up to which Phi-3's short rope factors hold
 # Fields that decide what the model computes: no default of ours or of transformers may stand in for one.
 _VISION_FIELDS = (
@@ -54,6 +55,21 @@ def read_json(path, missing):
         raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
 
 
+def write_json(path, value):
+    """Write a value as such a file, indented, with a line feed at its end."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def has_lora(config):
+    """Whether it says that adapters lie among its weights."""
+    return any(config.get(name) for name in _LORA_RANKS)
+
+
+def plain(config):
+    """The same, of weights that its adapters are merged into."""
+    return config | dict.fromkeys(_LORA_RANKS, 0)
+
+
 def num_image_token(config):
     """Context tokens a tile: (448 / 14)² · 0.5² = 256."""
     side = tile_px(config) // config["vision_config"].get("patch_size", 14)
@@ -65,7 +81,7 @@ def tile_px(config):
     return config.get("force_image_size") or config["vision_config"]["image_size"]
 
 
-def native_config(config, *, image_token_id):
+def hf_config(config, *, image_token_id):
     """Released config dict → `InternVLConfig`, with `ps_version` as an extra field.
 
     Raises: CheckpointError for a value whose meaning we don't have code for.
@@ -74,7 +90,7 @@ def native_config(config, *, image_token_id):
 
     _require(config.get("ps_version") in ("v1", "v2"), "ps_version", config.get("ps_version"), "'v1' or 'v2'")
     _require(not config.get("pad2square"), "pad2square", True, "false")
-    for rank in ("use_backbone_lora", "use_llm_lora"):
+    for rank in _LORA_RANKS:
         _require(not config.get(rank), rank, config.get(rank), "0 (merged)")
     return InternVLConfig(
         vision_config=_vision_config(config),

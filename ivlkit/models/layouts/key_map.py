@@ -20,13 +20,13 @@ _LLM = ("language_model.model.layers.*.", "model.language_model.layers.*.")
 
 @dataclass(frozen=True)
 class Entry:
-    """One module or parameter: its released name and its native ones (three where the released one is fused).
+    """One module or parameter: its released name and its hf ones (three where the released one is fused).
 
     Names carry neither ".weight" nor ".bias"; "*" stands for the layer's number.
     """
 
     released: str
-    native: tuple[str, ...]
+    hf: tuple[str, ...]
     grouped: bool = False  # rows lie per kv head as [its queries, key, value] instead of [all q, all k, all v]
 
 
@@ -91,12 +91,9 @@ LAYOUTS = {
 
 @lru_cache(maxsize=4)
 def _tables(language_class):
-    """(released name → entry, native name → (entry, part)) of a layout."""
+    """(released name → entry, hf name → entry) of a layout."""
     entries = LAYOUTS[language_class]
-    return (
-        {entry.released: entry for entry in entries},
-        {name: (entry, part) for entry in entries for part, name in enumerate(entry.native)},
-    )
+    return {entry.released: entry for entry in entries}, {name: entry for entry in entries for name in entry.hf}
 
 
 def from_released(tensors, config):
@@ -105,14 +102,12 @@ def from_released(tensors, config):
     Args: tensors: {key: tensor}; config: the released config.json as a dict.
     Raises: CheckpointError for a key the layout does not have.
     """
-    by_released, _ = _tables(config["llm_config"]["architectures"][0])
-    native = {}
+    hf = {}
     for key, tensor in tensors.items():
-        targets = native_keys(key, config)
-        grouped = by_released[_parse(key)[0]].grouped
-        parts = split_grouped(tensor, **_heads(config)) if grouped else tensor.chunk(len(targets))
-        native |= zip(targets, parts, strict=True)
-    return native
+        targets = hf_keys(key, config)
+        parts = split_grouped(tensor, **_heads(config)) if _is_grouped(key, config) else tensor.chunk(len(targets))
+        hf |= zip(targets, parts, strict=True)
+    return hf
 
 
 def to_released(tensors, config):
@@ -120,27 +115,20 @@ def to_released(tensors, config):
 
     Raises: CheckpointError for a key the layout does not have, or if a part of a fused tensor is missing.
     """
-    _, by_native = _tables(config["llm_config"]["architectures"][0])
-    released, open_parts = {}, {}
-    for key, tensor in tensors.items():
-        name, layer, suffix = _parse(key)
-        if name not in by_native:
-            raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
-        entry, part = by_native[name]
-        target = _fill(entry.released, layer, suffix)
-        parts = open_parts.setdefault(target, {})
-        parts[part] = tensor
-        if len(parts) == len(entry.native):
-            pieces = [parts[number] for number in range(len(entry.native))]
-            released[target] = join_grouped(*pieces, **_heads(config)) if entry.grouped else _concatenate(pieces)
-            del open_parts[target]
-    if open_parts:
-        raise CheckpointError(f"tensor {next(iter(open_parts))} is incomplete; expected its query, key and value parts")
+    released = {}
+    for target, keys in released_groups(tensors, config).items():
+        if not tensors.keys() >= set(keys):
+            raise CheckpointError(f"tensor {target} is incomplete; expected its query, key and value parts")
+        pieces = [tensors[key] for key in keys]
+        if _is_grouped(target, config):
+            released[target] = join_grouped(*pieces, **_heads(config))
+        else:
+            released[target] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return released
 
 
-def native_keys(key, config):
-    """Released key → the native keys its rows go to: three for a fused query-key-value, else one.
+def hf_keys(key, config):
+    """Released key → the hf keys its rows go to: three for a fused query-key-value, else one.
 
     Raises: CheckpointError for a key the layout does not have.
     """
@@ -148,17 +136,26 @@ def native_keys(key, config):
     entry = _tables(config["llm_config"]["architectures"][0])[0].get(name)
     if entry is None:
         raise CheckpointError(f"unexpected tensor {key}; expected the released layout of {config['template']}")
-    return [_fill(part, layer, suffix) for part in entry.native]
+    return [_fill(part, layer, suffix) for part in entry.hf]
+
+
+def _is_grouped(key, config):
+    return _tables(config["llm_config"]["architectures"][0])[0][_parse(key)[0]].grouped
 
 
 def released_groups(keys, config):
-    """{released key: the native keys that make it, in the order they are joined} of a whole native state dict."""
-    by_native = _tables(config["llm_config"]["architectures"][0])[1]
+    """{released key: the hf keys that make it, in the order they are joined} of hf keys.
+
+    Raises: CheckpointError for a key the layout does not have.
+    """
+    by_hf = _tables(config["llm_config"]["architectures"][0])[1]
     groups = {}
     for key in keys:
         name, layer, suffix = _parse(key)
-        target = _fill(by_native[name][0].released, layer, suffix)
-        groups.setdefault(target, native_keys(target, config))
+        if name not in by_hf:
+            raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
+        target = _fill(by_hf[name].released, layer, suffix)
+        groups.setdefault(target, hf_keys(target, config))
     return groups
 
 
@@ -174,10 +171,6 @@ def _parse(key):
 
 def _fill(name, layer, suffix):
     return (name.replace("*", layer) if layer else name) + suffix
-
-
-def _concatenate(pieces):
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _heads(config):
@@ -221,14 +214,14 @@ def register_with_transformers(class_name):
     renamings, converters = {}, []
     for entry in dict.fromkeys(entry for layout in LAYOUTS.values() for entry in layout):
         source = "^" + re.escape(entry.released).replace(r"\*", r"(\d+)")
-        if len(entry.native) == 1:
-            renamings[source] = entry.native[0].replace("*", r"\1")
+        if len(entry.hf) == 1:
+            renamings[source] = entry.hf[0].replace("*", r"\1")
             continue
         stem, _, fused = entry.released.rpartition(".")
-        home = entry.native[0].rpartition(".")[0]
+        home = entry.hf[0].rpartition(".")[0]
         renamings[source] = f"{home}.{fused}".replace("*", r"\1")
         place = home.rpartition(".")[2]
-        parts = [f"{place}.{name.rpartition('.')[2]}" for name in entry.native]
+        parts = [f"{place}.{name.rpartition('.')[2]}" for name in entry.hf]
         step = SplitGrouped() if entry.grouped else Chunk(0)
         converters.append(WeightConverter(f"{place}.{fused}", parts, operations=[step]))
     mapping = [WeightRenaming(source, target) for source, target in renamings.items()]

@@ -16,7 +16,7 @@ from ...hardware import free_bytes
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 200_000_000  # left free beside the weights: tokenizer, card, the system
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors calls them
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # as safetensors calls them
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 1 << 16
 
 
@@ -50,7 +50,7 @@ def _write_file(path, tensors, shapes, dtype):
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for key, shape in shapes.items():
         begin, end = end, end + total_bytes({key: shape}, dtype)
-        header[key] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        header[key] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     # The tensors may be maps of the file that has this name now.

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...errors import CheckpointError
-from .key_map import from_released, native_keys, released_groups, to_released
+from .key_map import from_released, hf_keys, released_groups, to_released
 
 
 def open_weights(folder, config, expected, *, released=True, dtype=torch.float32):
@@ -27,19 +27,22 @@ def open_weights(folder, config, expected, *, released=True, dtype=torch.float32
     """
     files = Files(read_weight_files(folder))
     if not released:
-        check_shapes(files.shapes, shapes_of(expected), folder)
+        check_shapes(files.shapes, expected, folder)
         return files
     if any(".lora_" in key for key in files):
         files = ReleasedLora(files, dtype=dtype)
-    check_shapes(files.shapes, shapes_of(to_released(expected, config)), folder)
-    return Native(files, config)
+    check_shapes(files.shapes, to_released(expected, config), folder)
+    return HfNamed(files, config)
 
 
 class Lazy(Mapping):
-    """A mapping over {key: where it comes from}; a subclass says how a tensor is made."""
+    """Tensors that are made when they are asked for: {key: where it comes from}, and the function that makes one."""
 
-    def __init__(self, home):
-        self._home = home
+    def __init__(self, home, make):
+        self._home, self._make = home, make
+
+    def __getitem__(self, key):
+        return self._make(self._home[key])
 
     def __iter__(self):
         return iter(self._home)
@@ -52,50 +55,41 @@ class Files(Lazy):
     """Tensors of safetensors files as they lie there. One file is open at a time: its pages go with it."""
 
     def __init__(self, files):
-        super().__init__({})
         self._path = self._file = None
-        self.shapes = {}
-        for path in files:
-            found = read_shapes([path])
-            self.shapes |= found
-            self._home |= dict.fromkeys(found, path)
+        found = {path: read_shapes([path]) for path in files}
+        self.shapes = {key: shape for shapes in found.values() for key, shape in shapes.items()}
+        super().__init__({key: (path, key) for path, shapes in found.items() for key in shapes}, self._read)
 
-    def __getitem__(self, key):
-        path = self._home[key]
+    def _read(self, home):
+        path, key = home
         if path != self._path:
             self._path, self._file = path, safe_open(path, framework="pt")
         return self._file.get_tensor(key)
 
 
-class Native(Lazy):
+class HfNamed(Lazy):
     """Tensors under released keys, given out under transformers' own."""
 
     def __init__(self, released, config):
-        super().__init__({key: name for name in released for key in native_keys(name, config)})
+        super().__init__({key: (name, key) for name in released for key in hf_keys(name, config)}, self._part)
         self._released, self._config = released, config
         self._name = self._parts = None  # the last one read: a fused tensor is asked for three times in a row
 
-    def __getitem__(self, key):
-        name = self._home[key]
+    def _part(self, home):
+        name, key = home
         if name != self._name:
             self._name, self._parts = name, from_released({name: self._released[name]}, self._config)
         return self._parts[key]
 
 
-class Fused(Lazy):
-    """The inverse: tensors under transformers' keys, given out under released ones."""
+def fused(tensors, shapes, config):
+    """The inverse: (the mapping of tensors under released keys, their shapes) of those under transformers'."""
 
-    def __init__(self, native, config):
-        super().__init__(released_groups(native, config))
-        self._native, self._config = native, config
+    def fuse(parts):
+        return next(iter(to_released({part: tensors[part] for part in parts}, config).values()))
 
-    def __getitem__(self, key):
-        return to_released({part: self._native[part] for part in self._home[key]}, self._config)[key]
-
-    def shapes(self, native_shapes):
-        """{released key: shape} from {transformers' key: shape}."""
-        blank = {key: torch.empty(shape, device="meta") for key, shape in native_shapes.items()}
-        return shapes_of(to_released(blank, self._config))
+    blank = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    return Lazy(released_groups(tensors, config), fuse), shapes_of(to_released(blank, config))
 
 
 class ReleasedLora(Lazy):
@@ -110,8 +104,7 @@ class ReleasedLora(Lazy):
 
     def __init__(self, tensors, *, dtype):
         plain = {key.replace("base_model.model.", "", 1): key for key in tensors}
-        super().__init__({key.replace(".base_layer.", "."): own for key, own in plain.items() if ".lora_" not in key})
-        self._tensors, self._dtype = tensors, dtype
+        kept = {key.replace(".base_layer.", "."): own for key, own in plain.items() if ".lora_" not in key}
         adapter = {key: key.partition(".lora_")[0] for key in plain if ".lora_" in key}
         stems = dict.fromkeys(key.removesuffix(".base_layer.weight") for key in plain if ".base_layer.weight" in key)
         halves = {
@@ -120,25 +113,36 @@ class ReleasedLora(Lazy):
         }
         for half in (half for pair in halves.values() for half in pair if half not in plain):
             raise CheckpointError(f"tensor {half} is missing; expected both halves of every adapter; download it again")
-        used = {half for key, pair in halves.items() for half in pair if key in self._home}
+        used = {half for key, pair in halves.items() for half in pair if key in kept}
         for key in sorted(adapter.keys() - used):
             raise CheckpointError(
                 f"tensor {key} belongs to no weight {adapter[key]}.weight; expected an adapter's two halves beside it; "
                 "merge it with the code that wrote it, then load that"
             )
-        self._halves = {key: [plain[half] for half in pair] for key, pair in halves.items()}
+        home = {key: (own, [plain[half] for half in halves.get(key, ())]) for key, own in kept.items()}
+        super().__init__(home, self._merged)
+        self._tensors, self._dtype = tensors, dtype
 
     @property
     def shapes(self):
         """{key: shape} of what is given out."""
-        return {key: self._tensors.shapes[own] for key, own in self._home.items()}
+        return {key: self._tensors.shapes[own] for key, (own, _) in self._home.items()}
 
-    def __getitem__(self, key):
-        tensor = self._tensors[self._home[key]]
-        if key not in self._halves:
+    def _merged(self, home):
+        own, halves = home
+        tensor = self._tensors[own]
+        if not halves:
             return tensor
-        down, up = (self._tensors[half].float() for half in self._halves[key])
-        return (tensor.float() + 2.0 * up @ down).to(self._dtype)
+        return merge_layer(tensor, *(self._tensors[half] for half in halves), scale=2.0).to(self._dtype)
+
+
+@torch.no_grad()
+def merge_layer(weight, down, up, *, scale, length=None):
+    """W [out, in], A [r, in], B [out, r] → W + scale · B A in float32; rows get `length` [out] if given."""
+    merged = weight.to(torch.float32, copy=True).addmm_(up.float(), down.float(), alpha=scale)  # one copy, not four
+    if length is None:
+        return merged
+    return merged.mul_((length.float() / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1))
 
 
 def shapes_of(tensors):
@@ -147,7 +151,12 @@ def shapes_of(tensors):
 
 
 def check_shapes(found, expected, folder, *, by="config.json"):
-    """Every key and shape of the architecture, no other: known before a byte of weights is read."""
+    """Every key and shape of the architecture, no other: known before a byte of weights is read.
+
+    Args: found: {key: shape}; expected: {key: tensor}; by: the file that describes it.
+    Raises: CheckpointError that names the first tensor that is missing, unexpected or of another shape.
+    """
+    expected = shapes_of(expected)
     for key in sorted(expected.keys() - found.keys()):
         raise CheckpointError(f"{folder}: tensor {key} is missing; expected shape {expected[key]}; download it again")
     for key in sorted(found.keys() - expected.keys()):
@@ -188,15 +197,21 @@ def _shard_names(index, folder):
 
 
 def read_shapes(files):
-    """{key: shape} over safetensors files, from their headers.
+    """{key: shape} over safetensors files, from their headers. Raises: as `read_headers`."""
+    return {key: shape for key, (shape, _) in read_headers(files).items()}
+
+
+def read_headers(files):
+    """{key: (shape, dtype as the file names it: "BF16")} over safetensors files.
 
     Raises: CheckpointError for a file that is truncated or no safetensors file.
     """
-    shapes = {}
+    found = {}
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                found |= {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download it again") from error
-    return shapes
+    return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 VARLEN = "ivlkit_varlen"
 PADDED = "sdpa"
@@ -45,11 +46,10 @@ def choose_attention(device):
         return AttentionChoice(PADDED, f"capability {capability[0]}.{capability[1]}: padded batches", packs=False)
     if _varlen_kernel() is not None:
         return AttentionChoice(VARLEN, "torch.nn.attention.varlen")
-    if _has_flash_attention():
-        return AttentionChoice("flash_attention_2", f"torch {torch.__version__} has no varlen kernel; flash-attn has")
-    return AttentionChoice(
-        "flex_attention", f"torch {torch.__version__} has no varlen kernel, and no flash-attn is here"
-    )
+    lacking = f"torch {torch.__version__} has no varlen kernel"
+    if is_flash_attn_2_available():
+        return AttentionChoice("flash_attention_2", f"{lacking}; flash-attn has")
+    return AttentionChoice("flex_attention", f"{lacking}, and no flash-attn is here")
 
 
 @contextmanager
@@ -149,9 +149,3 @@ def _varlen_kernel():
         return None
     known = inspect.signature(varlen_attn).parameters
     return varlen_attn if {"window_size", "scale"} <= known.keys() else None
-
-
-def _has_flash_attention():
-    from transformers.utils import is_flash_attn_2_available
-
-    return is_flash_attn_2_available()
