@@ -33,8 +33,8 @@ def main():
 HEAD = """# How time and memory grow
 
 Written by `scaling.py` from the planner (`ivlkit plan`) and from parameter counts. **Every number here is predicted**,
-for H100 cards and the mix of `train_gpu.py` (2,284 tokens and 8.2 tiles a row). Seven runs of a prototype on one H100,
-listed under *Tokens*, were measured; the constants of time are fitted to them. What two GPUs did is in `NOTES.md`.
+for H100 cards and the mix of `train_gpu.py` (2,284 tokens and 8.2 tiles a row). The runs listed under *Tokens* were
+measured. What two GPUs did is in `NOTES.md`.
 """
 
 
@@ -77,7 +77,8 @@ def tokens_section():
     header = ("tokens a bin", "tiles", "GiB", "s", "GiB, recomputed", "s, recomputed")
     measured = "\n".join(
         f"* {one.model} {one.language}, bins of {one.bin_tokens:,}, recomputed: {one.gradient_checkpointing}"
-        f"{', compiled' if one.compile else ''}: {one.peak_gib} GiB allocated, {one.tokens_a_second:,} tokens/s"
+        f"{', compiled' if one.compile else ''}, {one.weights}{', tower on the host' if one.vision_offload else ''}: "
+        f"{one.peak_gib} GiB allocated, {one.tokens_a_second:,} tokens/s on an {one.card}"
         for one in MEASURED
     )
     return f"""## Tokens
@@ -86,7 +87,7 @@ samples of a bin don't see each other: attention grows with the square of a *row
 out, are 7 % of the 2B's arithmetic in a row of 2,284 tokens and 13 % in one of 4,096. `2b-lora`, eager:
 
 {table(header, rows)}
-Measured, by a prototype with these bins and kernels (adapters in float32 arithmetic in the eager rows):
+Measured by `train_gpu.py`:
 
 {measured}
 """

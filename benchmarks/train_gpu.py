@@ -18,7 +18,7 @@ bf16, and no activation recomputed unless said:
     cast                                         `lora`, but PEFT casts the adapters' inputs to float32 first
     full, full-compiled                          language model and projector in float32 masters, recomputed
     full-8bit                                    the same with bitsandbytes' paged 8-bit AdamW
-    qlora                                        language model in 4 bits, tower in 8, recomputed; from written weights
+    qlora                                        language model NF4, tower float8, recomputed; from written weights
     qlora-offload                                the same, but the tower as it is, in the host's memory
 
 Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
@@ -89,7 +89,7 @@ OURS = {
     "full": FULL,
     "full-compiled": FULL | {"compile": True},
     "full-8bit": FULL | {"optimizer": "paged_adamw_8bit"},
-    "qlora": LORA | {"language": "qlora", "vision_int8": True, "gradient_checkpointing": "full"},
+    "qlora": LORA | {"language": "qlora", "weights": "float8", "gradient_checkpointing": "full"},
     "qlora-offload": LORA | {"language": "qlora", "vision_offload": True, "gradient_checkpointing": "full"},
 }
 PADDED = LORA | {"packing": False, "per_device_batch": 4}

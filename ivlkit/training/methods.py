@@ -30,7 +30,7 @@ def _lora_bytes(width, outputs, layer, **how):
     if not layer.dropout:
         return _input_bytes(width, outputs, layer, **how) + down
     copies = 1 if layer.shared else len(outputs)
-    return copies * ((4 if layer.cast else layer.precision.compute) + layer.precision.mask) * width + down
+    return copies * (layer.precision.compute + layer.precision.mask) * width + down
 
 
 def add_adapters(vlm, recipe, **options):

@@ -76,8 +76,7 @@ class Recipe:
     projector: str = "full"  # frozen | full (freeze_mlp)
     language: str = "full"  # frozen | lora | qlora | full (freeze_llm, use_llm_lora)
     unfreeze_vit_layers: int = 0  # of a frozen tower, these train in full: -4 for the last four, 20 for all from 20
-    weights: str = "bf16"  # frozen matrices: bf16 (as loaded) | float8 (decoder, tower) | nf4 (language: qlora)
-    vision_int8: bool = False  # a frozen tower's matrices in 8 bits (LLM.int8)
+    weights: str = "bf16"  # frozen matrices: bf16 (as loaded) | float8 (beside qlora the tower alone) | nf4 (qlora)
     vision_offload: bool = False  # a frozen tower's layers in the host's memory, on the GPU one at a time
     lora_rank: int = 16  # r
     lora_alpha: int = 32  # α; the scale is α / r, always 2 in the released scripts
@@ -152,27 +151,22 @@ class Recipe:
             yield f"{self._tunings}; expected adapters; set 'lora'"
         if self.weights == "nf4":
             yield f"language={self.language!r}; expected 'lora', on the language model"
-        if self.language == "qlora":
-            yield "language='qlora', which is NF4; set language='lora'"
-        if self.vision_int8:
-            yield "vision_int8; float8 is the tower's too; set vision_int8=false"
+        if self.language == "qlora" and self.vision_offload:
+            yield "language='qlora', whose decoder is NF4, and vision_offload, whose tower stays; set one of the two"
         if self._stage == 3:
             yield "zero_stage=3, which divides weights before they are float8; set zero_stage=2 or less"
 
     def _vision_clashes(self):
-        beside_adapters = self.vision == "frozen" and self.has_adapters
-        expected = "expected a frozen tower beside adapters; set vision='frozen' and language="
         if self.unfreeze_vit_layers and self.vision != "frozen":
             yield (
                 f"unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a frozen tower, "
                 "of which these layers train; set vision='frozen'"
             )
-        if self.vision_int8 and not beside_adapters:
-            yield f"vision_int8 with {self._tunings}; {expected}'lora' or 'qlora'"
-        if self.vision_offload and not beside_adapters:
-            yield f"vision_offload with {self._tunings}; {expected}'qlora' or 'lora'"
-        if self.vision_offload and self.vision_int8:
-            yield "vision_offload with vision_int8; expected layers as they were loaded; set one of the two to false"
+        if self.vision_offload and not (self.vision == "frozen" and self.has_adapters):
+            yield (
+                f"vision_offload with {self._tunings}; expected a frozen tower beside adapters; set vision='frozen' "
+                "and language='qlora' or 'lora'"
+            )
         if self.vision_offload and self.compile:
             yield "vision_offload with compile=true, which binds a layer to its own weights; set compile=false"
         if self.vision_offload and self._stage:
@@ -235,6 +229,12 @@ class Recipe:
         return TUNINGS[self.language].quantize or ("float8" if self.weights == "float8" else None)
 
     @property
+    def float8_parts(self):
+        """The parts whose frozen matrices become float8: of "language" and "vision", none, one or both."""
+        kept = {"language": self.language == "qlora", "vision": self.vision_offload}
+        return [part for part, stays in kept.items() if self.weights == "float8" and not stays]
+
+    @property
     def full_precision(self):
         """Whether all weights are loaded in float32: masters of a part that trains in full, without adapters."""
         return not self.has_adapters
@@ -268,8 +268,13 @@ class Recipe:
         return self.total_batch // at_once
 
     def to_dict(self):
-        """Its fields, for run.yaml; younger ones only where they are set, since the rest names a run's folder."""
-        return {key: value for key, value in asdict(self).items() if YOUNGER.get(key, ...) != value}
+        """Its fields, for run.yaml, as earlier versions wrote them, since they name a run's folder.
+
+        Younger ones only where they are set; a tower in 8 bits beside NF4 by its older name, `vision_int8`.
+        """
+        int8 = self.weights == "float8" and self.language == "qlora"
+        values = asdict(self) | {"vision_int8": int8} | ({"weights": "bf16"} if int8 else {})
+        return {key: value for key, value in values.items() if YOUNGER.get(key, ...) != value}
 
     def to_yaml(self):
         """YAML text; `Recipe.from_yaml` gives the same object back."""
@@ -286,12 +291,18 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values):
-        """A recipe from its fields. Raises: RecipeError for an unknown or missing one."""
+        """A recipe from its fields. Raises: RecipeError for an unknown or missing one.
+
+        `vision_int8` of earlier versions is a tower in float8 beside NF4; beside a decoder as loaded it says nothing.
+        """
         if not isinstance(values, dict):
             raise RecipeError(f"a recipe that is a {type(values).__name__}; expected its fields, name and model first")
         for key in ("name", "model"):
             if key not in values:
                 raise RecipeError(f"a recipe with no `{key}`; expected it beside the other fields")
+        values = dict(values)
+        if values.pop("vision_int8", False) and values.get("language") == "qlora":
+            values["weights"] = "float8"
         _check_known(values["name"], values)
         return cls(**values)
 
@@ -350,6 +361,7 @@ _ELSEWHERE = {  # what other trainers call it → what to write here
     **{name: "patience" for name in ("early_stopping", "early_stopping_patience")},
     **{"max_steps": "epochs; a fraction such as epochs=0.5 ends within a pass"},
     **{"warmup_steps": "warmup_ratio", "lr_scheduler_type": "scheduler", "optim": "optimizer"},
+    **{"vision_int8": "weights='float8'; beside language='qlora' it is the tower's alone"},
     **{"max_length": "max_seq_length", "max_dynamic_patch": "max_tiles", "drop_path_rate": "drop_path"},
 }
 RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}

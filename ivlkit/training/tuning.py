@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import RecipeError
 from ..models.modeling.float8 import to_float8
-from ..models.modeling.quantize import count_values, tower_to_int8
+from ..models.modeling.quantize import count_values
 from .engine.streaming import leave_out_of_ddp, stream_tower
 from .methods import PARTS, TUNINGS
 
@@ -43,10 +43,8 @@ def prepare(vlm, recipe):
                 parameter.requires_grad_(tuning == "full")
     if recipe.unfreeze_vit_layers:
         _unfreeze_layers(model, recipe)
-    if recipe.vision_int8 and model.device.type != "meta":
-        tower_to_int8(model)
-    if recipe.weights == "float8" and model.device.type != "meta":
-        to_float8(model, tower=not recipe.vision_offload)
+    if recipe.float8_parts and model.device.type != "meta":
+        to_float8(model, tower="vision" in recipe.float8_parts)  # of a decoder in NF4 there is nothing left to swap
     if recipe.vision_offload and model.device.type != "meta":
         stream_tower(model)
     for wrap in {TUNINGS[part].wrap for part in recipe.parts} - {None}:
@@ -153,11 +151,9 @@ def summary_text(model, recipe):
     rows = summarise(model, recipe)
     lines = [f"{'part':<10} {'tuning':<7} {'parameters':>14} {'trainable':>14}"]
     lines += [f"{row.part:<10} {row.tuning:<7} {row.parameters:>14,} {row.trainable:>14,}" for row in rows]
-    if recipe.weights == "float8":
-        parts = "the decoder" if recipe.vision_offload else "the decoder and the tower"
+    if recipe.float8_parts:
+        parts = " and ".join({"language": "the decoder", "vision": "the tower"}[part] for part in recipe.float8_parts)
         lines.append(f"weights: frozen matrices of {parts} in float8")
-    if recipe.vision_int8:
-        lines.append("vision_int8: the tower's matrices in 8 bits")
     if recipe.vision_offload:
         lines.append("vision_offload: the tower's layers in the host's memory")
     if recipe.drop_path:

@@ -183,6 +183,16 @@ class TestRecipe:
         chosen = recipe("nano-lora", **SMALL)
         spec = write_run(chosen, rows, tmp_path / "run").spec["recipe"]
         assert "weights" not in spec and Recipe.from_dict(spec) == chosen
+        assert spec["vision_int8"] is False  # all have it, and it names their folders
+
+    def test_a_tower_in_int8_of_an_earlier_version_is_one_in_float8(self, rows, tmp_path):
+        """Beside NF4; beside a decoder as it was loaded there is no such tower any more."""
+        chosen = recipe("nano-lora", **SMALL, language="qlora", weights="float8")
+        spec = write_run(chosen, rows, tmp_path / "run").spec["recipe"]
+        assert (spec["language"], spec["vision_int8"]) == ("qlora", True) and "weights" not in spec
+        assert Recipe.from_dict(spec) == chosen and chosen.float8_parts == ["vision"] and chosen.quantize == "4bit"
+        assert Recipe.from_yaml(chosen.to_yaml()) == chosen
+        assert Recipe.from_dict(spec | {"language": "lora"}) == recipe("nano-lora", **SMALL)
 
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -190,8 +200,11 @@ class TestRecipe:
             ({"weights": "int8"}, "weights='int8'; expected one of bf16, float8, nf4"),
             ({"weights": "float8", "language": "full"}, "language='full'; expected adapters"),
             ({"weights": "nf4", "vision": "lora", "language": "frozen"}, "weights='nf4' with language='frozen'"),
-            ({"weights": "float8", "language": "qlora"}, "'float8' with language='qlora', which is NF4"),
-            ({"weights": "float8", "vision_int8": True}, "vision_int8; float8 is the tower's too"),
+            (
+                {"weights": "float8", "language": "qlora", "vision_offload": True},
+                "whose decoder is NF4, and vision",
+            ),
+            ({"vision_int8": True}, "unknown field 'vision_int8'; .* write weights='float8'; beside language='qlora'"),
             ({"weights": "float8", "gpus": 2, "zero_stage": 3}, "zero_stage=3, which divides .* set zero_stage=2"),
         ],
     )

@@ -198,8 +198,6 @@ def test_yaml_without_name_or_model_is_refused():
         ({"vision": "qlora"}, "vision='qlora'; expected one of frozen, lora, full"),
         ({"unfreeze_vit_layers": -4}, "lora beside a full vision tower or language model"),
         ({"unfreeze_vit_layers": -4} | FULL, "unfreeze_vit_layers=-4 with vision='full'; expected a frozen tower"),
-        ({"vision_int8": True, "vision": "lora"}, "vision_int8 with vision='lora', language='lora'; expected a frozen"),
-        ({"vision_int8": True, "language": "full"}, "vision_int8 with vision='frozen', language='full'"),
         (
             {"vision_offload": True, "vision": "lora"},
             "vision_offload with vision='lora', language='lora'; expected a fro",
@@ -208,10 +206,6 @@ def test_yaml_without_name_or_model_is_refused():
         (
             {"vision_offload": True, "language": "frozen", "projector": "full"},
             "vision_offload with vision='frozen', language='frozen'; expected a frozen tower beside adapters",
-        ),
-        (
-            {"vision_offload": True, "vision_int8": True},
-            "vision_offload with vision_int8; expected layers as they were",
         ),
         ({"vision_offload": True, "compile": True}, "vision_offload with compile=true, which binds a layer"),
         (

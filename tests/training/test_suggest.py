@@ -44,19 +44,19 @@ def test_the_rows_decide_how_long_and_the_model_how_fast(key, rate, count, epoch
     assert all("published practice, not measured here" in line for line in reasons[:3])
 
 
-WAYS = {  # GiB → recomputation, tokens of a bin, language, tower in 8 bits, tower on the host
-    ("2b", 8): ("full", 4096, "lora", False, False),
-    ("2b", 22): ("none", 4096, "lora", False, False),
-    ("2b", 80): ("none", 16384, "lora", False, False),
-    ("4b", 8): ("full", 4096, "qlora", False, False),
-    ("26b", 22): ("full", 4096, "qlora", False, True),
+WAYS = {  # GiB → recomputation, tokens of a bin, language, tower on the host
+    ("2b", 8): ("full", 4096, "lora", False),
+    ("2b", 22): ("none", 4096, "lora", False),
+    ("2b", 80): ("none", 16384, "lora", False),
+    ("4b", 8): ("full", 4096, "qlora", False),
+    ("26b", 22): ("full", 4096, "qlora", True),
 }
 
 
 @pytest.mark.parametrize(("key", "gib"), WAYS)
 def test_the_card_decides_how_it_computes_and_not_what_it_sees(key, gib, rows, to):
     found, released = suggest(key, rows(300), gpu_gib=gib, **to), recipe(f"{key}-lora")
-    names = ("gradient_checkpointing", "bin_tokens", "language", "vision_int8", "vision_offload")
+    names = ("gradient_checkpointing", "bin_tokens", "language", "vision_offload")
     assert tuple(getattr(found, name) for name in names) == WAYS[key, gib]
     for name in ("max_tiles", "max_seq_length", "lora_rank", "lora_alpha", "vision", "projector", "model", "gpus"):
         assert getattr(found, name) == getattr(released, name)

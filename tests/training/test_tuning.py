@@ -29,7 +29,7 @@ VISION_LORA = 2 * 16 * (4 * (24 + 24) + 2 * (24 + 40))
 
 def prepared(tiny, **changes):
     chosen = recipe("nano-lora", **changes)
-    if chosen.language == "qlora" or chosen.vision_int8:
+    if chosen.language == "qlora":
         pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
     vlm = load(tiny, quantize="4bit" if chosen.language == "qlora" else None)
     return vlm, chosen, prepare(vlm, chosen)
@@ -163,16 +163,17 @@ def test_a_model_that_carries_an_adapter_is_refused(tiny):
         {"vision": "frozen", "projector": "full", "language": "full"},
         {"vision": "frozen", "projector": "full", "language": "full", "unfreeze_vit_layers": -1},
         {"vision": "frozen", "projector": "full", "language": "qlora"},
-        {"vision": "frozen", "language": "qlora", "vision_int8": True},
+        {"vision": "frozen", "language": "qlora", "weights": "float8"},
         {"vision": "frozen", "projector": "full", "language": "qlora", "vision_offload": True},
     ],
     ids=[
-        *("lora", "lora and projector", "full", "full, frozen tower", "last layer", "qlora", "qlora on an int8 tower"),
+        *("lora", "lora and projector", "full", "full, frozen tower", "last layer", "qlora", "qlora on a float8 tower"),
         "qlora beside a tower on the host",
     ],
 )
 def test_every_tensor_that_trains_gets_a_gradient_and_no_other_changes(tiny, changes):
-    vlm, _, model = prepared(tiny, **changes, lora_dropout=0.0)
+    folder = "nano" if "weights" in changes else tiny  # float8 takes sides that are multiples of 16
+    vlm, _, model = prepared(folder, **changes, lora_dropout=0.0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trains = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1.0)
@@ -256,12 +257,16 @@ class TestQuantised:
         assert state.quant_type == "nf4" and state.nested
         assert table(model, chosen)["language"] == ("qlora", LANGUAGE + LANGUAGE_LORA, LANGUAGE_LORA)
 
-    def test_the_tower_is_int8_on_request_alone(self, tiny):
-        for wanted in (False, True):
-            _, chosen, model = prepared(tiny, vision="frozen", language="qlora", vision_int8=wanted)
-            kinds = [type(value).__name__ for name, value in model.named_parameters() if ".vision_tower." in name]
-            assert kinds.count("Int8Params") == (12 if wanted else 0)
-            assert table(model, chosen)["vision"][1] == VISION
+    def test_the_tower_is_float8_on_request_alone(self):
+        vlm, plain, model = prepared("nano", vision="frozen", language="qlora")
+        count = sum(value.ndim == 2 for value in vlm.model.model.vision_tower.encoder.parameters())
+        parameters = table(model, plain)["vision"]
+        for weights in ("bf16", "float8"):
+            _, chosen, model = prepared("nano", vision="frozen", language="qlora", weights=weights)
+            kinds = [value.dtype for name, value in model.named_parameters() if ".vision_tower." in name]
+            assert kinds.count(torch.uint8) == (count if weights == "float8" else 0) and count > 0
+            assert table(model, chosen)["vision"] == parameters
+            assert ("frozen matrices of the tower in float8" in summary_text(model, chosen)) == (weights == "float8")
 
     def test_replies_stay_close_to_the_unquantised_ones(self):
         """nano: most of the next tokens' probabilities after NF4 are the same."""

@@ -34,7 +34,6 @@ class Layer:
     compiled: bool = False
     sdpa: bool = False  # attention that copies its output for the next product, and takes values as they come
     shared: bool = False  # adapters of one input share its dropout, as `engine.shared_input` has it
-    cast: bool = False  # PEFT's own float32 copy of adapter inputs: what plain PEFT does without autocast's help
 
     def keeps(self, width, outputs, **how):
         """Bytes of an input of linear layers that give these widths: `methods.Method.kept_bytes`."""
@@ -160,19 +159,17 @@ def _stored_bytes(name, parameter, recipe, frozen_bytes):
     name, count = name.removeprefix("base_model.model."), parameter.numel()
     if parameter.ndim == 2 and recipe.quantize == "4bit" and name.startswith(QUANTISED["language"]):
         return NF4_BYTES * count
-    in_8_bits = ["language"] if recipe.weights == "float8" else []
-    if recipe.vision_int8 or (in_8_bits and not recipe.vision_offload):
-        in_8_bits.append("vision")
-    if parameter.ndim == 2 and name.startswith(tuple(QUANTISED[part] for part in in_8_bits)):
+    if parameter.ndim == 2 and name.startswith(tuple(QUANTISED[part] for part in recipe.float8_parts)):
         return count + 4 * len(parameter)  # and a float32 scale a row
     return frozen_bytes * count
 
 
-def quantised_parameters(model):
-    """Weights of the decoder that NF4 holds."""
+def frozen_matrices(model):
+    """Shapes [N, K] of the decoder's, which NF4 or float8 may hold."""
     prefix = QUANTISED["language"]
     named = ((name.removeprefix("base_model.model."), value) for name, value in model.named_parameters())
-    return sum(value.numel() for name, value in named if name.startswith(prefix) and value.ndim == 2)
+    frozen = (value for name, value in named if name.startswith(prefix) and not value.requires_grad)
+    return [value.shape for value in frozen if value.ndim == 2]
 
 
 def copied_parameters(model):

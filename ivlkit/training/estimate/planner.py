@@ -333,10 +333,10 @@ def _changes(recipe, device_type):
     if recipe.full_precision:
         yield {"optimizer": "paged_adamw_8bit"}
     yield from less_memory(recipe)
-    if not recipe.vision_int8:
-        yield {"vision_int8": True}
+    if recipe.weights != "float8" and not recipe.vision_offload:
+        yield {"weights": "float8"}
     if not recipe.vision_offload and device_type == "cuda":
-        yield {"vision_int8": False, "vision_offload": True}
+        yield {"weights": "bf16", "vision_offload": True}
     for tiles in (6, 1):
         if (recipe.max_tiles or 12) > tiles:
             length = max(1024, 256 * (tiles + (tiles > 1)) + 512)

@@ -12,21 +12,20 @@ from ..loop.schedule import operations
 from ..tuning import optimizer_bytes
 from . import footprint
 
-# Time: fitted to the H100's rows of `MEASURED`, within 20 % of them and of the H200's, which came later.
+# Time: fitted to runs on an H100, within 20 % of them and of `MEASURED`, of which most came later.
 MATRIX_SHARE = 0.62  # of a card's measured matrix rate, reached by the products alone
 PASSES = {False: 26, True: 15}  # times a byte that backward needs is moved, eager and compiled; a third more recomputed
+QUANTISING = 3  # bytes as these for a value that a float8 product gives: fitted to the four rows with float8
 BUS_RATE = 25e9  # bytes a second from the host to a GPU, as by PCIe 4: assumed, not measured
 # Memory beside what torch allocates.
 CONTEXT_GIB = 0.6  # CUDA's context and libraries: assumed, not measured
 ALLOCATOR_SLACK = 0.1  # of activations, reserved in pieces that fit nothing: assumed, not measured
 
 
-def batch_parts(model, config, recipe, batch, *, device_type, cast=False, shared=True):
+def batch_parts(model, config, recipe, batch, *, device_type):
     """Bytes of each part at the step's peak, for a batch of `tokens` and `tiles`.
 
-    Args: model: what `tuning.prepare` returned, without memory or with; cast: adapters computed in float32 (PEFT's own
-        way without autocast), as in the prototype; shared: adapters of one input share its dropout, as they do but for
-            ZeRO-3 since `engine.shared_input`.
+    Args: model: what `tuning.prepare` returned, without memory or with.
     Returns: {part: bytes}; the last, "working", is the largest of what is alive for a moment only.
     """
     zero, sdpa = is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
@@ -37,7 +36,7 @@ def batch_parts(model, config, recipe, batch, *, device_type, cast=False, shared
         frozen += buffers - (layers if device_type == "cuda" else 0)
     state = optimizer_bytes(model, recipe.optimizer)
     copies = 0 if zero or precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
-    how = _layers(recipe, precision, cast=cast, sdpa=sdpa, shared=shared)
+    how = _layers(recipe, precision, sdpa=sdpa)
     kept, working = _activations(config, recipe, batch, how, copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
     if zero:
@@ -63,10 +62,10 @@ def _buckets(recipe, trained):
     return round(2 * (min(zero["reduce_bucket_size"], trained // 4) + live))
 
 
-def _layers(recipe, precision, *, cast=False, sdpa=False, shared=True):
+def _layers(recipe, precision, *, sdpa=False):
     common = {"precision": precision, "dropout": recipe.lora_dropout > 0, "rank": recipe.lora_rank}
-    common |= {"compiled": recipe.compile, "cast": cast, "sdpa": sdpa}
-    common |= {"shared": shared and not (is_sharded(recipe) and recipe.zero_stage == 3)}
+    common |= {"compiled": recipe.compile, "sdpa": sdpa}
+    common |= {"shared": not (is_sharded(recipe) and recipe.zero_stage == 3)}
     vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
     language, vision = (footprint.Layer(tuning, **common) for tuning in (recipe.language, vision))
     return SimpleNamespace(language=language, vision=vision)
@@ -133,25 +132,29 @@ def needed_gib(parts, device_type):
     return allocated if device_type == "cpu" else allocated + slack + CONTEXT_GIB
 
 
-def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins, cast=False, shared=True):
+def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins):
     """Seconds of all steps: the sum of computing and of moving bytes, as if the two never overlapped.
 
-    Computing: every product, at `MATRIX_SHARE` of the card's rate. Moving: the bytes that backward keeps, `PASSES`
-    times; weights in NF4, made bf16 three times a bin; and the layers of a tower on the host, copied once a bin.
+    Computing: every product, at `MATRIX_SHARE` of the card's rate, twice that in float8 where the card has it. Moving:
+    the bytes that backward keeps, `PASSES` times, with those of making activations float8; weights that have to be
+    made bf16, three times a bin; and the layers of a tower on the host, copied once a bin.
     """
-    precision = footprint.precision_of(recipe, place.device_type)
-    how, vision, text = _layers(recipe, precision, cast=cast, shared=shared), config.vision_config, config.text_config
+    precision, card = footprint.precision_of(recipe, place.device_type), place.card
+    how, vision, text = _layers(recipe, precision), config.vision_config, config.text_config
+    fast = recipe.float8_parts if card.float8 else []
     tile, token = operations(config, recipe)
+    products = tiles * tile / (1 + ("vision" in fast)) + tokens * token / (1 + ("language" in fast))
+    matrices = footprint.frozen_matrices(model)
     moved = tokens * footprint.decoder_layer_bytes(text, how.language) * text.num_hidden_layers
+    moved += tokens * QUANTISING * sum(rows for rows, _ in matrices) if "language" in fast else 0
     trained = recipe.trained_vision_layers(vision.num_hidden_layers)
     moved += tiles * footprint.patches(vision) * footprint.vision_layer_bytes(vision, how.vision) * trained
-    again = {"none": 1, "selective": 7 / 6, "full": 4 / 3}[recipe.gradient_checkpointing]
-    products = (tile * tiles + token * tokens) / (MATRIX_SHARE * place.card.matrix_rate)
-    bytes_moved = moved * PASSES[recipe.compile] * again
-    if recipe.quantize == "4bit":
-        bytes_moved += 3 * bins * (footprint.NF4_BYTES + 4) * footprint.quantised_parameters(model)
-    copying = bins * bus_seconds(model, recipe, place.device_type)
-    return float(products + bytes_moved / (place.card.tb_per_second * 1e12) + copying) / recipe.processes
+    moved *= PASSES[recipe.compile] * {"none": 1, "selective": 7 / 6, "full": 4 / 3}[recipe.gradient_checkpointing]
+    if recipe.quantize and "language" not in fast:
+        each = {"4bit": footprint.NF4_BYTES, "float8": 1}[recipe.quantize] + 4
+        moved += 3 * bins * each * sum(rows * columns for rows, columns in matrices)
+    seconds = products / (MATRIX_SHARE * card.matrix_rate) + moved / (card.tb_per_second * 1e12)
+    return float(seconds + bins * bus_seconds(model, recipe, place.device_type)) / recipe.processes
 
 
 def bus_seconds(model, recipe, device_type):

@@ -1,7 +1,7 @@
 """A recipe for so many rows on this card, with a line for each thing that was chosen and why.
 
-The card decides how the run computes, never what it sees: bins first, then recomputation, then the vision tower in 8
-bits or on the host, then NF4. The rows decide how long it trains.
+The card decides how the run computes, never what it sees: bins first, then recomputation, then the vision tower on the
+host, then NF4. The rows decide how long it trains.
 """
 
 import hashlib
@@ -162,11 +162,11 @@ def _ways(base, place):
         sizes = [size for size in sizes if base.total_batch % size["per_device_batch"] == 0]
     for policy in ("none", "full"):
         yield [{"gradient_checkpointing": policy} | size for size in sizes]
-    is_movable = base.vision == "frozen" and place.device_type == "cuda"
-    towers = [{"vision_int8": True}, {"vision_offload": True}] if is_movable else []
     small = {"gradient_checkpointing": "full"} | sizes[-1]
-    yield from ([small | tower] for tower in towers)
-    yield from ([small | changes | tower] for changes in less_memory(base) for tower in ({}, *towers))
+    for changes in ({}, *less_memory(base)):
+        yield [small | changes]
+        if base.vision == "frozen" and place.device_type == "cuda":
+            yield [small | changes | {"vision_offload": True}]
 
 
 def _fits(base, changes, place):
@@ -185,8 +185,6 @@ def _why(changes, needed, place):
         yield "nothing computed again: what backward needs fits"
     else:
         yield "activations computed again in backward: a quarter slower, a fraction of the memory"
-    if changes.get("vision_int8"):
-        yield f"vision tower in 8 bits: frozen, it only looks{_missing_bitsandbytes()}"
     if changes.get("vision_offload"):
         yield "vision tower in the host's memory: its layers visit the card one at a time"
     if why := TUNINGS[changes.get("language", "lora")].why:
