@@ -12,6 +12,7 @@ from ..data.datasets.opening import open_data
 from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
+from ..training.run import Run, open_again
 from ..views import shown
 from .confidence import SCORES, ScoredReply, calibrate, known_scores
 from .intervals import bootstrap_interval
@@ -165,7 +166,7 @@ class Report:
         """
         return calibrate(self)
 
-    def review(self, vlm=None, *, order="loss", data=None, batch_size=16, seed=0):
+    def review(self, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
         """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
 
         For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
@@ -174,13 +175,17 @@ class Report:
         Args:
             vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
             order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
+            folds: with a run for `vlm`, that was trained on these rows and knows their mistakes by heart: train so many
+                models more, each without its part of the rows, which it then judges. 4 take as long as 3 such runs.
             data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
         Raises: DataError for another order, and for data of other rows.
         """
+        if folds is not None and isinstance(vlm, Run):
+            data = open_again(vlm)
         if data is not None:
             data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
             check_rows_of(self, data)
-        return review(self, vlm, order=order, data=data, batch_size=batch_size, seed=seed)
+        return review(self, vlm, order=order, folds=folds, data=data, batch_size=batch_size, seed=seed)
 
     @property
     def baseline(self):
