@@ -19,12 +19,12 @@ from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
 from .normalise import collapse
 from .pictures import media_key
+from .review.agreement import MOST_CLASSES, agreement, said_of_agreement
 from .review.review import review
 
 LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
 FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
 FEW_ROWS = 5  # of a class: fewer say nothing about it
-MOST_CLASSES = 20  # different truths, each twice on average: more are no classes
 RIGHT = 0.5  # from this score on a row counts as right
 FORMAT = 1  # of report.json
 NOT_SLICES = {"width", "height", "length", "answers"}
@@ -75,6 +75,7 @@ class Report:
     details: dict  # model, data, settings, seconds, versions
     numbers: dict = field(default_factory=dict)  # of a corpus metric, e.g. precision
     controls: dict = field(default_factory=dict)  # {"shuffled" or "none": score with those pictures}
+    labellers: dict = field(default_factory=dict)  # of another person's truths: rows, equal, kappa, different
 
     @property
     def score(self):
@@ -122,13 +123,13 @@ class Report:
     def select(self, /, **values):
         """The report of the rows with these values of their fields: `report.select(task="read").interval`.
 
-        Numbers of a corpus metric and controls belong to all rows and are left out.
+        Numbers of a corpus metric, controls and a second labeller belong to all rows and are left out.
         """
         places = [dict(zip(values, found, strict=True)) for found in zip(*map(self.groups, values), strict=True)]
         rows = tuple(row for row, found in zip(self.rows, places, strict=True) if found == values)
         if not rows:
             raise DataError(f"no row with {values}; see `by` for the values that a field has")
-        return replace(self, rows=rows, numbers={}, controls={})
+        return replace(self, rows=rows, numbers={}, controls={}, labellers={})
 
     def worst(self, k=12):
         """The k rows with the lowest scores, in the order of the data where these are equal."""
@@ -155,6 +156,20 @@ class Report:
                 'expected evaluate(…, pictures="shuffled") or "none" beside one with the right pictures'
             )
         return replace(self, controls=self.controls | {kind: control.score})
+
+    def with_labeller(self, data):
+        """This report beside the answers of a second person, who labelled some of its rows too, say 30.
+
+        How far the two agree is the ceiling of the score: `warnings` says it, `labellers` has the numbers and the rows
+        in which they differ. A row is the same if its pictures have the same bytes and its question the same words;
+        answers are equal if the metric says so (of a metric of a whole report, if they are the same). Choices also get
+        Cohen's kappa, which takes off what two people agree on by chance.
+
+        Args: data: the second labels: what `open_data` gives, or a path such as "labels_anna.csv".
+        Raises: DataError if no row is in both.
+        """
+        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
+        return replace(self, labellers=agreement(self, data))
 
     def calibration(self):
         """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
@@ -213,7 +228,7 @@ class Report:
     @property
     def warnings(self):
         """Sentences about what the score does not show: that the replies hardly depend on the pictures, that they
-        differ from the truth in form only, that a class has too few rows."""
+        differ from the truth in form only, that a class has too few rows, that two people differ too."""
         few = ", ".join(f"{truth!r} ({count})" for truth, count in self.small_classes.items())
         said = [f"Classes with fewer than {FEW_ROWS} rows: {few}. The score says nothing about them."] if few else []
         risen = self._score_without_form() if self.metric in METRICS else self.score
@@ -223,7 +238,7 @@ class Report:
                 f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
                 f"{lenient_match.__name__}."
             )
-        return said + self._control_warnings()
+        return said + ([said_of_agreement(**self.labellers)] if self.labellers else []) + self._control_warnings()
 
     def _score_without_form(self):
         return float(np.mean([max(row.score, lenient_match(row.reply, row.answers or row.truth)) for row in self.rows]))
@@ -272,7 +287,8 @@ class Report:
             rows = tuple(_read_row(row) for row in saved["rows"])
             if not rows:
                 raise ValueError("without rows")
-            return cls(saved["metric"], rows, saved["details"], saved["numbers"], saved["controls"])
+            kept = (saved["details"], saved["numbers"], saved["controls"], saved.get("labellers", {}))
+            return cls(saved["metric"], rows, *kept)
         except OSError as error:
             raise DataError(f"{path}: can't be read ({error.strerror}); expected a report; check the path") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -283,7 +299,8 @@ class Report:
     def to_dict(self):
         """Plain values for JSON, without pixels."""
         summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(self.rows)}
-        summary |= {"numbers": self.numbers, "controls": self.controls, "warnings": self.warnings}
+        summary |= {"numbers": self.numbers, "controls": self.controls, "labellers": self.labellers}
+        summary |= {"warnings": self.warnings}
         summary |= {"baseline": self.baseline, "small_classes": self.small_classes}
         return summary | {"details": self.details, "rows": [_plain_row(row) for row in self.rows]}
 

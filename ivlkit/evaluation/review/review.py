@@ -212,7 +212,7 @@ class Review:
         replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
         scores, numbers = score_rows(replies, [row.answers or row.truth for row in rows])
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
-        return replace(report, rows=rows, numbers=numbers, controls={})
+        return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
     def _as_decided(self, row):
         """The row with its truth as decided, None for a dropped one."""
