@@ -2,6 +2,7 @@
 
     python benchmarks/review.py confidence   # AUROC and calibration error on fresh rows, before and after training
     python benchmarks/review.py planted      # wrong labels found in the first 5, 10 and 20 %, after 4 and 20 epochs
+    python benchmarks/review.py planted --epochs 20 --folds 4   # beside those by folds, for each of which it trains
     python benchmarks/review.py pictures     # predict on small pictures: rows/s, memory, killed and continued
 
 On nano and its handwritten strips; `--to` keeps the runs, which go on where they stopped.
@@ -32,7 +33,7 @@ from ivlkit.nano.digits import write_digit_strips
 from ivlkit.training.recipes import recipe
 
 ROWS = 400
-PLANTED = 20
+PLANTED = 0.05  # of the rows
 EPOCHS = (4, 20)
 SWAPPED = str.maketrans("17", "71")
 FIRST = (0.05, 0.10, 0.20)
@@ -46,9 +47,9 @@ def say(**figures):
 
 
 def one_digit(labels):
-    """Twenty labels with one digit changed."""
+    """One label in twenty with one digit changed."""
     rng, wrong = random.Random(0), list(labels)
-    for row in rng.sample(range(len(labels)), PLANTED):
+    for row in rng.sample(range(len(labels)), round(PLANTED * len(labels))):
         place = rng.randrange(len(labels[row]))
         other = rng.choice([digit for digit in "0123456789" if digit != labels[row][place]])
         wrong[row] = labels[row][:place] + other + labels[row][place + 1 :]
@@ -56,9 +57,10 @@ def one_digit(labels):
 
 
 def shifted(labels):
-    """Twenty rows in a block with the label of the row below."""
-    start = 190
-    return [*labels[:start], *labels[start + 1 : start + PLANTED + 1], *labels[start + PLANTED :]]
+    """One row in twenty, all in a block, with the label of the row below."""
+    count = round(PLANTED * len(labels))
+    start = (len(labels) - count) // 2
+    return [*labels[:start], *labels[start + 1 : start + count + 1], *labels[start + count :]]
 
 
 def swapped(labels):
@@ -69,9 +71,9 @@ def swapped(labels):
 KINDS = {"one_digit": one_digit, "shifted": shifted, "swapped": swapped}
 
 
-def plant(folder, kind):
+def plant(folder, kind, rows):
     """(the JSONL with wrong labels, numbers of the rows that are wrong)."""
-    path = write_digit_strips(folder / "strips", rows=ROWS, digits=(1, 3), tasks=("read",))
+    path = write_digit_strips(folder / "strips", rows=rows, digits=(1, 3), tasks=("read",))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     labels = [row["conversations"][1]["value"] for row in rows]
     wrong = KINDS[kind](labels)
@@ -90,20 +92,24 @@ def fit(folder, data, epochs):
 
 def each_model(folder, data, epochs):
     """("base", nano), and ("4 epochs", the model trained so long) for each number."""
-    yield "base", load("nano")
+    yield "base", load("nano"), None
     for number in epochs:
-        yield f"{number} epochs", fit(folder, data, number).load()
+        run = fit(folder, data, number)
+        yield f"{number} epochs", run.load(), run
 
 
 def planted(options, folder):
     """Wrong labels among the first rows of each order, in percent of the wrong ones."""
-    for kind in KINDS:
-        data, wrong = plant(folder, kind)
+    for kind in options.kinds:
+        data, wrong = plant(folder, kind, options.strips)
         records = ivl.open_data(data)
-        for name, vlm in each_model(folder, data, options.epochs):
+        for name, vlm, run in each_model(folder, data, options.epochs):
             report = ivl.evaluate(vlm, data, progress=False)
-            for order in ("loss", "sure", "random"):
-                numbers = report.review(vlm, order=order, data=records).numbers
+            orders = {order: report.review(vlm, order=order, data=records) for order in ("loss", "sure", "random")}
+            if run and options.folds:
+                orders[f"{options.folds} folds"] = report.review(run, folds=options.folds)
+            for order, review in orders.items():
+                numbers = review.numbers
                 found = [len(wrong & set(numbers[: round(share * len(numbers))])) for share in FIRST]
                 percent = {
                     f"in {share:.0%}": round(100 * n / len(wrong)) for share, n in zip(FIRST, found, strict=True)
@@ -118,7 +124,7 @@ def confidence(options, folder):
         for split, rows in (("validation", VALIDATION), ("test", options.rows))
     }
     data = write_digit_strips(folder / "clean", rows=ROWS, digits=(1, 3), tasks=("read",))
-    for name, vlm in each_model(folder, data, options.epochs):
+    for name, vlm, _ in each_model(folder, data, options.epochs):
         known, fresh = (with_logits(vlm, strips[split]) for split in ("validation", "test"))
         for kind, (score, temperatures) in CHANCES.items():
             best = min(temperatures, key=lambda t, score=score: log_loss(score(known, t), right(known)))
@@ -220,6 +226,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[function.__name__ for function in (confidence, planted, pictures)])
     parser.add_argument("--epochs", type=int, nargs="*", default=EPOCHS)
+    parser.add_argument("--folds", type=int, help="of planted: parts of the rows, each judged by a model without it")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="of planted")
+    parser.add_argument("--strips", type=int, default=ROWS, help="of planted")
     parser.add_argument("--rows", type=int, default=FRESH)
     parser.add_argument("--to", type=Path, help="a folder that is kept")
     options = parser.parse_args()

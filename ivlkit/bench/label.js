@@ -77,7 +77,7 @@ function render({ model, el }) {
     if (column) make(around, "span", "", column);
     const field = make(around, "textarea");
     Object.assign(field, { rows: 1, dir: "auto", spellcheck: false, autocomplete: "off" });
-    field.oninput = () => { now.edited = true; };
+    field.oninput = () => edit();
     fields.push(field);
   }
   const main = list ?? fields[0];
@@ -152,8 +152,10 @@ function render({ model, el }) {
     field.setSelectionRange(0, text.length);  // select() would take the focus
   };
   const isEmpty = () => !boxes.length && (list ? now.chosen < 0 : !typed().some(Boolean));
+  const edit = () => { now.edited = true; draw(); };
   const typed = () => fields.map((field) => field.value.trim());
   const values = () => (list ? [choices[now.chosen]] : boxes.length ? boxes : typed());
+  const isSuggested = () => same(values(), suggestions.get(at)?.suggestion);
   const focus = () => { if (root.isConnected) main.focus({ preventScroll: true }); };
 
   function go(number = following(at, 1)[0]) {
@@ -173,7 +175,7 @@ function render({ model, el }) {
 
   function howSaved() {
     if (!now.shown && !["accepted", "corrected"].includes(rows[at].how)) return "typed";
-    return same(values(), suggestions.get(at)?.suggestion) ? "accepted" : "corrected";
+    return isSuggested() ? "accepted" : "corrected";
   }
 
   function queue({ file: name, question: asked }, how, kept) {
@@ -222,7 +224,7 @@ function render({ model, el }) {
 
   function addBox(box) {
     boxes.push(["", ...box]);
-    now.edited = true;
+    edit();
     pick(boxes.length - 1);
     focus();
   }
@@ -230,7 +232,7 @@ function render({ model, el }) {
   function deleteBox() {
     if (!boxes.length) return;
     boxes.splice(current < 0 ? -1 : current, 1);
-    now.edited = true;
+    edit();
     pick(-1);
   }
 
@@ -242,15 +244,14 @@ function render({ model, el }) {
     const [left, top, x, y] = by.map((step, place) => box[place + 1] + step);
     const isInside = 0 <= left && left < x && x <= 1000 && 0 <= top && top < y && y <= 1000;
     if (isInside) boxes[current] = [box[0], left, top, x, y];
-    now.edited = true;
+    edit();
     drawBoxes();
   }
 
   function empty() {
     if (isEmpty()) return suggest(true);
     fill(null);
-    now.edited = true;
-    draw();
+    edit();
   }
 
   function takeBack(event) {
@@ -307,8 +308,7 @@ function render({ model, el }) {
 
   function lean(step) {
     now.chosen = (Math.max(now.chosen, step < 0 ? 0 : -1) + step + choices.length) % choices.length;
-    now.edited = true;
-    draw();
+    edit();
   }
 
   const SIGNS = { Equal: "+", NumpadAdd: "+", BracketRight: "+", Minus: "-", NumpadSubtract: "-", Slash: "-" };
@@ -430,7 +430,7 @@ function render({ model, el }) {
     queued.textContent = isLate ? `${pending.length} not saved yet` : "";
     const sure = known?.confidence == null ? "" : ` (${Math.round(100 * known.confidence)} % sure)`;
     const kept = row.how === "unusable" ? "Called unusable." : "Saved.";
-    const about = row.how ? kept : now.shown ? `Suggested${sure}.` : "";
+    const about = row.how ? kept : now.shown && isSuggested() ? `Suggested${sure}.` : "";
     said.textContent = stopped || note || (now.complete ? "All are labelled; ↑ goes back. " : "") + about;
     said.classList.toggle("bad", Boolean(stopped));
     asks.textContent = row.question;

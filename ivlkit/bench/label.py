@@ -21,6 +21,7 @@ from ..data.importing.tables import PICTURE_SUFFIXES, table_rows
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
 from ..data.splits import default_file
 from ..errors import DataError, IvlkitError
+from ..models.vlm import VLM
 from ..show.html import fragment, text_html
 from ..show.live import WIDGET_VIEW
 from ..show.tiles import tiles_figure
@@ -146,6 +147,14 @@ def _suggested(suggest, folder):
     return found
 
 
+def _reply(vlm, item):
+    """(reply, its confidence or None) of a model, which may be anything with `chat`."""
+    if not isinstance(vlm, VLM):
+        return str(vlm.chat(item.question, images=item.picture)), None
+    (reply,) = vlm.chat_batch([item.question], [item.picture], probabilities=True)
+    return str(reply), reply.confidence
+
+
 class Labelling:
     """What a cell shows; `receive` takes the browser's messages, threads send pictures, suggestions and a heartbeat."""
 
@@ -258,8 +267,7 @@ class Labelling:
                 continue
             item = self.items[number]
             try:
-                reply = self.vlm.chat(item.question, images=item.picture)
-                self.suggested[number] = str(reply), getattr(reply, "confidence", None)
+                self.suggested[number] = _reply(self.vlm, item)
                 self.widget.send({"suggest": number} | self._suggestion(number))
             except IvlkitError as error:  # of this picture
                 self.suggested[number] = None, None

@@ -15,7 +15,6 @@ from ..data.datasets.mixture import Data
 from ..data.datasets.opening import open_data
 from ..data.encode import picture_sizes
 from ..data.importing.convert import listed_text
-from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.rows.media import check_picture, image_size
 from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
@@ -27,7 +26,7 @@ from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
 from .metrics import row_scorer
-from .pictures import arrange, content_key, kept_own, media_key
+from .pictures import arrange, content_key, kept_own, media_key, without_places
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
@@ -188,11 +187,6 @@ def asked_turns(record):
 
 
 # scoring --------------------------------------------------------------------------------------------------------------
-
-
-def without_places(question):
-    """A question without the marks that say where its pictures go."""
-    return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
 
 
 def _score(records, asked, replies, score_rows, name, details):

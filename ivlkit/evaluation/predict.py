@@ -15,7 +15,8 @@ from ..models.options import check_options
 from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
-from .evaluate import ask_all, check_media, evaluate, fingerprint, name_of_data, without_places
+from .evaluate import ask_all, check_media, evaluate, fingerprint, name_of_data
+from .pictures import without_places
 from .report import Gallery, Report, Row, writable
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies

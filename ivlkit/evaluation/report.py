@@ -13,18 +13,19 @@ from ..data.datasets.opening import open_data
 from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
+from ..training.run import Run, open_again
 from ..views import shown
 from .confidence import SCORES, ScoredReply, calibrate, known_scores
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
 from .normalise import collapse
 from .pictures import media_key
+from .review.agreement import MOST_CLASSES, agreement, said_of_agreement
 from .review.review import review
 
 LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
 FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
 FEW_ROWS = 5  # of a class: fewer say nothing about it
-MOST_CLASSES = 20  # different truths, each twice on average: more are no classes
 RIGHT = 0.5  # from this score on a row counts as right
 FORMAT = 1  # of report.json
 NOT_SLICES = {"width", "height", "length", "answers"}
@@ -75,6 +76,7 @@ class Report:
     details: dict  # model, data, settings, seconds, versions
     numbers: dict = field(default_factory=dict)  # of a corpus metric, e.g. precision
     controls: dict = field(default_factory=dict)  # {"shuffled" or "none": score with those pictures}
+    labellers: dict = field(default_factory=dict)  # of another person's truths: rows, equal, kappa, different
 
     @property
     def score(self):
@@ -125,13 +127,13 @@ class Report:
     def select(self, /, **values):
         """The report of the rows with these values of their fields: `report.select(task="read").interval`.
 
-        Numbers of a corpus metric and controls belong to all rows and are left out.
+        Numbers of a corpus metric, controls and a second labeller belong to all rows and are left out.
         """
         groups, wanted = map(self.groups, values), [*values.values()]
         rows = tuple(row for row, *found in zip(self.rows, *groups, strict=True) if found == wanted)
         if not rows:
             raise DataError(f"no row with {values}; see `by` for the values that a field has")
-        return replace(self, rows=rows, numbers={}, controls={})
+        return replace(self, rows=rows, numbers={}, controls={}, labellers={})
 
     def worst(self, k=12):
         """The k rows with the lowest scores, in the order of the data where these are equal."""
@@ -159,6 +161,20 @@ class Report:
             )
         return replace(self, controls=self.controls | {kind: control.score})
 
+    def with_labeller(self, data):
+        """This report beside the answers of a second person, who labelled some of its rows too, say 30.
+
+        How far the two agree is the ceiling of the score: `warnings` says it, `labellers` has the numbers and the rows
+        in which they differ. A row is the same if its pictures have the same bytes and its question the same words;
+        answers are equal if the metric says so (of a metric of a whole report, if they are the same). Choices also get
+        Cohen's kappa, which takes off what two people agree on by chance.
+
+        Args: data: the second labels: what `open_data` gives, or a path such as "labels_anna.csv".
+        Raises: DataError if no row is in both.
+        """
+        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
+        return replace(self, labellers=agreement(self, data))
+
     def calibration(self):
         """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
 
@@ -169,7 +185,7 @@ class Report:
         """
         return calibrate(self)
 
-    def review(self, vlm=None, *, order="loss", data=None, batch_size=16, seed=0):
+    def review(self, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
         """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
 
         For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
@@ -178,13 +194,17 @@ class Report:
         Args:
             vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
             order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
+            folds: with a run for `vlm`, that was trained on these rows and knows their mistakes by heart: train so many
+                models more, each without its part of the rows, which it then judges. 4 take as long as 3 such runs.
             data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
         Raises: DataError for another order, and for data of other rows.
         """
+        if folds is not None and isinstance(vlm, Run):
+            data = open_again(vlm)
         if data is not None:
             data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
             check_rows_of(self, data)
-        return review(self, vlm, order=order, data=data, batch_size=batch_size, seed=seed)
+        return review(self, vlm, order=order, folds=folds, data=data, batch_size=batch_size, seed=seed)
 
     @property
     def baseline(self):
@@ -212,7 +232,7 @@ class Report:
     @property
     def warnings(self):
         """Sentences about what the score does not show: that the replies hardly depend on the pictures, that they
-        differ from the truth in form only, that a class has too few rows."""
+        differ from the truth in form only, that a class has too few rows, that two people differ too."""
         few = ", ".join(f"{truth!r} ({count})" for truth, count in self.small_classes.items())
         said = [f"Classes with fewer than {FEW_ROWS} rows: {few}. The score says nothing about them."] if few else []
         if self.metric in METRICS:
@@ -224,6 +244,7 @@ class Report:
                     f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
                     f"{lenient_match.__name__}."
                 )
+        said += [said_of_agreement(**self.labellers)] if self.labellers else []
         return said + [
             f"With {'shuffled' if kind == 'shuffled' else 'no'} pictures the score is {score:.1%}, only "
             f"{100 * (self.score - score):.1f} points under the {self.score:.1%} with the right ones; expected "
@@ -267,7 +288,8 @@ class Report:
             rows = tuple(_read_row(row) for row in saved["rows"])
             if not rows:
                 raise ValueError("without rows")
-            return cls(saved["metric"], rows, saved["details"], saved["numbers"], saved["controls"])
+            kept = (saved["details"], saved["numbers"], saved["controls"], saved.get("labellers", {}))
+            return cls(saved["metric"], rows, *kept)
         except OSError as error:
             raise DataError(f"{path}: can't be read ({error.strerror}); expected a report; check the path") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -278,7 +300,8 @@ class Report:
     def to_dict(self):
         """Plain values for JSON, without pixels."""
         summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(self.rows)}
-        summary |= {"numbers": self.numbers, "controls": self.controls, "warnings": self.warnings}
+        summary |= {"numbers": self.numbers, "controls": self.controls, "labellers": self.labellers}
+        summary |= {"warnings": self.warnings}
         summary |= {"baseline": self.baseline, "small_classes": self.small_classes}
         return summary | {"details": self.details, "rows": [_plain_row(row) for row in self.rows]}
 

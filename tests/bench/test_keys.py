@@ -132,6 +132,21 @@ class TestSuggestions:
         page.press("Enter")
         assert page.answers == [("0.jpg", "accepted", ["17"])]
 
+    def test_it_is_called_one_as_long_as_it_stands_in_the_box(self, open_label):
+        page = open_label(suggestions={0: ["17"]})
+        page.type("18")
+        assert (page.typed, page.text("said")) == ("18", "")
+        page.press("Escape", "Escape")
+        assert (page.typed, page.text("said")) == ("17", "Suggested.")
+
+    def test_a_choice_that_is_left_for_another_is_none(self, open_label):
+        page = open_label(choices=["cat", "dog"], suggestions={0: ["dog"]})
+        assert page.text("said") == "Suggested."
+        page.press("ArrowLeft")
+        assert page.text("said") == ""
+        page.press("ArrowRight")
+        assert page.text("said") == "Suggested."
+
     def test_escape_empties_and_once_more_brings_it_back(self, open_label):
         page = open_label(suggestions={0: ["17"]})
         page.press("Escape")

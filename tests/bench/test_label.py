@@ -260,6 +260,19 @@ class TestSuggestions:
         assert told(opened, "suggest")[0]["suggestion"] == ["17"]
         assert [one.rsplit("/", 1)[1] for one in asked] == ["c.png", "a.png"]
 
+    def test_a_model_of_ours_says_how_sure_it_is_as_predict_does(self, photos, begin):
+        nano = ivl.load("nano")
+        opened = begin("photos/", "What?", vlm=nano)
+        thread = threading.Thread(target=opened._ask)
+        thread.start()
+        while len(opened.suggested) < 3 and thread.is_alive():
+            time.sleep(0.01)
+        opened.close()
+        thread.join()
+        for number, row in enumerate(ivl.predict(nano, "photos/", question="What?", progress=False).rows):
+            assert 0 < row.confidence < 1
+            assert opened.suggested[number] == (row.reply, pytest.approx(row.confidence, rel=1e-4))
+
     def test_a_table_of_answers_gives_them(self, photos, begin):
         Path("answers.csv").write_text("file,answer,confidence\nphotos/b.jpg,18,0.25\n")
         opened = begin("photos/", "What?", suggest="answers.csv")

@@ -125,8 +125,8 @@ class TestTables:
             write_decisions(path, {"t.csv:2": correct("7", "漢")})
 
     def test_another_kind_of_table_is_refused(self, write):
-        with pytest.raises(DataError, match=r"ends with '\.xlsx'; expected \.csv, \.tsv, \.jsonl"):
-            write_decisions(write("t.xlsx", b""), {"t.xlsx:2": drop("1")})
+        with pytest.raises(DataError, match=r"ends with '\.xls'; expected \.csv, \.tsv, \.xlsx, \.jsonl"):
+            write_decisions(write("t.xls", b""), {"t.xls:2": drop("1")})
 
     def test_the_split_of_the_table_holds_for_the_copy(self, tmp_path, draw_picture):
         """No corrected row comes from the training part into the test part."""
@@ -146,6 +146,99 @@ class TestTables:
         before = parts("labels.csv")
         write_decisions(tmp_path / "labels.csv", {"labels.csv:2": correct("0", "9"), "labels.csv:3": drop("1")})
         assert parts("labels.corrected.csv") == [part - {"1.png"} for part in before]
+
+
+class TestSpreadsheets:
+    """Read again by openpyxl alone."""
+
+    @pytest.fixture
+    def make(self, tmp_path):
+        """`make([row, …])` → the path of a spreadsheet with these rows, a colour, a width, a second sheet."""
+        openpyxl = pytest.importorskip("openpyxl")
+
+        def write(rows):
+            book = openpyxl.Workbook()
+            sheet = book.active
+            for row in rows:
+                sheet.append(row)
+            for cell in sheet["B"]:
+                cell.fill = openpyxl.styles.PatternFill("solid", fgColor="FFCC00")
+            sheet["B3"].number_format, sheet.column_dimensions["A"].width = "0.00", 33
+            sheet.conditional_formatting.add("B1:B9", openpyxl.formatting.rule.CellIsRule("equal", ["7"]))
+            book.create_sheet("sums")["A1"] = "=COUNTIF(Sheet!B:B,7)"
+            book.save(tmp_path / "t.xlsx")
+            return tmp_path / "t.xlsx"
+
+        return write
+
+    ROWS = (["file", "label", "note"], ["a.png", 1, "x"], ["b.png", 7, "y"], ["c.png", "007", "=z"], ["d.png", 3, None])
+
+    @staticmethod
+    def cells(path, sheet=0):
+        import openpyxl
+
+        return [list(row) for row in openpyxl.load_workbook(path).worksheets[sheet].iter_rows(values_only=True)]
+
+    def test_only_the_cells_of_answers_change_and_no_row_moves(self, make):
+        import openpyxl
+
+        path = make(self.ROWS[:3] + self.ROWS[4:])
+        before = path.read_bytes()
+        decided = {"t.xlsx:3": correct("7", "17"), "t.xlsx:2": drop("1"), "t.xlsx:4": Decision("keep", "3")}
+        done = write_decisions(path, decided)
+        assert done.path.name == "t.corrected.xlsx" and path.read_bytes() == before
+        assert self.cells(done.path) == [self.ROWS[0], [None] * 3, ["b.png", 17, "y"], self.ROWS[4]]
+        book = openpyxl.load_workbook(done.path)
+        sheet, old = book.worksheets[0], openpyxl.load_workbook(path).worksheets[0]
+        assert [[cell.style_id for cell in row] for row in sheet] == [[cell.style_id for cell in row] for row in old]
+        assert sheet["B3"].number_format == "0.00" and sheet["B2"].fill.fgColor.rgb == "00FFCC00"
+        assert sheet.column_dimensions["A"].width == 33 and len(sheet.conditional_formatting) == 1
+        assert book.worksheets[1]["A1"].value == "=COUNTIF(Sheet!B:B,7)"
+
+    @pytest.mark.parametrize(
+        ("old", "new", "found"),
+        [
+            (7, "1", 1),
+            (7, "2.5", 2.5),
+            (7, "007", "007"),
+            (7, "seven", "seven"),
+            ("7", "1", "1"),
+            (True, "False", "False"),
+        ],
+    )
+    def test_a_number_stays_one_and_a_text_stays_text(self, make, old, new, found):
+        done = write_decisions(make([["file", "label"], ["a.png", old]]), {"t.xlsx:2": correct(str(old), new)})
+        assert self.cells(done.path)[1] == ["a.png", found] and type(self.cells(done.path)[1][1]) is type(found)
+
+    def test_an_answer_that_begins_as_a_formula_is_a_text(self, make):
+        import openpyxl
+
+        done = write_decisions(make(self.ROWS[:2]), {"t.xlsx:2": correct("1", "=1+1")})
+        assert openpyxl.load_workbook(done.path).worksheets[0]["B2"].data_type == "s"
+
+    def test_answers_in_json_are_several_columns(self, make):
+        path = make([["file", "sum", "count"], ["a.png", 11, None]])
+        old, new = '{"sum": 11, "count": null}', '{"sum": 12, "count": "3"}'
+        assert self.cells(write_decisions(path, {"t.xlsx:2": correct(old, new)}).path)[1] == ["a.png", 12, "3"]
+
+    def test_a_first_sheet_with_formulas_is_refused(self, make):
+        with pytest.raises(
+            DataError, match=r"t\.xlsx:4: C4 is a formula, whose value the copy would lose; expected none"
+        ):
+            write_decisions(make(self.ROWS), {"t.xlsx:3": correct("7", "1")})
+
+    @pytest.mark.parametrize("new", ["a\x01", "a" * 32_768])
+    def test_what_no_cell_can_hold_is_refused(self, make, new):
+        with pytest.raises(DataError, match=r"t\.xlsx:2: 'a.* can't stand in a cell; expected at most 32,767"):
+            write_decisions(make(self.ROWS[:2]), {"t.xlsx:2": correct("1", new)})
+
+    def test_it_is_read_as_the_table_was(self, make, draw_picture):
+        path = make(self.ROWS[:3])
+        for name in "ab":
+            draw_picture(56, 56).save(path.parent / f"{name}.png")
+        done = write_decisions(path, {"t.xlsx:2": drop("1"), "t.xlsx:3": correct("7", "1")})
+        data = from_csv(done.path, question="What is it?", to=path.parent / "rows")
+        assert [(row.answer, row.extra["source"]) for row in data] == [("1", "t.corrected.xlsx:3")]
 
 
 class TestRows:

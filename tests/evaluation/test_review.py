@@ -1,12 +1,19 @@
 """Rows that deserve a look: their order, what was decided, both scores."""
 
+import signal
+
+import numpy as np
 import pytest
 
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.report import Report, Row
+from ivlkit.evaluation.review import review as module
 from ivlkit.evaluation.review.review import records_of, source_of, truth_losses
+from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import execute, write_run
 
 
 def row(number, truth, reply, confidence=0.5, **fields):
@@ -76,6 +83,66 @@ class TestOrders:
     def test_a_row_says_where_it_stands_in_the_table_it_came_from(self):
         assert source_of(REPORT.rows[0]) == "t.csv:2"
         assert source_of(Row("rows.jsonl:2", "q", "a", "a", 1.0)) == "rows.jsonl:2"
+
+
+class TestFolds:
+    @pytest.fixture
+    def run(self, write_rows, turns, draw_picture, tiny, tmp_path):
+        """Of seven rows, of which the first two show one picture; it need not be trained."""
+        for number in range(6):
+            draw_picture(112, 112, seed=number).save(tmp_path / f"{number}.png")
+        rows = [
+            {"image": f"{max(0, number - 1)}.png", "conversations": turns(f"Q{number}", f"word {number}")}
+            for number in range(7)
+        ]
+        chosen = recipe("nano-lora", model=str(tiny), total_batch=4, per_device_batch=4, epochs=1, learning_rate=0.1)
+        return write_run(chosen, open_data(write_rows(rows)), tmp_path / "run")
+
+    @pytest.fixture
+    def report(self, run, tmp_path):
+        rows = open_data(tmp_path / "train.jsonl")
+        return Report("exact_match", tuple(Row(r.where, r.question, r.answer, "", 0.0) for r in rows), {})
+
+    @pytest.fixture
+    def trained(self, monkeypatch):
+        """Runs train in this process at once; those that did."""
+        found, handler = [], signal.getsignal(signal.SIGTERM)
+
+        def train(recipe, data, *, validation, folder):
+            run = write_run(recipe, data, folder, validation=validation)
+            if run.state != "finished":
+                found.append(run)
+                execute(folder)
+            return run
+
+        monkeypatch.setattr(module, "train", train)
+        yield found
+        signal.signal(signal.SIGTERM, handler)
+
+    def test_each_row_is_judged_by_a_model_that_has_not_seen_its_picture(self, run, report, trained, tmp_path):
+        found = report.review(run, folds=2)
+        data, expected = open_data(tmp_path / "train.jsonl"), {}
+        for each in trained:
+            left_out = sorted(set(range(7)) - set(np.load(each.folder / "rows.npy").tolist()))
+            assert {0, 1} <= set(left_out) or not {0, 1} & set(left_out)
+            expected |= dict(zip(left_out, truth_losses(each.load(), data.select(left_out)), strict=True))
+        assert len(trained) == 2 and sorted(expected) == list(range(7))
+        assert found.losses == pytest.approx([expected[row] for row in range(7)], abs=1e-4)
+        assert found.numbers == sorted(range(7), key=lambda row: -found.losses[row])
+        assert report.review(run, folds=2).losses == pytest.approx(found.losses, abs=1e-4) and len(trained) == 2
+
+    @pytest.mark.parametrize("folds", [1, 7, 2.5])
+    def test_there_are_at_most_as_many_as_pictures(self, run, report, folds):
+        with pytest.raises(DataError, match="expected 2 to 6, its pictures"):
+            report.review(run, folds=folds)
+
+    def test_they_need_the_run(self, tiny_vlm, report):
+        with pytest.raises(DataError, match="folds=2 with a VLM in the order 'loss'; expected the run that"):
+            report.review(tiny_vlm, folds=2)
+
+    def test_a_report_of_other_rows_is_refused(self, run):
+        with pytest.raises(DataError, match="a report of 3 rows for 7 records"):
+            REPORT.review(run, folds=2)
 
 
 class TestDecisions:

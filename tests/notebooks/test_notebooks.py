@@ -109,6 +109,9 @@ def expect_label_train_review(results):
     assert results["gain_of_100"][0] > 0 and scores["400 labels"] > scores["100 labels"]
     surest, _, least_sure = results["right_as_suggested"]
     assert surest > least_sure + 20
+    assert results["labelled_twice"] == [17, 30]
+    share, right, low, high = results["surest"]
+    assert 0.2 <= share < 0.5 and low < right < high and right > 0.8
     assert results["found"][0] > 3 * 0.05 * results["wrong_labels"]
     assert results["found"][2] > results["wrong_labels"] / 2 and 10 < results["corrected"] <= results["wrong_labels"]
     assert results["table_as_it_was"] == 400

@@ -147,7 +147,7 @@ def _answer(cells, columns, where):
 def table_rows(path, *, image=None, video=None, question=None, answer=None, suffix=None):
     """(what was detected, [(where, released row or DataError), …] as an iterator) of a CSV, TSV or XLSX."""
     path = Path(path)
-    header, lines, said = _sheet(path) if path.suffix.lower() == ".xlsx" else text_table(path)
+    header, lines, said = xlsx_table(path) if path.suffix.lower() == ".xlsx" else text_table(path)
     where = f"{path.name}:1"
     header = [str(name).strip() if name is not None else "" for name in header]
     twice = sorted({name for name in header if name and header.count(name) > 1})
@@ -264,7 +264,8 @@ def _csv_error(error, first, last):
 # XLSX
 
 
-def _sheet(path):
+def xlsx_table(path):
+    """The same of the first sheet of a spreadsheet, with cells as JSON can hold them."""
     try:
         import openpyxl
     except ImportError as error:

@@ -1,4 +1,7 @@
-"""What a person decided about rows, written as a copy of their own table in which nothing else has changed."""
+"""What a person decided about rows, written as a copy of their own table in which nothing else has changed.
+
+Of a CSV, TSV or JSONL every other byte stays; of a spreadsheet all that openpyxl keeps: formats, widths, other sheets.
+"""
 
 import codecs
 import csv
@@ -9,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.files import replacing
-from ...data.importing.tables import ANSWER_COLUMNS, delimiter_of, encoding_of
+from ...data.importing.tables import ANSWER_COLUMNS, delimiter_of, encoding_of, xlsx_table
 from ...data.rows.records import parse_line
 from ...errors import DataError
 
+LONGEST_CELL = 32_767  # characters: openpyxl would cut the rest off
 MARKS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # one order of bytes stays as it is
 
 
@@ -41,17 +45,19 @@ class Corrections:
 
 
 def write_decisions(table, decisions, *, to=None, answer=None):
-    """Write a copy of a table with the truths as decided; what was kept, and every other byte, stays as it is.
+    """Write a copy of a table with the truths as decided; all else stays as it is.
 
     The split that is kept beside the table (labels.csv.split.csv) holds for the copy too: no row changes its part.
 
     Args:
-        table: the .csv, .tsv or .jsonl that the rows came from; it is never changed.
+        table: the .csv, .tsv, .xlsx or .jsonl that the rows came from; it is never changed. In a spreadsheet the cells
+            of a dropped row are emptied, so that no other one moves.
         decisions: {source: `Decision`}; a source is "labels.csv:17", a row's first line.
         to: default `labels.corrected.csv` beside it.
         answer: the column of the truth; default the one that holds them.
     Returns: `Corrections`.
-    Raises: DataError for a source that is not in the table, and where a truth is no longer what was looked at.
+    Raises: DataError for a source that is not in the table, where a truth is no longer what was looked at, and for a
+    first sheet with formulas: their values would be lost.
     """
     table = Path(table)
     to = Path(to) if to else table.with_name(f"{table.stem}.corrected{table.suffix}")
@@ -163,11 +169,15 @@ def _answer_column(table, rows, header, wanted):
     raise _changed(f"{table.name}:{line}", rows[line], decision)
 
 
-def _object(text):
+def _parsed(text):
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except ValueError:
-        return {}
+        return None
+
+
+def _object(text):
+    found = _parsed(text)
     return found if isinstance(found, dict) else {}
 
 
@@ -229,4 +239,45 @@ def _with_answer(line, where, root, decision):
     )
 
 
-_EDITORS = {".csv": _edited_csv, ".tsv": _edited_csv, ".jsonl": _edited_jsonl}
+# XLSX -----------------------------------------------------------------------------------------------------------------
+
+
+def _edited_xlsx(table, wanted, answer):
+    header, lines, _ = xlsx_table(table)
+    rows = {line: ["" if cell is None else str(cell) for cell in cells] for line, cells in lines}
+    edits = _edits(table, rows, [str(name or "").strip() for name in header], wanted, answer)
+    import openpyxl
+
+    book, content = openpyxl.load_workbook(table, rich_text=True), io.BytesIO()
+    sheet = book.worksheets[0]
+    if formula := next((cell for cells in sheet.iter_rows() for cell in cells if cell.data_type == "f"), None):
+        raise DataError(
+            f"{table.name}:{formula.row}: {formula.coordinate} is a formula, whose value the copy would lose; expected "
+            "none in the first sheet; paste them there as values, or save it as CSV"
+        )
+    for line, decision in wanted.items():
+        if decision.action == "correct":
+            for place, text in edits[line].items():
+                _fill(sheet.cell(line, place + 1), text, f"{table.name}:{line}")
+        else:
+            for cell in (cell for cell in sheet[line] if cell.value is not None):
+                cell.value = None
+    book.save(content)
+    return content.getvalue()
+
+
+def _fill(cell, text, where):
+    """A number stays one where the new text reads as one: 7, but not "007". What begins with "=" is a text."""
+    if len(text) > LONGEST_CELL or re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", text):
+        raise DataError(
+            f"{where}: {text!r:.60} can't stand in a cell; expected at most {LONGEST_CELL:,} characters and no control "
+            "characters; correct it otherwise"
+        )
+    number = _parsed(text)
+    is_number = {type(cell.value), type(number)} <= {int, float} and str(number) == text
+    cell.value = number if is_number else text or None
+    if isinstance(cell.value, str):
+        cell.data_type = "s"
+
+
+_EDITORS = {".csv": _edited_csv, ".tsv": _edited_csv, ".xlsx": _edited_xlsx, ".jsonl": _edited_jsonl}

@@ -8,12 +8,14 @@ from tqdm import tqdm
 
 from ...data.collate import collate, normalise_tiles
 from ...data.encode import encode
+from ...data.groups import group_keys, part_of_groups, row_keys
 from ...data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ...data.rows.records import Record, Turn
 from ...errors import DataError
 from ...models.chat import TILES_AT_ONCE, WINDOW_BATCHES, alike_batches
 from ...training.loop.loss import weighted_cross_entropy
-from ...training.run import loaded
+from ...training.run import VALIDATION, Run, loaded, open_again
+from ...training.runs import train
 from ...views import shown
 from ..confidence import ScoredReply
 from ..metrics import row_scorer
@@ -60,6 +62,32 @@ def _losses(vlm, examples):
 
     outputs = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], use_cache=False, loss_fn=each)
     return outputs.loss.tolist()
+
+
+def fold_losses(run, data, *, folds, batch_size=16, seed=0):
+    """`truth_losses` of the rows that a run was trained on, each from a model that was trained like it without the row.
+
+    Rows that share a picture are left out together. The runs lie in the run's folder and are trained one after the
+    other; called again, after it was killed too, it goes on.
+
+    Args: data: the run's own rows; folds: into how many parts they are cut, and so how many runs there are, 2 or more.
+    Returns: a list of floats, in nats.
+    Raises: DataError unless there are so many pictures; what `train` raises.
+    """
+    groups = group_keys(row_keys(data).own)
+    most = len(set(groups.tolist()))
+    if not isinstance(folds, int) or not 2 <= folds <= most:
+        raise DataError(f"folds={folds!r} of {data.path}; expected 2 to {most}, its pictures; take 4 or fewer")
+    part_of = part_of_groups(groups, [1 / folds] * folds, seed=seed)
+    validation, losses = open_again(run, VALIDATION) if VALIDATION in run.spec else None, np.empty(len(data))
+    for fold in range(folds):
+        left_out, others = np.flatnonzero(part_of == fold), np.flatnonzero(part_of != fold)
+        print(f"{fold + 1} of {folds}: a model that has not seen {len(left_out):,} of the {len(data):,} rows")
+        folder = run.folder / f"folds-{folds}" / f"seed-{seed}-without-{fold}"
+        vlm = train(run.recipe, data.select(others), validation=validation, folder=folder).wait().load()
+        losses[left_out] = truth_losses(vlm, data.select(left_out), batch_size=batch_size, progress=True)
+        vlm.release()
+    return losses.tolist()
 
 
 def source_of(row):
@@ -184,7 +212,7 @@ class Review:
         replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
         scores, numbers = score_rows(replies, [row.answers or row.truth for row in rows])
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
-        return replace(report, rows=rows, numbers=numbers, controls={})
+        return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
     def _as_decided(self, row):
         """The row with its truth as decided, None for a dropped one."""
@@ -208,12 +236,19 @@ class Review:
     _repr_html_ = shown("answers:review_html")
 
 
-def review(report, vlm=None, *, order="loss", data=None, batch_size=16, seed=0):
+def review(report, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
     """The `Review` of a report; see `Report.review`."""
     if order not in REVIEW_ORDERS:
         raise DataError(f"order={order!r}; expected one of {', '.join(REVIEW_ORDERS)}")
     losses = []
-    if order == "loss":
+    if folds is not None:
+        if not isinstance(vlm, Run) or order != "loss":
+            raise DataError(
+                f"folds={folds} with a {type(vlm).__name__} in the order {order!r}; expected the run that was trained "
+                'on these rows, and the order "loss"; write report.review(run, folds=4)'
+            )
+        losses = fold_losses(vlm, data, folds=folds, batch_size=batch_size, seed=seed)
+    elif order == "loss":
         origin = report.details.get("model")
         vlm = vlm or ("nano" if origin == "the package" else origin)
         records = records_of(report) if data is None else list(data)
