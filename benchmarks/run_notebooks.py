@@ -18,6 +18,7 @@ import nbformat
 SECONDS = 1800
 # What bitsandbytes says on machines without another package, and DeepSpeed on those without a GPU.
 START_UP = "Failed to load CPU gemm_4bit_forward", "Setting accelerator to CPU"
+KEPT_METADATA = "tags", "jupyter"  # the second folds what a reader needs rarely
 WIDGET = "application/vnd.jupyter.widget-view+json"  # controls: an empty place in a page without a kernel
 
 
@@ -46,7 +47,7 @@ def run(path):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = list(filter(None, map(clean, cell.outputs)))
-        cell.metadata = {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
+        cell.metadata = {name: kept for name, kept in cell.metadata.items() if name in KEPT_METADATA}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     text = nbformat.writes(notebook)

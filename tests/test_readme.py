@@ -98,5 +98,5 @@ def test_the_tables_agree_with_the_package():
         assert family.guide_full in row and family.guide_lora in row
         assert f"{family.parameters:g} B" in row
     course = (ROOT / "notebooks" / "README.md").read_text()
-    notebooks = re.findall(r"^\| `(\d\d_\w+|my_project)` \|", course, flags=re.M)
+    notebooks = re.findall(r"^\| \[`(\d\d_\w+|my_project)`\]\(\1\.ipynb\) \|", course, flags=re.M)
     assert notebooks == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))

@@ -72,7 +72,7 @@ def sizes_figure(machine):
     Args: machine: `ivlkit.machine()`.
     Returns: matplotlib figure; lines for free disk, RAM and each GPU's memory, arrows for what lies beyond the edge.
     """
-    families = [family for family in FAMILIES.values() if family.parts]
+    families = sorted((each for each in FAMILIES.values() if each.parts), key=lambda each: sum(each.parts))
     said = "; ".join(f"{each.key}: {2 * sum(each.parts) / 1e9:.1f} GB" for each in families)
     figure = ShownFigure(figsize=(9, 3.6), alt=f"weights in bf16, {said}")
     axes = figure.subplots()

@@ -60,7 +60,7 @@ def sources(notebook):
     return "\n".join(cell.source for cell in cells)
 
 
-SHOWN_BY = re.findall(r"\| `(\w+)`: `(.+?)` \|", TEACHING)
+SHOWN_BY = re.findall(r"\| \[`(\w+)`\]\(\w+\.ipynb\): `(.+?)` \|", TEACHING)
 
 
 @pytest.mark.parametrize(("notebook", "code"), SHOWN_BY)

@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 SECONDS = {"09_label_train_review.ipynb": 1200}  # of others: 300
 SECONDS |= dict.fromkeys(["11_finetune_full.ipynb", "07_finetune_lora.ipynb"], 900)
 
-
+OTHER_FORM = {"09_label_train_review.ipynb", "my_project.ipynb"}  # no cell for a guess, nothing folded
 LONGEST_FIRST = sorted(NOTEBOOKS, key=lambda name: -SECONDS.get(name, 0))
 
 
@@ -299,7 +299,7 @@ class TestShape:
         notebook = read(name)
         assert (FOLDER / name).stat().st_size < 500_000
         assert set(notebook.metadata) <= {"kernelspec", "language_info"}
-        assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+        assert all(set(cell.metadata) <= {"tags", "jupyter"} for cell in notebook.cells)
 
     @pytest.mark.parametrize("name", NOTEBOOKS)
     def test_it_was_run_once_from_top_to_bottom_without_an_error(self, name):
@@ -318,3 +318,46 @@ class TestShape:
         code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
         assert code[-1].startswith("results = ")
         assert sum(source.count("def ") for source in code) <= 2
+
+    @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in OTHER_FORM])
+    def test_a_prediction_is_followed_by_a_cell_for_the_guess_which_is_compared_below(self, name):
+        cells = [cell.source for cell in read(name).cells]
+        asked = [place for place, source in enumerate(cells) if re.search(r"\*predict first", source, re.I)]
+        assert asked and sum(source.startswith("guess = ") for source in cells) == len(asked)
+        for place, end in zip(asked, [*asked[1:], len(cells)], strict=True):
+            assert cells[place + 1].startswith("guess = ")
+            assert "{guess" in "".join(cells[place + 2 : end])
+
+    @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in OTHER_FORM])
+    def test_what_a_test_reads_and_a_reader_rarely_needs_is_folded(self, name):
+        folded = {cell.source: cell.metadata.jupyter for cell in read(name).cells if "jupyter" in cell.metadata}
+        results = [hidden for source, hidden in folded.items() if source.startswith("results = ")]
+        assert results == [{"outputs_hidden": True, "source_hidden": True}]
+        for code in ("ivl.machine())", ".to_yaml())"):
+            shown = [cell.source for cell in read(name).cells if code in cell.source and cell.cell_type == "code"]
+            assert all(folded[source] == {"outputs_hidden": True} for source in shown)
+
+
+def links(source):
+    return re.findall(r"\]\(([^)#:]+\.(?:ipynb|md))", source)
+
+
+def test_each_notebook_names_the_one_after_it_and_the_last_numbered_one_leads_to_a_project():
+    for name, following in zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False):
+        (cell,) = [cell for cell in read(name).cells if cell.source.startswith("## Next")]
+        assert name in OTHER_FORM or links(cell.source)[0] == following
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "README.md", "TEACHING.md"])
+def test_every_link_to_a_file_leads_to_one(name):
+    texts = [cell.source for cell in read(name).cells] if name in NOTEBOOKS else [(FOLDER / name).read_text()]
+    assert all((FOLDER / file).exists() for text in texts for file in links(text))
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in OTHER_FORM])
+def test_another_notebook_is_named_by_a_link(name):
+    prose = [cell.source for cell in read(name).cells if cell.cell_type == "markdown"]
+    named = re.findall(
+        r"(?<!\[)`(\d\d_\w+|my_project)`", "\n".join(each for each in prose if "On your GPU" not in each)
+    )
+    assert {f"{other}.ipynb" for other in named} <= {name}

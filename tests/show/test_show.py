@@ -189,7 +189,7 @@ class TestModels:
 
         axes = sizes_figure(replace(machine(), disk_free_gib=50.0, ram_free_gib=200.0, gpus=())).axes[0]
         widths = [round(sum(bar.get_width() for bar in axes.patches[3 * row : 3 * row + 3]), 1) for row in range(3)]
-        assert widths == [51.0, 4.4, 8.3]
+        assert widths == [4.4, 8.3, 51.0]
         assert [text.get_text() for text in axes.texts[3:]] == ["free disk 54 GB", "free RAM 215 GB →"]
 
     def test_a_folder_is_told_file_by_file_and_part_by_part(self, tiny):
