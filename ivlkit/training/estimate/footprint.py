@@ -7,7 +7,6 @@ autograd saves.
 
 from dataclasses import dataclass
 
-from ..loop.loss import HEAD_CHUNK
 from ..methods import PARTS, TUNINGS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
@@ -84,36 +83,6 @@ def vision_layer_bytes(vision, layer):
     kept += compute * inner  # the gelu's input
     kept += layer.keeps(width, [width] * 3) + layer.keeps(width, [width], kept_anyway=True)
     return kept + layer.keeps(width, [inner]) + layer.keeps(inner, [width], computed=True)
-
-
-def projector_bytes(vision_width, language_width, *, tuning, precision):
-    """Bytes a context token that backward needs from the projector: norm, linear, gelu, linear."""
-    shuffled = 4 * vision_width
-    inputs = precision.compute * (shuffled + language_width) if tuning == "full" else 0
-    return 4 * shuffled + precision.compute * language_width + inputs
-
-
-def logits_bytes(positions, vocabulary, *, compute):
-    """The head's peak for a chunk of supervised positions: log-probabilities, their gradient, and its cast."""
-    return min(HEAD_CHUNK, positions) * vocabulary * (8 + (compute if compute < 4 else 0))
-
-
-def tower_call_bytes(vision, tiles, precision):
-    """A frozen tower at work under no_grad: the MLP's two inner tensors beside the stream, of one call's tiles."""
-    inner, width = 2 * precision.compute * vision.intermediate_size, (4 + precision.stream) * vision.hidden_size
-    return tiles * patches(vision) * (inner + width)
-
-
-def streamed_call_bytes(vision, tiles, precision, *, at_once):
-    """The same of a tower whose layers are streamed: all tiles' stream before and after a layer, in parts and whole."""
-    stream = 3 * tiles * patches(vision) * precision.stream * vision.hidden_size
-    return stream + tower_call_bytes(vision, min(tiles, at_once), precision)
-
-
-def backward_bytes(text, precision):
-    """Gradients that are alive at once in a decoder layer's backward, a token."""
-    inner = 4 * precision.compute * text.intermediate_size
-    return inner + (2 * precision.compute + precision.stream) * text.hidden_size
 
 
 def patches(vision):

@@ -64,6 +64,7 @@ class Job:
         model, self.model = prepared_shape(recipe, self.released)
         self.config = model.config
         self.packs = recipe.packing and place.bf16
+        self.max_tiles = recipe.max_tiles or self.released.get("max_dynamic_patch", 12)
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,6 @@ class Case:
         """What torch's `max_memory_allocated` would say."""
         return sum(self.parts.values()) / GIB
 
-    def cells(self, device_type):
-        """Its row of `RunPlan.table`."""
-        return [
-            str(self.max_tiles),
-            f"{self.tokens:,} tokens, {self.tiles} tiles",
-            *(f"{value / GIB:.2f}" for value in self.parts.values()),
-            f"{self.allocated_gib:.2f}",
-            f"{needed_gib(self.parts, device_type):.2f}",
-            "-" if self.steps is None else f"{self.steps:,}",
-            "-" if self.minutes is None else f"{self.minutes:.1f}",
-        ]
-
 
 @dataclass(frozen=True, repr=False)
 class RunPlan:
@@ -105,8 +94,6 @@ class RunPlan:
     device_type: str
     cases: tuple[Case, ...]  # the recipe's own tiles first
     free_gib: float | None
-    where: str  # what `free_gib` is of
-    holders: tuple[str, ...]  # programs that hold the rest
     checkpoint_gb: float
     disk_gb: float
     measured: str  # what was measured with the same settings, or ""
@@ -137,14 +124,26 @@ class RunPlan:
         """Rows of text: one a case, its parts, and the sum."""
         names = list(self.cases[0].parts)
         head = ["max_tiles", "largest batch", *names, "allocated GiB", "needed GiB", "steps", "minutes"]
-        return [head, *(case.cells(self.device_type) for case in self.cases)]
+        rows = [
+            [
+                str(case.max_tiles),
+                f"{case.tokens:,} tokens, {case.tiles} tiles",
+                *(f"{value / GIB:.2f}" for value in case.parts.values()),
+                f"{case.allocated_gib:.2f}",
+                f"{needed_gib(case.parts, self.device_type):.2f}",
+                "-" if case.steps is None else f"{case.steps:,}",
+                "-" if case.minutes is None else f"{case.minutes:.1f}",
+            ]
+            for case in self.cases
+        ]
+        return [head, *rows]
 
     def lines(self):
         """What it comes to, then a line for each note: what stands above and below the table."""
         state = {None: "nothing known to fit into", True: "fits", False: "DOES NOT FIT"}[self.fits]
-        free = "" if self.free_gib is None else f"; {self.free_gib:.1f} GiB free on {self.where}"
+        free = "" if self.free_gib is None else f"; {self.free_gib:.1f} GiB free on {self.job.place.name}"
         yield f"{self.recipe.name}: needs {self.needed_gib:.2f} GiB (predicted){free}: {state}"
-        yield from (f"held by others: {holder}" for holder in self.holders)
+        yield from (f"held by others: {holder}" for holder in self.job.place.holders)
         yield f"disk: {self.disk_gb:.2f} GB, of checkpoints of {self.checkpoint_gb:.2f} GB (predicted)"
         yield self.measured or "measured: no run with these settings; every number here is predicted"
         yield from self.notes
@@ -178,23 +177,22 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = Job(recipe, data, place)
-    cases = [_case(job, tiles) for tiles in _tile_counts(job)]
+    counts = [job.max_tiles, *(count for count in TILE_CASES if count != job.max_tiles)]
+    cases = [_case(job, count) for count in counts]
     checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
-    fits = place.free_gib is None or needed_gib(cases[0].parts, place.device_type) <= place.free_gib
-    return RunPlan(
+    found = RunPlan(
         recipe=recipe,
         device_type=place.device_type,
         cases=tuple(cases),
         free_gib=place.free_gib,
-        where=place.name,
-        holders=place.holders,
         checkpoint_gb=checkpoint / 1e9,
         disk_gb=disk / 1e9,
         measured=find_measured(recipe),
-        advice=() if fits else tuple(advise(job, place.free_gib)),
-        notes=tuple(_notes(job, place, cases[0].steps)),
+        advice=(),
+        notes=tuple(_notes(job, cases[0].steps)),
         job=job,
     )
+    return replace(found, advice=tuple(advise(job))) if found.fits is False else found
 
 
 def find_place(gpu_gib=None, card=None):
@@ -237,18 +235,18 @@ def prepared_shape(recipe, config):
 def needed_at(place, recipe):
     """GiB that have to be free at a place (`find_place`) for the largest batch that the recipe allows, of any rows."""
     job = Job(recipe, None, place)
-    return needed_gib(_case(job, _tile_counts(job)[0]).parts, place.device_type)
-
-
-def _tile_counts(job):
-    own = job.recipe.max_tiles or job.released.get("max_dynamic_patch", 12)
-    return [own, *(count for count in TILE_CASES if count != own)]
+    return needed_gib(_case(job, job.max_tiles).parts, place.device_type)
 
 
 def _case(job, max_tiles):
-    batch, place = _largest_batch(job, max_tiles), job.place
-    parts = batch_parts(job.model, job.config, job.recipe, batch, device_type=place.device_type)
-    minutes = _minutes(job, batch) if job.data is not None and place.card is not None else None
+    """The run with so many tiles a picture. Minutes are those of all its GPUs together, each such a card."""
+    recipe, place, batch, minutes = job.recipe, job.place, _largest_batch(job, max_tiles), None
+    parts = batch_parts(job.model, job.config, recipe, batch, device_type=place.device_type)
+    if job.data is not None and place.card is not None:
+        tokens, tiles = batch.total
+        sizes = {"tokens": tokens, "tiles": tiles, "bins": batch.bins * recipe.processes}
+        beside = STEP_SECONDS * batch.steps if place.device_type == "cuda" else 0.0
+        minutes = (beside + predict_seconds(job.model, job.config, recipe, place, **sizes)) / 60
     return Case(max_tiles, batch.tokens, batch.tiles, parts, batch.steps, minutes, *batch.row)
 
 
@@ -283,17 +281,9 @@ def _assumed_batch(job, max_tiles):
     return SimpleNamespace(tokens=tokens, tiles=tiles, steps=None, row=())
 
 
-def _minutes(job, batch):
-    """Of the whole run on the job's card, and on so many of them as the recipe says."""
-    tokens, tiles = batch.total
-    sizes = {"tokens": tokens, "tiles": tiles, "bins": batch.bins * job.recipe.processes}
-    beside = STEP_SECONDS * batch.steps if job.place.device_type == "cuda" else 0.0
-    return (beside + predict_seconds(job.model, job.config, job.recipe, job.place, **sizes)) / 60
-
-
-def advise(job, free_gib):
+def advise(job):
     """What to change until it fits, one change after the other, each line with what is then needed."""
-    recipe, model, lines = job.recipe, job.model, []
+    recipe, model, free_gib, lines = job.recipe, job.model, job.place.free_gib, []
     for changes in _changes(recipe, job.place.device_type):
         try:
             recipe = replace(recipe, **changes)
@@ -302,8 +292,7 @@ def advise(job, free_gib):
         if {"language", "projector"} & changes.keys():  # else the same parts train
             _, model = prepared_shape(recipe, job.released)
         trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": model})
-        tiles = recipe.max_tiles or _tile_counts(job)[0]
-        needed = needed_gib(_case(trial, tiles).parts, job.place.device_type)
+        needed = needed_gib(_case(trial, recipe.max_tiles or job.max_tiles).parts, job.place.device_type)
         settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())
         lines.append(f"{'then ' if lines else ''}{settings}: {needed:.2f} GiB (predicted)")
         if needed <= free_gib:
@@ -317,7 +306,7 @@ def out_of_memory(recipe):
     free, needed = f"{place.free_gib:.1f} GiB", f"{needed_at(place, recipe):.1f} GiB (predicted)"
     lines = [f"memory ran out: {free} of {place.name} for this run; its largest possible batch needs {needed}"]
     lines += [f"held by others: {holder}" for holder in place.holders]
-    return "\n".join([*lines, *(f"to change: {line}" for line in advise(Job(recipe, None, place), place.free_gib))])
+    return "\n".join([*lines, *(f"to change: {line}" for line in advise(Job(recipe, None, place)))])
 
 
 def _changes(recipe, device_type):
@@ -344,7 +333,8 @@ def _changes(recipe, device_type):
             yield {"max_tiles": tiles, "max_seq_length": length} | ({"bin_tokens": length} if recipe.packing else {})
 
 
-def _notes(job, place, steps):
+def _notes(job, steps):
+    place = job.place
     if not job.is_here:
         yield f"{job.recipe.model} is not here: sizes as released"
     if job.recipe.name in RELEASED and steps and steps < FEW_UPDATES:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 from ...hardware import GIB
 from ..engine.distributed import is_sharded, zero_config
+from ..engine.streaming import STREAMED_TILES
+from ..loop.loss import HEAD_CHUNK
 from ..loop.schedule import operations
 from ..tuning import optimizer_bytes
 from . import footprint
@@ -40,88 +42,89 @@ def batch_parts(model, config, recipe, batch, *, device_type):
     kept, working = _activations(config, recipe, batch, how, copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
     if zero:
-        held = _sharded(recipe, frozen=frozen, trained=trained, state=state)
-        working += _buckets(recipe, trained)
+        held, moving = _sharded(recipe, frozen=frozen, trained=trained, state=state)
+        working += moving
     elif recipe.processes > 1:
         held["gradients"] *= 2  # DDP's buckets
     return {**held, "activations": kept, "working": working}
 
 
 def _sharded(recipe, *, frozen, trained, state):
-    """DeepSpeed trains in bf16, with float32 masters beside the optimizer's state; each stage divides one more part."""
+    """(bytes held, bytes on their way): DeepSpeed trains in bf16, with float32 masters beside the optimizer's state.
+
+    Each stage divides one more part. On their way are bf16 gradients, and at stage 3 the weights that were fetched.
+    """
     held = {"weights": frozen + trained // 2, "gradients": trained // 2, "optimizer": state + trained}
-    first_stage = {"optimizer": 1, "gradients": 2, "weights": 3}
-    divided = {part for part, stage in first_stage.items() if recipe.zero_stage >= stage}
-    return {part: size // recipe.processes if part in divided else size for part, size in held.items()}
-
-
-def _buckets(recipe, trained):
-    """Of bf16 gradients on their way, and at stage 3 the weights that were fetched (`stage3_max_live_parameters`)."""
+    for part, first_stage in {"optimizer": 1, "gradients": 2, "weights": 3}.items():
+        if recipe.zero_stage >= first_stage:
+            held[part] //= recipe.processes
     zero = zero_config(recipe.zero_stage)["zero_optimization"]
-    live = zero.get("stage3_max_live_parameters", 0)
-    return round(2 * (min(zero["reduce_bucket_size"], trained // 4) + live))
+    fetched = zero.get("stage3_max_live_parameters", 0)
+    return held, round(2 * (min(zero["reduce_bucket_size"], trained // 4) + fetched))
 
 
 def _layers(recipe, precision, *, sdpa=False):
-    common = {"precision": precision, "dropout": recipe.lora_dropout > 0, "rank": recipe.lora_rank}
-    common |= {"compiled": recipe.compile, "sdpa": sdpa}
-    common |= {"shared": not (is_sharded(recipe) and recipe.zero_stage == 3)}
+    """How the layers of `language` and `vision` are trained."""
+    common = {
+        "precision": precision,
+        "dropout": recipe.lora_dropout > 0,
+        "rank": recipe.lora_rank,
+        "compiled": recipe.compile,
+        "sdpa": sdpa,
+        "shared": not (is_sharded(recipe) and recipe.zero_stage == 3),
+    }
     vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
-    language, vision = (footprint.Layer(tuning, **common) for tuning in (recipe.language, vision))
-    return SimpleNamespace(language=language, vision=vision)
+    parts = {"language": recipe.language, "vision": vision}
+    return SimpleNamespace(**{part: footprint.Layer(tuning, **common) for part, tuning in parts.items()})
 
 
 def _activations(config, recipe, batch, how, copies):
     """(bytes kept from forward to backward, bytes of the largest moment beside them)."""
-    text, vision, precision = config.text_config, config.vision_config, how.language.precision
-    policy = recipe.gradient_checkpointing
+    text, precision, policy = config.text_config, how.language.precision, recipe.gradient_checkpointing
+    width, inner, layers, compute = text.hidden_size, text.intermediate_size, text.num_hidden_layers, precision.compute
     inside = footprint.decoder_layer_bytes(text, how.language)
-    each, again = {
-        "none": (inside, 0),
-        "selective": (footprint.selected_decoder_bytes(text, precision), inside),
-        "full": (precision.stream * text.hidden_size, inside),
+    each = {
+        "none": inside,
+        "selective": footprint.selected_decoder_bytes(text, precision),
+        "full": precision.stream * width,
     }[policy]
-    kept = batch.tokens * (text.num_hidden_layers * each + footprint.norm_bytes(text.hidden_size, how.language))
-    kept += batch.tiles * 3 * 4 * vision.image_size[0] ** 2  # pixel values
+    kept = batch.tokens * (layers * each + footprint.norm_bytes(width, how.language))
+    kept += batch.tiles * 3 * 4 * config.vision_config.image_size[0] ** 2  # pixel values
     tower, tower_moment = _tower_activations(config, recipe, batch, how.vision)
     kept += tower
-    logits = footprint.logits_bytes(batch.tokens, text.vocab_size, compute=precision.compute) + copies
-    held = copies if policy == "none" else copies // text.num_hidden_layers
-    backward = batch.tokens * (again + footprint.backward_bytes(text, precision)) + held
-    backward += _beside_products(text, recipe, batch.tokens)
+    # The head's chunk of supervised positions: log-probabilities, their gradient, and its cast.
+    logits = min(HEAD_CHUNK, batch.tokens) * text.vocab_size * (8 + (compute if compute < 4 else 0)) + copies
+    # A layer's backward: what is computed again, and the gradients that are alive at once.
+    again = 0 if policy == "none" else inside
+    backward = batch.tokens * (again + 4 * compute * inner + (2 * compute + precision.stream) * width)
+    backward += copies if policy == "none" else copies // layers
+    # And one matrix of NF4 as bf16, or of float8 turned, with a gradient in float8 (eager: in float32 before).
+    turned = inner * (width + batch.tokens * (1 if recipe.compile else 9))
+    backward += {None: 0, "4bit": 2 * width * inner, "float8": turned}[recipe.quantize]
     return kept, max(logits, backward, tower_moment - kept)
-
-
-def _beside_products(text, recipe, tokens):
-    """One matrix of NF4 as bf16, or of float8 turned, and a gradient in float8 (eager: in float32 before)."""
-    each = 1 if recipe.compile else 9
-    float8 = text.hidden_size * text.intermediate_size + tokens * each * text.intermediate_size
-    nf4 = 2 * text.hidden_size * text.intermediate_size
-    return {None: 0, "4bit": nf4, "float8": float8}[recipe.quantize]
 
 
 def _tower_activations(config, recipe, batch, layer):
     """(bytes that the tower and the projector keep, bytes of a call of the tower)."""
     from ...models.modeling.internvl import TILES_A_CHUNK
 
-    vision, text, places = config.vision_config, config.text_config, footprint.patches(config.vision_config)
-    kept = 0
+    vision, width, precision = config.vision_config, config.text_config.hidden_size, layer.precision
+    places, states = footprint.patches(vision), precision.stream * vision.hidden_size
     trained = recipe.trained_vision_layers(vision.num_hidden_layers)
+    # A frozen tower keeps nothing: the two inner tensors of an MLP beside the stream, of one call's tiles.
+    frozen = 2 * precision.compute * vision.intermediate_size + 4 * vision.hidden_size + states
     if trained:
-        inside = footprint.vision_layer_bytes(vision, layer)
-        each = layer.precision.stream * vision.hidden_size if recipe.gradient_checkpointing == "full" else inside
-        kept += batch.tiles * places * trained * each
-        call = batch.tiles * places * (inside if recipe.gradient_checkpointing == "full" else 0)
-    elif recipe.vision_offload:
-        from ..engine.streaming import STREAMED_TILES
-
-        call = footprint.streamed_call_bytes(vision, batch.tiles, layer.precision, at_once=STREAMED_TILES)
+        inside, recomputed = footprint.vision_layer_bytes(vision, layer), recipe.gradient_checkpointing == "full"
+        kept = batch.tiles * places * trained * (states if recomputed else inside)
+        call = batch.tiles * places * (inside if recomputed else 0)
+    elif recipe.vision_offload:  # all tiles' stream before and after a layer, in parts and whole
+        kept, call = 0, places * (3 * batch.tiles * states + min(batch.tiles, STREAMED_TILES) * frozen)
     else:
-        call = footprint.tower_call_bytes(vision, min(batch.tiles, TILES_A_CHUNK), layer.precision)
+        kept, call = 0, places * min(batch.tiles, TILES_A_CHUNK) * frozen
     if trained or recipe.projector == "full":
-        widths = (vision.hidden_size, text.hidden_size)
-        projector = footprint.projector_bytes(*widths, tuning=recipe.projector, precision=layer.precision)
-        kept += batch.tiles * config.image_seq_length * projector
+        shuffled = 4 * vision.hidden_size  # the projector: norm, linear, gelu, linear
+        inputs = precision.compute * (shuffled + width) if recipe.projector == "full" else 0
+        kept += batch.tiles * config.image_seq_length * (4 * shuffled + precision.compute * width + inputs)
     return kept, call
 
 

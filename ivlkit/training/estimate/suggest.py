@@ -7,7 +7,7 @@ host, then NF4. The rows decide how long it trains.
 import hashlib
 import importlib.util
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -39,22 +39,12 @@ FEWER_TILES = (6, 4, 2, 1)
 TOKENS_A_TILE, TEXT_TOKENS = 256, 512  # of the released models, and of a row beside its tiles
 
 
-@dataclass(frozen=True)
-class Practice:
-    """What small sets are trained with by LoRA."""
-
-    learning_rate: float
-    total_batch: int
-    updates: int  # at least, within `PASSES`
-    warmup_ratio: float
-    source: str
-
-
+# What small sets are trained with by LoRA: rate, total batch, updates at least (within `PASSES`), warm-up, source.
 PRACTICES = {
-    "2b": Practice(2e-4, 8, 150, 0.1, PUBLISHED),
-    "4b": Practice(2e-4, 8, 150, 0.1, PUBLISHED),
-    "26b": Practice(1e-4, 8, 150, 0.1, PUBLISHED),
-    "nano": Practice(3e-3, 16, 30, 0.03, "measured on handwriting, benchmarks/nano.py"),
+    "2b": (2e-4, 8, 150, 0.1, PUBLISHED),
+    "4b": (2e-4, 8, 150, 0.1, PUBLISHED),
+    "26b": (1e-4, 8, 150, 0.1, PUBLISHED),
+    "nano": (3e-3, 16, 30, 0.03, "measured on handwriting, benchmarks/nano.py"),
 }
 
 
@@ -108,30 +98,22 @@ def _read(kept):
 
 def _for_rows(key, rows, fixed):
     """(fields, reasons): rate, batch, epochs and warm-up of so many rows."""
-    practice, released = PRACTICES[key], named_recipe(f"{key}-lora")
-    batch = fixed.get("total_batch", practice.total_batch)
-    epochs = fixed.get("epochs", min(max(-(-practice.updates * batch // rows), PASSES[0]), PASSES[1]))
+    rate, batch, least, warmup, source = PRACTICES[key]
+    released, batch = named_recipe(f"{key}-lora"), fixed.get("total_batch", batch)
+    epochs = fixed.get("epochs", min(max(-(-least * batch // rows), PASSES[0]), PASSES[1]))
     updates = -(-round(rows * epochs) // batch)
-    fields = {
-        "learning_rate": practice.learning_rate,
-        "total_batch": batch,
-        "epochs": float(epochs),
-        "warmup_ratio": practice.warmup_ratio,
-        "zero_stage": 0,
-    }
-    sources = f": {RATE_SOURCES}; released {released.learning_rate:g}" if practice.source == PUBLISHED else ""
-    few = f"; under {practice.updates}, and more passes would only learn them by heart: label more rows"
-    rate = f"{practice.learning_rate:g} ({practice.source}{sources})"
+    fields = {"learning_rate": rate, "total_batch": batch, "epochs": float(epochs), "warmup_ratio": warmup}
+    sources = f": {RATE_SOURCES}; released {released.learning_rate:g}" if source == PUBLISHED else ""
+    few = f"; under {least}, and more passes would only learn them by heart: label more rows"
     reasons = [
-        f"learning_rate {fixed.get('learning_rate', rate)}",
+        f"learning_rate {fixed.get('learning_rate', f'{rate:g} ({source}{sources})')}",
         f"total_batch {batch}, {epochs:g} epochs: {updates:,} updates; each of {rows:,} rows is seen {epochs:g} times "
-        f"({practice.source}: {practice.updates} updates or more, {PASSES[0]} to {PASSES[1]} passes)"
-        + (few if updates < practice.updates else ""),
-        f"warm-up over {practice.warmup_ratio:.0%} of them ({practice.source})",
+        f"({source}: {least} updates or more, {PASSES[0]} to {PASSES[1]} passes)" + (few if updates < least else ""),
+        f"warm-up over {warmup:.0%} of them ({source})",
         f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: "
         f"as {released.name}",
     ]
-    return fields, reasons
+    return fields | {"zero_stage": 0}, reasons
 
 
 # the card ---------------------------------------------------------------------------------------------------------
@@ -188,11 +170,7 @@ def _why(changes, needed, place):
     if changes.get("vision_offload"):
         yield "vision tower in the host's memory: its layers visit the card one at a time"
     if why := TUNINGS[changes.get("language", "lora")].why:
-        yield f"{why}{_missing_bitsandbytes()}"
-
-
-def _missing_bitsandbytes():
-    return "" if importlib.util.find_spec("bitsandbytes") else "; first: pip install 'ivlkit[quant]'"
+        yield why if importlib.util.find_spec("bitsandbytes") else f"{why}; first: pip install 'ivlkit[quant]'"
 
 
 def _too_small(base, place, data, fixed):
