@@ -12,7 +12,7 @@ from page import Page
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
     """Skipped where there is none, with what to install; closed before tests that want a loop of their own."""
     missing = [] if importlib.util.find_spec("playwright") else ["playwright"]
@@ -27,7 +27,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def plain_page(browser):
     """An empty page with storage of its own, and the errors of its scripts."""
     page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), []
