@@ -28,7 +28,7 @@ TOLD = [
     ("04", r"the same with (\d+) and (\d+)\.", r"of 112 px: (\d+) patches, (\d+) tokens", "is is"),
     ("06", r"\*\*: about (\d+) GiB, and", r"26b-lora: needs (\S+) GiB", "about"),
     ("06", r"takes the compiled 2B from over (\d+) GiB", r"2b lora compiled  (\S+) GiB", "above"),
-    ("06", r"takes the compiled 2B from over \d+ GiB to under (\d+);", r"2b lora compiled recomputed (\S+) GiB", "below"),
+    ("06", r"2B from over \d+ GiB to under (\d+);", r"2b lora compiled recomputed (\S+) GiB", "below"),
     ("08", r"the blind model scores about (\d+) %", r"trained blind\nReport\(exact_match (\S+)%", "about"),
     ("11", r"The tenth is (\d+) rows of", r"(\d+) of \d+ rows are old", "is"),
     ("12", r"\*\*: (\w+) steps of eight rows", r"48 rows in (\d+) steps", "is"),
