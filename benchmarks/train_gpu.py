@@ -20,6 +20,7 @@ bf16, and no activation recomputed unless said:
     full-8bit                                    the same with bitsandbytes' paged 8-bit AdamW
     qlora                                        language model NF4, tower float8, recomputed; from written weights
     qlora-offload                                the same, but the tower as it is, in the host's memory
+    qlora-compiled, qlora-offload-compiled       the decoder's layers compiled, the tower's too where it stays
 
 Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
 
@@ -91,6 +92,10 @@ OURS = {
     "full-8bit": FULL | {"optimizer": "paged_adamw_8bit"},
     "qlora": LORA | {"language": "qlora", "weights": "float8", "gradient_checkpointing": "full"},
     "qlora-offload": LORA | {"language": "qlora", "vision_offload": True, "gradient_checkpointing": "full"},
+    "qlora-compiled": LORA
+    | {"language": "qlora", "weights": "float8", "gradient_checkpointing": "full", "compile": True},
+    "qlora-offload-compiled": LORA
+    | {"language": "qlora", "vision_offload": True, "gradient_checkpointing": "full", "compile": True},
 }
 PADDED = LORA | {"packing": False, "per_device_batch": 4}
 THEIRS = ("plain", "grouped", "trl")

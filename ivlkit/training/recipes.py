@@ -167,8 +167,6 @@ class Recipe:
                 f"vision_offload with {self._tunings}; expected a frozen tower beside adapters; set vision='frozen' "
                 "and language='qlora' or 'lora'"
             )
-        if self.vision_offload and self.compile:
-            yield "vision_offload with compile=true, which binds a layer to its own weights; set compile=false"
         if self.vision_offload and self._stage:
             yield f"vision_offload with zero_stage={self._stage}; expected DDP, a tower a process; set zero_stage=0"
         if self.vision != "frozen" and self.drop_path:

@@ -36,8 +36,11 @@ def wrap_layers(model, recipe):
         share_inputs(base)
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
     if recipe.compile:
-        base.least_tiles = 2
-        for layers, varying in ((language, 1), (vision, 0)):  # hidden states: tokens [1, L, H], tiles [T, P, C]
+        kinds = [(language, 1)]  # hidden states: tokens [1, L, H]
+        if not recipe.vision_offload:  # whose layers take turns in two buffers; a compiled one is bound to its weights
+            kinds += [(vision, 0)]  # tiles [T, P, C]
+            base.least_tiles = 2
+        for layers, varying in kinds:
             for layer in layers:
                 compiled = torch.compile(layer.forward, fullgraph=True, backend=BACKEND)
                 layer.forward = partial(_of_any_size, compiled, varying)
