@@ -207,7 +207,6 @@ def test_yaml_without_name_or_model_is_refused():
             {"vision_offload": True, "language": "frozen", "projector": "full"},
             "vision_offload with vision='frozen', language='frozen'; expected a frozen tower beside adapters",
         ),
-        ({"vision_offload": True, "compile": True}, "vision_offload with compile=true, which binds a layer"),
         (
             {"vision_offload": True, "zero_stage": 2, "gpus": 2},
             "vision_offload with zero_stage=2; expected DDP, a tower a process",

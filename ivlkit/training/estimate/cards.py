@@ -79,6 +79,7 @@ MEASURED = (
     Measured("26b", "lora", 8192, "full", True, "bf16", 56.16, 3_184),
     Measured("26b", "lora", 8192, "full", True, "float8", 33.92, 4_597),
     Measured("26b", "qlora", 4096, "full", False, "bf16", 17.0, 2_001, vision_offload=True),
+    Measured("26b", "qlora", 4096, "full", True, "bf16", 16.62, 2_684, vision_offload=True),
 )
 
 
