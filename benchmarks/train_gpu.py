@@ -21,6 +21,8 @@ bf16, and no activation recomputed unless said:
     qlora                                        language model NF4, tower float8, recomputed; from written weights
     qlora-offload                                the same, but the tower as it is, in the host's memory
     qlora-compiled, qlora-offload-compiled       the decoder's layers compiled, the tower's too where it stays
+    kept                                         `lora` (26B: `float8-checkpointed`) of two epochs, each of as many
+                                                 steps; the second reads the tower's features from --work's disk
 
 Of others, with the same LoRA, recomputed, padded batches of 4, SDPA, logits of every position:
 
@@ -33,27 +35,30 @@ that of `reversed` says what rounding alone makes of the same samples.
 With `--profile` one more step is taken, with a profiler; the device time of each kernel goes to OUT's name and the
 variant's, .txt, and the step into no rate.
 
-The first step (start-up, compiling) is left out of the rates and told apart. Useful tokens are those of rows, padding
-not counted. The share of the matrix rate counts useful arithmetic only, by the matrices' sizes: 4 operations a decoder
-weight and token for LoRA, 6 for full, 2 a vision weight and patch, nothing recomputed.
+The first step (start-up, compiling; of each epoch of `kept`) is left out of the rates and told apart. Useful tokens are
+those of rows, padding not counted. The share of the matrix rate counts useful arithmetic only, by the matrices' sizes:
+4 operations a decoder weight and token for LoRA, 6 for full, 2 a vision weight and patch, nothing recomputed.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from factory.random_nano import build
 from factory.row_plan import plan_run
 from packing import SHARES, SIZES_PX
+from PIL import Image
 from transformers import InternVLForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from true_size import draw_picture, write_config, write_random
@@ -70,6 +75,7 @@ from ivlkit.models.modeling.float8 import to_float8
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.training.loop.build import build_training
+from ivlkit.training.loop.features import KeptFeatures
 from ivlkit.training.loop.largest_batch import try_largest_batch
 from ivlkit.training.loop.schedule import operations
 from ivlkit.training.loop.train import train_steps
@@ -96,7 +102,9 @@ OURS = {
     | {"language": "qlora", "weights": "float8", "gradient_checkpointing": "full", "compile": True},
     "qlora-offload-compiled": LORA
     | {"language": "qlora", "vision_offload": True, "gradient_checkpointing": "full", "compile": True},
+    "kept": LORA | {"keep_features": 40.0, "epochs": 2},
 }
+LARGE = {"26b-kept": OURS["float8-checkpointed"]}  # what a variant has beside its way's changes
 PADDED = LORA | {"packing": False, "per_device_batch": 4}
 THEIRS = ("plain", "grouped", "trl")
 CALIBRATION = "2b-plain"
@@ -111,6 +119,7 @@ WORDS = ("red", "round", "left", "seven", "small", "under", "window", "about", "
 COLUMNS = {
     "variant": "variant",
     "tokens_a_second": "useful tokens/s",
+    "kept_tokens_a_second": "in epoch 2",
     "samples_a_second": "samples/s",
     "peak_allocated_gib": "peak GiB",
     "peak_reserved_gib": "reserved GiB",
@@ -236,8 +245,9 @@ def measure(options):
         raise ValueError(f"{options.child}: no such way; expected one of {', '.join((*OURS, *THEIRS))}")
     folder = prepare_model(options.work / key, key, options.tokenizer)
     processor = load_processor(folder)
-    chosen = choose_recipe(folder, key, OURS.get(way, PADDED), options)
-    data = open_data(write_mix(folder.parent, processor, rows=(options.steps + options.profile) * chosen.total_batch))
+    chosen = choose_recipe(folder, key, OURS.get(way, PADDED) | LARGE.get(options.child, {}), options)
+    rows = write_mix(folder.parent, processor, rows=(options.steps + options.profile) * chosen.total_batch)
+    data = open_data(own_pictures(rows, processor) if way == "kept" else rows)
     tokens, tiles = row_lengths(data, processor, max_length=chosen.max_seq_length)
     clock = Clock(tokens, tiles)
     began = time.perf_counter()
@@ -256,12 +266,14 @@ def measure(options):
         training, attention = ours(vlm, chosen, data, cast=way == "cast")
         if way == "reversed":
             training.micro_batches.batches = Reversed(training.micro_batches.batches)
-        take_steps(training, attention, clock)
+        take_steps(training, attention, clock, features=folder.parent / "features")
     else:
         training, attention = theirs(way, vlm, chosen, data, clock, folder=folder.parent / "run"), "sdpa"
         with use_attention(training.model, attention):
             training.train()
     trained = next(value for value in training.model.parameters() if value.requires_grad)
+    sizes = operations(vlm.model.config, replace(chosen, gradient_checkpointing="none"))
+    later = clock.figures(*sizes, steps=options.steps, first=options.steps) if way == "kept" else {}
     return {
         "attention": attention,
         "adapters": str(trained.dtype).removeprefix("torch."),
@@ -269,9 +281,8 @@ def measure(options):
         "total_batch": chosen.total_batch,
         "bin_tokens": chosen.budgets[0] if chosen.packing else None,
         "load_seconds": round(loaded, 1),
-        **clock.figures(
-            *operations(vlm.model.config, replace(chosen, gradient_checkpointing="none")), steps=options.steps
-        ),
+        **clock.figures(*sizes, steps=options.steps),
+        **{f"kept_{name}": value for name, value in later.items()},
     }
 
 
@@ -330,6 +341,20 @@ def write_mix(folder, processor, *, rows, seed=0, shares=SHARES, name="mix"):
     lines = [json.dumps(mix_row(tiles, processor, draw.randint(100, 2 * TEXT_TOKENS - 100), draw)) for tiles in counts]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def own_pictures(path, processor):
+    """The same rows, each with a picture of its own: of equal tiles one would be kept."""
+    own, scale, lines = path.with_name(f"own-{path.name}"), processor.tile_px // SIZES_PX[1][0], []
+    for number, row in enumerate(map(json.loads, path.read_text().splitlines())):
+        if "image" in row:
+            width, height = SIZES_PX[int(Path(row["image"]).stem)]
+            row["image"] = f"own-{number}.jpg"
+            noise = Image.effect_noise((width // 2, height // 2), 60).convert("RGB")
+            noise.resize((width * scale, height * scale)).save(path.with_name(row["image"]))
+        lines.append(json.dumps(row))
+    own.write_text("\n".join(lines) + "\n")
+    return own
 
 
 def mix_row(tiles, processor, text_tokens, draw):
@@ -397,15 +422,24 @@ def ours(vlm, chosen, data, *, cast):
     return training, attention.name
 
 
-def take_steps(training, attention, clock):
-    """All steps, as a run takes them, but for its checkpoints."""
+def take_steps(training, attention, clock, *, features=None):
+    """All steps, as a run takes them, but for its checkpoints.
+
+    Args: features: folder for what the recipe keeps; each epoch then has a loader of its own, since rows that are
+        prepared long before they are trained on would count as not kept.
+    """
+    each = training.steps
     clock.begin()
     with use_attention(training.model, attention):
         if training.device.type == "cuda":
             try_largest_batch(training)
-        for step in train_steps(training):
-            clock.got(step.batches, seconds=step.wait_seconds)
-            clock.end_step(step.loss)
+        if training.recipe.keep_features:
+            shutil.rmtree(features, ignore_errors=True)
+            training.micro_batches.kept, each = KeptFeatures(training, features, say=print), training.steps // 2
+        while training.step < training.steps:
+            for step in islice(train_steps(training), each):
+                clock.got(step.batches, seconds=step.wait_seconds)
+                clock.end_step(step.loss)
 
 
 class Reversed:
@@ -611,15 +645,15 @@ class Clock:
             self.table.write_text(table)
             self.profiler = None
 
-    def figures(self, operations_a_tile, operations_a_token, *, steps=None):
-        """Rates over the first so many steps, all by default; the very first is left out."""
-        steps = steps or len(self.steps)
-        assert len(self.steps) == len(self.ends) - 1 >= steps > 1
-        self.steps, self.ends, self.losses = self.steps[:steps], self.ends[: steps + 1], self.losses[:steps]
-        seconds = self.ends[-1] - self.ends[1]
-        total = {name: sum(step[name] for step in self.steps[1:]) for name in self.steps[0]}
+    def figures(self, operations_a_tile, operations_a_token, *, steps=None, first=0):
+        """Rates over so many steps from `first` on, all by default; the first of them is left out."""
+        last = first + (steps or len(self.steps))
+        assert len(self.steps) == len(self.ends) - 1 >= last > first + 1
+        steps, ends, losses = self.steps[first:last], self.ends[first : last + 1], self.losses[first:last]
+        seconds = ends[-1] - ends[1]
+        total = {name: sum(step[name] for step in steps[1:]) for name in steps[0]}
         rate = (total["tiles"] * operations_a_tile + total["tokens"] * operations_a_token) / seconds
-        each = [round(later - earlier, 3) for earlier, later in zip(self.ends, self.ends[1:], strict=False)]
+        each = [round(later - earlier, 3) for earlier, later in zip(ends, ends[1:], strict=False)]
         return {
             "tokens_a_second": round(total["tokens"] / seconds, 1),
             "samples_a_second": round(total["samples"] / seconds, 3),
@@ -627,12 +661,12 @@ class Clock:
             "useful_tflops": round(rate / 1e12, 3),
             "fill": round(total["tokens"] / total["places"], 4),
             "tokens_a_sample": round(total["tokens"] / total["samples"], 1),
-            "loader_wait_seconds": round(total["wait"] / len(self.steps[1:]), 3),
+            "loader_wait_seconds": round(total["wait"] / len(steps[1:]), 3),
             "first_step_seconds": each[0],
             "step_seconds": each[1:],
             "compiled_graphs": self.graphs,
-            "losses": self.losses,
-            "loss": self.losses[-1],
+            "losses": losses,
+            "loss": losses[-1],
         }
 
 

@@ -15,7 +15,8 @@ from .methods import TUNINGS, WHOLE
 FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
 OVERFIT = "-overfit"  # ends the name of a recipe that learns a few rows by heart
 WEIGHTINGS = ("token", "sample", "square")
-YOUNGER = {"loss": "cross_entropy", "order": "shuffled", "weights": "bf16"}  # fields that runs of earlier versions lack
+# Fields that runs of earlier versions lack.
+YOUNGER = {"loss": "cross_entropy", "order": "shuffled", "weights": "bf16", "keep_features": 0.0}
 SCHEDULERS = (  # transformers' that need no further numbers
     *("cosine", "linear", "constant", "constant_with_warmup"),
     *("inverse_sqrt", "polynomial", "cosine_with_restarts"),
@@ -40,6 +41,7 @@ _RANGES = (  # fields, what holds for their numbers, how it is said
         "more than 0",
     ),
     ({"weight_decay", "max_grad_norm", "workers", "seed", "warmup_ratio"}, lambda value: value >= 0, "0 or more"),
+    ({"keep_features"}, lambda value: value >= 0, "0 or more GiB"),
     ({"lora_dropout", "drop_path", "adam_beta2"}, lambda value: 0 <= value < 1, "0 or more and below 1"),
     ({"warmup_ratio"}, lambda value: value <= 1, "a share of all steps, at most 1"),
 )
@@ -78,6 +80,7 @@ class Recipe:
     unfreeze_vit_layers: int = 0  # of a frozen tower, these train in full: -4 for the last four, 20 for all from 20
     weights: str = "bf16"  # frozen matrices: bf16 (as loaded) | float8 (beside qlora the tower alone) | nf4 (qlora)
     vision_offload: bool = False  # a frozen tower's layers in the host's memory, on the GPU one at a time
+    keep_features: float = 0.0  # GiB of disk for what a frozen tower made of tiles, for later epochs; 0: none
     lora_rank: int = 16  # r
     lora_alpha: int = 32  # α; the scale is α / r, always 2 in the released scripts
     lora_dropout: float = 0.05
@@ -161,6 +164,11 @@ class Recipe:
             yield (
                 f"unfreeze_vit_layers={self.unfreeze_vit_layers} with vision={self.vision!r}; expected a frozen tower, "
                 "of which these layers train; set vision='frozen'"
+            )
+        if self.keep_features and (self.vision != "frozen" or self.unfreeze_vit_layers):
+            yield (
+                f"keep_features={self.keep_features} with a vision tower that trains, whose features change; set "
+                "keep_features=0"
             )
         if self.vision_offload and not (self.vision == "frozen" and self.has_adapters):
             yield (

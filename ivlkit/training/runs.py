@@ -89,7 +89,7 @@ def describe(
     recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
-    _check(recipe, validation, metric, report_to)
+    _check(recipe, data, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}
     settled = _settle(recipe, folder, **described)
@@ -206,10 +206,16 @@ def _describe(data, rows_file=ROWS_FILE):
     return spec | part | ({} if data.selection is None else {"selection": rows_file})
 
 
-def _check(recipe, validation, metric, tracker):
+def _check(recipe, data, validation, metric, tracker):
     """What would fail in the child fails here, and a tracker that is not there, which Accelerate would leave out."""
     if validation is None and (metric is not None or recipe.patience is not None):
         raise RecipeError(f"{recipe.name}: a metric or patience, and no validation data; give validation=…")
+    for source in data.sources if recipe.keep_features else ():
+        if source.augment_jpeg:
+            raise RecipeError(
+                f"{recipe.name}: keep_features={recipe.keep_features} with data_augment of {source.name}, which draws "
+                "other pixels every epoch; expected the same ones; set keep_features=0, or data_augment to false"
+            )
     if not recipe.packing:
         assert recipe.accumulation >= 1
     find_model(recipe.model)

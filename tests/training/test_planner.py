@@ -17,6 +17,7 @@ from ivlkit.models.families import FAMILIES
 from ivlkit.models.shapes import empty_model, released_shapes
 from ivlkit.training.estimate import planner
 from ivlkit.training.estimate.cards import CARDS, MEASURED, find_measured, match_card
+from ivlkit.training.estimate.footprint import features_bytes
 from ivlkit.training.estimate.planner import plan, prepared_shape
 from ivlkit.training.estimate.prediction import batch_parts, disk_bytes, predict_seconds
 from ivlkit.training.recipes import RECIPES, recipe
@@ -278,6 +279,30 @@ def test_a_checkpoint_of_zero_holds_the_weights_again(stage, bytes_a_value):
     divided = recipe("2b-full", gpus=8, zero_stage=stage)
     assert disk_bytes(model, divided, device_type="cuda") == (bytes_a_value, 2 * bytes_a_value + 2 * 100)
     assert disk_bytes(model, replace(divided, gpus=1), device_type="cuda")[0] == 4 * 100 + 8 * 60
+
+
+@pytest.mark.parametrize(
+    ("key", "projector", "mib_a_tile"),
+    [("2b", "frozen", 1), ("26b", "frozen", 3), ("2b", "full", 2), ("26b", "full", 6.25)],
+)
+def test_features_that_are_kept_take_what_their_tiles_need_up_to_the_bound(key, projector, mib_a_tile):
+    chosen = recipe(f"{key}-lora", gpus=1, projector=projector, keep_features=1)
+    config = empty_model(released_shapes(key))[0].config
+    assert features_bytes(config, chosen, tiles=10, device_type="cuda") == 10 * mib_a_tile * 2**20
+    assert features_bytes(config, chosen, tiles=10_000, device_type="cuda") == GIB
+    assert features_bytes(config, replace(chosen, keep_features=0), tiles=10, device_type="cuda") == 0
+
+
+def test_a_plan_counts_the_tiles_of_an_epoch_as_disk_and_says_that_minutes_do_not_know(mixed_rows):
+    """Ten tiles of nano, in float32, whatever the number of epochs; without data as much as is allowed."""
+    chosen = recipe("nano-lora", vision="frozen", epochs=3)
+    keeps = replace(chosen, keep_features=1.0)
+    (off, on), allowed = (plan(one, data=mixed_rows, gpu_gib=8) for one in (chosen, keeps)), plan(keeps, gpu_gib=8)
+    width = on.job.config.text_config.hidden_size
+    assert on.disk_gb - off.disk_gb == pytest.approx(10 * 16 * width * 2 / 1e9)
+    assert allowed.disk_gb - off.disk_gb == pytest.approx(GIB / 1e9)
+    assert on.minutes == off.minutes and "keep_features: 1.07 GB of the disk; minutes count the tower" in str(allowed)
+    assert "keep_features" not in str(off)
 
 
 @pytest.mark.parametrize(("name", "limit"), [("nano-full", 1), ("nano-lora", 2)])

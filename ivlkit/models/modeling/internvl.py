@@ -1,7 +1,7 @@
 """transformers' InternVL with what the released models need beside it: a thin subclass.
 
 Added: `ps_version` v1, the frozen vision tower in eval mode under no_grad, tiles encoded in chunks, features that were
-computed before (a chat's earlier pictures), and a head of the caller's (training's loss).
+computed before (a chat's earlier pictures, training's earlier epochs), and a head of the caller's (training's loss).
 """
 
 import torch
@@ -14,8 +14,8 @@ TILES_A_CHUNK = 64  # bounds the tower's memory when it is frozen
 
 
 def count_calls(tiles):
-    """Calls of a frozen tower for so many tiles: 2 for 65; one for none, on a blank tile."""
-    return max(1, -(-tiles // TILES_A_CHUNK))
+    """Calls of a frozen tower for so many tiles: 2 for 65."""
+    return -(-tiles // TILES_A_CHUNK)
 
 
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
@@ -43,23 +43,40 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         """Whether no parameter of the vision tower trains."""
         return not any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
 
-    def encode_tiles(self, pixel_values, *, calls=1):
+    @property
+    def projector_is_frozen(self):
+        """Whether no parameter of the projector trains."""
+        return not any(parameter.requires_grad for parameter in self.model.multi_modal_projector.parameters())
+
+    def encode_tiles(self, pixel_values, *, calls=1, complete=None):
         """Pixel values [T, 3, S, S] → features [T, 256, H] in the language model's space.
 
-        Args: calls: of a frozen tower at least, with blank tiles if need be: as many as another rank makes.
+        Args:
+            calls: of a frozen tower at least, with blank tiles if need be: as many as another rank makes; 0: none.
+            complete: a function that puts what `see` gave in earlier epochs beside what it gives now (None: no call).
+        """
+        seen = self.see(pixel_values, calls=calls) if calls else None
+        seen = complete(seen) if complete else seen
+        return seen if self.projector_is_frozen else self.model.multi_modal_projector(seen)
+
+    def see(self, pixel_values, *, calls=1):
+        """Pixel values [T, 3, S, S] → features [T, 256, H], or [T, 256, 4C] where the projector trains, left to it.
+
+        Of a frozen tower this is the same in every epoch. No tiles are seen as a blank one, and none is given.
         """
         pixel_values = pixel_values.to(self.model.vision_tower.embeddings.cls_token.dtype)
         frozen, count = self.vision_is_frozen, len(pixel_values)
         in_chunks = frozen and not self.sees_all_tiles
-        chunks = pixel_values.split(TILES_A_CHUNK if in_chunks else count)
-        if in_chunks and len(chunks) < calls:
+        calls = calls if in_chunks else 1
+        chunks = pixel_values.split(TILES_A_CHUNK if in_chunks else max(1, count))
+        if not count or len(chunks) < calls:
             blank = pixel_values.new_zeros(max(0, calls - count), *pixel_values.shape[1:])
             chunks = torch.cat([pixel_values, blank]).tensor_split(calls)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            patches = torch.cat([self._see(chunk) for chunk in chunks])[:count]
-        return self._project(patches)
+            patches = torch.cat([self._call_tower(chunk) for chunk in chunks])
+        return self._project(patches[: max(1, count)])[:count]
 
-    def _see(self, pixel_values):
+    def _call_tower(self, pixel_values):
         """Vision tower without CLS: [T, 3, S, S] → [T, P, C], P = (S / 14)²."""
         count, layer = len(pixel_values), self.config.vision_feature_layer
         if count < self.least_tiles:
@@ -69,14 +86,15 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         return hidden[:count, 1:]
 
     def _project(self, patches):
-        """Pixel shuffle and projector: [T, P, C] → [T, P/4, 4C] → [T, P/4, H]."""
+        """Pixel shuffle, and the projector if it is frozen: [T, P, C] → [T, P/4, 4C] → [T, P/4, H]."""
         count, num_patches, _ = patches.shape
         side = int(num_patches**0.5)
         grid = patches.reshape(count, side, side, -1)
         shuffled = self.model.pixel_shuffle(grid, scale_factor=self.config.downsample_ratio)
         if self.config.ps_version == "v1":  # the first release left rows and columns swapped
             shuffled = shuffled.transpose(1, 2)
-        return self.model.multi_modal_projector(shuffled.reshape(count, -1, shuffled.shape[-1]))
+        shuffled = shuffled.reshape(count, -1, shuffled.shape[-1])
+        return self.model.multi_modal_projector(shuffled) if self.projector_is_frozen else shuffled
 
     def embed(self, input_ids, features):
         """Token embeddings [B, L, H] with the features [T, 256, H] in the places of the context tokens, in order.
@@ -97,9 +115,12 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         logits_to_keep=0,
         loss_fn=None,
         tower_calls=1,
+        complete=None,
         **kwargs,
     ):
         """As transformers' own; `loss_fn`, a function of (hidden states [B, L, H], lm_head), gives `loss`, no logits.
+
+        `tower_calls` and `complete` are those of `encode_tiles`.
 
         `logits_to_keep` stands here by name because `generate` reads the signature: without it a batch of prompts
         makes the logits of all its tokens, 37 GiB for 64 prompts of the 2B.
@@ -107,11 +128,9 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         Pixel values of no tile ([0, 3, S, S]) mean that the tower and the projector run all the same, on a blank tile
         that changes nothing: on several GPUs a rank with text alone would keep the others waiting for its gradients.
         """
-        if pixel_values is not None and len(pixel_values):
-            input_ids, inputs_embeds = None, self.embed(input_ids, self.encode_tiles(pixel_values, calls=tower_calls))
-        elif pixel_values is not None:
-            blank = self.encode_tiles(pixel_values.new_zeros(1, *pixel_values.shape[1:]), calls=tower_calls)
-            input_ids, inputs_embeds = None, self.get_input_embeddings()(input_ids) + 0 * blank.sum()
+        if pixel_values is not None:
+            features = self.encode_tiles(pixel_values, calls=tower_calls, complete=complete)
+            input_ids, inputs_embeds = None, self.embed(input_ids, features)
         if loss_fn is None:
             return super().forward(
                 input_ids=input_ids, inputs_embeds=inputs_embeds, logits_to_keep=logits_to_keep, **kwargs

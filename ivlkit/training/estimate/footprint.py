@@ -7,6 +7,8 @@ autograd saves.
 
 from dataclasses import dataclass
 
+from ...hardware import GIB
+from ..engine.distributed import is_sharded
 from ..methods import PARTS, TUNINGS
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
@@ -149,3 +151,14 @@ def copied_parameters(model):
         for name, value in model.named_parameters()
         if value.requires_grad and value.ndim == 2 and name.startswith(head_and_layers)
     )
+
+
+def features_bytes(config, recipe, *, tiles, device_type):
+    """Bytes that `keep_features` takes on disk for so many tiles, as far as it allows: 1 MiB each for the 2B's LoRA.
+
+    What the projector gave, or what it is given where it trains: in float32 on a CPU and beside float32 masters.
+    """
+    trains = recipe.projector != "frozen"
+    wide = device_type == "cpu" or (trains and recipe.full_precision and not is_sharded(recipe))
+    width = 4 * config.vision_config.hidden_size if trains else config.text_config.hidden_size
+    return round(min(recipe.keep_features * GIB, tiles * config.image_seq_length * width * (4 if wide else 2)))

@@ -30,6 +30,7 @@ from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from ..recipes import recipe as named_recipe
 from ..tuning import prepare
 from .cards import CARDS, Card, find_measured, match_card, probe_cpu
+from .footprint import features_bytes
 from .outlook import outlook
 from .prediction import BUS_RATE, CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
 
@@ -180,16 +181,18 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     counts = [job.max_tiles, *(count for count in TILE_CASES if count != job.max_tiles)]
     cases = [_case(job, count) for count in counts]
     checkpoint, disk = disk_bytes(job.model, recipe, device_type=place.device_type)
+    tiles = math.inf if job.data is None else cases[0].row_tiles * len(job.data)  # of an epoch
+    features = features_bytes(job.config, recipe, tiles=tiles, device_type=place.device_type)
     found = RunPlan(
         recipe=recipe,
         device_type=place.device_type,
         cases=tuple(cases),
         free_gib=place.free_gib,
         checkpoint_gb=checkpoint / 1e9,
-        disk_gb=disk / 1e9,
+        disk_gb=(disk + features) / 1e9,
         measured=find_measured(recipe),
         advice=(),
-        notes=tuple(_notes(job, cases[0].steps)),
+        notes=tuple(_notes(job, cases[0].steps, features)),
         job=job,
     )
     return replace(found, advice=tuple(advise(job))) if found.fits is False else found
@@ -333,7 +336,7 @@ def _changes(recipe, device_type):
             yield {"max_tiles": tiles, "max_seq_length": length} | ({"bin_tokens": length} if recipe.packing else {})
 
 
-def _notes(job, steps):
+def _notes(job, steps, features):
     place = job.place
     if not job.is_here:
         yield f"{job.recipe.model} is not here: sizes as released"
@@ -352,6 +355,8 @@ def _notes(job, steps):
             f"batch, {seconds:.2f} s at {BUS_RATE / 1e9:.0f} GB/s (assumed), which minutes add to the rest though both "
             "happen at once"
         )
+    if features:
+        yield f"keep_features: {features / 1e9:.2f} GB of the disk; minutes count the tower in every epoch all the same"
     if place.device_type == "cpu":
         yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
     if job.recipe.processes > 1:

@@ -140,7 +140,8 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins):
 
     Computing: every product, at `MATRIX_SHARE` of the card's rate, twice that in float8 where the card has it. Moving:
     the bytes that backward keeps, `PASSES` times, with those of making activations float8; weights that have to be
-    made bf16, three times a bin; and the layers of a tower on the host, copied once a bin.
+    made bf16, three times a bin; and the layers of a tower on the host, copied once a bin. Every epoch counts alike:
+    what `keep_features` spares the later ones is not predicted.
     """
     precision, card = footprint.precision_of(recipe, place.device_type), place.card
     how, vision, text = _layers(recipe, precision), config.vision_config, config.text_config

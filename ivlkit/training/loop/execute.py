@@ -38,6 +38,7 @@ from ..run import (
 )
 from ..tuning import summary_text
 from .build import build_training, plan_validation
+from .features import FEATURES, KeptFeatures
 from .largest_batch import try_largest_batch
 from .samples import Samples
 from .schedule import check_rows
@@ -117,6 +118,8 @@ def _execute(run):
     else:
         best = broadcast_from_rank0(partial(_best, run, training)) if validate else None
         _write_final(run, training, vlm.processor, best=best)
+        if writes:
+            shutil.rmtree(run.folder / FEATURES, ignore_errors=True)
         if writes and run.skipped:
             rewrite(run, skipped=run.skipped)
             _notice(run.folder, f"{len(run.skipped)} rows were masked, since they can't be used; run.yaml lists them")
@@ -140,6 +143,10 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
     recipe, began = training.recipe, time.monotonic()
     if training.device.type == "cuda":
         try_largest_batch(training)
+    if recipe.keep_features:  # from here on: the largest batch was tried with all its tiles
+        kept = KeptFeatures(training, folder / FEATURES, say=partial(_notice, folder))
+        for each in (training.micro_batches, *([validate.dataset] if validate else ())):
+            each.kept = kept
     if validate:
         validate.begin()
     elif samples:

@@ -296,6 +296,8 @@ class MicroBatches(Dataset):
         skip_unusable: whether a row that can't be used is masked in its place, and listed in the batch's `skipped`.
     """
 
+    kept = None  # `KeptFeatures` of tiles that were seen before
+
     def __init__(self, data, processor, recipe, batches, *, collate=collate, rope=(None, True), skip_unusable=False):
         self.data, self.processor, self.recipe, self.batches = data, processor, recipe, batches
         self.collate, self.rope, self.skip_unusable = collate, rope, skip_unusable
@@ -314,7 +316,7 @@ class MicroBatches(Dataset):
         tensors["weights"] = weights * 0 if batch.masked else weights
         tensors["where"] = [example.where for example in examples]
         tensors["skipped"] = [example.notes[0] for example in examples if not example.num_supervised]
-        return tensors
+        return self.kept.look_up(tensors) if self.kept else tensors
 
     def encode_row(self, epoch, row):
         """An `Example` as this epoch sees it."""

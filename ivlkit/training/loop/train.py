@@ -8,6 +8,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -74,10 +75,12 @@ def load_micro_batches(micro_batches, *, first=0):
 def weigh(training, batches):
     """W of micro-batches, over them and all ranks; each micro-batch learns its calls of the tower and the head.
 
-    ZeRO-3 fetches weights at every call, so all ranks call as often as the one with most tiles or positions.
+    ZeRO-3 fetches weights at every call, so all ranks call as often as the one with most tiles or positions. A rank
+    with text alone has a blank tile; only where every rank's tiles were kept, the tower is not called.
     """
     weight = sum(total_weight(one["labels"], one["weights"], sample_ids=one.get("sample_ids")) for one in batches)
-    sizes = [[len(batch.get("tiles", ())), count_supervised(batch["labels"])] for batch in batches]
+    tiles = [len(batch.get("tiles", ())) or "places" not in batch for batch in batches]
+    sizes = [[count, count_supervised(batch["labels"])] for count, batch in zip(tiles, batches, strict=True)]
     own = torch.cat([weight.reshape(1), weight.new_tensor(sizes).flatten()])[None]
     if training.accelerator.num_processes > 1:
         own = training.accelerator.gather(own.to(training.device)).cpu()  # [ranks, 1 + 2 · micro-batches]
@@ -103,16 +106,20 @@ def backward(training, batch, weight, *, is_last):
         loss = sum_losses(training.engine, batch, training) / weight * accelerator.num_processes
         # DeepSpeed would divide the gradients, not the loss, by the accumulation.
         accelerator.backward(loss, **({"scale_wrt_gas": False} if sharded else {}))
+    if training.micro_batches.kept:
+        training.micro_batches.kept.write()  # while the device is still busy with backward
     return loss.detach()
 
 
 def sum_losses(model, batch, training):
     """Σ w·CE of a micro-batch, by the run's loss, not divided: float32 on the device. `model` is called."""
     batch = to_device(batch, training.device)
-    runs_tower = len(batch["tiles"]) or training.accelerator.num_processes > 1 or training.sees_trainably
+    has_tiles = "places" in batch or len(batch["tiles"])
+    runs_tower = has_tiles or training.accelerator.num_processes > 1 or training.sees_trainably
     # With a cache transformers takes a packed row for one sample.
     outputs = model(
         **model_inputs(batch, runs_tower=runs_tower),
+        complete=partial(training.micro_batches.kept.complete, batch) if "places" in batch else None,
         use_cache=False,
         loss_fn=lambda hidden, head: training.loss_fn(hidden, head, batch),
     )

@@ -101,6 +101,8 @@ class Validate:
                 weight += float(weigh(self.training, [batch]))
                 rows = [row for _, row in self.dataset.batches[number].rows]
                 np.add.at(sums, rows, _sum_rows(self.training, batch))
+                if self.dataset.kept:
+                    self.dataset.kept.write()
         sums = np.array(sum_over_ranks(self.training, *sums))
         return float(sums.sum()) / weight, sums * len(sums) / weight
 
