@@ -135,7 +135,8 @@ def encode_text(record, processor, *, sizes, max_length=None):
         if num_tiles != full:
             input_ids, labels, stripped = _tokenise(record, processor, [0] * len(num_tiles))
     else:
-        budget, full, num_tiles = _fit_tiles(record, processor, len(input_ids), sizes, max_length)
+        fitted = fit_tiles(record, processor, len(input_ids), sizes=sizes, max_length=max_length)
+        budget, full, num_tiles = fitted
     if processor.splices:
         input_ids, labels = _splice(input_ids, labels, processor, num_tiles)
     else:
@@ -148,38 +149,25 @@ def encode_text(record, processor, *, sizes, max_length=None):
     return EncodedText(input_ids, labels, stripped, budget, num_tiles, sum(full), notes)
 
 
-def _fit_tiles(record, processor, text_tokens, sizes, max_length):
-    """(budget of a picture, tiles of each at the full budget, tiles of each): (12, [13], [13]) for 640 × 480 px."""
-    wanted = record.max_tiles or processor.max_tiles
-    full = processor.count_tiles(sizes, max_tiles=wanted)
-    if max_length is None:
-        return processor.share(wanted, len(sizes)), full, full
-    limits = {"sizes": sizes, "wanted": wanted, "max_length": max_length}
-    max_tiles, num_tiles, length = shrink_to_fit(text_tokens, processor, **limits)
-    if length > max_length:
-        raise too_long(record.where, text_tokens, num_tiles, length, max_length)
-    return processor.share(max_tiles, len(sizes)), full, num_tiles
+def fit_tiles(record, processor, text_tokens, *, sizes, max_length):
+    """(budget of a picture, tiles of each at the full budget, tiles of each): (12, [13], [13]) for 640 × 480 px.
 
-
-def shrink_to_fit(text_tokens, processor, *, sizes, wanted, max_length):
-    """(budget of the row, tiles of each picture, tokens): the largest budget that fits, else the smallest there is."""
-    for max_tiles in range(wanted, 0, -1):
-        num_tiles = processor.count_tiles(sizes, max_tiles=max_tiles)
-        length = text_tokens + processor.num_image_token * sum(num_tiles)
-        if length <= max_length:
-            break
-    return max_tiles, num_tiles, length
+    The budget of the row is the largest at which it fits. Raises: DataError if it fits at none.
+    """
+    budget = record.max_tiles or processor.max_tiles
+    full = num_tiles = processor.count_tiles(sizes, max_tiles=budget)
+    while max_length is not None and (tokens := text_tokens + processor.num_image_token * sum(num_tiles)) > max_length:
+        if budget == 1:
+            found = f"{tokens} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles)"
+            raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")
+        budget -= 1
+        num_tiles = processor.count_tiles(sizes, max_tiles=budget)
+    return processor.share(budget, len(sizes)), full, num_tiles
 
 
 def shrunk_text(full, fewer, max_length, *, video=None):
     """What is said of a row that gets fewer tiles, or of a video's frames: "13 → 7 tiles to fit 4096 tokens"."""
     return f"{full} → {fewer} {'frames' if video else 'tiles'} to fit {max_length} tokens"
-
-
-def too_long(where, text_tokens, num_tiles, length, max_length):
-    """The DataError of a row that fits at no number of tiles."""
-    found = f"{length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles)"
-    return DataError(found, f"at most {max_length}", _SHORTEN, where=where, code="too_long")
 
 
 def _fit_frames(record, processor, text_tokens, num_frames, max_length):

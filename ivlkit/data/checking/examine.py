@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
-from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
+from ..encode import encode_text, fit_tiles, picture_sizes, shrunk_text
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
@@ -302,21 +302,17 @@ class Examiner:
         encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
             text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)
-            wanted = record.max_tiles or processor.max_tiles
-            tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
-            tokens = text_tokens + processor.num_image_token * tiles
-            self.found.lengths[:3, place] = text_tokens, tiles, supervised
+            try:
+                _, full, tiles = fit_tiles(record, processor, text_tokens, sizes=sizes, max_length=max_length)
+            except DataError as fault:
+                self._say_fault(place, fault)
+                continue
+            self.found.lengths[:3, place] = text_tokens, sum(full), supervised
+            self.found.final[:, place] = text_tokens + processor.num_image_token * sum(tiles), sum(tiles)
             if not supervised:
                 self._say(place, "no_supervised_token", "no supervised token")
-            if max_length is not None and tokens > max_length:
-                fit = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
-                _, fewer, tokens = fit
-                if tokens > max_length:
-                    self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
-                    continue
-                self._say(place, "fewer_tiles", shrunk_text(tiles, sum(fewer), max_length))
-                tiles = sum(fewer)
-            self.found.final[:, place] = tokens, tiles
+            if tiles != full:
+                self._say(place, "fewer_tiles", shrunk_text(sum(full), sum(tiles), max_length))
 
 
 def _count_supervised(offsets, answers):
