@@ -19,7 +19,7 @@ from ...errors import DataError, first_raised
 from ..files import PART
 from ..groups import RowKeys, group_digest, text_digest
 from ..rows.formats import detect_format, release
-from ..rows.records import numbered_lines, parse_row, read_released
+from ..rows.records import numbered_rows, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .labelled import labelled_rows
@@ -183,7 +183,7 @@ def _open_source(source, images, columns):
     if suffix in TABLE_SUFFIXES:
         return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home
     if suffix in (".jsonl", ".ndjson"):
-        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home
+        return *_rows_of_json("JSON lines", numbered_rows(path), columns), home
     if suffix == ".json":
         return *_rows_of_json("JSON list", _json_rows(path), columns), home
     expected = ".jsonl, .json, .csv, .tsv, .xlsx or a folder"
@@ -210,15 +210,6 @@ def _rows_of_json(said, rows, columns):
         _only(columns, set(), "JSON rows")
         return said, rows
     return f"a table of {said}", rows_of_cells(rows, **_only(columns, _COLUMNS, "rows"))
-
-
-def _jsonl_rows(path):
-    for number, line in numbered_lines(path):
-        where = f"{path.name}:{number}"
-        try:
-            yield where, parse_row(line, where)
-        except DataError as error:
-            yield where, error
 
 
 def _json_rows(path):

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ...errors import DataError
 from .labelled import Labelled
-from .tables import PICTURE_SUFFIXES, text_table
+from .tables import PICTURE_SUFFIXES, table_cells
 
 _OWN = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time"}
 _SIDES, _SIZE = ("x", "y", "width", "height"), ("original_width", "original_height")
@@ -15,6 +15,9 @@ _SIDES, _SIZE = ("x", "y", "width", "height"), ("original_width", "original_heig
 def read_label_studio(path, name):
     """Yield `Labelled` of every annotation, and a DataError of every task without one, or with another one."""
     for where, row in _csv_rows(path, name) if path.suffix.lower() == ".csv" else _json_rows(path, name):
+        if isinstance(row, DataError):
+            yield row
+            continue
         try:
             if "annotations" in row:  # of a task; the others are rows of JSON_MIN
                 done = [each for each in row["annotations"] if not each.get("was_cancelled")]
@@ -38,13 +41,11 @@ def _json_rows(path, name):
 
 
 def _csv_rows(path, name):
-    header, lines, _ = text_table(path)
-    for number, cells in lines:
-        row = {} if isinstance(cells, Exception) else dict(zip(header, cells, strict=False))
-        for key, text in row.items():  # a cell of several values holds JSON
-            with suppress(ValueError):
+    for where, row in table_cells(path, name)[2]:
+        for key, text in row.items() if isinstance(row, dict) else ():  # a cell of several values holds JSON
+            with suppress(ValueError, TypeError):
                 row[key] = json.loads(text) if text[:1] in ("[", "{") else text
-        yield f"{name}:{number}", row
+        yield where, row
 
 
 def _values(result):

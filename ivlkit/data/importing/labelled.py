@@ -148,7 +148,7 @@ def _rows(record, name, path, asked, columns):
     if columns:
         counted = {"labels": ", ".join(boxes), "count": sum(map(len, boxes.values()))} if needs_boxes else {}
         cells = record.texts | {"image": name} | (counted if not faults else {})
-        yield row_from_cells(cells, columns, record.where, id=0)
+        yield row_from_cells(cells, columns, record.where)
     elif not boxes and not faults:
         others = f"; or name a field, answer=… ({', '.join(record.texts)})" if record.texts else ""
         raise DataError(f"{record.where}: no box; nothing is asked about it; expected one at least{others}")

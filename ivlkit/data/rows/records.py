@@ -99,20 +99,27 @@ def read_records(path, root="."):
     Args: path: the JSONL; root: folder that the rows' picture paths start from.
     Raises: DataError at the first broken line, with file, line, what was expected and what to do.
     """
-    path = Path(path)
-    records = [parse_line(line, f"{path.name}:{number}", root) for number, line in numbered_lines(path)]
+    records = []
+    for where, row in numbered_rows(path):
+        if isinstance(row, DataError):
+            raise row
+        records.append(first_raised(read_row(row, where, Path(root)), where)[1])
     if not records:
         raise DataError(f"{path}: no rows; expected one JSON object a line; check that the file was written completely")
     return records
 
 
-def numbered_lines(path):
-    """Yield (number, bytes) of each line of a file that is not blank, counted from 1."""
+def numbered_rows(path):
+    """Yield ("train.jsonl:17", the JSON object or the DataError of that line) of each line that is not blank."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+                where = f"{Path(path).name}:{number}"
+                try:
+                    if line.strip():
+                        yield where, parse_row(line, where)
+                except DataError as error:
+                    yield where, error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a JSONL file; check the path") from error
 
