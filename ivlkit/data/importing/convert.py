@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...errors import DataError, first_raised
 from ..files import PART
-from ..groups import RowKeys, group_digest, text_digest
+from ..groups import RowKeys
 from ..rows.formats import detect_format, release
 from ..rows.records import numbered_rows, read_released
 from ..splits import default_file, place_rows, splits_beside
@@ -294,9 +294,7 @@ def _sort_out(rows, folder, taker, *, format, group):
     with open(folder / f"accepted{PART}", "wb") as accepted, open(rejects, "wb") as rejected:
         for where, row, *part in rows:
             try:
-                taken, shown, own = _accept(row, where, taker, format=format, group=group, formats=found.formats)
-                accepted.write(_json_line(taken))
-                found.keys.add(own, shown)
+                accepted.write(_json_line(_accept(row, where, taker, found, format=format, group=group)))
                 found.places.append(where)
                 found.parts.append(part[0] if part else None)
             except DataError as error:
@@ -309,21 +307,19 @@ def _sort_out(rows, folder, taker, *, format, group):
     return found
 
 
-def _accept(row, where, taker, *, format, group, formats):
-    """(released row with absolute paths, {digest: picture}, digests), read once as training will read it."""
+def _accept(row, where, taker, found, *, format, group):
+    """The released row with absolute paths, read once as training will read it; `found` takes its keys and format."""
     if isinstance(row, Exception):
         raise row
     name = format or detect_format(row)
-    released = first_raised(release(row, format=name), where)
-    taken, digests = taker.take(released, where)
+    taken = taker.take(first_raised(release(row, format=name), where), where)
     record = first_raised(read_released(taken, where, Path(taker.root.anchor)), where)
     if record.video:
         taker.check_video(record.video, where)
-    formats[name] += 1
+    found.keys.add(record, taker.digest_of, group=group)
+    found.formats[name] += 1
     own = {"row_source": taken["source"]} if "source" in taken else {}
-    of_group = [group_digest(released, group, where)] if group else []
-    shown = {} if record.video else dict(zip(digests, map(str, record.images), strict=True))
-    return taken | own | {"source": where}, shown, [*(digests or [text_digest(record.turns)]), *of_group]
+    return taken | own | {"source": where}
 
 
 def _json_line(row):
