@@ -28,7 +28,7 @@ class DataError(IvlkitError, ValueError):
     Args:
         found: what was found; alone it is the whole sentence.
         expected, todo: what was expected, and what to do; None where nothing is to be added.
-        where: file and line, or a file. code: its kind, of `ivlkit.data.checking.findings.KINDS`.
+        where: file and line, or a file. code: its kind, of `ivlkit/data/checking/kinds.tsv`.
     """
 
     def __init__(self, found, expected=None, todo=None, *, where="", code="unusable"):
