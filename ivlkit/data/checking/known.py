@@ -20,6 +20,7 @@ from .findings import ERROR, KINDS
 
 ERRORS = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR)  # what makes a row unusable
 _GONE = (-1, -1)  # size and time of change of a file that is not there
+_FILE = ("row", "size", "changed")  # of a `PICTURE`
 _HEAD = 7  # version, size and time of change of the JSONL, checksum, rows, files, bytes of names
 _VERSION = 1  # another one when rows are counted or refused otherwise than before
 _KIND = "measured-"  # begins the kind of these arrays
@@ -43,7 +44,7 @@ class KnownRows:
         good = block.state == GOOD
         self.lengths[:, block.rows] = np.stack([*block.final, block.lengths[1]]) * good
         self.is_video[block.videos] = True
-        self._added.append((block.media, block.names))
+        self._added.append((np.stack([block.pictures[key].astype(np.int64) for key in _FILE]), block.names))
         self._is_stored &= not (good & ~self.is_video[block.rows]).any()
 
     def store(self, source, index, kind):

@@ -300,33 +300,23 @@ def _plain(cell):
 # A folder with one sub-folder a class, or with one a part that has these
 
 
-def folder_parts(folder):
-    """{"valid": "validation", …} of a folder whose sub-folders are the parts of a split; {} of any other.
-
-    Raises: DataError if only some are: a part's name is never an answer.
-    """
-    folders = _folders_in(folder)
-    parts = {path.name: PART_OF[path.name.casefold()] for path in folders if path.name.casefold() in PART_OF}
-    others = [path.name for path in folders if path.name not in parts]
-    nested = [name for name in parts if _folders_in(Path(folder) / name)]
-    if others and nested:
-        found = f"{_names(nested)} with folders in them beside {_names(others)}"
-        expected = "parts of a split only, or classes only"
-        raise DataError(found, expected, "move the others elsewhere", where=folder)
-    return {} if others else parts
-
-
-def _folders_in(folder):
-    return sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def folder_rows(folder, *, question=None):
+def folder_rows(folder, *, question=FOLDER_QUESTION):
     """(what was detected, rows) of `photos/cat/1.jpg`, `photos/dog/2.jpg`: the sub-folder is the answer.
 
     Of `photos/train/cat/1.jpg`, `photos/valid/dog/2.jpg` it is the one below the part.
     """
-    folder, parts = Path(folder), folder_parts(folder)
-    classes = {path.name for part in parts or [""] for path in _folders_in(folder / part)}
+    folder, names = Path(folder), _folders_in(folder)
+    parts = {name: PART_OF[name.casefold()] for name in names if name.casefold() in PART_OF}
+    others, nested = (
+        [name for name in names if name not in parts],
+        [name for name in parts if _folders_in(folder / name)],
+    )
+    if others and nested:  # a part's name is never an answer
+        found = f"{_names(nested)} with folders in them beside {_names(others)}"
+        expected = "parts of a split only, or classes only"
+        raise DataError(found, expected, "move the others elsewhere", where=folder)
+    parts = {} if others else parts
+    classes = {name for part in parts or [""] for name in _folders_in(folder / part)}
     if not classes:
         found = "no class folders in those of the split" if parts else "no sub-folders"
         expected = f"one a class, {'/'.join([folder.name, *list(parts)[:1]])}/cat/1.jpg"
@@ -335,21 +325,24 @@ def folder_rows(folder, *, question=None):
         found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks"
         todo = "add the tool's own file: data.yaml, _annotations.coco.json, …"
         raise DataError(found, "one a class", todo, where=folder)
-    question = question or FOLDER_QUESTION
     said = f", split into {', '.join(parts)}" if parts else ""
     return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, parts)
 
 
+def _folders_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _folder_rows(folder, question, parts):
     """The outermost folder is the answer, or the one in it where the outermost are `parts`."""
-    names = sorted(path.relative_to(folder) for path in files_below(folder))
-    is_hidden = [name.name.lower() in HIDDEN_FILES or any(part[0] == "." for part in name.parts) for name in names]
-    names = [name for name, hidden in zip(names, is_hidden, strict=True) if not hidden]
-    for number, name in enumerate(names, start=1):
-        where, part, depth = name.as_posix(), parts.get(name.parts[0]), bool(parts)
+    number, depth = 0, bool(parts)
+    for name in sorted(path.relative_to(folder) for path in files_below(folder)):
+        if name.name.lower() in HIDDEN_FILES or any(part[0] == "." for part in name.parts):
+            continue
+        number, where, part = number + 1, name.as_posix(), parts.get(name.parts[0])
         if len(name.parts) <= depth + 1:
             inside = "/".join([folder.name, *name.parts[:-1], "CLASS", name.name])
-            yield where, DataError(f"{where}: lies beside the class folders; expected {inside}"), part
+            yield where, DataError("lies beside the class folders", inside, where=where), part
         elif name.suffix.lower() not in PICTURE_SUFFIXES:
             expected = ", ".join(sorted(PICTURE_SUFFIXES))
             yield where, DataError("no picture by its name", expected, where=where), part
