@@ -75,23 +75,24 @@ def _labelled(row, where):
             texts[str(key)] = ", ".join(map(str, _listed(value)))
     if picture is None:
         raise ValueError("no field that names a picture")
-    boxes, faults = _boxes(regions)
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
-    return Labelled(where, picture, boxes, per=100, size=size, texts=texts, faults=faults)
+    return Labelled(where, picture, _boxes(regions), per=100, size=size, texts=texts)
 
 
 def _boxes(regions):
-    """(boxes, faults); a rectangle, its label and its text may be regions of their own in the same place."""
-    names_at, faults = {}, []
+    """The boxes; a rectangle, its label and its text may be regions of their own in the same place."""
+    names_at, boxes = {}, []
     for region in regions:
         names = [name for key, found in region.items() if key.endswith("labels") for name in found]
         if region.keys() >= {*_SIDES} and not region.get("rotation"):
             names_at.setdefault(tuple(float(region[side]) for side in _SIDES), []).extend(names)
         else:
             found = f"a region of {', '.join(map(str, names))} that is no upright rectangle"
-            faults.append((names[0] if names else None, found))
-    faults += [(None, f"a rectangle without a label at {place}") for place, names in names_at.items() if not names]
-    return [(name, (x, y, x + w, y + h)) for (x, y, w, h), names in names_at.items() for name in names], faults
+            boxes.append((names[0] if names else None, found))
+    for (x, y, w, h), names in names_at.items():
+        boxes += [(name, (x, y, x + w, y + h)) for name in names]
+        boxes += [] if names else [(None, f"a rectangle without a label at {x, y, w, h}")]
+    return boxes
 
 
 def _picture(address):
