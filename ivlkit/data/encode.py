@@ -6,6 +6,7 @@ answer's span.
 """
 
 import random
+from bisect import bisect_right
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -143,8 +144,7 @@ def encode_text(record, processor, *, sizes, max_length=None):
         input_ids, labels, stripped = _tokenise(record, processor, num_tiles)
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
     if (labels == IGNORE_INDEX).all():
-        said = "no supervised token", "an assistant turn", "add the answer"
-        raise DataError(*said, where=record.where, code="no_supervised_token")
+        raise DataError("no supervised token", where=record.where, code="no_supervised_token")
     notes = (shrunk_text(sum(full), sum(num_tiles), max_length, video=record.video),) if num_tiles != full else ()
     return EncodedText(input_ids, labels, stripped, budget, num_tiles, sum(full), notes)
 
@@ -171,17 +171,14 @@ def shrunk_text(full, fewer, max_length, *, video=None):
 
 
 def _fit_frames(record, processor, text_tokens, num_frames, max_length):
-    """Halving the range finds the most frames that fit: more frames are always more tokens."""
+    """The most frames that fit: more frames are always more tokens."""
     if max_length is None or text_tokens + processor.num_image_token * num_frames <= max_length:
         return num_frames
 
     def length(frames):
         return len(_tokenise(record, processor, [0] * frames)[0]) + processor.num_image_token * frames
 
-    fits, too_many = 0, num_frames
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if length(middle) <= max_length else (fits, middle)
+    fits = bisect_right(range(1, num_frames), max_length, key=length)
     if not fits:
         found = f"{length(1)} tokens with a single frame"
         raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: kinds.tsv has a line a kind, with its level, what was expected and what to do.
+"""What was found wrong with a data set; what can be stands in `errors.KINDS`, with level, expectation and remedy.
 
 error: a run refuses the row, or a score would be false. warning: it trains, but hardly as meant. info: worth knowing.
 """
@@ -7,32 +7,13 @@ import json
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from ...errors import DataError
+from ...errors import KINDS, DataError
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 LEVELS = (ERROR, WARNING, INFO)
 PLACES = 5  # further places that a line about several findings names
 WORDINGS = 3  # lines of one kind, if what was found differs
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of problem."""
-
-    level: str
-    expected: str
-    todo: str
-
-
-def _read_kinds():
-    """{code: `Kind`} of kinds.tsv: first of the meta file, then of the line, the row, boxes, pictures, lengths."""
-    _, *lines = Path(__file__).with_name("kinds.tsv").read_text(encoding="utf-8").splitlines()
-    return {code: Kind(*said) for code, *said in (line.split("\t") for line in lines)}
-
-
-KINDS = _read_kinds()
 
 
 @dataclass(frozen=True)

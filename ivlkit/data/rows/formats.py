@@ -92,7 +92,7 @@ _REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos",
 def _turns(turns, field, *, word, **how):
     """The turns of a list in the released shape, or None if one of them has none."""
     if not isinstance(turns, list) or not turns:
-        yield DataError(f"no `{field}`", "a list of turns, a question and its answer at least", code="no_conversations")
+        yield DataError(f"no `{field}`", code="no_conversations")
         return None
     released = []
     for number, turn in enumerate(turns, start=1):
@@ -143,7 +143,7 @@ def _listed(value):
 def _turn(turn, place, *, roles, found=None):
     """A released turn, or None. `found` takes the pictures and videos of a content that is a list of parts."""
     if not isinstance(turn, Mapping):
-        yield DataError(f"{place}: a {type(turn).__name__}", "a role and a text", code="bad_turn")
+        yield DataError(f"{place}: a {type(turn).__name__}", code="bad_turn")
         return None
     role = turn.get("from", turn.get("role"))
     if not isinstance(role, str) or role not in roles:

@@ -91,8 +91,9 @@ def _opened(video, where, rules=UPRIGHT_ON_WHITE):
     missing = next((path for path in video.files if not os.path.exists(path)), None)
     if missing:
         found, expected = f"video {missing} does not exist", "a file or a folder of frames there"
-        todo = "check the row's path and the data set's `root`"
-        raise DataError(found, expected, todo, where=where, code="missing_media")
+        raise DataError(
+            found, expected, "check the row's path and the data set's `root`", where=where, code="missing_media"
+        )
     path = Path(video.path)
     is_animation = path.suffix.lower() in ANIMATIONS
     kind = _folder if video.frames or path.is_dir() else _animation if is_animation else _file
