@@ -61,7 +61,7 @@ def row_keys(data, *, group=None):
             raise DataError(found, "a picture there", todo, where=owners[file]) from error
 
     digests = dict(zip(owners, in_threads(digest_of, owners, "reading pictures"), strict=True))
-    read = RowKeys([tuple(digests.get(one, one) for one in own) for own in keys.own])
+    read = RowKeys([tuple({digests.get(one, one): None for one in own}) for own in keys.own])
     for file in keys.pictures:
         read.pictures.setdefault(digests[file], file)
     return read

@@ -298,6 +298,8 @@ class Examiner:
         encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
             text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)
+            if not supervised:
+                self._say(place, "no_supervised_token", "no supervised token")
             try:
                 _, full, tiles = fit_tiles(record, processor, text_tokens, sizes=sizes, max_length=max_length)
             except DataError as fault:
@@ -305,8 +307,6 @@ class Examiner:
                 continue
             self.found.lengths[:3, place] = text_tokens, sum(full), supervised
             self.found.final[:, place] = text_tokens + processor.num_image_token * sum(tiles), sum(tiles)
-            if not supervised:
-                self._say(place, "no_supervised_token", "no supervised token")
             if tiles != full:
                 self._say(place, "fewer_tiles", shrunk_text(sum(full), sum(tiles), max_length))
 

@@ -59,12 +59,12 @@ class Findings:
 
     def __init__(self, *, limit, file=None):
         self.limit, self.file = limit, file
-        self.counts = Counter()
+        self.counts = Counter()  # also of problems that are not kept
         self._kept, self._numbers = [], Counter()
 
     def add(self, problem):
         """Count it, write it, keep it while there are few of its kind."""
-        self.count(problem.code, 1)
+        self.counts[problem.code] += 1
         self._numbers[problem.code] += 1
         if self._numbers[problem.code] <= self.limit:
             self._kept.append(problem)
@@ -79,10 +79,6 @@ class Findings:
         except DataError as fault:
             said = {"expected": fault.expected, "todo": fault.todo, "source": source}
             self.add(make_problem(fault.code, fault.where, fault.found, **said))
-
-    def count(self, code, number):
-        """Count problems that are not kept."""
-        self.counts[code] += number
 
     def wants(self, code):
         """Whether another problem of this kind would be kept or written."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...errors import DataError, all_faults
 from ..importing.gather import PictureTaker
-from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, rows_of_cells, table_rows
+from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, rows_of_cells, table_rows, visible_files
 from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..rows.records import Record, Turn, Video, numbered_rows, read_row
 from .opening import open_data
@@ -32,7 +32,7 @@ def questions_of(data, *, question=None, root=None):
         raise DataError(f"{path}: does not exist; expected pictures, a table or rows; check the path")
     suffix, root = path.suffix.lower(), Path(root) if root else path if path.is_dir() else path.parent
     if path.is_dir() and not (path / "meta.json").exists():
-        names = [name for name in _files_in(path) if name.suffix.lower() in MEDIA_SUFFIXES]
+        names = [name for name in visible_files(path) if name.suffix.lower() in MEDIA_SUFFIXES]
         if not names:
             raise DataError("no picture or video", f"one at least, {', '.join(sorted(MEDIA_SUFFIXES))}", where=path)
         return [_of_file(path / name, name.as_posix(), question) for name in names], root
@@ -59,13 +59,7 @@ def left_aside(data):
     """Names of a folder's files that are no picture and no video, and so no rows; hidden ones don't count."""
     if not isinstance(data, (str, os.PathLike)) or not os.path.isdir(data) or (Path(data) / "meta.json").exists():
         return []
-    return [name.as_posix() for name in _files_in(data) if name.suffix.lower() not in MEDIA_SUFFIXES]
-
-
-def _files_in(folder):
-    """Names of the files in it and in its sub-folders, but hidden ones, in order."""
-    names = (path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [name.as_posix() for name in visible_files(data) if name.suffix.lower() not in MEDIA_SUFFIXES]
 
 
 def _of_file(path, name, question):

@@ -307,10 +307,8 @@ def folder_rows(folder, *, question=FOLDER_QUESTION):
     """
     folder, names = Path(folder), _folders_in(folder)
     parts = {name: PART_OF[name.casefold()] for name in names if name.casefold() in PART_OF}
-    others, nested = (
-        [name for name in names if name not in parts],
-        [name for name in parts if _folders_in(folder / name)],
-    )
+    others = [name for name in names if name not in parts]
+    nested = [name for name in parts if _folders_in(folder / name)]
     if others and nested:  # a part's name is never an answer
         found = f"{_names(nested)} with folders in them beside {_names(others)}"
         expected = "parts of a split only, or classes only"
@@ -335,11 +333,8 @@ def _folders_in(folder):
 
 def _folder_rows(folder, question, parts):
     """The outermost folder is the answer, or the one in it where the outermost are `parts`."""
-    number, depth = 0, bool(parts)
-    for name in sorted(path.relative_to(folder) for path in files_below(folder)):
-        if name.name.lower() in HIDDEN_FILES or any(part[0] == "." for part in name.parts):
-            continue
-        number, where, part = number + 1, name.as_posix(), parts.get(name.parts[0])
+    for number, name in enumerate(visible_files(folder), start=1):
+        where, part, depth = name.as_posix(), parts.get(name.parts[0]), bool(parts)
         if len(name.parts) <= depth + 1:
             inside = "/".join([folder.name, *name.parts[:-1], "CLASS", name.name])
             yield where, DataError("lies beside the class folders", inside, where=where), part
@@ -349,6 +344,13 @@ def _folder_rows(folder, question, parts):
         else:
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[depth]}]
             yield where, {"id": number, "image": where, "conversations": turns}, part
+
+
+def visible_files(folder):
+    """Names, from the folder on, of the files in it and in its sub-folders but hidden ones, in order."""
+    names = sorted(path.relative_to(folder) for path in files_below(Path(folder)))
+    shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return [name for name in shown if name.name.lower() not in HIDDEN_FILES]
 
 
 def files_below(folder, above=()):
