@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import tee
 from pathlib import Path
 
 from ...errors import DataError, first_raised
@@ -199,13 +199,8 @@ def _only(columns, allowed, what):
 
 def _rows_of_json(said, rows, columns):
     """(what was detected, rows): those of a table where the first has no turns."""
-    seen, first = [], {}
-    for where, row in rows:
-        seen.append((where, row))
-        if isinstance(row, dict):
-            first = row
-            break
-    rows = chain(seen, rows)
+    rows, ahead = tee(rows)
+    first = next((row for _, row in ahead if isinstance(row, dict)), {})
     if first.keys() & {"conversations", "messages"}:
         _only(columns, set(), "JSON rows")
         return said, rows
