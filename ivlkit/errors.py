@@ -8,11 +8,30 @@ import errno
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
 BROKEN_PIPE = 141  # as a shell counts a program that wrote to a closed pipe
 _TODO = {errno.ENOSPC: "free some of the disk, or choose another"} | dict.fromkeys(
     (errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write, or change its permissions"
 )
+
+
+class Kind(NamedTuple):
+    """A kind of fault in data: its level, "error", "warning" or "info", what is expected, and what to do."""
+
+    level: str
+    expected: str
+    todo: str
+
+
+def _read_kinds():
+    """{code: `Kind`} of kinds.tsv: first of the meta file, then of the line, the row, boxes, pictures, lengths."""
+    _, *lines = Path(__file__).with_name("kinds.tsv").read_text(encoding="utf-8").splitlines()
+    return {code: Kind(*said) for code, *said in (line.split("\t") for line in lines)}
+
+
+KINDS = _read_kinds()
 
 
 class IvlkitError(Exception):
@@ -27,11 +46,14 @@ class DataError(IvlkitError, ValueError):
 
     Args:
         found: what was found; alone it is the whole sentence.
-        expected, todo: what was expected, and what to do; None where nothing is to be added.
-        where: file and line, or a file. code: its kind, of `ivlkit.data.checking.findings.KINDS`.
+        expected, todo: what was expected, and what to do; None where nothing is to be added. Without both, a fault of
+            a named kind has those of its kind.
+        where: file and line, or a file. code: its kind, of `ivlkit/kinds.tsv`.
     """
 
     def __init__(self, found, expected=None, todo=None, *, where="", code="unusable"):
+        if (expected, todo) == (None, None) and code != "unusable":
+            _, expected, todo = KINDS[code]
         sentence = "; ".join(part for part in (found, expected and f"expected {expected}", todo) if part)
         super().__init__(f"{where}: {sentence}" if where else sentence)
         self.code, self.where, self.found, self.expected, self.todo = code, str(where), found, expected, todo

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .encode import IGNORE_INDEX
 
@@ -14,13 +15,16 @@ def collate(examples, *, pad_token_id):
 
     Returns: dict of input_ids, labels, attention_mask int64 [B, L] and tiles uint8 [ΣT, S, S, 3].
     """
-    length = max(len(example) for example in examples)
     return {
-        "input_ids": torch.stack([_pad(example.input_ids, length, pad_token_id) for example in examples]),
-        "labels": torch.stack([_pad(example.labels, length, IGNORE_INDEX) for example in examples]),
-        "attention_mask": torch.stack([_pad(np.ones(len(example), np.int64), length, 0) for example in examples]),
+        "input_ids": _padded([example.input_ids for example in examples], pad_token_id),
+        "labels": _padded([example.labels for example in examples], IGNORE_INDEX),
+        "attention_mask": _padded([np.ones(len(example), np.int64) for example in examples], 0),
         "tiles": torch.from_numpy(np.concatenate([example.tiles for example in examples])),
     }
+
+
+def _padded(rows, fill):
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=fill)  # [B, L]
 
 
 def collate_packed(examples, *, pad_token_id=None, max_length=None):
@@ -60,9 +64,3 @@ def normalise_tiles(tiles, *, dtype=torch.float32):
     std = torch.tensor(IMAGENET_STD, device=tiles.device).view(1, 3, 1, 1)
     pixels = tiles.permute(0, 3, 1, 2).to(torch.float32).div(255)
     return pixels.sub_(mean).div_(std).to(dtype)
-
-
-def _pad(values, length, fill):
-    padded = np.full(length, fill, dtype=np.int64)
-    padded[: len(values)] = values
-    return torch.from_numpy(padded)

@@ -6,6 +6,7 @@ answer's span.
 """
 
 import random
+from bisect import bisect_right
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -135,40 +136,33 @@ def encode_text(record, processor, *, sizes, max_length=None):
         if num_tiles != full:
             input_ids, labels, stripped = _tokenise(record, processor, [0] * len(num_tiles))
     else:
-        budget, full, num_tiles = _fit_tiles(record, processor, len(input_ids), sizes, max_length)
+        fitted = fit_tiles(record, processor, len(input_ids), sizes=sizes, max_length=max_length)
+        budget, full, num_tiles = fitted
     if processor.splices:
         input_ids, labels = _splice(input_ids, labels, processor, num_tiles)
     else:
         input_ids, labels, stripped = _tokenise(record, processor, num_tiles)
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where=record.where)
     if (labels == IGNORE_INDEX).all():
-        said = "no supervised token", "an assistant turn", "add the answer"
-        raise DataError(*said, where=record.where, code="no_supervised_token")
+        raise DataError("no supervised token", where=record.where, code="no_supervised_token")
     notes = (shrunk_text(sum(full), sum(num_tiles), max_length, video=record.video),) if num_tiles != full else ()
     return EncodedText(input_ids, labels, stripped, budget, num_tiles, sum(full), notes)
 
 
-def _fit_tiles(record, processor, text_tokens, sizes, max_length):
-    """(budget of a picture, tiles of each at the full budget, tiles of each): (12, [13], [13]) for 640 × 480 px."""
-    wanted = record.max_tiles or processor.max_tiles
-    full = processor.count_tiles(sizes, max_tiles=wanted)
-    if max_length is None:
-        return processor.share(wanted, len(sizes)), full, full
-    limits = {"sizes": sizes, "wanted": wanted, "max_length": max_length}
-    max_tiles, num_tiles, length = shrink_to_fit(text_tokens, processor, **limits)
-    if length > max_length:
-        raise too_long(record.where, text_tokens, num_tiles, length, max_length)
-    return processor.share(max_tiles, len(sizes)), full, num_tiles
+def fit_tiles(record, processor, text_tokens, *, sizes, max_length):
+    """(budget of a picture, tiles of each at the full budget, tiles of each): (12, [13], [13]) for 640 × 480 px.
 
-
-def shrink_to_fit(text_tokens, processor, *, sizes, wanted, max_length):
-    """(budget of the row, tiles of each picture, tokens): the largest budget that fits, else the smallest there is."""
-    for max_tiles in range(wanted, 0, -1):
-        num_tiles = processor.count_tiles(sizes, max_tiles=max_tiles)
-        length = text_tokens + processor.num_image_token * sum(num_tiles)
-        if length <= max_length:
-            break
-    return max_tiles, num_tiles, length
+    The budget of the row is the largest at which it fits. Raises: DataError if it fits at none.
+    """
+    budget = record.max_tiles or processor.max_tiles
+    full = num_tiles = processor.count_tiles(sizes, max_tiles=budget)
+    while max_length is not None and (tokens := text_tokens + processor.num_image_token * sum(num_tiles)) > max_length:
+        if budget == 1:
+            found = f"{tokens} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles)"
+            raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")
+        budget -= 1
+        num_tiles = processor.count_tiles(sizes, max_tiles=budget)
+    return processor.share(budget, len(sizes)), full, num_tiles
 
 
 def shrunk_text(full, fewer, max_length, *, video=None):
@@ -176,24 +170,15 @@ def shrunk_text(full, fewer, max_length, *, video=None):
     return f"{full} → {fewer} {'frames' if video else 'tiles'} to fit {max_length} tokens"
 
 
-def too_long(where, text_tokens, num_tiles, length, max_length):
-    """The DataError of a row that fits at no number of tiles."""
-    found = f"{length} tokens at the fewest tiles ({text_tokens} of text, {sum(num_tiles)} tiles)"
-    return DataError(found, f"at most {max_length}", _SHORTEN, where=where, code="too_long")
-
-
 def _fit_frames(record, processor, text_tokens, num_frames, max_length):
-    """Halving the range finds the most frames that fit: more frames are always more tokens."""
+    """The most frames that fit: more frames are always more tokens."""
     if max_length is None or text_tokens + processor.num_image_token * num_frames <= max_length:
         return num_frames
 
     def length(frames):
         return len(_tokenise(record, processor, [0] * frames)[0]) + processor.num_image_token * frames
 
-    fits, too_many = 0, num_frames
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if length(middle) <= max_length else (fits, middle)
+    fits = bisect_right(range(1, num_frames), max_length, key=length)
     if not fits:
         found = f"{length(1)} tokens with a single frame"
         raise DataError(found, f"at most {max_length}", _SHORTEN, where=record.where, code="too_long")

@@ -24,11 +24,21 @@ class RowKeys:
     own: list = field(default_factory=list)  # of each row, the digests of its pictures or its text, and of its group
     pictures: dict = field(default_factory=dict)  # digest → the file of that picture
 
-    def add(self, digests, pictures):
-        """A row: all that ties it, and what it shows of that as {digest: file}."""
-        self.own.append(tuple(digests))
-        for digest, file in pictures.items():
+    def add(self, record, digest_of, *, group=None):
+        """A record. Args: digest_of: function of a file; group: a field, rows with one value of which are tied too."""
+        shown = {digest_of(file): file for file in files_of(record)}
+        written = [_digest(uri_bytes(one, record.where)) for one in record.images if is_data_uri(one)]
+        of_text = [] if shown or written else [text_digest(record.turns)]
+        of_group = [group_digest(record.extra | {"id": record.id}, group, record.where)] if group else []
+        self.own.append((*shown, *written, *of_text, *of_group))
+        for digest, file in shown.items() if record.video is None else ():
             self.pictures.setdefault(digest, file)
+
+
+def files_of(record):
+    """The files of its pictures or its video, as texts."""
+    files = record.video.files if record.video else record.images
+    return [str(one) for one in files if not is_data_uri(one)]
 
 
 def row_keys(data, *, group=None):
@@ -37,16 +47,11 @@ def row_keys(data, *, group=None):
     Args: group: a field of the rows, such as "patient"; rows with one value of it are tied too.
     Raises: DataError that names the row whose picture is missing, or that has no such field.
     """
-    owners, rows = {}, []  # file → the row that a message names; of each row its files, digests, whether no video
+    keys, owners = RowKeys(), {}  # file → the row that a message names
     for record in data:
-        files = [str(one) for one in record.images if not is_data_uri(one)]
-        files += map(str, record.video.files) if record.video else ()
-        for file in files:
+        keys.add(record, str, group=group)  # a file stands for itself until it is read
+        for file in files_of(record):
             owners.setdefault(file, record.where)
-        written = [_digest(uri_bytes(one, record.where)) for one in record.images if is_data_uri(one)]
-        of_text = [] if files or written else [text_digest(record.turns)]
-        of_group = [group_digest(record.extra | {"id": record.id}, group, record.where)] if group else []
-        rows.append((files, [*written, *of_text, *of_group], record.video is None))
 
     def digest_of(file):
         try:
@@ -56,11 +61,10 @@ def row_keys(data, *, group=None):
             raise DataError(found, "a picture there", todo, where=owners[file]) from error
 
     digests = dict(zip(owners, in_threads(digest_of, owners, "reading pictures"), strict=True))
-    keys = RowKeys()
-    for files, others, are_pictures in rows:
-        shown = {digests[file]: file for file in files}
-        keys.add([*shown, *others], shown if are_pictures else {})
-    return keys
+    read = RowKeys([tuple({digests.get(one, one): None for one in own}) for own in keys.own])
+    for file in keys.pictures:
+        read.pictures.setdefault(digests[file], file)
+    return read
 
 
 def in_threads(function, items, what):

@@ -196,3 +196,11 @@ def test_the_command_says_it_once_and_mends_it(save, root, capsys):
     assert printed.out.count("[box_unit]") == 1 and "--fix rescales them" in printed.out
     assert "train.fixed.jsonl: 40 rows mended" in printed.err
     assert units_of(path.with_name("train.fixed.jsonl"), root) == []
+
+
+def test_a_row_with_half_a_character_stays_and_the_others_are_mended(save, root):
+    answers = [f"<box>[{written(box, SIZES[n], 'percent', 'xyxy')}]</box>" for n, box in truths(40)]
+    path = save([*answers, "<box>[[10, 10, 20, 20]]</box> \ud83d"])
+    fixed, changed = mend(open_data(path, root=root).sources[0])
+    assert changed == 40
+    assert fixed.read_bytes().splitlines()[-1] == path.read_bytes().splitlines()[-1]

@@ -667,6 +667,12 @@ def test_check_takes_a_models_name(write_rows):
     assert report.ok and report.stats["tokens"]["max"] > 10
 
 
+def test_a_fault_of_a_named_kind_has_what_its_kind_expects():
+    said = "a.jsonl:3: no turns; expected a list of turns, a question and its answer at least; add `conversations`"
+    assert str(DataError("no turns", where="a.jsonl:3", code="no_conversations")) == said
+    assert str(DataError("a clip", todo="remove it", code="clip")) == "a clip; remove it"
+
+
 def test_every_kind_is_described():
     for code, kind in KINDS.items():
         assert kind.level in LEVELS and kind.expected and kind.todo, code

@@ -397,6 +397,12 @@ def test_a_dataset_object_with_pictures_in_memory(tmp_path, draw_picture, photos
     assert "pets: row 2: picture " in rejects and "pets: row 3: the cell 'label' is empty" in rejects
 
 
+def test_a_question_beside_a_dataset_that_has_its_own_is_refused(tmp_path):
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    with pytest.raises(DataError, match="dataset: row 0: have their own questions; expected no question='Why'"):
+        from_dataset([{"messages": messages}], to=tmp_path / "chat", question="Why")
+
+
 def test_a_dataset_object_with_messages(tmp_path, draw_picture):
     content = [{"type": "image"}, {"type": "text", "text": "Q"}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]

@@ -54,8 +54,12 @@ def guess_units(index, root):
     boxes, sizes, notations, turned = [], [], set(), 0
     look = lru_cache(100_000)(partial(_look, root))
     for line in index:
-        row, (size, is_turn) = _read(line, look)
-        found = [each for turn in row["conversations"] for each in boxes_in(turn["value"])] if row else []
+        row = {}
+        if any(mark in line for mark in _MARKS):
+            with suppress(DataError):
+                row = parse_row(line, "")
+        turns, (size, is_turn) = _turns(row, look)
+        found = [each for turn in turns for each in boxes_in(turn["value"])]
         boxes += [box for _, box in found]
         sizes += [size] * len(found)
         notations |= {notation for notation, _ in found}
@@ -69,37 +73,31 @@ def guess_units(index, root):
 
 
 def rescaler(index, root):
-    """A function of a line of a file that gives the line with its boxes in shares of 1000, if their unit is known."""
+    """A function of a file's row that brings its boxes into shares of 1000, if their unit is known."""
     units, look = guess_units(index, root), lru_cache(100_000)(partial(_look, root))
 
     def thousandths(box, size):
         (shares,) = to_shares(np.array([box]), np.array([size], float), units.unit, units.order).tolist()
         return [round(1000 * min(max(share, 0.0), 1.0)) for share in shares]
 
-    def rescale(line):
-        row, (size, _) = _read(line, look)
-        if not row:
-            return line
-        for turn in row["conversations"]:
+    def rescale(row):
+        turns, (size, _) = _turns(row, look)
+        for turn in turns:
             turn["value"] = with_boxes(turn["value"], lambda _, box: thousandths(box, size))
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
-    return rescale if units and units.unit else lambda line: line
+    return rescale if units and units.unit else lambda row: None
 
 
 # rows and texts ------------------------------------------------------------------------------------------------------
 
 
-def _read(line, look):
-    """(a row that may have boxes or None, what `look` says of its only picture)."""
-    if any(mark in line for mark in _MARKS):
-        with suppress(DataError):
-            row = parse_row(line, "")
-            turns, names = row.get("conversations"), row.get("image")
-            if isinstance(turns, list) and all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
-                names = names if isinstance(names, list) else [names]
-                return row, look(names[0] if len(names) == 1 and isinstance(names[0], str) else "")
-    return None, look("")
+def _turns(row, look):
+    """(the turns of a row, if they are texts, what `look` says of its only picture)."""
+    turns, names = row.get("conversations"), row.get("image")
+    if isinstance(turns, list) and all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
+        names = names if isinstance(names, list) else [names]
+        return turns, look(names[0] if len(names) == 1 and isinstance(names[0], str) else "")
+    return [], look("")
 
 
 def _look(root, name):

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ...errors import DataError
@@ -21,7 +22,7 @@ from ..datasets.mixture import Data, Source, check_repeat, check_weights, read_e
 from ..datasets.opening import openable
 from ..processor import light_processor
 from .examine import Task
-from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, grouped, make_problem
+from .findings import ERROR, INFO, KINDS, LEVELS, PLACES, WORDINGS, Findings, Problem, grouped
 from .overview import Overview
 from .pictures import PICTURES
 from .processes import examine_all
@@ -183,21 +184,19 @@ def readable_sources(data, root=None):
 
 
 def _can_be_read(source, findings):
-    def say(code, path, found, todo=None):
-        findings.add(make_problem(code, str(path), found, todo=todo, source=source.name))
-
-    if not os.path.exists(source.annotation):
-        todo = f"get it: {source.about}" if source.about else None
-        say("missing_file", source.annotation, "no such file", todo)
-        return False
-    index = None
-    with findings.noted(source=source.name):
+    noted = partial(findings.noted, source=source.name)
+    with noted():
+        if not os.path.exists(source.annotation):
+            todo = f"get it: {source.about}" if source.about else None
+            raise DataError("no such file", None, todo, where=source.annotation, code="missing_file")
         index = LineIndex(source.annotation)
         check_repeat(source, len(index))
-    if index is None:
-        return False
-    if source.length not in (None, len(index)):
-        say("declared_length", source.annotation, f"{len(index):,} rows, `length` says {source.length:,}")
-    if not os.path.isdir(source.root):
-        say("missing_root", source.root, "no such folder")
-    return True
+        with noted():
+            if source.length not in (None, len(index)):
+                found = f"{len(index):,} rows, `length` says {source.length:,}"
+                raise DataError(found, where=source.annotation, code="declared_length")
+        with noted():
+            if not os.path.isdir(source.root):
+                raise DataError("no such folder", where=source.root, code="missing_root")
+        return True
+    return False

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
-from ..encode import encode_text, picture_sizes, shrink_to_fit, shrunk_text, too_long
+from ..encode import encode_text, fit_tiles, picture_sizes, shrunk_text
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
@@ -57,7 +57,7 @@ class Task:
 
 
 class Block:
-    """What was found in some rows of one source. Arrays have a value a row, `pictures` and `media` one a picture."""
+    """What was found in some rows of one source. Arrays have a value a row, `pictures` one a picture."""
 
     def __init__(self, source, rows):
         self.source, self.rows = source, rows  # the source's number; int64, of the file
@@ -68,8 +68,7 @@ class Block:
         # supervised ones and the characters of their answers, where the token that closes one counts as a character
         self.final = np.zeros((2, len(rows)), np.int32)  # tokens and tiles as trained, after shrinking
         self.videos = []  # rows of the file whose length depends on the draw
-        self.pictures = []  # PICTURE
-        self.media = []  # int64 [3, pictures]: row, bytes and time of change of each file
+        self.pictures = []  # PICTURE of each file
         self.names = []  # of these files, from `root` on; "\0" between when packed
         self.problems = []  # (row, code, found, expected, todo)
         self.counts = Counter()  # of every problem, also those not described
@@ -77,14 +76,13 @@ class Block:
     def packed(self):
         """The same with arrays in place of lists: little to send to another process."""
         self.videos, self.pictures = np.array(self.videos, np.int64), np.array(self.pictures, PICTURE)
-        self.media, self.names = np.array(self.media, np.int64).reshape(-1, 3).T, "\0".join(self.names)
+        self.names = "\0".join(self.names)
         self.problems.sort(key=lambda problem: problem[0])  # lengths were counted after the rest
         return self
 
 
-PICTURE = np.dtype(
-    [("hash", "<u8"), ("size", "<i8"), ("row", "<i4"), ("place", "<i2"), ("width", "<i4"), ("height", "<i4")]
-)
+_PICTURE = "hash <u8, row <i4, size <i8, changed <i8, place <i2, width <i4, height <i4"  # bytes; time of change in ns
+PICTURE = np.dtype([tuple(field.split()) for field in _PICTURE.split(", ")])
 
 
 class Examiner:
@@ -237,9 +235,8 @@ class Examiner:
                 self._say(place, "turned_picture", f"boxes on {short(str(image))}, which its EXIF turns")
             if is_data_uri(image):  # no file that could be compared with others
                 continue
-            row = int(self.found.rows[place])
-            self.found.pictures.append((look.hash, look.bytes, row, number, *(look.size or (0, 0))))
-            self.found.media.append((row, look.bytes, look.changed_ns))
+            row, size = int(self.found.rows[place]), look.size or (0, 0)
+            self.found.pictures.append((look.hash, row, look.bytes, look.changed_ns, number, *size))
             self.found.names.append(os.fspath(image).removeprefix(f"{self.source.root}{os.sep}"))
         declared = declared_sizes(parsed)
         if declared and len(declared) != len(looks):
@@ -269,10 +266,9 @@ class Examiner:
 
     def _measure(self, rows):
         """Exact tokens and tiles of (place, record, sizes) of good rows, many texts at a time."""
-        for place, record, _ in rows:  # of what is trained; the token that closes an answer counts as a character
+        for place, record, sizes in rows:
             trained = [turn.text for turn in record.turns if turn.role == "assistant" and turn.trained]
             self.found.lengths[3, place] = sum(len(text.strip()) + 1 for text in trained)
-        for place, record, sizes in rows:
             if sizes is None:
                 self._measure_as_trained(place, record)
         quick = [row for row in rows if row[2] is not None]
@@ -302,21 +298,17 @@ class Examiner:
         encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
             text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)
-            wanted = record.max_tiles or processor.max_tiles
-            tiles = sum(processor.count_tiles(sizes, max_tiles=wanted))
-            tokens = text_tokens + processor.num_image_token * tiles
-            self.found.lengths[:3, place] = text_tokens, tiles, supervised
             if not supervised:
                 self._say(place, "no_supervised_token", "no supervised token")
-            if max_length is not None and tokens > max_length:
-                fit = shrink_to_fit(text_tokens, processor, sizes=sizes, wanted=wanted, max_length=max_length)
-                _, fewer, tokens = fit
-                if tokens > max_length:
-                    self._say_fault(place, too_long(record.where, text_tokens, fewer, tokens, max_length))
-                    continue
-                self._say(place, "fewer_tiles", shrunk_text(tiles, sum(fewer), max_length))
-                tiles = sum(fewer)
-            self.found.final[:, place] = tokens, tiles
+            try:
+                _, full, tiles = fit_tiles(record, processor, text_tokens, sizes=sizes, max_length=max_length)
+            except DataError as fault:
+                self._say_fault(place, fault)
+                continue
+            self.found.lengths[:3, place] = text_tokens, sum(full), supervised
+            self.found.final[:, place] = text_tokens + processor.num_image_token * sum(tiles), sum(tiles)
+            if tiles != full:
+                self._say(place, "fewer_tiles", shrunk_text(sum(full), sum(tiles), max_length))
 
 
 def _count_supervised(offsets, answers):

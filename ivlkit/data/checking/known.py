@@ -20,6 +20,8 @@ from .findings import ERROR, KINDS
 
 ERRORS = frozenset(code for code, kind in KINDS.items() if kind.level == ERROR)  # what makes a row unusable
 _GONE = (-1, -1)  # size and time of change of a file that is not there
+_NO_MEDIA = np.zeros((3, 0), np.int64)
+_FILE = ("row", "size", "changed")  # of a `PICTURE`
 _HEAD = 7  # version, size and time of change of the JSONL, checksum, rows, files, bytes of names
 _VERSION = 1  # another one when rows are counted or refused otherwise than before
 _KIND = "measured-"  # begins the kind of these arrays
@@ -29,21 +31,20 @@ _MOST_FILES = 16  # of one JSONL: a plan tries every tile budget up to 12
 class KnownRows:
     """Tokens and tiles of the rows of one file, and the pictures that they were read from."""
 
-    def __init__(self, rows, state=_GONE):
-        self.state = state  # size and time of change of the file
-        self.lengths = np.zeros((3, rows), np.int64)  # tokens, tiles, tiles were there no limit; 0 tokens: not known
-        self.is_video = np.zeros(rows, bool)
-        self.media = np.zeros((3, 0), np.int64)  # of each picture: its row, bytes, time of change
-        self.names = []  # of each picture, from `root` on
+    def __init__(self, lengths, *, media=_NO_MEDIA, names=(), is_stored=True):
+        self.lengths = lengths  # int64 [3, rows]: tokens, tiles, tiles were there no limit; 0 tokens: not known
+        self.media, self.names = media, names  # of each picture: row, bytes, time of change; path from `root` on
+        self.is_video = np.zeros(lengths.shape[1], bool)
+        self.state = _GONE  # size and time of change of the file
         self._added = []  # (media, names) of each block
-        self._is_stored = True
+        self._is_stored = is_stored
 
     def add(self, block):
         """Take over what was found in a block."""
         good = block.state == GOOD
         self.lengths[:, block.rows] = np.stack([*block.final, block.lengths[1]]) * good
         self.is_video[block.videos] = True
-        self._added.append((block.media, block.names))
+        self._added.append((np.stack([block.pictures[key].astype(np.int64) for key in _FILE]), block.names))
         self._is_stored &= not (good & ~self.is_video[block.rows]).any()
 
     def store(self, source, index, kind):
@@ -72,18 +73,13 @@ class KnownRows:
 
     def move(self, lines_then, lines_now):
         """The same for the lines of the file as it is now, found by their hashes; equal lines are known once."""
-        order = np.argsort(lines_then, kind="stable")
-        places = np.minimum(np.searchsorted(lines_then[order], lines_now), len(order) - 1)
-        rows = np.flatnonzero(lines_then[order[places]] == lines_now)
-        then, first = np.unique(order[places[rows]], return_index=True)
-        moved = KnownRows(len(lines_now))
-        moved._is_stored = False
-        moved.lengths[:, rows[first]] = self.lengths[:, then]
+        _, then, now = np.intersect1d(lines_then, lines_now, return_indices=True)
         row_now = np.full(len(lines_then), -1)
-        row_now[then] = rows[first]
-        moved.media, moved.names = self.media.copy(), self.names
-        moved.media[0] = row_now[self.media[0]]
-        moved._keep(moved.media[0] >= 0)
+        row_now[then] = now
+        lengths, media = np.zeros((3, len(lines_now)), np.int64), np.stack([row_now[self.media[0]], *self.media[1:]])
+        lengths[:, now] = self.lengths[:, then]
+        moved = KnownRows(lengths, media=media, names=self.names, is_stored=False)
+        moved._keep(media[0] >= 0)
         return moved
 
     def _keep(self, kept):
@@ -94,15 +90,16 @@ class KnownRows:
 
 def load_known(source, index, kind):
     """`KnownRows` of a file: what was stored of it and is still so."""
-    state = _state(source.annotation)
+    known, state = KnownRows(np.zeros((3, len(index)), np.int64)), _state(source.annotation)
     for stored in stored_arrays(source.annotation, kind):
-        if known := _unpack(stored):
+        if found := _unpack(stored):
+            known = found
             if tuple(stored[1:3].tolist()) != state:
                 known = known.move(stored[_HEAD : _HEAD + stored[4]], _hash_lines(index))
             known.forget_changed(source.root)
-            known.state = state
-            return known
-    return KnownRows(len(index), state)
+            break
+    known.state = state
+    return known
 
 
 def _tidy(stored, kind):
@@ -129,11 +126,9 @@ def _unpack(stored):
     expected = _HEAD + 4 * rows + 3 * files - (-name_bytes // 8)
     if len(stored) != expected or stored[3] != _checksum([stored[_HEAD:]]):
         return None
-    known = KnownRows(rows)
     _, lengths, media, names = np.split(stored[_HEAD:], np.cumsum([rows, 3 * rows, 3 * files]))
-    known.lengths, known.media = lengths.reshape(3, rows).copy(), media.reshape(3, files)
-    known.names = names.tobytes()[:name_bytes].decode().split("\0") if files else []
-    return known
+    names = names.tobytes()[:name_bytes].decode().split("\0") if files else []
+    return KnownRows(lengths.reshape(3, rows).copy(), media=media.reshape(3, files), names=names)
 
 
 def _checksum(parts):

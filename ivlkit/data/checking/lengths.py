@@ -46,7 +46,7 @@ class Measured:
         return found
 
 
-def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, progress=False):
+def measure(data, processor, *, max_length=None, draw=(0, 0), progress=False):
     """Look at every row in use once, at its pictures' headers only: `Measured`.
 
     What was found is kept beside the files (`known`) and used again for rows that are unchanged, for the same model and
@@ -62,7 +62,7 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
     rows = [np.arange(len(index)) if used is None else np.asarray(used) for used, index in in_use]
     unknown = [used[one.lengths[0, used] == 0] for used, one in zip(rows, known, strict=True)]
     problems, found_in_all, broken = [], 0, 0
-    for block in _look(data, processor, unknown, max_length, draw, workers=workers, progress=progress):
+    for block in _look(data, processor, unknown, max_length, draw, progress=progress):
         known[block.source].add(block)
         broken += int((block.state == BAD).sum())
         found_in_all += sum(count for code, count in block.counts.items() if code in ERRORS)
@@ -76,17 +76,17 @@ def measure(data, processor, *, max_length=None, draw=(0, 0), workers=None, prog
     return Measured(asked, known, rows, problems, more, broken)
 
 
-def _look(data, processor, rows, max_length, draw, **options):
+def _look(data, processor, rows, max_length, draw, *, progress=False):
     """Yield the blocks of an examination of these rows of each source: what can't be used is described, no more."""
     if any(map(len, rows)):
         task = Task(data.sources, light_processor(processor), max_length, draw=draw, limit=None, wanted=ERRORS)
-        yield from examine_all(task, rows, **options)
+        yield from examine_all(task, rows, progress=progress)
 
 
 checked = WeakKeyDictionary()  # Data → what a run's check measured, until its plan takes it: nothing is looked at twice
 
 
-def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=None):
+def epoch_lengths(data, processor, *, seed, epochs, max_length=None):
     """(tokens, tiles) of every row of `Data` as it is trained; 0 tokens for a row that can't be used.
 
     Returns: int64 [rows] each; [epochs, rows] where there are videos, which give another number of frames in each epoch
@@ -94,15 +94,14 @@ def epoch_lengths(data, processor, *, seed, epochs, max_length=None, workers=Non
     """
     measured, asked = checked.pop(data, None), (processor.fingerprint, max_length, (seed, 0))
     if measured is None or measured.asked != asked:
-        options = {"max_length": max_length, "draw": (seed, 0), "workers": workers, "progress": True}
-        measured = measure(data, processor, **options)
+        measured = measure(data, processor, max_length=max_length, draw=(seed, 0), progress=True)
     lengths, is_video = _spread(data, measured.known)
     if not is_video.any():
         return lengths[0], lengths[1]
     drawn = np.repeat(lengths[:2, None], epochs, axis=1)  # [2, epochs, rows]
     videos = [rows[known.is_video[rows]] for rows, known in zip(measured.rows, measured.known, strict=True)]
     for epoch in range(1, epochs):
-        for block in _look(data, processor, videos, max_length, (seed, epoch), workers=workers):
+        for block in _look(data, processor, videos, max_length, (seed, epoch)):
             measured.known[block.source].add(block)
         drawn[:, epoch] = _spread(data, measured.known)[0][:2]
     return drawn[0], drawn[1]

@@ -39,7 +39,7 @@ def mend(source, spellings=None):
     with replacing(path) as aside:
         with open(aside, "wb") as file:
             for line in index:
-                mended = rescale(mend_line(line, source.root, spellings))
+                mended = mend_line(line, source.root, spellings, rescale)
                 changed += mended != line
                 file.write(mended if mended.endswith(b"\n") else mended + b"\n")
         if not changed:
@@ -57,7 +57,7 @@ def spellings_of(sources):
     return common_spellings(counts)
 
 
-def mend_line(line, root, spellings=MappingProxyType({})):
+def mend_line(line, root, spellings=MappingProxyType({}), rescale=lambda row: None):
     """One line as it should be: b'{…"value": " A "…}\\r\\n' → b'{…"value": "A"…}\\n'."""
     for mend_bytes in LINE_MENDERS.values():
         line = mend_bytes(line)
@@ -70,6 +70,7 @@ def mend_line(line, root, spellings=MappingProxyType({})):
     before = json.dumps(row)
     for mend_row in ROW_MENDERS.values():
         mend_row(row, Path(root), spellings)
+    rescale(row)
     if json.dumps(row) == before:
         return line
     with suppress(UnicodeEncodeError):  # half a surrogate pair: for a person to mend

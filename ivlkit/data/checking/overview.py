@@ -53,15 +53,15 @@ class Overview:
         for row, code, found, expected, todo in block.problems:
             left[code] -= 1
             self._say(code, row + self.starts[block.source], found, expected=expected, todo=todo)
-        for code, number in left.items():
-            self.findings.count(code, number)
+        self.findings.counts.update(left)
 
     def _say(self, code, row, found, **said):
         if not self.findings.wants(code):
-            return self.findings.count(code, 1)
+            self.findings.counts[code] += 1
+            return
         source, own = self._place(row)
         said |= {"source": self.task.sources[source].name, "row": own, "origin": self._origin(row)}
-        return self.findings.add(make_problem(code, self._where(row), found, **said))
+        self.findings.add(make_problem(code, self._where(row), found, **said))
 
     def _origin(self, row):
         source, own = self._place(row)
@@ -149,7 +149,7 @@ class Overview:
             forms = forms[np.argsort(-counts[forms], kind="stable")]
             rows = good[first[forms]].tolist()
             if not self.findings.wants("answer_spelling"):
-                self.findings.count("answer_spelling", 1)
+                self.findings.counts["answer_spelling"] += 1
                 continue
             said = [self.record(row).answer for row in rows[:PLACES]]
             found = counts_text(list(zip(said, counts[forms].tolist(), strict=False)))

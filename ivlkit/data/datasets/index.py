@@ -62,8 +62,8 @@ class LineIndex:
             raise self._fault("a folder")
         return found.st_size, found.st_mtime_ns
 
-    def _fault(self, found, expected="a JSONL file", todo="check the path", *, code="missing_file"):
-        return DataError(found, expected, todo, where=self.path, code=code)
+    def _fault(self, *said, code="missing_file"):
+        return DataError(*said, where=self.path, code=code)
 
     def _build(self, size, changed_ns):
         try:
@@ -73,7 +73,7 @@ class LineIndex:
         if self._stat() != (size, changed_ns):
             raise self._fault("changed while it was read", "a finished file", "try again later")
         if len(offsets) == 1:
-            raise self._fault("no rows", "one JSON object a line", "was the file written completely?", code="no_rows")
+            raise self._fault("no rows", code="no_rows")
         head = np.array([_VERSION, size, changed_ns, len(offsets) - 1], np.int64)
         parts = [head, np.frombuffer(digest, np.int64), offsets, blanks]
         return store_array(self.path, "index", parts) if size >= STORED_FROM_BYTES else np.concatenate(parts)

@@ -1,6 +1,7 @@
 """What a person has → a data set: a meta file or JSONL as it is, whatever else holds rows through `convert`."""
 
 import os
+import re
 from pathlib import Path
 
 from ...errors import DataError
@@ -106,8 +107,7 @@ def _is_json_list(path):
     if path.suffix.lower() != ".json":
         return False
     with open(path, "rb") as file:
-        start = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
+        return bool(re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(1000)))
 
 
 def _converted(source, to=None, rejects="refuse", **options):

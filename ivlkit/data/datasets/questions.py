@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ...errors import DataError, all_faults
 from ..importing.gather import PictureTaker
-from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, choose_columns, row_from_cells, table_rows
+from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, rows_of_cells, table_rows, visible_files
 from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..rows.records import Record, Turn, Video, numbered_lines, parse_row, read_row
+from ..rows.records import Record, Turn, Video, numbered_rows, read_row
 from .opening import open_data
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
@@ -32,15 +32,14 @@ def questions_of(data, *, question=None, root=None):
         raise DataError(f"{path}: does not exist; expected pictures, a table or rows; check the path")
     suffix, root = path.suffix.lower(), Path(root) if root else path if path.is_dir() else path.parent
     if path.is_dir() and not (path / "meta.json").exists():
-        names = [name for name in _files_in(path) if name.suffix.lower() in MEDIA_SUFFIXES]
+        names = [name for name in visible_files(path) if name.suffix.lower() in MEDIA_SUFFIXES]
         if not names:
             raise DataError("no picture or video", f"one at least, {', '.join(sorted(MEDIA_SUFFIXES))}", where=path)
         return [_of_file(path / name, name.as_posix(), question) for name in names], root
     if suffix in MEDIA_SUFFIXES and path.is_file():
         return [_of_file(path, path.name, question)], root
     if suffix in (*TABLE_SUFFIXES, ".jsonl", ".ndjson"):
-        read = _of_table if suffix in TABLE_SUFFIXES else _of_rows
-        return [_asking(record) for record in read(path, root, question)], root
+        return [_asking(record) for record in _of_rows(path, root, question)], root
     _no_question(question, path)
     return list(open_data(path)), None
 
@@ -60,13 +59,7 @@ def left_aside(data):
     """Names of a folder's files that are no picture and no video, and so no rows; hidden ones don't count."""
     if not isinstance(data, (str, os.PathLike)) or not os.path.isdir(data) or (Path(data) / "meta.json").exists():
         return []
-    return [name.as_posix() for name in _files_in(data) if name.suffix.lower() not in MEDIA_SUFFIXES]
-
-
-def _files_in(folder):
-    """Names of the files in it and in its sub-folders, but hidden ones, in order."""
-    names = (path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [name.as_posix() for name in visible_files(data) if name.suffix.lower() not in MEDIA_SUFFIXES]
 
 
 def _of_file(path, name, question):
@@ -79,32 +72,18 @@ def _of_file(path, name, question):
     return Record(id=name, turns=(Turn("user", text),), where=name, **media)
 
 
-def _of_table(path, root, question):
-    _, rows = table_rows(path, question=question, answer=())
-    taker = PictureTaker(root, root)
-    for where, row in rows:
+def _of_rows(path, root, question):
+    """The records of a table or JSONL; that an answer is missing is no fault here."""
+    is_table, taker = path.suffix.lower() in TABLE_SUFFIXES, PictureTaker(root, root)
+    choice = {"question": question, "answer": ()}
+    for where, row in table_rows(path, **choice)[1] if is_table else rows_of_cells(numbered_rows(path), **choice):
         if isinstance(row, DataError):
             raise row
-        images = row["image"] if isinstance(row.get("image"), list) else [row["image"]]
-        yield _read(row | {"image": [str(taker.find(name, where)) for name in images]}, where, Path(taker.root.anchor))
-
-
-def _of_rows(path, root, question):
-    for number, line in numbered_lines(path):
-        where = f"{path.name}:{number}"
-        row = parse_row(line, where)
-        if not row.get("conversations") and not row.get("messages"):
-            columns = choose_columns(list(row), where, question=question, answer=())
-            row = row_from_cells(row, columns, where, id=number)
-        else:
-            _no_question(question, where)
-        yield _read(row, where, root)
-
-
-def _read(row, where, root):
-    """The `Record` of a row of any format; that an answer is missing is no fault here."""
-    (_, record), faults = all_faults(read_row(row, where, root))
-    for fault in faults:
-        if fault.code != "no_answer":
-            raise fault.at(where)
-    return record
+        if is_table:
+            images = row["image"] if isinstance(row["image"], list) else [row["image"]]
+            row["image"], root = [str(taker.find(name, where)) for name in images], Path(taker.root.anchor)
+        (_, record), faults = all_faults(read_row(row, where, root))
+        for fault in faults:
+            if fault.code != "no_answer":
+                raise fault.at(where)
+        yield record

@@ -35,18 +35,18 @@ def read_coco(path, name):
 
 
 def _labelled(image, entries, names, name):
-    boxes, faults = [], []
+    boxes = []
     for entry in entries:
         thing, place = names.get(entry.get("category_id")), f"annotation {entry.get('id')}"
         box = entry.get("bbox")
         if not isinstance(box, list) or [isinstance(number, (int, float)) for number in box] != [True] * 4:
-            faults.append((thing, f"{place} has the bbox {box!r:.60}"))
+            boxes.append((thing, f"{place} has the bbox {box!r:.60}"))
         elif thing is None:
-            faults.append((None, f"{place} is of category {entry.get('category_id')!r}, which the file does not name"))
+            boxes.append((None, f"{place} is of category {entry.get('category_id')!r}, which the file does not name"))
         elif entry.get("iscrowd"):
-            faults.append((thing, f"{place} is a crowd"))
+            boxes.append((thing, f"{place} is a crowd"))
         else:
             boxes.append((thing, (box[0], box[1], box[0] + box[2], box[1] + box[3])))
     size = (image.get("width"), image.get("height"))
     picture, size = str(image["file_name"]), size if all(isinstance(side, int) and side for side in size) else None
-    return Labelled(f"{name}: {picture}", beside(name, picture), boxes, size=size, faults=faults)
+    return Labelled(f"{name}: {picture}", beside(name, picture), boxes, size=size)

@@ -12,14 +12,14 @@ import shutil
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import tee
 from pathlib import Path
 
 from ...errors import DataError, first_raised
 from ..files import PART
-from ..groups import RowKeys, group_digest, text_digest
+from ..groups import RowKeys
 from ..rows.formats import detect_format, release
-from ..rows.records import numbered_lines, parse_row, read_released
+from ..rows.records import numbered_rows, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .labelled import labelled_rows
@@ -183,7 +183,7 @@ def _open_source(source, images, columns):
     if suffix in TABLE_SUFFIXES:
         return *table_rows(path, **_only(columns, _COLUMNS, "a table")), home
     if suffix in (".jsonl", ".ndjson"):
-        return *_rows_of_json("JSON lines", _jsonl_rows(path), columns), home
+        return *_rows_of_json("JSON lines", numbered_rows(path), columns), home
     if suffix == ".json":
         return *_rows_of_json("JSON list", _json_rows(path), columns), home
     expected = ".jsonl, .json, .csv, .tsv, .xlsx or a folder"
@@ -199,26 +199,12 @@ def _only(columns, allowed, what):
 
 def _rows_of_json(said, rows, columns):
     """(what was detected, rows): those of a table where the first has no turns."""
-    seen, first = [], {}
-    for where, row in rows:
-        seen.append((where, row))
-        if isinstance(row, dict):
-            first = row
-            break
-    rows = chain(seen, rows)
+    rows, ahead = tee(rows)
+    first = next((row for _, row in ahead if isinstance(row, dict)), {})
     if first.keys() & {"conversations", "messages"}:
         _only(columns, set(), "JSON rows")
         return said, rows
     return f"a table of {said}", rows_of_cells(rows, **_only(columns, _COLUMNS, "rows"))
-
-
-def _jsonl_rows(path):
-    for number, line in numbered_lines(path):
-        where = f"{path.name}:{number}"
-        try:
-            yield where, parse_row(line, where)
-        except DataError as error:
-            yield where, error
 
 
 def _json_rows(path):
@@ -303,9 +289,7 @@ def _sort_out(rows, folder, taker, *, format, group):
     with open(folder / f"accepted{PART}", "wb") as accepted, open(rejects, "wb") as rejected:
         for where, row, *part in rows:
             try:
-                taken, shown, own = _accept(row, where, taker, format=format, group=group, formats=found.formats)
-                accepted.write(_json_line(taken))
-                found.keys.add(own, shown)
+                accepted.write(_json_line(_accept(row, where, taker, found, format=format, group=group)))
                 found.places.append(where)
                 found.parts.append(part[0] if part else None)
             except DataError as error:
@@ -318,21 +302,19 @@ def _sort_out(rows, folder, taker, *, format, group):
     return found
 
 
-def _accept(row, where, taker, *, format, group, formats):
-    """(released row with absolute paths, {digest: picture}, digests), read once as training will read it."""
+def _accept(row, where, taker, found, *, format, group):
+    """The released row with absolute paths, read once as training will read it; `found` takes its keys and format."""
     if isinstance(row, Exception):
         raise row
     name = format or detect_format(row)
-    released = first_raised(release(row, format=name), where)
-    taken, digests = taker.take(released, where)
+    taken = taker.take(first_raised(release(row, format=name), where), where)
     record = first_raised(read_released(taken, where, Path(taker.root.anchor)), where)
     if record.video:
         taker.check_video(record.video, where)
-    formats[name] += 1
+    found.keys.add(record, taker.digest_of, group=group)
+    found.formats[name] += 1
     own = {"row_source": taken["source"]} if "source" in taken else {}
-    of_group = [group_digest(released, group, where)] if group else []
-    shown = {} if record.video else dict(zip(digests, map(str, record.images), strict=True))
-    return taken | own | {"source": where}, shown, [*(digests or [text_digest(record.turns)]), *of_group]
+    return taken | own | {"source": where}
 
 
 def _json_line(row):

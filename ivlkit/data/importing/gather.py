@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -34,7 +35,8 @@ class PictureTaker:
 
     def __init__(self, root, folder, *, fetch=None):
         self.root, self.folder, self.fetch = Path(os.path.abspath(root)), Path(os.path.abspath(folder)), fetch
-        self._has_written, self._listings, self._hashes, self._videos = False, {}, {}, set()
+        self._has_written, self._listings, self._looked_at = False, {}, set()
+        self.digest_of = cache(file_digest)
 
     @property
     def base(self):
@@ -42,28 +44,28 @@ class PictureTaker:
         return Path(os.path.commonpath([self.root, self.folder])) if self._has_written else self.root
 
     def take(self, row, where):
-        """(the released row with absolute paths, hashes of its pictures' bytes).
-
-        Raises: DataError if one is missing, unreadable, remote or outside the root.
-        """
-        taken, hashes = dict(row), []
+        """The released row with absolute paths. Raises: DataError if one is missing, unreadable, remote or outside."""
+        taken = dict(row)
         for field, find in (("image", self._picture), ("video", self.find)):
             value = row.get(field)
             is_list = isinstance(value, (list, tuple))
             if is_nothing(value) or field == "video" and not (are_frames(value) if is_list else isinstance(value, str)):
                 continue  # what is no video is said where the row is read
             paths = [find(one, where) for one in (value if is_list else [value])]
-            hashes += [self._hash(path, where, is_video=field == "video" and not is_list) for path in paths]
+            for path in paths if field == "image" or is_list else ():
+                if path not in self._looked_at:
+                    check_picture(path, where)
+                    self._looked_at.add(path)
             taken[field] = [str(path) for path in paths] if is_list else str(paths[0])
-        return taken, tuple(hashes)
+        return taken
 
     def check_video(self, video, where):
         """Raise DataError if a picture of a folder, or the last frame of the clip, can't be read."""
-        if video not in self._videos:
+        if video not in self._looked_at:
             for frame in () if video.frames else frame_files(video):
                 check_picture(frame, where)
             check_end(video, where)
-            self._videos.add(video)
+            self._looked_at.add(video)
 
     def _picture(self, value, where):
         if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
@@ -137,14 +139,6 @@ class PictureTaker:
                     listing.setdefault((entry.stem.casefold(),), []).append(entry.name)
             self._listings[folder] = listing
         return self._listings[folder]
-
-    def _hash(self, path, where, *, is_video=False):
-        """What stands for a file, or for the files in a folder."""
-        if path not in self._hashes:
-            if not is_video:
-                check_picture(path, where)
-            self._hashes[path] = file_digest(path)
-        return self._hashes[path]
 
 
 def fetch_url(url):

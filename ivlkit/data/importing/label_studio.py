@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ...errors import DataError
 from .labelled import Labelled
-from .tables import PICTURE_SUFFIXES, text_table
+from .tables import PICTURE_SUFFIXES, table_cells
 
 _OWN = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time"}
 _SIDES, _SIZE = ("x", "y", "width", "height"), ("original_width", "original_height")
@@ -15,6 +15,9 @@ _SIDES, _SIZE = ("x", "y", "width", "height"), ("original_width", "original_heig
 def read_label_studio(path, name):
     """Yield `Labelled` of every annotation, and a DataError of every task without one, or with another one."""
     for where, row in _csv_rows(path, name) if path.suffix.lower() == ".csv" else _json_rows(path, name):
+        if isinstance(row, DataError):
+            yield row
+            continue
         try:
             if "annotations" in row:  # of a task; the others are rows of JSON_MIN
                 done = [each for each in row["annotations"] if not each.get("was_cancelled")]
@@ -38,13 +41,11 @@ def _json_rows(path, name):
 
 
 def _csv_rows(path, name):
-    header, lines, _ = text_table(path)
-    for number, cells in lines:
-        row = {} if isinstance(cells, Exception) else dict(zip(header, cells, strict=False))
-        for key, text in row.items():  # a cell of several values holds JSON
-            with suppress(ValueError):
+    for where, row in table_cells(path, name)[2]:
+        for key, text in row.items() if isinstance(row, dict) else ():  # a cell of several values holds JSON
+            with suppress(ValueError, TypeError):
                 row[key] = json.loads(text) if text[:1] in ("[", "{") else text
-        yield f"{name}:{number}", row
+        yield where, row
 
 
 def _values(result):
@@ -74,23 +75,24 @@ def _labelled(row, where):
             texts[str(key)] = ", ".join(map(str, _listed(value)))
     if picture is None:
         raise ValueError("no field that names a picture")
-    boxes, faults = _boxes(regions)
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
-    return Labelled(where, picture, boxes, per=100, size=size, texts=texts, faults=faults)
+    return Labelled(where, picture, _boxes(regions), per=100, size=size, texts=texts)
 
 
 def _boxes(regions):
-    """(boxes, faults); a rectangle, its label and its text may be regions of their own in the same place."""
-    names_at, faults = {}, []
+    """The boxes; a rectangle, its label and its text may be regions of their own in the same place."""
+    names_at, boxes = {}, []
     for region in regions:
         names = [name for key, found in region.items() if key.endswith("labels") for name in found]
         if region.keys() >= {*_SIDES} and not region.get("rotation"):
             names_at.setdefault(tuple(float(region[side]) for side in _SIDES), []).extend(names)
         else:
             found = f"a region of {', '.join(map(str, names))} that is no upright rectangle"
-            faults.append((names[0] if names else None, found))
-    faults += [(None, f"a rectangle without a label at {place}") for place, names in names_at.items() if not names]
-    return [(name, (x, y, x + w, y + h)) for (x, y, w, h), names in names_at.items() for name in names], faults
+            boxes.append((names[0] if names else None, found))
+    for (x, y, w, h), names in names_at.items():
+        boxes += [(name, (x, y, x + w, y + h)) for name in names]
+        boxes += [] if names else [(None, f"a rectangle without a label at {x, y, w, h}")]
+    return boxes
 
 
 def _picture(address):

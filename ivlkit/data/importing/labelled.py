@@ -36,12 +36,11 @@ class Labelled:
 
     where: str  # "train/_annotations.coco.json: a.jpg"
     picture: str  # its path as the tool has it, or only its name
-    boxes: Sequence = ()  # (name, (left, top, right, bottom)) each
+    boxes: Sequence = ()  # (name, (left, top, right, bottom)) each, or (name or None for any, what makes it unusable)
     per: int | None = None  # what a side of the picture counts in them: 1 or 100; None: its pixels
     size: tuple | None = None  # (width_px, height_px) of the picture that was labelled, if it is said
     texts: dict = field(default_factory=dict)  # {field: what was chosen or typed}
     part: str | None = None  # of the split: "train"
-    faults: Sequence = ()  # (name or None for every one, what was found) of each box that can't be used
 
 
 def beside(name, picture):
@@ -148,7 +147,7 @@ def _rows(record, name, path, asked, columns):
     if columns:
         counted = {"labels": ", ".join(boxes), "count": sum(map(len, boxes.values()))} if needs_boxes else {}
         cells = record.texts | {"image": name} | (counted if not faults else {})
-        yield row_from_cells(cells, columns, record.where, id=0)
+        yield row_from_cells(cells, columns, record.where)
     elif not boxes and not faults:
         others = f"; or name a field, answer=… ({', '.join(record.texts)})" if record.texts else ""
         raise DataError(f"{record.where}: no box; nothing is asked about it; expected one at least{others}")
@@ -161,9 +160,10 @@ def _row(question, answer):
 
 def _usable(record, path):
     """({name: [[x1, y1, x2, y2] in thousandths, …]}, [(name, what was found) of the others])."""
-    boxes, faults = defaultdict(list), list(record.faults)
-    sides = _sides(record, path) if record.boxes else None
-    for name, box in record.boxes:
+    boxes, faults = defaultdict(list), [each for each in record.boxes if isinstance(each[1], str)]
+    whole = [each for each in record.boxes if not isinstance(each[1], str)]
+    sides = _sides(record, path) if whole else None
+    for name, box in whole:
         name = name.strip() if isinstance(name, str) else ""
         shares = [number / side for number, side in zip(box, sides * 2, strict=True)]
         is_inside = all(math.isfinite(share) and -SLACK <= share <= 1 + SLACK for share in shares)

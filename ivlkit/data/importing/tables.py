@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Columns:
     suffix: str | None = None  # a line after every question
 
 
-def choose_columns(header, where, *, image=None, video=None, question=None, answer=None):
+def choose_columns(header, where, *, image=None, video=None, question=None, answer=None, suffix=None):
     """`Columns` of a table by what was asked for, or by usual names ("image", "question", "answer", …).
 
     Args: answer: () for rows that have none, or whose answer is not read.
@@ -64,7 +64,7 @@ def choose_columns(header, where, *, image=None, video=None, question=None, answ
     if constant and re.fullmatch(r"\w+", asked):
         expected = f"one of {_names(header)}, or a sentence that is asked about every row"
         raise DataError(f"no column {asked!r} for the question", expected, where=where)
-    return Columns(images, asked, answers, video, constant, isinstance(answer, (list, tuple)))
+    return Columns(images, asked, answers, video, constant, isinstance(answer, (list, tuple)), suffix)
 
 
 def _listed(value):
@@ -85,7 +85,7 @@ def _names(header):
     return ", ".join(repr(name) for name in header if name)
 
 
-def row_from_cells(cells, columns, where, *, id):
+def row_from_cells(cells, columns, where):
     """One row of a table, {column: cell}, as a released row.
 
     Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
@@ -102,7 +102,7 @@ def row_from_cells(cells, columns, where, *, id):
     conversations = [{"from": "human", "value": question}]
     if columns.answer:
         conversations.append({"from": "gpt", "value": _answer(cells, columns, where)})
-    row = {"id": cells.get("id", id), "conversations": conversations}
+    row = {"id": cells.get("id"), "conversations": conversations}
     if images:
         row["image"] = images if len(images) > 1 else images[0]
     if columns.video:
@@ -144,32 +144,36 @@ def _answer(cells, columns, where):
 # CSV and TSV
 
 
-def table_rows(path, *, image=None, video=None, question=None, answer=None, suffix=None):
-    """(what was detected, [(where, released row or DataError), …] as an iterator) of a CSV, TSV or XLSX."""
+def table_rows(path, **choice):
+    """(what was detected, [(where, released row or DataError), …] as an iterator); `choice` as in `choose_columns`."""
+    said, header, rows = table_cells(path, Path(path).name)
+    return said, rows_of_cells(rows, choose_columns(header, f"{Path(path).name}:1", **choice))
+
+
+def table_cells(path, name):
+    """(what was detected, columns, [(where, {column: cell} or DataError), …] as an iterator) of a CSV, TSV or XLSX.
+
+    A row without a cell "id" gets the number of its line. Args: name: of the file, as messages have it.
+    """
     path = Path(path)
     header, lines, said = xlsx_table(path) if path.suffix.lower() == ".xlsx" else text_table(path)
-    where = f"{path.name}:1"
-    header = [str(name).strip() if name is not None else "" for name in header]
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+    header = [str(column).strip() if column is not None else "" for column in header]
+    twice = sorted({column for column in header if column and header.count(column) > 1})
     if twice:
-        raise DataError(f"{where}: column {twice[0]!r} twice; expected every name once; rename one")
-    columns = choose_columns(header, where, image=image, video=video, question=question, answer=answer)
-    columns = replace(columns, suffix=suffix)
-    return said, _rows(path.name, header, lines, columns)
+        raise DataError(f"{name}:1: column {twice[0]!r} twice; expected every name once; rename one")
+    return said, header, _cells(name, header, lines)
 
 
-def _rows(name, header, lines, columns):
+def _cells(name, header, lines):
     for number, cells in lines:
         where = f"{name}:{number}"
-        try:
-            if isinstance(cells, Exception):
-                raise DataError(f"{where}: {cells}")
-            if len(cells) > len(header) and any(cell not in ("", None) for cell in cells[len(header) :]):
-                found = f"{len(cells)} cells in a table of {len(header)} columns"
-                raise DataError(found, None, "put quotes around the cell that holds a separator", where=where)
-            yield where, row_from_cells(dict(zip(header, cells, strict=False)), columns, where, id=number)
-        except DataError as error:
-            yield where, error
+        if isinstance(cells, Exception):
+            yield where, DataError(f"{where}: {cells}")
+        elif len(cells) > len(header) and any(cell not in ("", None) for cell in cells[len(header) :]):
+            found = f"{len(cells)} cells in a table of {len(header)} columns"
+            yield where, DataError(found, None, "put quotes around the cell that holds a separator", where=where)
+        else:
+            yield where, {"id": number} | dict(zip(header, cells, strict=False))
 
 
 def text_table(path):
@@ -296,33 +300,21 @@ def _plain(cell):
 # A folder with one sub-folder a class, or with one a part that has these
 
 
-def folder_parts(folder):
-    """{"valid": "validation", …} of a folder whose sub-folders are the parts of a split; {} of any other.
-
-    Raises: DataError if only some are: a part's name is never an answer.
-    """
-    folders = _folders_in(folder)
-    parts = {path.name: PART_OF[path.name.casefold()] for path in folders if path.name.casefold() in PART_OF}
-    others = [path.name for path in folders if path.name not in parts]
-    nested = [name for name in parts if _folders_in(Path(folder) / name)]
-    if others and nested:
-        found = f"{_names(nested)} with folders in them beside {_names(others)}"
-        expected = "parts of a split only, or classes only"
-        raise DataError(found, expected, "move the others elsewhere", where=folder)
-    return {} if others else parts
-
-
-def _folders_in(folder):
-    return sorted(path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def folder_rows(folder, *, question=None):
+def folder_rows(folder, *, question=FOLDER_QUESTION):
     """(what was detected, rows) of `photos/cat/1.jpg`, `photos/dog/2.jpg`: the sub-folder is the answer.
 
     Of `photos/train/cat/1.jpg`, `photos/valid/dog/2.jpg` it is the one below the part.
     """
-    folder, parts = Path(folder), folder_parts(folder)
-    classes = {path.name for part in parts or [""] for path in _folders_in(folder / part)}
+    folder, names = Path(folder), _folders_in(folder)
+    parts = {name: PART_OF[name.casefold()] for name in names if name.casefold() in PART_OF}
+    others = [name for name in names if name not in parts]
+    nested = [name for name in parts if _folders_in(folder / name)]
+    if others and nested:  # a part's name is never an answer
+        found = f"{_names(nested)} with folders in them beside {_names(others)}"
+        expected = "parts of a split only, or classes only"
+        raise DataError(found, expected, "move the others elsewhere", where=folder)
+    parts = {} if others else parts
+    classes = {name for part in parts or [""] for name in _folders_in(folder / part)}
     if not classes:
         found = "no class folders in those of the split" if parts else "no sub-folders"
         expected = f"one a class, {'/'.join([folder.name, *list(parts)[:1]])}/cat/1.jpg"
@@ -331,27 +323,34 @@ def folder_rows(folder, *, question=None):
         found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks"
         todo = "add the tool's own file: data.yaml, _annotations.coco.json, …"
         raise DataError(found, "one a class", todo, where=folder)
-    question = question or FOLDER_QUESTION
     said = f", split into {', '.join(parts)}" if parts else ""
     return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, parts)
 
 
+def _folders_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _folder_rows(folder, question, parts):
     """The outermost folder is the answer, or the one in it where the outermost are `parts`."""
-    names = sorted(path.relative_to(folder) for path in files_below(folder))
-    is_hidden = [name.name.lower() in HIDDEN_FILES or any(part[0] == "." for part in name.parts) for name in names]
-    names = [name for name, hidden in zip(names, is_hidden, strict=True) if not hidden]
-    for number, name in enumerate(names, start=1):
+    for number, name in enumerate(visible_files(folder), start=1):
         where, part, depth = name.as_posix(), parts.get(name.parts[0]), bool(parts)
         if len(name.parts) <= depth + 1:
             inside = "/".join([folder.name, *name.parts[:-1], "CLASS", name.name])
-            yield where, DataError(f"{where}: lies beside the class folders; expected {inside}"), part
+            yield where, DataError("lies beside the class folders", inside, where=where), part
         elif name.suffix.lower() not in PICTURE_SUFFIXES:
             expected = ", ".join(sorted(PICTURE_SUFFIXES))
             yield where, DataError("no picture by its name", expected, where=where), part
         else:
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[depth]}]
             yield where, {"id": number, "image": where, "conversations": turns}, part
+
+
+def visible_files(folder):
+    """Names, from the folder on, of the files in it and in its sub-folders but hidden ones, in order."""
+    names = sorted(path.relative_to(folder) for path in files_below(Path(folder)))
+    shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return [name for name in shown if name.name.lower() not in HIDDEN_FILES]
 
 
 def files_below(folder, above=()):
@@ -375,15 +374,17 @@ def dataset_rows(dataset, **choice):
     if isinstance(dataset, Mapping):
         raise DataError(f"a dictionary of {_names(dataset)}; expected one split; choose it: dataset['train']")
     features = getattr(dataset, "features", None) or {}
-    columns = list(getattr(dataset, "column_names", None) or features)
+    columns = _names(getattr(dataset, "column_names", None) or features)
     name = getattr(dataset, "builder_name", None) or "dataset"
     rows = ((f"{name}: row {number}", row) for number, row in enumerate(dataset))
-    return f"dataset with {_names(columns) or 'rows'}", rows_of_cells(rows, features, columns, **choice)
+    return f"dataset with {columns or 'rows'}", rows_of_cells(rows, features=features, **choice)
 
 
-def rows_of_cells(rows, features=(), header=(), *, suffix=None, **choice):
-    """Released rows of (where, {column: cell} or DataError); `choice` of columns as in `choose_columns`."""
-    columns = None
+def rows_of_cells(rows, columns=None, *, features=(), **choice):
+    """Released rows of (where, {column: cell} or DataError); what has turns is a row already.
+
+    Args: columns: default those of the first row, by `choice` as in `choose_columns`.
+    """
     names_of = {key: feature.int2str for key, feature in dict(features).items() if hasattr(feature, "int2str")}
     for number, (where, row) in enumerate(rows):
         try:
@@ -391,13 +392,16 @@ def rows_of_cells(rows, features=(), header=(), *, suffix=None, **choice):
                 raise row
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: a {type(row).__name__}; expected a dictionary")
-            if "conversations" in row or "messages" in row:
+            if any(isinstance(row.get(name), list) for name in ("conversations", "messages")):
+                if asked := choice.get("question"):
+                    todo = f"have their own questions; expected no question={asked!r}; leave it out"
+                    raise DataError(f"{where}: {todo}")
                 yield where, {key: value for key, value in row.items() if key in RESERVED or _is_json(value)}
                 continue
-            columns = columns or replace(choose_columns(header or list(row), where, **choice), suffix=suffix)
+            columns = columns or choose_columns(list(row), where, **choice)
             classes = {key: row[key] for key in names_of if isinstance(row.get(key), int)}
             named = {key: names_of[key](value) if value >= 0 else None for key, value in classes.items()}
-            yield where, row_from_cells({**row, **named}, columns, where, id=number)  # -1 stands for no class
+            yield where, row_from_cells({"id": number, **row, **named}, columns, where)  # -1 stands for no class
         except DataError as error:
             yield where, error
 

@@ -9,7 +9,7 @@ from xml.parsers import expat
 
 from ...errors import DataError
 from .labelled import Labelled, beside
-from .tables import PART_OF, text_table
+from .tables import PART_OF, table_cells
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 COLUMNS = ("filename", "width", "height", "class", *SIDES)
@@ -49,16 +49,18 @@ def _image_sets(folder):
 
 def read_box_table(path, name):
     """Yield `Labelled` of every picture of a table that has a line for each box, with the columns COLUMNS."""
-    header, lines, _ = text_table(path)
     found = {}
-    for number, cells in lines:
+    for where, cells in table_cells(path, name)[2]:
+        if isinstance(cells, DataError):
+            yield cells
+            continue
         try:
-            row = dict(zip(map(str.lower, header), cells, strict=True))
+            row = {column.lower(): cell for column, cell in cells.items()}
             picture, width, height, thing, *box = (row[column] for column in COLUMNS)
             boxes = found.setdefault((picture, int(width), int(height)), [])
             boxes.append((thing, tuple(map(float, box))))
         except (KeyError, ValueError, TypeError) as error:
             said = f"{type(error).__name__}: {error}", f"{', '.join(COLUMNS)}", "correct the line"
-            yield DataError(*said, where=f"{name}:{number}")
+            yield DataError(*said, where=where)
     for (picture, *size), boxes in found.items():
         yield Labelled(f"{name}: {picture}", beside(name, picture), boxes, size=tuple(size))

@@ -24,8 +24,7 @@ def read_yolo(path, name):
             yield picture
             continue
         used.add(label := _label_of(picture))
-        boxes, faults = _boxes(label, names)
-        yield Labelled(_named(picture, path), str(picture), boxes, per=1, part=part, faults=faults)
+        yield Labelled(_named(picture, path), str(picture), list(_boxes(label, names)), per=1, part=part)
     for folder in sorted({label.parent for label in used}):
         for label in sorted({*folder.glob("*.txt")} - used):
             if folder.name == "labels" or folder.parent.name == "labels":
@@ -63,23 +62,20 @@ def _label_of(picture):
 
 
 def _boxes(label, names):
-    """(boxes, faults) of a label file; of an outline of points the box around it."""
-    boxes, faults = [], []
+    """Yield (name, box) of each line of a label file, or what is wrong with it; of an outline the box around it."""
     lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.exists() else ()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             thing, *values = map(float, line.split())
-            thing = str(names[int(thing)])
+            thing, xs, ys = str(names[int(thing)]), values[::2], values[1::2]
             if len(values) == 4:
                 x, y, width, height = values
-                boxes.append((thing, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)))
-                continue
-            if len(values) < 6 or len(values) % 2:
+                yield thing, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            elif len(values) < 6 or len(values) % 2:
                 raise ValueError
-            xs, ys = values[::2], values[1::2]
-            boxes.append((thing, (min(xs), min(ys), max(xs), max(ys))))
+            else:
+                yield thing, (min(xs), min(ys), max(xs), max(ys))
         except (ValueError, LookupError, OverflowError):
-            faults.append((None, f"{label.name}:{number}: {line[:60]!r}, which is no class and box"))
-    return boxes, faults
+            yield None, f"{label.name}:{number}: {line[:60]!r}, which is no class and box"

@@ -77,14 +77,20 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
     system = template.system_message if system_message is None else system_message
     if turns[0].role == "system":
         system, turns = turns[0].text.strip(), turns[1:]
-    pictures = [IMAGE_START + IMAGE_CONTEXT * (tiles * num_image_token) + IMAGE_END for tiles in num_tiles]
+    asked = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns if turn.role == "user")
+    if num_tiles and asked > len(num_tiles):
+        raise DataError(f"more {IMAGE_PLACEHOLDER} in user turns than pictures; expected one for each picture")
+    if asked < len(num_tiles):
+        raise DataError(f"{len(num_tiles)} pictures but {asked} {IMAGE_PLACEHOLDER} in user turns")
+    pictures = (IMAGE_START + IMAGE_CONTEXT * (tiles * num_image_token) + IMAGE_END for tiles in num_tiles)
     parts, answers, stripped = [template.system_prefix, system, template.end], [], 0
     length = sum(map(len, parts))
     for turn in turns:
         keeps = turn.role == "user" and not template.strips_questions
         message = turn.text if keeps else turn.text.strip()
         if turn.role == "user" and num_tiles:
-            message = _insert_pictures(message, pictures)
+            head, *rest = message.split(IMAGE_PLACEHOLDER)
+            message = head + "".join(next(pictures) + text for text in rest)
         prefix = template.prefix(turn.role)
         if turn.role == "assistant" and turn.trained:
             start = length + len(prefix)
@@ -94,15 +100,4 @@ def render(turns, template, *, num_tiles=(), num_image_token=256, system_message
         length += len(prefix) + len(message) + len(template.end)
     if turns[-1].role == "user":
         parts.append(template.assistant_prefix)
-    if pictures:
-        found = len(num_tiles) - len(pictures)
-        raise DataError(f"{len(num_tiles)} pictures but {found} {IMAGE_PLACEHOLDER} in user turns")
     return Rendered("".join(parts), tuple(answers), stripped)
-
-
-def _insert_pictures(message, pictures):
-    """Replace placeholders by the next pictures; takes them from the front of the list."""
-    head, *rest = message.split(IMAGE_PLACEHOLDER)
-    if len(rest) > len(pictures):
-        raise DataError(f"more {IMAGE_PLACEHOLDER} in user turns than pictures; expected one for each picture")
-    return head + "".join(pictures.pop(0) + text for text in rest)

@@ -34,9 +34,10 @@ def release(row, *, format=None):
     yield from refused(row, REFUSED_IN_ROW, "")
     if not is_nothing(row.get("conversations")) and not is_nothing(row.get("messages")):
         yield DataError("both `conversations` and `messages`", "one of them", "remove the other", code="refused_field")
-    media = yield from _media(row)
     turns, found = yield from FORMATS[name](row)
-    media = yield from _fill(found, media)
+    media = {}
+    for medium in ("image", "video"):
+        media |= yield from _media(row, medium, found.get(medium))
     if turns is None:
         return None
     return {key: value for key, value in row.items() if key not in _REWRITTEN} | media | {"conversations": turns}
@@ -91,7 +92,7 @@ _REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos",
 def _turns(turns, field, *, word, **how):
     """The turns of a list in the released shape, or None if one of them has none."""
     if not isinstance(turns, list) or not turns:
-        yield DataError(f"no `{field}`", "a list of turns, a question and its answer at least", code="no_conversations")
+        yield DataError(f"no `{field}`", code="no_conversations")
         return None
     released = []
     for number, turn in enumerate(turns, start=1):
@@ -99,32 +100,33 @@ def _turns(turns, field, *, word, **how):
     return None if None in released else released
 
 
-def _media(row):
-    """`image` and `video` of a row that may name them in the plural."""
-    media = {}
-    for medium in ("image", "video"):
-        one, several = row.get(medium), row.get(f"{medium}s")
-        if is_nothing(several):
-            media |= {} if is_nothing(one) else {medium: one}
-            continue
-        one, several = _listed(one), _listed(several)
-        names = {name for name in several if isinstance(name, str)}
-        if twice := [name for name in one if isinstance(name, str) and name in names]:
-            found = f"`{medium}` and `{medium}s` both name {short(twice[0])}"
-            yield DataError(found, "one of them", f"remove `{medium}`", code="refused_field")
-            one = []
-        media |= yield from _named(medium, [*several, *one])
-    if "image" in media:
-        media["image"] = written_out(media["image"])
-    return media
+def _media(row, medium, found):
+    """{medium: its sources} of a row that may name them in the plural, or in the parts of its messages, `found`.
 
-
-def _named(medium, sources):
-    if medium == "video" and len(sources) > 1 and are_frames(sources):
-        return {medium: sources}
-    if medium == "video" and len(sources) > 1:
+    Parts that name none take the row's own in order.
+    """
+    own, several = row.get(medium), _listed(row.get(f"{medium}s"))
+    names = {name for name in several if isinstance(name, str)}
+    if twice := [name for name in _listed(own) if isinstance(name, str) and name in names]:
+        said = f"`{medium}` and `{medium}s` both name {short(twice[0])}", "one of them", f"remove `{medium}`"
+        yield DataError(*said, code="refused_field")
+        own = None
+    sources = [*several, *_listed(own)]
+    if found:
+        empty = sum(value is None for value in found)
+        if empty == len(sources):
+            sources = [sources.pop(0) if value is None else value for value in found]
+        else:
+            said = f"{empty} parts without a {medium} of their own, {len(sources)} in the row's `{medium}s`"
+            yield DataError(said, "one for each", code="placeholder_count")
+    elif not several:
+        return {} if is_nothing(own) else {medium: written_out(own) if medium == "image" else own}
+    if medium == "image":
+        sources = written_out(sources)
+    elif len(sources) > 1 and not are_frames(sources):
         yield DataError(f"{len(sources)} videos", "one", "split the row")
-    return {medium: sources if len(sources) > 1 and medium == "image" else sources[0]} if sources else {}
+        sources = sources[:1]
+    return {medium: sources if len(sources) > 1 else sources[0]} if sources else {}
 
 
 def are_frames(names):
@@ -141,7 +143,7 @@ def _listed(value):
 def _turn(turn, place, *, roles, found=None):
     """A released turn, or None. `found` takes the pictures and videos of a content that is a list of parts."""
     if not isinstance(turn, Mapping):
-        yield DataError(f"{place}: a {type(turn).__name__}", "a role and a text", code="bad_turn")
+        yield DataError(f"{place}: a {type(turn).__name__}", code="bad_turn")
         return None
     role = turn.get("from", turn.get("role"))
     if not isinstance(role, str) or role not in roles:
@@ -190,24 +192,7 @@ def _part_source(part, kind, medium):
         from urllib.parse import unquote, urlparse
 
         return unquote(urlparse(value).path)
-    return written_out(value)
-
-
-def _fill(found, media):
-    """Pictures named in the parts, or, for parts that name none, the row's own `images` in order."""
-    for medium, sources in found.items():
-        if not sources:
-            continue
-        own = _listed(media.get(medium))
-        empty = sum(value is None for value in sources)
-        if empty != len(own):
-            found_text = f"{empty} parts without a {medium} of their own, {len(own)} in the row's `{medium}s`"
-            yield DataError(found_text, "one for each", code="placeholder_count")
-            return media
-        rest = iter(own)
-        sources = [next(rest) if value is None else value for value in sources]
-        media = media | (yield from _named(medium, sources))
-    return media
+    return value
 
 
 def short(value, limit=80):

@@ -330,15 +330,13 @@ class OpenPicture:
     def _explained(self):
         try:
             yield
-        except DataError:
-            self._files.close()
-            raise
-        except FileNotFoundError as error:
-            self._files.close()
-            found, todo = f"picture {self.name} does not exist", "check the row's path and the data set's `root`"
-            raise DataError(found, "a file there", todo, where=self.where, code="missing_media") from error
         except Exception as error:
             self._files.close()
+            if isinstance(error, DataError):
+                raise
+            if isinstance(error, FileNotFoundError):
+                found = f"picture {self.name} does not exist"
+                raise DataError(found, where=self.where, code="missing_media") from error
             is_known = not isinstance(error, UnidentifiedImageError)
             found = f"can't be decoded ({error})" if is_known else "is not a picture Pillow can read"
             raise unreadable(f"{self.name} {found}", where=self.where) from error

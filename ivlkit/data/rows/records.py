@@ -99,20 +99,27 @@ def read_records(path, root="."):
     Args: path: the JSONL; root: folder that the rows' picture paths start from.
     Raises: DataError at the first broken line, with file, line, what was expected and what to do.
     """
-    path = Path(path)
-    records = [parse_line(line, f"{path.name}:{number}", root) for number, line in numbered_lines(path)]
+    records = []
+    for where, row in numbered_rows(path):
+        if isinstance(row, DataError):
+            raise row
+        records.append(first_raised(read_row(row, where, Path(root)), where)[1])
     if not records:
         raise DataError(f"{path}: no rows; expected one JSON object a line; check that the file was written completely")
     return records
 
 
-def numbered_lines(path):
-    """Yield (number, bytes) of each line of a file that is not blank, counted from 1."""
+def numbered_rows(path):
+    """Yield ("train.jsonl:17", the JSON object or the DataError of that line) of each line that is not blank."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
+                where = f"{Path(path).name}:{number}"
+                try:
+                    if line.strip():
+                        yield where, parse_row(line, where)
+                except DataError as error:
+                    yield where, error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}); expected a JSONL file; check the path") from error
 
@@ -130,12 +137,10 @@ def parse_row(line, where, *, object_pairs_hook=None):
         found = f"not UTF-8 ({error.reason} at byte {error.start})"
         raise DataError(found, None, "save the file as UTF-8", where=where, code="not_utf8") from error
     except (ValueError, RecursionError) as error:
-        said = f"broken JSON ({error})", "one object on one line", "mend or remove it"
-        raise DataError(*said, where=where, code="broken_json") from error
+        raise DataError(f"broken JSON ({error})", where=where, code="broken_json") from error
     if isinstance(row, dict):
         return row
-    said = f"a {type(row).__name__}", "a JSON object with `conversations`"
-    raise DataError(*said, where=where, code="not_an_object")
+    raise DataError(f"a {type(row).__name__}", where=where, code="not_an_object")
 
 
 def parse_with_doubles(line, where):
@@ -191,7 +196,7 @@ def _image_sources(value, root):
         return ()
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
-        yield DataError(f"`image` is {short(value)}", "a path or a list of paths", None, code="image_field")
+        yield DataError(f"`image` is {short(value)}", code="image_field")
         return ()
     return tuple((yield from _paths(names, root)))
 
@@ -256,8 +261,7 @@ def in_its_form(path):
 
 def _read_turns(conversations):
     if not isinstance(conversations, list) or not conversations:
-        said = "no `conversations`", "a list of turns, a question and its answer at least"
-        yield DataError(*said, code="no_conversations")
+        yield DataError("no `conversations`", code="no_conversations")
         return ()
     turns = []
     for number, turn in enumerate(conversations, start=1):
@@ -281,16 +285,15 @@ def _read_turn(turn, number):
     """The `Turn`, or None."""
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         found = f"turn {number}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {short(turn)}"
-        yield DataError(found, code="bad_turn")
+        yield DataError(found, None, "write the turn like this", code="bad_turn")
         return None
     role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
     if role is None:
-        said = f"turn {number}: unknown role {turn.get('from')!r}", "'human' or 'gpt' (or a first 'system')"
-        yield DataError(*said, code="unknown_role")
+        yield DataError(f"turn {number}: unknown role {turn.get('from')!r}", code="unknown_role")
         return None
     if _HALF_CHARACTER.search(turn["value"]):
         found = f"turn {number}: half a surrogate pair in {short(turn['value'])}"
-        yield DataError(found, "characters", "mend the text", code="half_surrogate")
+        yield DataError(found, code="half_surrogate")
         return None
     yield from refused(turn, REFUSED_IN_TURN, f"turn {number}: ")
     return Turn(role, turn["value"], (yield from read_trained(turn, role, number)))
@@ -308,8 +311,7 @@ def _order_faults(turns):
     if len(turns) == first:
         yield DataError("only a system turn", "a question and its answer", code="no_answer")
     elif turns[-1].role != "assistant":
-        said = "the row ends with a user turn", "an answer last", "add it or remove the question"
-        yield DataError(*said, code="no_answer")
+        yield DataError("the row ends with a user turn", code="no_answer")
 
 
 def _place_media(turns, images, video):

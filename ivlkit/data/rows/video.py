@@ -11,6 +11,7 @@ import random
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +61,15 @@ def sample_frames(video, where="video", *, num_frames=EVALUATION_FRAMES, draw=No
     Args: draw: (seed, epoch) draws a frame of every interval; None takes the middle one.
     Raises: DataError that names the file if a frame can't be decoded or the file ends before it.
     """
-    header = read_header(video, where)
     rng = random.Random(f"{draw}:{where}:places") if draw else None
-    numbers = frame_numbers(header.first, header.last, num_frames=num_frames, rng=rng)
-    yield from _kind(video)[1](video, numbers, header, where, rules)
+    with _opened(video, where, rules) as (header, frames):
+        yield from frames(frame_numbers(header.first, header.last, num_frames=num_frames, rng=rng))
 
 
 def check_end(video, where="video"):
     """Decode the last frame of a clip. Raises: DataError if the file ends before it, as `sample_frames` does."""
-    header = read_header(video, where)
-    list(_kind(video)[1](video, [header.last - 1], header, where, UPRIGHT_ON_WHITE))
+    with _opened(video, where) as (header, frames):
+        list(frames([header.last - 1]))
 
 
 def frame_numbers(first, last, *, num_frames, rng=None):
@@ -81,28 +81,33 @@ def frame_numbers(first, last, *, num_frames, rng=None):
 
 def read_header(video, where="video"):
     """The `VideoHeader` of a clip; no frame is decoded."""
+    with _opened(video, where) as (header, _):
+        return header
+
+
+@contextmanager
+def _opened(video, where, rules=UPRIGHT_ON_WHITE):
+    """(`VideoHeader`, function of frame numbers in order that decodes these: RGB) of a clip."""
     missing = next((path for path in video.files if not os.path.exists(path)), None)
     if missing:
         found, expected = f"video {missing} does not exist", "a file or a folder of frames there"
-        todo = "check the row's path and the data set's `root`"
-        raise DataError(found, expected, todo, where=where, code="missing_media")
-    return _kind(video)[0](video, where)
-
-
-def _kind(video):
-    """(reader of the header, reader of frames) for this file."""
+        raise DataError(
+            found, expected, "check the row's path and the data set's `root`", where=where, code="missing_media"
+        )
     path = Path(video.path)
-    if video.frames or path.is_dir():
-        return _folder_header, _folder_frames
-    if path.suffix.lower() in ANIMATIONS:
-        return _animation_header, _animation_frames
-    return _file_header, _file_frames
+    is_animation = path.suffix.lower() in ANIMATIONS
+    kind = _folder if video.frames or path.is_dir() else _animation if is_animation else _file
+    try:
+        with kind(video, where, rules) as opened:
+            yield opened
+    except DataError:
+        raise
+    except Exception as error:
+        raise unreadable(f"{video.path} can't be decoded ({error})", where=where) from error
 
 
-# A folder of frames
-
-
-def _folder_header(video, where):
+@contextmanager
+def _folder(video, where, rules):
     files = frame_files(video)
     if not files:
         expected = f"{', '.join(sorted(FRAME_SUFFIXES))} files named by number"
@@ -111,12 +116,8 @@ def _folder_header(video, where):
         kind = "the first of a list" if video.frames else "a folder"
         found = f"{video.path} is {kind} of frames, which have no times"
         raise DataError(found, None, "remove `clip`", where=where, code="clip")
-    return VideoHeader(0, len(files), *image_size(files[0], where))
-
-
-def _folder_frames(video, numbers, header, where, rules):
-    files = frame_files(video)
-    return (open_image(files[number], where, rules=rules) for number in numbers)
+    header = VideoHeader(0, len(files), *image_size(files[0], where))
+    yield header, lambda numbers: (open_image(files[number], where, rules=rules) for number in numbers)
 
 
 def frame_files(video):
@@ -135,11 +136,10 @@ def frame_files(video):
     return sorted((path for path in files if path.name[0] != "."), key=in_order)
 
 
-# Animated pictures
-
-
-def _animation_header(video, where):
-    with _animation(video, where) as image:
+@contextmanager
+def _animation(video, where, rules):
+    with Image.open(video.path, formats=known_formats()) as image:
+        check_pixels(*image.size, name=video.path, where=where)
         total, fps = getattr(image, "n_frames", 1), 1.0
         if video.clip:
             seconds = 0.0
@@ -147,39 +147,44 @@ def _animation_header(video, where):
                 image.seek(number)
                 seconds += (image.info.get("duration") or 100) / 1000  # 0.1 s where none is given, as viewers do
             fps = total / max(seconds, 1e-3)
-        first, last = _clip_frames(video, total, fps, where)
-        return VideoHeader(first, last, *image.size, fps=fps)
 
+        def frames(numbers):
+            for number in numbers:
+                image.seek(number)
+                frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
+                yield open_image(frame, where, rules=rules)
 
-def _animation_frames(video, numbers, header, where, rules):
-    with _animation(video, where) as image:
-        for number in numbers:
-            image.seek(number)
-            frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            yield open_image(frame, where, rules=rules)
-
-
-@contextmanager
-def _animation(video, where):
-    with _explained(video.path, where), Image.open(video.path, formats=known_formats()) as image:
-        check_pixels(*image.size, name=video.path, where=where)
-        yield image
+        yield VideoHeader(*_clip_frames(video, total, fps, where), *image.size, fps=fps), frames
 
 
 # Files of frames over time
 
 
-def _file_header(video, where):
-    with _container(video, where) as (container, stream):
+@contextmanager
+def _file(video, where, rules):
+    try:
+        import av
+    except ImportError as error:
+        found = f"{video.path} needs a library that reads videos: pip install av"
+        raise DataError(found, None, "or put its frames into a folder", where=where) from error
+    with av.open(str(video.path)) as container:
+        if not container.streams.video:
+            raise unreadable(f"{video.path} has no pictures", "a video", where=where)
+        stream = container.streams.video[0]
+        size = stream.codec_context.width, stream.codec_context.height
+        check_pixels(*size, name=video.path, where=where)
         fps, total = _rate_and_frames(container, stream)
         if not total:
+            with av.open(str(video.path)) as other:  # the header does not know: the packets are counted
+                total = sum(1 for packet in other.demux(video=0) if packet.size)
+        if not total:
             raise unreadable(f"{video.path} has no frames", where=where)
-        first, last = _clip_frames(video, total, fps, where)
-        return VideoHeader(first, last, stream.codec_context.width, stream.codec_context.height, fps=fps)
+        header = VideoHeader(*_clip_frames(video, total, fps, where), *size, fps=fps)
+        yield header, partial(_file_frames, container, stream, header, video.path, where, rules)
 
 
 def _rate_and_frames(container, stream):
-    """(frames a second, frames) of the header; where it does not know, the packets are counted."""
+    """(frames a second, frames) as the header says, 0 frames where it does not know."""
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else 25.0
     if stream.duration and stream.time_base:
@@ -190,7 +195,7 @@ def _rate_and_frames(container, stream):
         seconds = max((container.duration or 0) - late, 0) / 1_000_000
     if stream.frames or (seconds and rate):
         return fps, stream.frames or max(1, int(seconds * fps))
-    return fps, sum(1 for packet in container.demux(stream) if packet.size)
+    return fps, 0
 
 
 def _clip_frames(video, total, fps, where):
@@ -204,22 +209,21 @@ def _clip_frames(video, total, fps, where):
     return first, last
 
 
-def _file_frames(video, numbers, header, where, rules):
-    with _container(video, where) as (container, stream):
-        start = float((stream.start_time or 0) * stream.time_base)
-        reader = _Reader(container, stream, header.fps)
-        slack = max(2 / header.fps, END_SHARE * header.last / header.fps)
-        for number in numbers:
-            seconds = start + number / header.fps
-            frame, found = reader.at(seconds)
-            if frame is None or found < seconds - slack:
-                found = f"{video.path} ends after {reader.last_seconds:.2f} s"
-                expected = f"a frame at {seconds:.2f} s, as its header says"
-                raise unreadable(found, expected, "is the file complete?", where=where)
-            check_pixels(frame.width, frame.height, name=video.path, where=where)
-            quarters = round(getattr(frame, "rotation", 0) / 90) % 4 if rules.apply_orientation else 0
-            image = frame.to_image()
-            yield image.transpose(_QUARTER_TURNS[quarters]) if quarters else image
+def _file_frames(container, stream, header, path, where, rules, numbers):
+    start = float((stream.start_time or 0) * stream.time_base)
+    reader = _Reader(container, stream, header.fps)
+    slack = max(2 / header.fps, END_SHARE * header.last / header.fps)
+    for number in numbers:
+        seconds = start + number / header.fps
+        frame, found = reader.at(seconds)
+        if frame is None or found < seconds - slack:
+            found = f"{path} ends after {reader.last_seconds:.2f} s"
+            expected = f"a frame at {seconds:.2f} s, as its header says"
+            raise unreadable(found, expected, "is the file complete?", where=where)
+        check_pixels(frame.width, frame.height, name=path, where=where)
+        quarters = round(getattr(frame, "rotation", 0) / 90) % 4 if rules.apply_orientation else 0
+        image = frame.to_image()
+        yield image.transpose(_QUARTER_TURNS[quarters]) if quarters else image
 
 
 class _Reader:
@@ -253,28 +257,3 @@ class _Reader:
     def _seek(self, seconds):
         self.container.seek(int(seconds / self.stream.time_base), stream=self.stream, backward=True)
         self._frames = self.container.decode(self.stream)
-
-
-@contextmanager
-def _container(video, where):
-    try:
-        import av
-    except ImportError as error:
-        found = f"{video.path} needs a library that reads videos: pip install av"
-        raise DataError(found, None, "or put its frames into a folder", where=where) from error
-    with _explained(video.path, where), av.open(str(video.path)) as container:
-        if not container.streams.video:
-            raise unreadable(f"{video.path} has no pictures", "a video", where=where)
-        stream = container.streams.video[0]
-        check_pixels(stream.codec_context.width, stream.codec_context.height, name=video.path, where=where)
-        yield container, stream
-
-
-@contextmanager
-def _explained(path, where):
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise unreadable(f"{path} can't be decoded ({error})", where=where) from error
