@@ -72,8 +72,8 @@ def known_word(rng):
 def ways_to_write(word):
     """Of `str.lower`, `str.title` and `str.upper` those whose print is the word's beyond doubt, in every font.
 
-    "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l. Turkish's
-    "değil" has them, with a dot (`turkish_upper`). "weiß" has none: WEISS may be "weiss".
+    "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l.
+    Turkish's "değil" has them, with a dot (`turkish_upper`). "weiß" has none: WEISS may be "weiss".
     """
     plain = without_accents(word)
     sized = set(plain) - GROWING
