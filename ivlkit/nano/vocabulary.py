@@ -70,18 +70,20 @@ def known_word(rng):
 
 
 def ways_to_write(word):
-    """Of `str.lower`, `str.title` and `str.upper` those whose print is the word's beyond doubt, in every font.
+    """Of `str.lower`, `str.title` and `str.upper` (or `turkish_upper`) those whose print is the word's beyond doubt, in every font.
 
     "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l.
-    Turkish's "değil" has them, with a dot (`turkish_upper`). "weiß" has none: WEISS may be "weiss".
+    Turkish's "değil" has them, with a dot. "weiß" has none: WEISS may be "weiss".
     """
     plain = without_accents(word)
     sized = set(plain) - GROWING
     ways = [str.lower] if sized else []
     ways += [str.title] if plain[0] not in GROWING | {"i"} else []
-    if sized and "i" in word and set(word) & TURKISH:
-        ways.append(turkish_upper)
-    return ways + ([str.upper] if sized and not set(word) & set("iıß") else [])
+    if not sized or set(word) & set("ıß"):
+        return ways
+    if "i" not in word:
+        return [*ways, str.upper]
+    return [*ways, turkish_upper] if set(word) & TURKISH else ways
 
 
 def turkish_upper(word):
