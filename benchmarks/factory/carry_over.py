@@ -20,7 +20,7 @@ def carry_over(old, folder, *, config=CONFIG):
     Args: config: config.json of the new model, as large as the old one in all but its rows.
     Returns: the folder, in the released layout.
     """
-    source = load(old, dtype=torch.float32)
+    source = load(old, device="cpu", dtype=torch.float32)
     vlm = random_vlm(folder, config=config)
     state = source.model.state_dict()
     pieces = vlm.tokenizer.convert_ids_to_tokens(range(config["llm_config"]["vocab_size"]))

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -141,16 +142,18 @@ def train_stage(recipe, data, folder):
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         training.load(Path(checkpoint))
+    say = partial(say_pace, training, folder, first=training.step)
     with use_attention(training.model, attention):
-        follow(training, folder, stop=lambda: say_pace(training, folder))
+        follow(training, folder, stop=say)
     save_released(VLM(training.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)
 
 
-def say_pace(training, folder):
-    """Print loss and seconds a step after steps 1 and 20 and every 250th."""
-    if training.step in (1, 20) or training.step % 250 == 0:
+def say_pace(training, folder, *, first):
+    """Print loss and seconds a step at the first step, the 20th and every 250th; `first`: steps done before this call."""
+    done = training.step - first
+    if done in (1, 20) or training.step % 250 == 0:
         last = read_steps(folder / LOG_FILE)[-1]
-        pace = last["seconds"] / training.step
+        pace = last["seconds"] / done
         print(f"step {training.step} of {training.steps}: loss {last['loss']:.3f}, {pace:.3f} s a step", flush=True)
 
 
