@@ -149,7 +149,7 @@ def train_stage(recipe, data, folder):
 
 
 def say_pace(training, folder, *, first):
-    """Print loss and seconds a step at the first step, the 20th and every 250th; `first`: steps done before this call."""
+    """Print loss and seconds a step at the first step, the 20th and every 250th; `first`: steps done before."""
     done = training.step - first
     if done in (1, 20) or training.step % 250 == 0:
         last = read_steps(folder / LOG_FILE)[-1]

@@ -70,7 +70,7 @@ def known_word(rng):
 
 
 def ways_to_write(word):
-    """Of `str.lower`, `str.title`, `str.upper` (or `turkish_upper`) those whose print can't be another word's in any font.
+    """Of `str.lower`, `str.title`, `str.upper` (`turkish_upper`) those whose print can't be another word's in any font.
 
     "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l.
     Turkish's "değil" has them, with a dot. "weiß" has none: WEISS may be "weiss".
