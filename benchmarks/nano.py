@@ -1,6 +1,7 @@
 """What nano knows, and what fine-tuning teaches it: the figures of its model card. Each is printed when it is measured.
 
     python benchmarks/nano.py curriculum     # each task it was trained on; without tiles; with another row's pictures
+    python benchmarks/nano.py accents        # six new names with accents, before and after 40 steps of LoRA
     python benchmarks/nano.py handwriting    # LoRA, full, projector: score, minutes, memory, parameters
     python benchmarks/nano.py curve          # score over 25 to 400 rows
     python benchmarks/nano.py forgetting     # what it still knows after handwriting, alone and with 10 % of old rows
@@ -41,6 +42,8 @@ TRAIN_ROWS = 4200  # strips of one to three digits
 RECIPES = ("nano-lora", "nano-full", "nano-projector")
 CURVE_ROWS = (25, 50, 100, 200, 400)
 OLD_SHARE = 0.1
+NAMES = {"green": "grün", "pink": "weiß", "red": "naïve", "brown": "café", "blue": "año", "yellow": "żółty"}
+NAMED_ROWS = {"train": 640, "validation": 120}  # 40 steps of 16 rows
 
 
 def right(reply, truth):
@@ -79,7 +82,35 @@ def curriculum(options, folder):
         if task in FINE_PRINT:
             control["one_tile"] = _percent(squeezed.select(task=task).score)
         say_score(task, report.select(task=task), **control)
+    accented = tuple(row for row in report.rows if not row.truth.isascii())
+    say_score("words with accents", replace(report, rows=accented))
     say_score("all", report, shuffled=_percent(shuffled.score))
+
+
+def accents(options, folder):
+    """Colours under new names with accents, before and after one epoch of LoRA."""
+    data, test = (write_names(folder / split, split, rows) for split, rows in NAMED_ROWS.items())
+    say_score("new names, before", ask(load(options.model, dtype=torch.float32), test, options))
+    run, cost = fit("nano-lora", data, folder / "run", options)
+    after = ask(load(run.folder, dtype=torch.float32), test, options)
+    say_score("new names, nano-lora", after, steps=len(run.history), **cost)
+
+
+def write_names(folder, split, rows):
+    """The curriculum's rows that ask for one of six colours, with another name as the answer; the path of the JSONL."""
+    drawn = Curriculum(3 * rows, split, seed="names", shares={"shape_colour": 1})
+    named = [record for record in drawn if record.answer in NAMES][:rows]
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for record in named:
+        image = f"images/{record.id}.png"
+        record.images[0].save(folder / image)
+        question, answer = record.turns[0].text, NAMES[record.answer]
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        lines.append({"id": record.id, "image": image, "conversations": turns})
+    path = folder / f"{split}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
 def write_strips(folder, split, *, rows=None):
@@ -218,7 +249,7 @@ def say_pair(name, exact, other, data, options):
         say_score(f"{what}, {name}, float8", reports[1], equal_replies=_percent(sum(equal) / len(equal)))
 
 
-PARTS = {part.__name__: part for part in (curriculum, handwriting, curve, forgetting, equality, float8)}
+PARTS = {part.__name__: part for part in (curriculum, accents, handwriting, curve, forgetting, equality, float8)}
 
 
 def main():

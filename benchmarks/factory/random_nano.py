@@ -18,10 +18,17 @@ CONFIG = json.loads((NANO_FOLDER / "config.json").read_text())
 
 
 def build(folder, *, seed=0, config=CONFIG):
-    """Write a randomly initialised nano to `folder` (made if missing); 3.8 M parameters, 7.5 MB.
+    """Write a randomly initialised nano to `folder` (made if missing); 3.9 M parameters, 7.8 MB.
 
     Args: config: another config.json of the released kind with nano's tokenizer, for tests.
     """
+    vlm = random_vlm(folder, seed=seed, config=config)
+    save_released(vlm, vlm.folder)
+    return vlm.folder
+
+
+def random_vlm(folder, *, seed=0, config=CONFIG):
+    """The `VLM` of random weights whose config.json and tokenizer lie in `folder` (made if missing)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
@@ -33,8 +40,7 @@ def build(folder, *, seed=0, config=CONFIG):
         hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
     )
     _initialise_vision(model.model.vision_tower)
-    save_released(VLM(model, processor, config, folder), folder)
-    return folder
+    return VLM(model, processor, config, folder)
 
 
 def _initialise_vision(tower):

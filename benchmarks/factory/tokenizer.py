@@ -4,10 +4,10 @@
 
 A released folder holds a sentencepiece BPE (no dummy prefix, identity normaliser, byte fallback) whose last
 pieces are unused placeholders; `tokenizer_config.json` puts the chat tokens on them, and appends nine tokens
-for pictures. With 1,280 pieces this one comes to 1,289 ids:
+for pictures. With 1,387 pieces this one comes to 1,396 ids:
 
-    0 <unk>   1 <s>   2 </s>   3–258 bytes   259–1273 text
-    1274–1279 <|plugin|> … <|im_start|>   1280–1288 <img> … </box>
+    0 <unk>   1 <s>   2 </s>   3–258 bytes   259–1380 text, the last 107 of them the letters with accents
+    1381–1386 <|plugin|> … <|im_start|>   1387–1395 <img> … </box>
 
 Its merges are not those that sentencepiece would learn. A common word is one token after a space or (with a capital)
 at the start of a sentence, and grows letter by letter from there; everything else, such as a word that a picture shows
@@ -32,15 +32,18 @@ from sentencepiece import sentencepiece_model_pb2
 from ivlkit.nano import digits, printed, texts
 from ivlkit.nano.curriculum import SEEN, TOLD
 from ivlkit.nano.scene import MATERIAL
+from ivlkit.nano.vocabulary import ACCENTED
 
-TEXT_PIECES = 1274  # <unk>, <s>, </s>, 256 bytes, and 1,015 pieces of text
+TEXT_PIECES = 1381  # <unk>, <s>, </s>, 256 bytes, and 1,122 pieces of text
 CHAT_TOKENS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 FIRST_PLACEHOLDER = 141  # the released placeholders under the chat tokens are [UNUSED_TOKEN_141] to 146
 NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
 USER_DEFINED = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
 WORD = re.compile("▁[A-Za-z]+|^[A-Z][a-z]+")  # after a space, or first in a line with a capital
-CHARACTERS = "\n" + "".join(map(chr, range(33, 127)))  # each has a piece, whether or not the text has it
+CHARACTERS = (
+    "\n" + "".join(map(chr, range(33, 127))) + ACCENTED + "¿¡"
+)  # each has a piece, whether or not the text has it
 SPELT = (printed.printed_lines, printed.printed_word, printed.unknown_word, texts.repeat_word)
 SENTENCES = """
 You are an AI assistant whose name is nano.

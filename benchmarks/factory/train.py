@@ -1,31 +1,36 @@
 """How the embedded model is made: curriculum → three trainings → the folder that ships.
 
     python benchmarks/factory/train.py --to runs/nano
+    python benchmarks/factory/train.py --to runs/nano --continue-from FOLDER --steps 4000
 
 The released models began with a language model that knew its language, then trained projector and vision tower before
 it, then all. nano does the same at its scale: `language` reads scenes told in words, `vision` learns to show them to a
-frozen language model, `all` trains everything together.
+frozen language model, `all` trains everything together. A trained nano, also one with another tokenizer, only needs a
+shorter `all` to learn what is new in the curriculum.
 """
 
 import argparse
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from carry_over import carry_over
 from muon import StackedMuon
 from random_nano import build
 from row_plan import plan_run
 from transformers import set_seed
 
 from ivlkit.data.collate import collate, collate_packed
-from ivlkit.data.files import write_whole
+from ivlkit.data.files import sha256, write_whole
 from ivlkit.errors import TrainingError
 from ivlkit.models.export.export import save_released
 from ivlkit.models.load import VLM, load
 from ivlkit.models.modeling.attention import PADDED, choose_attention, use_attention
 from ivlkit.nano.curriculum import TASK_SHARES, Curriculum
+from ivlkit.training.log import read_steps
 from ivlkit.training.loop.build import mixed_precision
 from ivlkit.training.loop.execute import follow, last_checkpoint
 from ivlkit.training.loop.loss import cross_entropy
@@ -78,17 +83,19 @@ STAGES = (
 )
 
 
-def train_nano(folder, *, stages=STAGES, seed=0, workers=2):
+def train_nano(folder, *, stages=STAGES, seed=0, workers=2, continue_from=None):
     """Train nano from random weights, stage after stage; each leaves its model in `folder/<stage>`.
 
     Called again it goes on from the last checkpoint of the stage that was interrupted.
 
-    Args: workers: processes that draw and prepare rows.
+    Args:
+        workers: processes that draw and prepare rows.
+        continue_from: the folder of a trained nano to begin with instead, see `carry_over`.
     Returns: the last stage's folder, in the released layout. `folder/summary.json` has rows, steps, seconds, losses.
     Raises: TrainingError if the folder holds a training of other stages or another seed.
     """
     folder = Path(folder)
-    model = _begin(folder, stages, seed)
+    model = _begin(folder, stages, seed, continue_from)
     summary = []
     for number, stage in enumerate(stages):
         recipe = stage.recipe(model, seed=seed, workers=workers)
@@ -101,16 +108,18 @@ def train_nano(folder, *, stages=STAGES, seed=0, workers=2):
     return model
 
 
-def _begin(folder, stages, seed):
-    """The folder of the random weights, made once; a plan that differs from the one begun here is refused."""
+def _begin(folder, stages, seed, continue_from):
+    """The folder of the first weights, made once; a plan that differs from the one begun here is refused."""
     plan = {"seed": seed, "stages": [asdict(stage) | {"trains": list(stage.trains)} for stage in stages]}
-    path = folder / "plan.json"
+    if continue_from:
+        plan["continue_from"] = sha256(Path(continue_from) / "model.safetensors")
+    path, first = folder / "plan.json", folder / ("continued" if continue_from else "random")
     if path.exists() and json.loads(path.read_text()) != plan:
         raise TrainingError(f"{folder}: holds another training; expected a new folder; remove it or choose another")
     if not path.exists():
-        build(folder / "random", seed=seed)
+        carry_over(continue_from, first) if continue_from else build(first, seed=seed)
         write_whole(path, json.dumps(plan, indent=1))
-    return folder / "random"
+    return first
 
 
 def train_stage(recipe, data, folder):
@@ -133,9 +142,19 @@ def train_stage(recipe, data, folder):
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         training.load(Path(checkpoint))
+    say = partial(say_pace, training, folder, first=training.step)
     with use_attention(training.model, attention):
-        follow(training, folder)
+        follow(training, folder, stop=say)
     save_released(VLM(training.model.cpu(), vlm.processor, vlm.config, vlm.folder), folder)
+
+
+def say_pace(training, folder, *, first):
+    """Print loss and seconds a step at the first step, the 20th and every 250th; `first`: steps done before."""
+    done = training.step - first
+    if done in (1, 20) or training.step % 250 == 0:
+        last = read_steps(folder / LOG_FILE)[-1]
+        pace = last["seconds"] / done
+        print(f"step {training.step} of {training.steps}: loss {last['loss']:.3f}, {pace:.3f} s a step", flush=True)
 
 
 def muon_and_adamw(model, recipe):
@@ -194,8 +213,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", default="runs/nano")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw and prepare rows")
+    parser.add_argument("--continue-from", type=Path, help="folder of a trained nano; default: random weights")
+    parser.add_argument("--steps", type=int, default=4000, help="of a training that continues, 256 rows each")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="of a training that continues")
     options = parser.parse_args()
-    print(train_nano(options.to, workers=options.workers))
+    chosen = {"workers": options.workers, "continue_from": options.continue_from}
+    if options.continue_from:
+        chosen["stages"] = (Stage("all", PARTS, TASK_SHARES, options.steps, {"learning_rate": options.learning_rate}),)
+    print(train_nano(options.to, **chosen))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ SHAPES = {
 CIRCLE_RADIUS = 0.9
 EDGE_PX = 3  # kept free around a line of print
 PULL_PX = 4  # how far a corner of a loose glyph moves
+FONTS_WITHOUT_ACCENTS = ("cmss10", "cmtt10")  # "Ä" is another sign there
 GLYPH_PX = 28  # of a digit written by hand, see `draw_hand_set`
 
 
@@ -64,7 +65,7 @@ def print_paper(rng, grid):
 def print_line(picture, text, box, *, ink, rng, fonts, smallest=0.5):
     """Print text somewhere in box = (left, top, right, bottom) in px, from `smallest` to 1 of the size that fits."""
     width_px, height_px = box[2] - box[0] - 2 * EDGE_PX, box[3] - box[1] - 2 * EDGE_PX
-    font_name = rng.choice(fonts)
+    font_name = rng.choice(fonts_for(text, fonts))
     height = largest_print_px(text, font_name, width_px, height_px) * rng.uniform(smallest, 1)
     font = font_of(font_name, max(16, 2 * int(height / 2)))  # steps of 2 px: loaded fonts are used again
     left, top, right, bottom = font.getbbox(text)
@@ -75,9 +76,10 @@ def print_line(picture, text, box, *, ink, rng, fonts, smallest=0.5):
 
 def largest_print_px(text, font_name, width_px, height_px):
     """The size of font at which text fills the width, or a line of any letters the height."""
-    left, _, right, _ = font_of(font_name, 100).getbbox(text)
-    # In every font a line of any letters, with accents left out, is at most 1.05 em high.
-    return min(height_px / 1.05, 100 * width_px / (right - left + 2))
+    left, top, right, bottom = font_of(font_name, 100).getbbox(text, anchor="lm")
+    # In every font a line of letters without accents is at most 1.05 em high; accents on capitals reach further.
+    line_em = 1.05 if text.isascii() else max(1.05, 2 * max(-top, bottom) / 100)
+    return min(height_px / line_em, 100 * width_px / (right - left + 2))
 
 
 def print_small(picture, x, y, text, *, ink, font, anchor="lm"):
@@ -165,6 +167,11 @@ def cells(picture, columns, rows):
         for y in range(rows)
         for x in range(columns)
     ]
+
+
+def fonts_for(text, fonts):
+    """Those of `fonts` that have every letter of the text."""
+    return [name for name in fonts if text.isascii() or name not in FONTS_WITHOUT_ACCENTS]
 
 
 def whole(picture):

@@ -8,6 +8,7 @@ from .drawing import (
     draw_bar,
     draw_hand_set,
     font_of,
+    fonts_for,
     largest_print_px,
     print_line,
     print_paper,
@@ -77,7 +78,7 @@ def printed_lines(rng, material):
     tiles = math.ceil(count / lines_a_tile)
     picture, ink = print_paper(rng, (2 if max(map(len, lines)) < 6 else 3, tiles))
     pitch_px, left_px = picture.height / (tiles * lines_a_tile), rng.uniform(0.03, 0.1) * picture.width
-    font_name = rng.choice(material.fonts)
+    font_name = rng.choice(fonts_for("".join(lines), material.fonts))
     room = 0.86 * picture.width, 0.9 * pitch_px
     largest_px = min(largest_print_px(line, font_name, *room) for line in lines)
     font = font_of(font_name, 2 * int(largest_px * rng.uniform(0.75, 1) / 2))
@@ -123,7 +124,10 @@ def unknown_word(rng, material):
     Two to three letters a tile, and large: a letter is at least one and a half patches of 14 px wide on average.
     """
     word = new_word(rng, material)
-    if rng.random() < 0.2 and str.title in ways_to_write(word):
+    ways = ways_to_write(word)
+    if not word.isascii():
+        word = rng.choice(ways)(word)  # the only place where every accent stands on a capital
+    elif rng.random() < 0.2 and str.title in ways:
         word = word.title()
     tiles = rng.randint(math.ceil(len(word) / 3), math.ceil(len(word) / 2))
     return _print_word(rng, material, word, grid=(tiles, 1), smallest=0.75)

@@ -17,7 +17,7 @@ class Material:
     """What a split may show."""
 
     split: str  # "train" or "validation"; made-up words are in one of them, see `split_of`
-    words: tuple  # common English words, lower case; validation's are never read in training
+    words: tuple  # common words, lower case; validation's are never read in training
     fonts: tuple  # names of matplotlib's bundled TrueType files, without ".ttf"
 
 

@@ -6,12 +6,19 @@ made up (`split_of`).
 
 import hashlib
 import re
+import unicodedata
 
 
 def listed(text):
     """The words of a text, as a tuple."""
     return tuple(text.split())
 
+
+# Of German, French, Italian, Spanish, Portuguese, the Nordic languages, Croatian, Czech, Slovak, Polish, Hungarian and
+# Turkish. Romanian's ș is not among them: in small print it is Turkish's ş.
+SMALL_ACCENTED = "äöüßàâçéèêëîïôùûœìòáíóúñãõåøæčšžćđěřůťďňýąęłńśźżőűğşı"
+ACCENTED = SMALL_ACCENTED + "".join(letter.upper() for letter in SMALL_ACCENTED if letter not in "ßı") + "İ"
+UNDIVIDED = dict(zip("ßœøæđłıŒØÆĐŁ", "sooadliOOADL", strict=True))  # Unicode gives these no base and accent
 
 WORDS = listed("""
 able about above add age air also animal answer apple arm autumn baby back bag ball bank bear bed bell bird
@@ -23,10 +30,14 @@ knife lake lamp leaf left letter light lion long lunch map milk moon morning mou
 north nose ocean open orange paper park pen pencil picture pink plate quick rain red river road room rose salt
 sand school sea ship shoe silver sister sky sleep snow song soup star stone street summer sun table tea train
 tree voice wall water west wind winter wolf wood world yellow young zebra zero
+grün weiß schön groß fünf zwölf früh müde öffnen café père mère fête forêt île août garçon cœur naïve noël élève année
+año niño corazón jardín árbol león pão mão avião manhã limões città più così però virtù blå grå rød påske ærlig bjørn
+żółty święto dzień pięć źródło kůň děti žlutý šťastný loď kuća đak žaba erdő hűtő zöld gyümölcs dağ ağaç kış çiçek değil
 """)
 HELD_OUT_WORDS = listed("""
 bike bright candle cheese corn fork fox globe goat honey jam kite lemon mirror needle owl piano queen radio
 sugar tiger uncle violet wagon yard
+spät heiß leçon déjà hôtel pequeño irmão perché fjäll smörgås książka řeka ključ tűz güneş yağmur
 """)
 # Made-up words are syllables: a beginning, a vowel, an end; then perhaps an ending.
 BEGINNINGS = (
@@ -42,6 +53,8 @@ ENDINGS = listed("e y er le en")
 MADE_UP_LENGTHS = 3, 4, 4, 5, 5, 5, 6, 6, 6
 ONE_IN_EIGHT = 32  # of the 256 values of a hash's first byte
 UNWANTED = re.compile(r"rn|vv|(.)\1\1|fu|cu|shi|nig|tit|ass|dic|coc|fag|sex|slu|twa|who")  # looks like "m", or is rude
+TURKISH = frozenset("ğş")
+ACCENTED_SHARE = 0.3  # of made-up words
 GROWING = frozenset("cosuvwxz")  # letters whose capital is, in some font, little more than a larger copy
 
 
@@ -57,14 +70,30 @@ def known_word(rng):
 
 
 def ways_to_write(word):
-    """Of `str.lower`, `str.title` and `str.upper` those whose print is the word's beyond doubt, in every font.
+    """Of `str.lower`, `str.title`, `str.upper` (`turkish_upper`) those whose print can't be another word's in any font.
 
     "cow" has none: in capitals it looks the same, only larger. "ice" has no capitals: an I may look like an l.
+    Turkish's "değil" has them, with a dot. "weiß" has none: WEISS may be "weiss".
     """
-    sized = set(word) - GROWING
+    plain = without_accents(word)
+    sized = set(plain) - GROWING
     ways = [str.lower] if sized else []
-    ways += [str.title] if word[0] not in GROWING | {"i"} else []
-    return ways + ([str.upper] if sized and "i" not in word else [])
+    ways += [str.title] if plain[0] not in GROWING | {"i"} else []
+    if not sized or set(word) & set("ıß"):
+        return ways
+    if "i" not in word:
+        return [*ways, str.upper]
+    return [*ways, turkish_upper] if set(word) & TURKISH else ways
+
+
+def turkish_upper(word):
+    """In Turkish's capitals, which keep the dot: "değil" → "DEĞİL"."""
+    return word.replace("i", "İ").upper()
+
+
+def without_accents(word):
+    """The word in the 26 letters: "Łódź" → "Lodz"; "ß" → "s"."""
+    return "".join(UNDIVIDED.get(letter) or unicodedata.normalize("NFD", letter)[0] for letter in word)
 
 
 def split_of(word):
@@ -76,12 +105,17 @@ def split_of(word):
 
 
 def new_word(rng, material):
-    """A word to be spelt, in small letters: made up, or (one in four) of the split's own words."""
+    """A word to be spelt, in small letters: made up, some with an accent, or (one in four) of the split's own words."""
     if rng.random() < 0.25:
         return rng.choice(material.words)
+    is_accented = rng.random() < ACCENTED_SHARE
     while True:
         word = _made_up_word(rng)
-        if split_of(word) == material.split and str.lower in ways_to_write(word) and not UNWANTED.search(word):
+        if is_accented:  # in place of any letter, so that it can't be guessed
+            place = rng.randrange(len(word))
+            word = word[:place] + rng.choice(SMALL_ACCENTED) + word[place + 1 :]
+        is_clear = str.lower in ways_to_write(word) and not UNWANTED.search(without_accents(word))
+        if split_of(word) == material.split and is_clear:
             return word
 
 

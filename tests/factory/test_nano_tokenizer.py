@@ -8,8 +8,10 @@ import sentencepiece
 from tokenizer import train_tokenizer
 
 from ivlkit.models.families import NANO_FOLDER
+from ivlkit.models.tokenizer import load_tokenizer
 from ivlkit.nano.curriculum import make_sample
 from ivlkit.nano.scene import MATERIAL
+from ivlkit.nano.vocabulary import ACCENTED
 
 FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer.model", "tokenizer_config.json")
 
@@ -24,6 +26,11 @@ def pieces(folder):
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
 
+@pytest.fixture(scope="module")
+def fast(folder):
+    return load_tokenizer(folder)
+
+
 def test_training_twice_gives_the_same_bytes(folder, tmp_path):
     train_tokenizer(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == list(FILES)
@@ -31,12 +38,12 @@ def test_training_twice_gives_the_same_bytes(folder, tmp_path):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_there_are_1280_pieces_and_the_last_six_are_placeholders(pieces):
-    assert pieces.get_piece_size() == 1280
+def test_there_are_1387_pieces_and_the_last_six_are_placeholders(pieces):
+    assert pieces.get_piece_size() == 1387
     assert [pieces.id_to_piece(i) for i in (0, 1, 2, 3, 258)] == ["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]
-    last = [pieces.id_to_piece(i) for i in range(1274, 1280)]
+    last = [pieces.id_to_piece(i) for i in range(1381, 1387)]
     assert last == [f"[UNUSED_TOKEN_{number}]" for number in range(141, 147)]
-    assert "UNUSED" not in pieces.id_to_piece(1273)
+    assert "UNUSED" not in pieces.id_to_piece(1380)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,15 @@ def test_there_are_1280_pieces_and_the_last_six_are_placeholders(pieces):
 )
 def test_any_text_comes_back(pieces, text):
     assert pieces.decode(pieces.encode(text)) == text
+
+
+@pytest.mark.parametrize("letter", ACCENTED + "¿¡")
+def test_every_letter_with_an_accent_is_one_piece_wherever_it_stands(pieces, fast, letter):
+    assert pieces.encode(letter, out_type=str) == fast.tokenize(letter) == [letter]
+    for text in (f"b{letter}d", f"The {letter}", letter * 3):
+        numbers = fast.encode(text, add_special_tokens=False)
+        assert numbers.count(fast.get_vocab()[letter]) == text.count(letter)
+        assert pieces.decode(numbers) == fast.decode(numbers) == text
 
 
 def test_every_digit_is_a_token_of_its_own(pieces):
@@ -101,26 +117,26 @@ def test_added_tokens_have_the_released_order(folder):
         0: "<unk>",
         1: "<s>",
         2: "</s>",
-        1274: "<|plugin|>",
-        1275: "<|interpreter|>",
-        1276: "<|action_end|>",
-        1277: "<|action_start|>",
-        1278: "<|im_end|>",
-        1279: "<|im_start|>",
-        1280: "<img>",
-        1281: "</img>",
-        1282: "<IMG_CONTEXT>",
-        1283: "<quad>",
-        1284: "</quad>",
-        1285: "<ref>",
-        1286: "</ref>",
-        1287: "<box>",
-        1288: "</box>",
+        1381: "<|plugin|>",
+        1382: "<|interpreter|>",
+        1383: "<|action_end|>",
+        1384: "<|action_start|>",
+        1385: "<|im_end|>",
+        1386: "<|im_start|>",
+        1387: "<img>",
+        1388: "</img>",
+        1389: "<IMG_CONTEXT>",
+        1390: "<quad>",
+        1391: "</quad>",
+        1392: "<ref>",
+        1393: "</ref>",
+        1394: "<box>",
+        1395: "</box>",
     }
     assert all(token["special"] for token in config["added_tokens_decoder"].values())
     assert (config["tokenizer_class"], config["pad_token"]) == ("InternLM2Tokenizer", "</s>")
     assert "auto_map" not in config
-    assert json.loads((folder / "added_tokens.json").read_text())["<IMG_CONTEXT>"] == 1282
+    assert json.loads((folder / "added_tokens.json").read_text())["<IMG_CONTEXT>"] == 1389
 
 
 def test_the_shipped_files_are_what_the_command_makes(folder):

@@ -2,13 +2,22 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import random_nano
+import tokenizer
+import torch
 import train
+from carry_over import EMBEDDING, HEAD, carry_over
 from random_nano import build
 from train import STAGES, train_nano
 
+from ivlkit.models.load import load
+from ivlkit.nano.vocabulary import ACCENTED
+from ivlkit.training.log import read_steps
 from ivlkit.training.loop import execute
+from ivlkit.training.run import LOG_FILE
 
 
 @pytest.fixture
@@ -51,6 +60,57 @@ def test_a_training_that_was_interrupted_goes_on_and_ends_bit_equal(short, tmp_p
         ("vision", 32, 4),
         ("all", 32, 4),
     ]
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch, tiny_config):
+    """A tiny model whose tokenizer has no letter with an accent, as nano's was."""
+    with monkeypatch.context() as before:
+        before.setattr(tokenizer, "CHARACTERS", tokenizer.CHARACTERS[:95])
+        before.setattr(tokenizer, "TEXT_PIECES", 1274)
+        before.setattr(random_nano, "NANO_FOLDER", tokenizer.train_tokenizer(tmp_path / "tokenizer"))
+        tiny_config["llm_config"]["vocab_size"] = 1289
+        return build(tmp_path / "old", seed=1, config=tiny_config)
+
+
+def test_a_piece_of_both_tokenizers_keeps_its_rows_and_a_new_one_begins_as_its_base(old, tiny_config, tmp_path):
+    tiny_config["llm_config"]["vocab_size"] = 1396
+    one, other = load(old), load(carry_over(old, tmp_path / "new", config=tiny_config))
+    before, after = one.model.state_dict(), other.model.state_dict()
+    known, pieces = one.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    assert set(pieces) - set(known) == {*ACCENTED, *"¿¡"} and len(known) == 1289
+    shared = sorted(known)
+    moved = [pieces[piece] for piece in shared]
+    assert moved != [known[piece] for piece in shared]  # the tokens of the chat have other numbers
+    for key in (EMBEDDING, HEAD):
+        assert torch.equal(before.pop(key)[[known[piece] for piece in shared]], (rows := after.pop(key))[moved])
+        assert len(rows) == 1396
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_new_letter_reads_like_its_base_and_is_said_like_its_bytes(old, tiny_config, tmp_path):
+    tiny_config["llm_config"]["vocab_size"] = 1396
+    one, other = load(old), load(carry_over(old, tmp_path / "new", config=tiny_config))
+    known, pieces = one.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    before, after = one.model.state_dict(), other.model.state_dict()
+    for letter, base in (("é", "e"), ("Ł", "L"), ("ß", "s"), ("İ", "I")):
+        assert torch.equal(after[EMBEDDING][pieces[letter]], before[EMBEDDING][known[base]])
+    of_bytes = before[HEAD][[known["<0xC3>"], known["<0xA9>"]]].mean(0)
+    assert torch.equal(after[HEAD][pieces["é"]], of_bytes.bfloat16().float())  # as it is stored
+
+
+def test_a_training_continues_with_the_one_stage_and_says_how_fast(
+    short, old, tiny_config, tmp_path, monkeypatch, capsys
+):
+    tiny_config["llm_config"]["vocab_size"] = 1396
+    monkeypatch.setattr(train, "carry_over", partial(carry_over, config=tiny_config))
+    given = ["--to", str(tmp_path / "to"), "--continue-from", str(old), "--steps", "2", "--workers", "0"]
+    monkeypatch.setattr("sys.argv", ["train.py", *given, "--learning-rate", "1e-3"])
+    train.main()
+    assert "step 1 of 2: loss" in capsys.readouterr().out
+    (stage,) = json.loads((tmp_path / "to" / "summary.json").read_text())
+    assert (stage["stage"], stage["rows"], stage["steps"]) == ("all", 16, 2)
+    assert max(step["learning_rate"] for step in read_steps(tmp_path / "to" / "all" / LOG_FILE)) == 1e-3
 
 
 def test_a_folder_of_another_training_is_refused(short, tmp_path):

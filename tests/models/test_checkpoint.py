@@ -77,10 +77,10 @@ def test_released_keys_are_those_of_the_guide(tiny_config):
     assert shapes["mlp1.0.weight"] == (96,)
     assert shapes["mlp1.1.weight"] == (32, 96)
     assert shapes["mlp1.3.bias"] == (32,)
-    assert shapes["language_model.model.tok_embeddings.weight"] == (1289, 32)
+    assert shapes["language_model.model.tok_embeddings.weight"] == (1396, 32)
     assert shapes["language_model.model.layers.0.attention.wqkv.weight"] == (64, 32)  # (4 + 2 · 2) heads of 8
     assert shapes["language_model.model.layers.0.feed_forward.w2.weight"] == (32, 48)
-    assert shapes["language_model.output.weight"] == (1289, 32)
+    assert shapes["language_model.output.weight"] == (1396, 32)
 
 
 def test_w1_is_the_gate_and_w3_is_up(tiny_config):

@@ -43,7 +43,7 @@ def test_the_fields_of_the_released_config_arrive(tiny_config):
     vision, text = native.vision_config, native.text_config
     assert (vision.hidden_size, vision.num_hidden_layers, vision.attention_bias) == (24, 2, True)
     assert (vision.use_qk_norm, vision.norm_type, vision.layer_norm_eps) == (False, "layer_norm", 1e-6)
-    assert (text.model_type, text.num_key_value_heads, text.vocab_size) == ("llama", 2, 1289)
+    assert (text.model_type, text.num_key_value_heads, text.vocab_size) == ("llama", 2, 1396)
     assert text.tie_word_embeddings is False
 
 

@@ -142,7 +142,7 @@ def test_phi3_spaces_by_hand(phi3, text, pieces):
 
 def test_nano_has_the_released_special_tokens(nano):
     names = ["<s>", "</s>", "<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</box>"]
-    assert nano.convert_tokens_to_ids(names) == [1, 2, 1278, 1279, 1280, 1281, 1282, 1285, 1288]
+    assert nano.convert_tokens_to_ids(names) == [1, 2, 1385, 1386, 1387, 1388, 1389, 1392, 1395]
     assert (nano.bos_token, nano.eos_token, nano.pad_token, nano.unk_token) == ("<s>", "</s>", "</s>", "<unk>")
 
 
@@ -229,7 +229,7 @@ def test_a_tokenizer_whose_rules_are_not_known_is_refused(folder, fields, messag
 def test_an_added_token_that_gets_another_id_is_refused(folder):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     tokens = config["added_tokens_decoder"]
-    tokens["2000"] = tokens.pop("1288")
+    tokens["2000"] = tokens.pop("1395")
     change(folder, added_tokens_decoder=tokens)
-    with pytest.raises(CheckpointError, match="token </box> got id 1288; expected 2000 as in the folder's files"):
+    with pytest.raises(CheckpointError, match="token </box> got id 1395; expected 2000 as in the folder's files"):
         load_tokenizer(folder)

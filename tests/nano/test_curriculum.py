@@ -4,10 +4,12 @@ import itertools
 import json
 import random
 import re
+from functools import cache
 from string import ascii_lowercase
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image, ImageColor, ImageDraw
 from train import SEEN_SHARES, TEXT_SHARES
 
@@ -68,7 +70,7 @@ def test_splits_share_neither_words_nor_fonts():
 
 def word_of(question, answer):
     """The word that is read, repeated or spelt, in small letters."""
-    return re.sub(r'.* is "(\w+)"\.', r"\1", answer).replace("-", "").lower()
+    return re.sub(r'.* is "(\w+)"\.', r"\1", answer).replace("-", "").replace("İ", "i").lower()
 
 
 @pytest.mark.parametrize("task", ["unknown_word", "repeat_word"])
@@ -123,6 +125,23 @@ def test_the_letters_said_to_grow_are_those_whose_capital_is_a_larger_copy_in_so
     assert alike == vocabulary.GROWING | set("ij")  # which have a dot
 
 
+def test_a_letter_with_an_accent_grows_only_if_it_does_without():
+    fonts = drawing.fonts_for("é", scene.FONTS + scene.HELD_OUT_FONTS)
+    pairs = [(letter, letter.upper()) for letter in vocabulary.SMALL_ACCENTED if letter not in "ßı"]
+    alike = {small for small, capital in pairs for name in fonts if unlike(small, capital, name) < 0.095}
+    assert set(vocabulary.without_accents("".join(alike))) <= vocabulary.GROWING | set("i")
+
+
+def test_every_accent_is_printed_on_its_capital_too():
+    small = vocabulary.SMALL_ACCENTED
+    written = {letter: {way(f"b{letter}d") for way in ways_to_write(f"b{letter}d")} for letter in small}
+    assert written["ö"] == {"böd", "Böd", "BÖD"}
+    assert written["ı"] == {"bıd", "Bıd"}  # BID may be BlD
+    assert written["ß"] == {"bßd", "Bßd"}  # BSSD may be bssd
+    assert all(f"B{letter.upper()}D" in words for letter, words in written.items() if letter not in "ıß")
+    assert [way("değil") for way in ways_to_write("değil")] == ["değil", "Değil", "DEĞİL"]
+
+
 def test_an_i_in_capitals_looks_like_a_small_l_and_is_never_printed():
     assert unlike("I", "l", "DejaVuSans-Bold") == 0
 
@@ -153,6 +172,59 @@ def test_unknown_words_are_printed_in_letters_of_one_and_a_half_patches(split):
         width_px = (columns.max() - columns.min()) * 112 * tiles / picture.width
         height_px = np.ptp(np.where((abs(pixels - pixels[0, 0]).sum(2) > 60).any(1))[0])
         assert width_px / len(word) >= 1.5 * 14 or height_px >= 3 * 14, answer  # "lie" is narrow, but then tall
+
+
+@pytest.fixture
+def letters_and_fonts(monkeypatch):
+    """What every text that is drawn consists of: (text, path of its font)."""
+    found, text = [], ImageDraw.ImageDraw.text
+
+    def note(self, xy, drawn, *given, font, **named):
+        found.append((drawn, font.path))
+        text(self, xy, drawn, *given, font=font, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
+    return found
+
+
+@pytest.mark.parametrize("task", ["printed_word", "unknown_word", "printed_lines"])
+@pytest.mark.parametrize("split", MATERIAL)
+def test_no_letter_is_missing_in_the_font_that_draws_it(task, split, letters_and_fonts):
+    samples(task, 300, split=split)
+    assert sum(not text.isascii() for text, _ in letters_and_fonts) > 50
+    for text, path in letters_and_fonts:
+        assert not {*map(ord, text)} - glyphs(path).keys(), path
+        assert text.isascii() or not path.name.startswith(
+            "cm"
+        )  # their table says that they have an "Ä", and it is another sign
+
+
+@cache
+def glyphs(path):
+    return TTFont(path).getBestCmap()
+
+
+def test_every_font_for_accents_has_every_letter_and_no_two_are_drawn_alike():
+    for name in drawing.fonts_for("é", scene.FONTS + scene.HELD_OUT_FONTS):
+        font = drawing.font_of(name, 40)
+        assert not {*map(ord, vocabulary.ACCENTED)} - glyphs(font.path).keys(), name
+        drawn = {bytes(font.getmask(letter)) for letter in vocabulary.ACCENTED}
+        assert len(drawn) == len(vocabulary.ACCENTED) == 105
+
+
+def test_three_in_ten_made_up_words_have_one_accent():
+    rng, no_words = random.Random(0), scene.Material("train", ("-",), scene.FONTS)
+    made_up = [word for word in (vocabulary.new_word(rng, no_words) for _ in range(4000)) if word != "-"]
+    accents = [sum(letter in vocabulary.ACCENTED for letter in word) for word in made_up]
+    assert set(accents) == {0, 1}
+    assert sum(accents) / len(made_up) == pytest.approx(0.3, abs=0.03)
+    assert {letter for word in made_up for letter in word if not letter.isascii()} == set(vocabulary.SMALL_ACCENTED)
+
+
+def test_words_with_accents_are_in_both_splits():
+    counts = [sum(not word.isascii() for word in MATERIAL[split].words) for split in ("train", "validation")]
+    assert counts == [66, 16]
+    assert vocabulary.without_accents("Łódź weiß cœur") == "Lodz weis cour"
 
 
 def test_splits_share_no_picture(tmp_path):

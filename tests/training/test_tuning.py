@@ -20,8 +20,8 @@ from ivlkit.training.tuning import adamw, parameter_groups, prepare, summarise, 
 VISION = 24 + 65 * 24 + 24 * 588 + 24 + 2 * (4 * (24 * 24 + 24) + 24 * 40 + 40 + 40 * 24 + 24 + 6 * 24)
 PROJECTOR = 2 * 96 + 96 * 32 + 32 + 32 * 32 + 32
 # A layer of H = 32, I = 48, four heads of 8 over two kv heads, two norms; embeddings; a last norm.
-LANGUAGE = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 1289 * 32 + 32
-HEAD = 1289 * 32
+LANGUAGE = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 1396 * 32 + 32
+HEAD = 1396 * 32
 # r = 16: r · (in + out) for every target.
 LANGUAGE_LORA = 2 * 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
 VISION_LORA = 2 * 16 * (4 * (24 + 24) + 2 * (24 + 40))
