@@ -111,6 +111,8 @@ def _execute(run):
         training.load(Path(checkpoint))
     with use_attention(training.model, attention.name):
         _begin_trackers(training, run.folder.name)
+        if training.device.type == "cuda":
+            try_largest_batch(training)
         follow(training, run.folder, validate=validate, samples=samples, stop=stop)
     if training.step < plan.steps and not (validate and validate.gave_up):
         if writes:
@@ -141,8 +143,6 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
     Args: stop: says after a step whether the run ends here, with a checkpoint; the same on all ranks.
     """
     recipe, began = training.recipe, time.monotonic()
-    if training.device.type == "cuda":
-        try_largest_batch(training)
     if recipe.keep_features:  # from here on: the largest batch was tried with all its tiles
         kept = KeptFeatures(training, folder / FEATURES, say=partial(_notice, folder))
         for each in (training.micro_batches, *([validate.dataset] if validate else ())):
