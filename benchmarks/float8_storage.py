@@ -67,8 +67,7 @@ def measure(swap, height, width, *, tokens, device):
     for compute in (*passes(layer), *passes(torch.compile(layer))):
         compute()  # built outside of the clock
         times.append(f"{1000 * Timer('compute()', globals={'compute': compute}).blocked_autorange().mean:.3f}")
-    held = sum(map(held_bytes, [*layer.parameters(), *layer.buffers()]))
-    return f"{held / 2**20:.3f}", *errors, *times
+    return f"{sum(map(held_bytes, [*layer.parameters(), *layer.buffers()])) / 2**20:.3f}", *errors, *times
 
 
 def held_bytes(tensor):
