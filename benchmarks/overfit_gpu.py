@@ -1,25 +1,25 @@
 """Proof that learning travels through the whole chain at true size: from random weights to plain transformers.
 
-    python benchmarks/overfit_gpu.py --model 2b --tokenizer FOLDER --work /tmp/overfit     # one GPU
-    python benchmarks/overfit_gpu.py --model nano --work /tmp/overfit                                       # anywhere
-    python benchmarks/overfit_gpu.py --model 2b --work /tmp/overfit --stages float8 float8-loaded           # goes on
+    python benchmarks/overfit_gpu.py --model 2b --tokenizer FOLDER --work /tmp/overfit            # one GPU
+    python benchmarks/overfit_gpu.py --model 2b --work /tmp/overfit --stages float8 float8-loaded # goes on
+    python benchmarks/overfit_gpu.py --model nano --work /tmp/overfit --rate 1e-3 --adapter-rate 3e-3 # on a CPU
 
 Four questions about two pictures, with another answer for each picture, are learned by heart by a full fine-tune. It is
-exported twice and answers in fresh processes, once without ivlkit. Then LoRA, on weights in bf16, float8 and NF4,
-learns the answers swapped between the pictures: what the export says can't help. Each is merged and loaded again.
+exported in both merged layouts and answers in fresh processes, of the transformers layout without ivlkit. Then LoRA, on
+weights in bf16, float8 and NF4, learns the answers swapped between the pictures, is merged, and answers again.
 
-A stage is a process and a JSON line: seconds with its start, GiB of the GPU at the peak of what it did (of training, of
-its run), how many of the 8 greedy replies are the answer, letter by letter, and the last loss. One that finds what an
-earlier call left goes on from there. What no later stage needs is deleted: 40 GB of disk are enough for the 2B.
+A stage is a process and a JSON line: seconds with its start, GiB of the GPU at the peak (of training, its run's), how
+many of the 8 greedy replies are right letter by letter, the last loss. The first that fails ends the program; called
+again it goes on from what is there. What no later stage needs is deleted: the 2B takes 40 GB of disk at most.
 """
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch  # ivlkit is imported by the stages that may: one is plain transformers alone
@@ -30,30 +30,27 @@ QUESTIONS = {  # the answer to the first picture, and to the second
     "Where does it hang?": ("in the small hall", "above the stairs"),
     "Who made it?": ("Ada Lovelace", "Emmy Noether"),
 }
+FIGURES, NEW_TOKENS = "figures.json", 32
 ADAPTERS = {"lora": {}, "float8": {"weights": "float8"}, "nf4": {"weights": "nf4"}}
 
 
 def main():
-    """Each stage in a process of its own, in their order; an error ends them, replies that are wrong do at the end."""
+    """Each stage in a process of its own, one after the other."""
     options = parse()
+    if options.child:
+        return child(options)
+    from true_size import show  # which imports ivlkit
+
     options.work.mkdir(parents=True, exist_ok=True)
-    wrong = []
     for stage in options.stages:
-        result, began = options.work / "stage.json", time.perf_counter()
-        result.unlink(missing_ok=True)
-        code = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", stage]).returncode
-        line = json.loads(result.read_text()) if code == 0 else {"error": f"ended with {code}"}
-        seconds = round(time.perf_counter() - began, 1)
-        text = json.dumps({"model": options.model, "stage": stage, "seconds": seconds} | line)
-        print(text, flush=True)
-        with open(options.work / "overfit.jsonl", "a") as file:
-            file.write(text + "\n")
-        if code:
-            raise SystemExit(f"{stage} ended with {code}; mend it and go on with --stages {stage} …")
-        if line["right"] not in (None, 2 * len(QUESTIONS)):
-            wrong.append(stage)
-    if wrong:
-        raise SystemExit(f"not all replies are right: {', '.join(wrong)}; raise --steps or a rate")
+        began = time.perf_counter()
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", stage], check=True)
+        figures = json.loads((options.work / FIGURES).read_text())
+        show(stage, model=options.model, seconds=round(time.perf_counter() - began, 1), **figures)
+        if figures["right"] not in (None, 2 * len(QUESTIONS)):
+            raise SystemExit(
+                f"{stage}: {figures['right']} replies are right; raise --steps or the rate, and go on there"
+            )
 
 
 def parse():
@@ -63,25 +60,20 @@ def parse():
     parser.add_argument("--tokenizer", type=Path, help="folder of the 2B's tokenizer files")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=120, help="optimiser steps of a training, each of all 8 rows")
-    parser.add_argument("--rate", type=float, default=2e-4, help="of the full fine-tune")
-    parser.add_argument("--adapter-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=100, help="optimiser steps of a training, each of all 8 rows")
+    parser.add_argument("--rate", type=float, default=1e-4, help="of the full fine-tune")
+    parser.add_argument("--adapter-rate", type=float, default=5e-4)
     parser.add_argument("--vision", choices=("frozen", "full"), default="frozen", help="of the full fine-tune")
     parser.add_argument("--child", choices=STAGES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        child(options)
-        raise SystemExit
-    return options
+    return parser.parse_args()
 
 
 def child(options):
-    """One stage; its figures go to the parent as a file, since other programs print what they like."""
+    """One stage; its figures go to a file, since other programs print what they like."""
     figures = {"peak_gib": None, "right": None, "loss": None} | (STAGES[options.child](options) or {})
     if figures["peak_gib"] is None and torch.cuda.is_available():
         figures["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    (options.work / "stage.json").write_text(json.dumps(figures))
-    os._exit(0)
+    (options.work / FIGURES).write_text(json.dumps(figures))
 
 
 # stages --------------------------------------------------------------------------------------------------------------
@@ -122,31 +114,23 @@ def turn(role, text):
 def full(options):
     """Language model and projector; the checkpoint of the last step, 26 GB of the 2B, goes at once."""
     changes = {"vision": options.vision, "learning_rate": options.rate, "drop_path": 0.0}
-    run = learn(options, "full", "rows", model=str(options.work / "written"), **changes)
+    run = learn(options, "full", "full", "rows", model=str(options.work / "written"), **changes)
     for path in run.folder.glob("checkpoint-*"):
         shutil.rmtree(path)
     return of_run(run)
 
 
-def learn(options, name, rows, *, model, **changes):
-    """Train and wait: every step has all rows, nothing dropped, the rate from the first step on."""
+def learn(options, name, method, rows, **changes):
+    """Train and wait: every step has all rows, nothing is dropped, the rate stays the same."""
     import ivlkit as ivl
 
-    chosen = ivl.recipe(
-        f"{options.model}-{'lora' if name in ADAPTERS else 'full'}",
-        model=model,
-        gpus=1,
-        total_batch=8,
-        per_device_batch=8,
-        max_seq_length=1024,
-        epochs=options.steps,
-        save_steps=options.steps,
-        warmup_ratio=0.0,
-        scheduler="constant",
-        gradient_checkpointing="none",
-        **changes,
-    )
-    return ivl.train(chosen, options.work / f"{rows}.jsonl", folder=options.work / name).wait()
+    folder = options.work / name
+    changes |= {"total_batch": 8, "per_device_batch": 8, "max_seq_length": 1024, "gpus": 1, "lora_dropout": 0.0}
+    changes |= {"scheduler": "constant", "warmup_ratio": 0.0, "epochs": options.steps, "save_steps": options.steps}
+    chosen = ivl.recipe(f"{options.model}-{method}", **changes)
+    if folder.exists() and ivl.attach(folder).recipe != chosen:  # an earlier call's, of other steps or another rate
+        shutil.rmtree(folder)
+    return ivl.train(chosen, options.work / f"{rows}.jsonl", folder=folder).wait()
 
 
 def of_run(run):
@@ -168,18 +152,18 @@ def exported(options):
     import ivlkit as ivl
 
     for layout in ("released", "transformers"):
-        if not (options.work / layout).exists():
-            ivl.export(ivl.attach(options.work / "full"), options.work / layout, layout=layout)
-    shutil.rmtree(options.work / "full")
-    shutil.rmtree(options.work / "written")
+        shutil.rmtree(options.work / layout, ignore_errors=True)
+        ivl.export(ivl.attach(options.work / "full"), options.work / layout, layout=layout)
+    for name in ("full", "written"):
+        shutil.rmtree(options.work / name)
 
 
-def loaded(options, folder, rows):
+def loaded(options, name, rows):
     """The replies of an export, one question at a time."""
     import ivlkit as ivl
 
-    vlm = ivl.load(options.work / folder)
-    return {"right": count_right(options, rows, vlm.chat)}
+    vlm = ivl.load(options.work / name)
+    return {"right": count_right(options, rows, partial(vlm.chat, max_new_tokens=NEW_TOKENS))}
 
 
 def count_right(options, rows, ask):
@@ -196,22 +180,22 @@ def plain(options):
 
     folder, device = options.work / "transformers", "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device)
-    processor = json.loads((folder / "processor_config.json").read_text())
     cut, tokenizer = AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
+    tile_tokens = json.loads((folder / "processor_config.json").read_text())["image_seq_length"]
 
     def ask(question, path):
         pictures = cut(Image.open(path), return_tensors="pt")
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        messages, form = [{"role": "user", "content": content}], {"add_generation_prompt": True, "tokenize": False}
-        places = "<IMG_CONTEXT>" * (processor["image_seq_length"] * int(pictures["num_patches"][0]))
-        text = tokenizer.apply_chat_template(messages, **form).replace("<IMG_CONTEXT>", f"<img>{places}</img>")
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        places = "<IMG_CONTEXT>" * (tile_tokens * int(pictures["num_patches"][0]))
+        text = text.replace("<IMG_CONTEXT>", f"<img>{places}</img>")
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(device)
-        ids = model.generate(**inputs, pixel_values=pictures["pixel_values"].to(device, model.dtype))
+        pixels = pictures["pixel_values"].to(device, model.dtype)
+        ids = model.generate(**inputs, pixel_values=pixels, max_new_tokens=NEW_TOKENS)
         return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
     figures = {"class": type(model).__name__, "right": count_right(options, "rows", ask)}
-    shutil.rmtree(folder)
-    if any(name.partition(".")[0] == "ivlkit" for name in sys.modules):
+    if "ivlkit" in sys.modules:
         raise RuntimeError("ivlkit was imported; expected transformers alone")
     return figures
 
@@ -220,19 +204,18 @@ def adapted(options, name):
     """An adapter on the export learns the swapped answers, and is merged as its guide says."""
     import ivlkit as ivl
 
-    changes = ADAPTERS[name] | {"learning_rate": options.adapter_rate, "lora_dropout": 0.0}
-    run = learn(options, name, "swapped", model=str(options.work / "released"), **changes)
-    source = run.load(quantize="4bit") if name == "nf4" else run  # the weights that the adapter was trained on
-    if not (options.work / f"{name}-merged").exists():
-        ivl.export(source, options.work / f"{name}-merged")
+    changes = ADAPTERS[name] | {"learning_rate": options.adapter_rate, "model": str(options.work / "released")}
+    run, merged = learn(options, name, "lora", "swapped", **changes), options.work / f"{name}-merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    ivl.export(run.load(quantize="4bit") if name == "nf4" else run, merged)  # NF4: the weights it was trained on
     return of_run(run)
 
 
 def adapted_loaded(options, name):
-    """The replies of the merged adapter, which then goes."""
+    """The replies of the merged adapter, which goes if they are right."""
     figures = loaded(options, f"{name}-merged", "swapped")
-    for folder in (name, f"{name}-merged"):
-        shutil.rmtree(options.work / folder)
+    if figures["right"] == 2 * len(QUESTIONS):
+        shutil.rmtree(options.work / f"{name}-merged")
     return figures
 
 
@@ -241,12 +224,11 @@ STAGES = {
     "full": full,
     "evaluate": evaluated,
     "export": exported,
-    "loaded": lambda options: loaded(options, "released", "rows"),
+    "loaded": partial(loaded, name="released", rows="rows"),
     "plain": plain,
 }
 for _name in ADAPTERS:
-    STAGES[_name] = lambda options, name=_name: adapted(options, name)
-    STAGES[f"{_name}-loaded"] = lambda options, name=_name: adapted_loaded(options, name)
+    STAGES |= {_name: partial(adapted, name=_name), f"{_name}-loaded": partial(adapted_loaded, name=_name)}
 
 
 if __name__ == "__main__":
