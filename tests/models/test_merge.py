@@ -119,7 +119,7 @@ def test_a_four_bit_base_is_made_whole_before_the_adapter_is_folded_in(tiny, tmp
 
 
 def test_four_bit_weights_are_the_same_once_the_model_was_asked():
-    """On a CPU with AVX512-BF16 bitsandbytes rounds their scales then: an export would find other weights than it wrote."""
+    """On a CPU with AVX512-BF16 bitsandbytes rounds their scales then: an export would refuse itself."""
     pytest.importorskip("bitsandbytes")
     vlm = load("nano", quantize="4bit")
     key = "model.language_model.layers.0.self_attn.q_proj.weight"
