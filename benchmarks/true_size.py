@@ -74,7 +74,7 @@ class Drawn(dict):
     def __getitem__(self, name):
         shape, device = super().__getitem__(name), "cuda" if torch.cuda.is_available() else "cpu"
         if len(shape) == 1:
-            return torch.ones(shape)
+            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         return torch.randn(shape, device=device).mul_(0.02)
 
 

@@ -46,6 +46,7 @@ SLOW = (
     "training/test_layers.py::test_a_loss_under",
     "training/test_float8_weights.py::test_compiled_layers",
     "training/test_overfit.py::test_answers_that_belong_to_other_pictures_are_learned_by_heart",
+    "training/test_overfit.py::test_the_benchmark",
     "training/test_suggest.py::test_where_only_fewer_tiles",
     "training/test_suggest.py::test_the_card_decides_how_it_computes_and_not_what_it_sees[26b",
     "training/test_runs.py::test_a_run_goes_on_from_a_run",

@@ -28,7 +28,7 @@ from ..data.rows.records import Turn, Video
 from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..views import shown
-from .decoding import Probabilities, decode, with_ends
+from .decoding import Probabilities, decode, prefilled, with_ends
 from .options import check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
@@ -462,6 +462,7 @@ def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer, reco
     padded = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])
     lengths = torch.tensor([len(rows) for rows in embeds], device=padded.device)
     mask = (torch.arange(longest, device=padded.device) >= longest - lengths[:, None]).long()
+    generation = generation | prefilled(vlm.model, embeds, generation)
     outputs = vlm.model.generate(
         inputs_embeds=padded,
         attention_mask=mask,

@@ -23,7 +23,7 @@ from .layouts.safetensors_files import DTYPES, fingerprint
 from .layouts.weight_files import check_shapes, open_weights, read_headers, read_shapes, read_weight_files
 from .modeling.float8 import to_float8
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
-from .modeling.quantize import nf4_config
+from .modeling.quantize import keep_scales, nf4_config
 from .processor import load_processor
 from .vlm import VLM, alive
 
@@ -306,6 +306,7 @@ def _load_whole(root, folder, *, device, dtype, quantize=None, tower_device=None
         built.vision_config.num_hidden_layers = 0
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
     model = build_model(folder, built, dtype=dtype, device=device, **options)
+    keep_scales(model)
     if tower_device is not None:
         _add_tower_layers(model, folder, config, hf, dtype=dtype, device=tower_device)
     return VLM(model, processor, config, folder)

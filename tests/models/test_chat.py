@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
-from ivlkit.models import chat
+from ivlkit.models import chat, decoding
 from ivlkit.models.chat import _batches, _windows, iterate_replies, reply_batch
 from ivlkit.models.load import load
 
@@ -288,11 +288,45 @@ def test_a_batch_gives_the_replies_of_one_by_one(tiny_vlm, asked, batch_size):
     assert [reply.features for reply in batch] == [None] * 5
 
 
+@pytest.mark.parametrize(
+    ("places", "groups"), [(1, [(1, 41), (1, 43), (1, 91), (1, 114)]), (300, [(3, 91), (1, 114)]), (999, [(4, 115)])]
+)
+def test_prompts_computed_in_groups_are_answered_as_if_padded(tiny_vlm, draw_picture, monkeypatch, places, groups):
+    """The last tokens of all four are left to `generate`, but where they are one group, which it computes itself."""
+    pictures = ((), [draw_picture(224, 112)], [], [draw_picture(112, 336)])
+    texts = ("Hi", "<image> What?", "Who are you?", "<image> And what is in this one?")
+    asked = [((Turn("user", text),), shown) for text, shown in zip(texts, pictures, strict=True)]
+    (padded,) = iterate_replies(tiny_vlm, asked, probabilities=True, **NEW)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", places)
+    language_model, shapes = tiny_vlm.model.model.language_model, []
+    with language_model.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(inputs["inputs_embeds"].shape[:2]), with_kwargs=True
+    ):
+        (grouped,) = iterate_replies(tiny_vlm, asked, probabilities=True, **NEW)
+    assert (shapes[: len(groups)], set(shapes[len(groups) :])) == (groups, {(4, 1)})
+    for (number, one), (other, same) in zip(padded, grouped, strict=True):
+        assert (number, one.text) == (other, same.text)
+        assert [p for _, p in same.tokens] == pytest.approx([p for _, p in one.tokens], rel=1e-3)
+
+
 def test_logits_are_made_of_the_last_token_of_each_prompt_only(tiny_vlm):
     shapes = []
     with tiny_vlm.model.lm_head.register_forward_hook(lambda _, __, logits: shapes.append(logits.shape[:2])):
         tiny_vlm.chat_batch(["How many?", "And what is shown in this picture, if any?"], **NEW)
     assert set(shapes) == {(2, 1)}
+
+
+def test_groups_of_like_length_hold_so_many_places():
+    assert decoding.like_lengths([9, 3, 4], 10) == [[1, 2], [0]]
+    assert decoding.like_lengths([9, 3, 4], 27) == [[1, 2, 0]]
+    assert decoding.like_lengths([9, 3, 4], 1) == [[1], [2], [0]]
+
+
+def test_several_replies_a_prompt_are_left_to_generate(tiny_vlm, monkeypatch):
+    questions, alike = ["Hi", "Who are you, and what do you do?"], {"num_beams": 2, **NEW}
+    padded = tiny_vlm.chat_batch(questions, **alike)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 1)
+    assert tiny_vlm.chat_batch(questions, **alike) == padded
 
 
 def test_windows_hold_every_row_once_and_the_first_is_one_batch():

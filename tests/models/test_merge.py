@@ -116,3 +116,13 @@ def test_a_four_bit_base_is_made_whole_before_the_adapter_is_folded_in(tiny, tmp
     again = open_source(folder).weights["model.language_model.layers.0.mlp.gate_proj.weight"]
     assert torch.equal(again, whole.bfloat16())
     assert not torch.equal(again, load(tiny).model.model.language_model.layers[0].mlp.gate_proj.weight.bfloat16())
+
+
+def test_four_bit_weights_are_the_same_once_the_model_was_asked():
+    """On a CPU with AVX512-BF16 bitsandbytes rounds their scales then: an export would refuse itself."""
+    pytest.importorskip("bitsandbytes")
+    vlm = load("nano", quantize="4bit")
+    key = "model.language_model.layers.0.self_attn.q_proj.weight"
+    before = open_source(vlm).weights[key].clone()
+    vlm.chat("Hi", max_new_tokens=2)
+    assert torch.equal(open_source(vlm).weights[key], before)

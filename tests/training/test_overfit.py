@@ -1,6 +1,11 @@
 """Eight rows learned by heart: what training must be able to do when labels, template and learning rate are right."""
 
+import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,3 +68,19 @@ def test_a_number_that_is_none_of_rows_is_refused(swapped):
     for rows in (0, -1, 2.5):
         with pytest.raises(RecipeError, match=f"overfit={rows}; expected a number of rows, such as 8"):
             train("nano-lora", swapped, overfit=rows)
+
+
+def test_the_benchmark_takes_learning_through_the_whole_chain(tmp_path):
+    """`benchmarks/overfit_gpu.py` on nano from random weights: every stage, each in a process of its own."""
+    pytest.importorskip("bitsandbytes")
+    command = [sys.executable, "benchmarks/overfit_gpu.py", "--model", "nano", "--work", str(tmp_path)]
+    root, rates = Path(__file__).parents[2], ["--rate", "1e-3", "--adapter-rate", "3e-3", "--steps", "60"]
+    environ = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([*command, *rates], capture_output=True, text=True, cwd=root, env=environ)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    lines = {line["step"]: line for line in map(json.loads, done.stdout.splitlines()) if line}
+    assert {name: line["right"] for name, line in lines.items()} == {
+        **dict.fromkeys(("write", "full", "export", "lora", "float8", "nf4")),
+        **dict.fromkeys(("evaluate", "loaded", "plain", "lora-loaded", "float8-loaded", "nf4-loaded"), 8),
+    }
+    assert lines["plain"]["class"] == "InternVLForConditionalGeneration"

@@ -28,6 +28,13 @@ def nf4_config(dtype):
     )
 
 
+def keep_scales(model):
+    """NF4 weights answer as loaded: at the first question on a CPU with AVX512-BF16 bitsandbytes would round scales."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def count_values(parameter):
     """Values of a parameter; two of NF4 share a byte, and ZeRO-3 leaves none but a share in place."""
     state = getattr(parameter, "quant_state", None)
