@@ -28,7 +28,6 @@ class Family:
     guide_lora: str
     language_class: str = _INTERNLM2  # `llm_config.architectures[0]` of its config.json
     vision_norm: str = "layer_norm"
-    template: str = "internlm2-chat"
     vision_lora_targets: tuple[str, ...] = _VISION_TARGETS  # transformers' module names
     language_lora_targets: tuple[str, ...] = _LLAMA_TARGETS
     parts: tuple[int, ...] = ()  # parameters of vision tower, projector, language model
@@ -78,7 +77,6 @@ FAMILIES = {
             vision="InternViT-300M-448px",
             language="Phi-3-mini-128k-instruct",
             language_class="Phi3ForCausalLM",
-            template="phi3-chat",
             language_lora_targets=_PHI3_TARGETS,
             guide_full="8 GPUs (40 GB each)",
             guide_lora="2 GPUs (19 GB each)",
