@@ -3,15 +3,12 @@
 Enough to count parameters and to plan a run before anything is downloaded.
 """
 
-import json
-from pathlib import Path
-
 from ..errors import CheckpointError
-from .families import match_family
+from .families import FAMILIES, match_family
 from .layouts.configuration import hf_config, read_released_config
 from .load import on_meta, released_root
 
-RELEASED = json.loads(Path(__file__).with_name("released.json").read_text(encoding="utf-8"))
+RELEASED = {key: family.config for key, family in FAMILIES.items() if family.config}
 
 
 def released_shapes(key):

@@ -28,7 +28,7 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
     """
     run, processor, proof = read_run(source.folder), source.processor, str(proof)
     recipe = run and run["recipe"] | {"model": str(run["recipe"]["model"]).rpartition("/")[2]}
-    is_phi3 = processor.family.language_class == "Phi3ForCausalLM"
+    is_phi3 = source.config["llm_config"]["architectures"] == ["Phi3ForCausalLM"]
     versions = {name: package_version(name, missing="run from its sources") for name in _PACKAGES}
     hashes = {path.name: f"sha256 `{sha256(path)}`" for path in sorted(folder.glob("*.safetensors"))}
     card = Template(_CARD.read_text(encoding="utf-8"), keep_trailing_newline=True).render(

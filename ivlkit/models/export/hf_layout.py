@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ...data.collate import IMAGENET_MEAN, IMAGENET_STD
-from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from ...data.rows.records import Turn
 from ...errors import ExportError
 from ..chat import MAX_NEW_TOKENS
@@ -60,7 +60,7 @@ def check_tokenizer(folder, processor):
     for question in ("Hello, who are you?", "  <ref>北京</ref><box>[[1, 2, 3, 4]]</box>?\n\n"):
         messages = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ours = render([Turn("user", question)], processor.template, system_message=processor.system_message).text
+        ours = processor.render([Turn("user", question)]).text
         if tokenizer(text, add_special_tokens=False)["input_ids"] != processor.tokenizer(ours)["input_ids"]:
             raise ExportError(f"the saved tokenizer reads {question!r} as other ids; nothing was written")
 
