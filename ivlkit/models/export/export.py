@@ -10,14 +10,7 @@ from ...data.datasets.opening import open_data
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
 from ..layouts.configuration import write_json
-from ..layouts.safetensors_files import (
-    appearing_or_said,
-    check_is_new,
-    check_space,
-    fingerprint,
-    total_bytes,
-    write_shards,
-)
+from ..layouts.safetensors_files import appearing_or_said, check_is_new, fingerprint, total_bytes, write_shards
 from ..layouts.weight_files import fused, read_weight_files
 from ..load import ADAPTER_CONFIG, ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
 from .card import read_run, write_card, write_templates
@@ -107,7 +100,6 @@ def push_to_hub(folder, repo_id, *, private=True):
 
 
 def _write_released(opened, _, folder):
-    check_space(folder, total_bytes(opened.shapes, opened.dtype))
     write_released(opened, folder)
     write_templates(opened.processor, folder)
 

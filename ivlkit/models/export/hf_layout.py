@@ -12,7 +12,7 @@ from ...errors import ExportError
 from ..chat import MAX_NEW_TOKENS
 from ..decoding import KEPT_TOKENS
 from ..layouts.configuration import write_json
-from ..layouts.safetensors_files import check_space, total_bytes, write_shards
+from ..layouts.safetensors_files import write_shards
 from ..layouts.weight_files import Lazy
 from .chat_template import chat_template
 
@@ -42,7 +42,6 @@ def write_hf(source, folder):
                 f"config.json: `{field}` is {found!r}; transformers' own InternVL knows {expected!r} only; use "
                 'layout="released", which keeps it'
             )
-    check_space(folder, total_bytes(source.shapes, source.dtype))
     on_disk = {_on_disk(key): key for key in source.shapes}
     shapes = {name: source.shapes[key] for name, key in on_disk.items()}
     write_shards(Lazy(on_disk, source.weights.__getitem__), shapes, folder, dtype=source.dtype)
