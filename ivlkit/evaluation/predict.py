@@ -10,13 +10,13 @@ from pathlib import Path
 
 from ..data.datasets.questions import left_aside, questions_of
 from ..data.files import write_whole
+from ..data.rows.formats import without_places
 from ..errors import DataError
 from ..models.options import check_options
 from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
-from .evaluate import ask_all, check_media, evaluate, fingerprint, name_of_data
-from .pictures import without_places
+from .evaluate import ask_all, check_media, evaluate, fingerprint, name_of_data, row_of
 from .report import Gallery, Report, Row, writable
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -184,17 +184,8 @@ def check_ending(path):
 def _row(record, reply, home):
     sources = record.video.files if record.video else record.images
     names = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
-    return Row(
-        where=record.where,
-        question=without_places(record.question),
-        truth=None,
-        reply=str(reply),
-        score=None,
-        images=record.images,
-        video=record.video,
-        extra=dict(record.extra) | {"file": " ".join(_from(home, name) for name in names), "id": record.id},
-        **vars(reply),
-    )
+    own = {"file": " ".join(_from(home, name) for name in names), "id": record.id}
+    return row_of(record, reply, truth=None, score=None, extra=dict(record.extra) | own)
 
 
 def _from(home, name):

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import json
 import math
 import warnings
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from transformers.modeling_utils import set_zero3_state
 from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
 from .families import find_model, model_roots
-from .layouts.configuration import has_lora, hf_config, plain, read_released_config
+from .layouts.configuration import has_lora, hf_config, plain, read_json, read_released_config
 from .layouts.key_map import register_with_transformers, to_released
 from .layouts.safetensors_files import DTYPES, fingerprint
 from .layouts.weight_files import check_shapes, open_weights, read_headers, read_shapes, read_weight_files
@@ -112,15 +111,13 @@ def read_origin(folder):
     Of an adapter that something else wrote it is {"base": as its adapter_config.json says, "" where it says none}.
     """
     path = Path(folder) / ORIGIN_FILE
-    try:
-        if not path.exists() and not (path.parent / "config.json").exists():
-            path = path.with_name(ADAPTER_CONFIG)
-            return {"base": json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""}
-        origin = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists() and not (path.parent / "config.json").exists():
+        path = path.with_name(ADAPTER_CONFIG)
+    if not path.exists():
         return None
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+    origin = read_json(path)
+    if path.name == ADAPTER_CONFIG and isinstance(origin, dict):
+        origin = {"base": origin.get("base_model_name_or_path") or ""}
     if not isinstance(origin, dict) or not isinstance(origin.get("base"), str):
         raise CheckpointError(f"{path}: names no `base`; expected the folder or key of a model; copy the file again")
     return origin

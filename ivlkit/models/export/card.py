@@ -21,7 +21,7 @@ def write_card(source, folder, *, layout, proof, base=None, scores=None):
     """Write README.md from `card.md.jinja`.
 
     Args:
-        source: the `Source` that was exported.
+        source: the `OpenedModel` that was exported.
         proof: its `Proof`.
         base: dict of the base of an adapter.
         scores: {"VQA accuracy on test.jsonl": 0.61}, if there are any.

@@ -11,7 +11,7 @@ from ...data.rows.records import Turn
 from ...errors import ExportError
 from ..chat import MAX_NEW_TOKENS
 from ..decoding import KEPT_TOKENS
-from ..layouts.configuration import write_json
+from ..layouts.configuration import read_json, write_json
 from ..layouts.safetensors_files import write_shards
 from ..layouts.weight_files import Lazy
 from .chat_template import chat_template
@@ -105,9 +105,8 @@ def _write_tokenizer(processor, folder):
         padding_side="left",
     )
     saved.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "InternVLProcessor"})
+    path, names = folder / "tokenizer_config.json", {"processor_class": "InternVLProcessor"}
+    write_json(path, read_json(path) | names | {"tokenizer_class": "PreTrainedTokenizerFast"})
     text = chat_template(processor.template, processor.system_message)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
 

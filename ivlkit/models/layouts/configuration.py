@@ -45,12 +45,12 @@ def read_released_config(folder):
     return config
 
 
-def read_json(path, missing):
+def read_json(path, missing=None):
     """What the JSON file at a `Path` holds. Raises: CheckpointError, with the sentence `missing` if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(missing) from error
+        raise CheckpointError(missing or f"{path}: missing; expected it there; copy the file again") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
 

@@ -74,15 +74,11 @@ def total_bytes(shapes, dtype):
     return sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
 
 
-def check_is_new(folder):
-    """Raise ExportError if something has that name, be it a link to nowhere."""
-    if os.path.lexists(folder):
-        raise ExportError(f"{folder}: exists already; expected a new folder; remove it or choose another name")
-
-
 @contextmanager
-def appearing_or_said(to):
-    """`appearing`; a place that can't be written is an ExportError."""
+def new_folder(to):
+    """`appearing`; a name that is taken, be it by a link to nowhere, or can't be written is an ExportError."""
+    if os.path.lexists(to):
+        raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name")
     try:
         with appearing(to) as aside:
             yield aside
