@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 
 import torch
-from tqdm import tqdm
 
 from ..data.collate import normalise_tiles
 from ..data.encode import check_image_tokens, stack_tiles, with_frames
@@ -125,7 +125,7 @@ def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
     return reply_batch(vlm, conversations, **options)
 
 
-def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=False, **generation):
+def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, **generation):
     """Reply to many conversations that end with a question.
 
     Batches are of similar length, padded on the left; Phi-3's short and long contexts never share one, because its
@@ -136,13 +136,8 @@ def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=F
         max_tiles: budget of each conversation, or one number for all; default the model's.
     Returns: list of `Reply`, without features.
     """
-    replies = [None] * len(conversations)
-    with tqdm(total=len(conversations), desc="replies", disable=not progress) as bar:
-        for batch in iterate_replies(vlm, conversations, batch_size=batch_size, max_tiles=max_tiles, **generation):
-            for number, reply in batch:
-                replies[number] = reply
-            bar.update(len(batch))
-    return replies
+    batches = iterate_replies(vlm, conversations, batch_size=batch_size, max_tiles=max_tiles, **generation)
+    return [reply for _, reply in sorted(chain.from_iterable(batches), key=itemgetter(0))]
 
 
 def iterate_replies(
