@@ -150,8 +150,8 @@ class Scores:
         published, intervals = self.published, self.intervals
         for name, score in self.measured.items():
             ends = intervals.get(name)
-            others = [published[name].get(model) for model in MODELS]
-            yield (name, f"{score:.1f}", f"{ends[0]:.1f} – {ends[1]:.1f}" if ends else "–", *map(_number, others))
+            others = (f"{published[name][model]:.1f}" if model in published[name] else "–" for model in MODELS)
+            yield (name, f"{score:.1f}", f"{ends[0]:.1f} – {ends[1]:.1f}" if ends else "–", *others)
 
     def to_dict(self):
         """Plain values for JSON."""
@@ -177,10 +177,6 @@ class Scores:
 
 
 HEADER = ("set", "measured", "95 %", *(f"{model} published" for model in MODELS))
-
-
-def _number(score):
-    return "–" if score is None else f"{score:.1f}"
 
 
 def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):

@@ -80,8 +80,7 @@ def evaluate(
     _check_rows(records, metric)
     if not isinstance(data, Data):
         check_media(records, vlm.processor)
-    if not isinstance(seed, Integral) or seed < 0:
-        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
+    check_seed(seed)
     asked = arrange(records, pictures, seed=seed)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
@@ -93,6 +92,12 @@ def evaluate(
     if to:
         report.save_json(Path(to) / "report.json")
     return report
+
+
+def check_seed(seed):
+    """Raises: DataError for what numpy's generator does not take."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
 
 
 def name_of_data(data, source):
