@@ -65,14 +65,14 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     if quantize == "float8" or tower_device is not None and not quantize:
         places = {"device": device, "tower_device": tower_device}
         return _load_by_way(name, folder, base=base, dtype=dtype, is_float8=bool(quantize), **places)
-    options = {"quantize": quantize, "tower_device": tower_device} if quantize else {}
+    how = {"device": device, "dtype": dtype, "quantize": quantize, "tower_device": tower_device}
     origin = read_origin(folder)
     if origin is None:
         if base is not None:
             raise CheckpointError(
                 f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out"
             )
-        return _load_whole(folder, folder, device=device, dtype=dtype, **options)
+        return _load_whole(folder, folder, **how)
     is_adapter = (folder / ADAPTER_CONFIG).exists()
     if quantize and (not is_adapter or read_origin(find_base(folder, base)) is not None):
         raise CheckpointError(
@@ -80,11 +80,11 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
             f"ivlkit export {folder} --to merged, then load that"
         )
     if is_adapter:
-        vlm = load(find_base(folder, base), device=device, dtype=dtype, **options)
+        vlm = load(find_base(folder, base), **how)
         vlm.merge_adapter()  # trained on what a run left: never two adapters on one layer
         _add_adapter(vlm, folder)
     else:
-        vlm = _load_whole(released_root(base or folder), folder, device=device, dtype=dtype)
+        vlm = _load_whole(released_root(base or folder), folder, **how)
     vlm.processor = as_trained(vlm.processor, origin)
     return vlm
 
@@ -281,7 +281,7 @@ def read_model(root):
     return config, processor, hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
 
 
-def _load_whole(root, folder, *, device, dtype, quantize=None, tower_device=None):
+def _load_whole(root, folder, *, device, dtype, quantize, tower_device):
     """All weights of a folder. Args: root: where config.json is."""
     config, processor, hf = read_model(root)
     is_merged = root == folder and has_lora(read_released_config(root))
