@@ -114,7 +114,11 @@ class ReleasedLora(Lazy):
         home = {key: (own, [plain[half] for half in halves.get(key, ())]) for key, own in kept.items()}
         super().__init__(home, self._merged)
         self._tensors, self._dtype = tensors, dtype
-        self.shapes = {key: tensors.shapes[own] for key, (own, _) in home.items()}
+
+    @property
+    def shapes(self):
+        """{key: shape} of what is given out."""
+        return {key: self._tensors.shapes[own] for key, (own, _) in self._home.items()}
 
     def _merged(self, home):
         own, halves = home
