@@ -18,7 +18,7 @@ import torch
 from true_size import draw_picture, show, write_random
 
 from ivlkit.models.load import load
-from ivlkit.models.shapes import PARTS
+from ivlkit.models.shapes import RELEASED
 
 SIZES = ((640, 480), (1920, 1080), (448, 448), (800, 600))  # 13, 9, 1 and 13 tiles
 NEW_TOKENS = {"a word": 2, "a sentence": 32}
@@ -54,7 +54,7 @@ def main():
 def parse():
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help=f"{', '.join(PARTS)}: random weights at true size; or nano, or a model folder")
+    parser.add_argument("model", help=f"{', '.join(RELEASED)}: random weights at true size; or nano, or a model folder")
     parser.add_argument("--tokenizer", help="folder with the family's tokenizer files, for random weights")
     parser.add_argument("--work", default="/tmp/true_size", help="where random weights are written")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
@@ -64,14 +64,14 @@ def parse():
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     options.one_by_one = min(options.one_by_one, options.rows)
-    if options.model in PARTS and not options.tokenizer:
+    if options.model in RELEASED and not options.tokenizer:
         parser.error(f"{options.model} needs --tokenizer FOLDER")
     return options
 
 
 def model_folder(options):
     """The folder or key to load; random weights are written once."""
-    if options.model not in PARTS:
+    if options.model not in RELEASED:
         return options.model
     folder = Path(options.work) / options.model / "model"
     if not (folder / "config.json").exists():

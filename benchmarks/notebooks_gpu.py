@@ -457,12 +457,13 @@ def predict_asking(key, card, pictures, replies, tokens):
 
     Products at the planner's share of the card's rate; a token waits for the decoder's weights, or for its launches.
     """
-    from ivlkit.models.shapes import PARTS
+    from ivlkit.models.shapes import RELEASED
     from ivlkit.training.estimate.prediction import MATRIX_SHARE
 
     (vision, _, language), card = FAMILIES[key].parts, CARDS[card]
     operations = 2 * pictures * PICTURE_TILES * (TILE_PATCHES * vision + TILE_TOKENS * language)
-    token = max(2 * language / (card.tb_per_second * 1e12), LAYER_SECONDS * PARTS[key][1]["num_hidden_layers"])
+    layers = RELEASED[key]["llm_config"]["num_hidden_layers"]
+    token = max(2 * language / (card.tb_per_second * 1e12), LAYER_SECONDS * layers)
     seconds = operations / (MATRIX_SHARE * card.matrix_rate) + replies * tokens * token
     return {"gib": round(2 * sum(FAMILIES[key].parts) / GIB, 2), "minutes": round(seconds / 60, 2)}
 

@@ -24,7 +24,7 @@ from ivlkit.models.layouts.key_map import to_released
 from ivlkit.models.layouts.safetensors_files import write_shards
 from ivlkit.models.load import load
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
-from ivlkit.models.shapes import PARTS, released_shapes
+from ivlkit.models.shapes import RELEASED, released_shapes
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import train
 
@@ -32,7 +32,7 @@ from ivlkit.training.runs import train
 def main():
     """Run the steps for one size and print a JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("key", choices=PARTS)
+    parser.add_argument("key", choices=RELEASED)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--work", required=True)
     parser.add_argument("--steps", type=int, default=6)

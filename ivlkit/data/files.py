@@ -21,12 +21,14 @@ def write_if_changed(path, content):
 def write_whole(path, text):
     """Write a file and bring it onto the disk: a reader finds all of it or what was before, even after a crash.
 
+    Half a surrogate pair, which a name of a file may hold, is written as \\udcff, which JSON reads back.
+
     Returns: its path; folders are made where there are none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
         flush(aside)
     flush(path.parent)
     return path

@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ..data.rows.records import parse_row, path_inside
@@ -109,6 +110,17 @@ def read_coco_captions(path):
 def _caption(where, image_id, name, captions):
     extra = {"answers": tuple(captions)} if captions else {}
     return Question(where, image_id, name, "", captions[0] if captions else None, extra)
+
+
+READERS = {
+    "textvqa": read_textvqa,
+    "docvqa": partial(read_rrc, picture="image", kinds="question_types"),
+    "infovqa": partial(read_rrc, picture="image_local_name", kinds="answer_type"),
+    "chartqa": read_chartqa,
+    "pope": read_pope,
+    "refcoco": read_refcoco,
+    "coco_captions": read_coco_captions,
+}
 
 
 # files and fields -----------------------------------------------------------------------------------------------------

@@ -9,38 +9,26 @@ ChartQA's come from a script that takes the error relative to the reply.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from ..data.files import write_whole
 from ..data.rows.records import IMAGE_PLACEHOLDER, Record, Turn
 from ..errors import DataError
 from ..views import shown
-from .benchmark_files import (
-    find_file,
-    find_pictures,
-    read_chartqa,
-    read_coco_captions,
-    read_pope,
-    read_refcoco,
-    read_rrc,
-    read_textvqa,
-)
+from .benchmark_files import READERS, find_file, find_pictures
 from .evaluate import evaluate
 from .report import Report, check_rows_of
 
 MODELS = ("26b", "4b", "2b")
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-CAPTION = "Provide a one-sentence caption for the provided image."
-LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
 MEAN = "mean"  # name of the line over several sets
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How one benchmark is read, asked and scored."""
+    """How one benchmark is read, asked and scored: an entry of benchmarks.yaml."""
 
     name: str
     about: str  # what it asks
@@ -50,12 +38,12 @@ class Benchmark:
     metric: str
     get: str  # what to fetch, from where, and where it goes
     places: tuple[str, ...] = ("",)  # below the folder, where annotation files may lie
-    prompt: str = "{} " + SHORT_ANSWER  # of the released scripts; {} is the question
+    prompt: str = "{} Answer the question using a single word or phrase."  # of the released scripts; {} is the question
     max_tiles: int = 6  # of the released scripts' `--max-num`
     max_new_tokens: int = 100
     min_new_tokens: int = 1
-    published: dict = field(default_factory=dict)  # {split: {set or "mean": {model: score of 100}}}
-    score: Callable | None = None  # of the report of one set; None: the mean of its rows
+    published: dict = field(default_factory=dict)  # {split: {set or "mean": scores of 100 in the order of MODELS}}
+    number: str | None = None  # of the metric of a whole report: the score of a set; None: the mean of its rows
     answer_keys: tuple[str, str] | None = None  # the server's names of id and reply; None: it has no server
 
 
@@ -141,29 +129,29 @@ class Scores:
     @property
     def measured(self):
         """{set: score}, and with several sets their "mean"."""
-        score = self.task.benchmark.score or (lambda report: report.score)
-        found = {name: 100 * score(self.report.select(set=name)) for name in self._sets()}
+        found = {name: 100 * self._score(self.report.select(set=name)) for name in self._sets()}
         return found | ({MEAN: float(np.mean(list(found.values())))} if len(found) > 1 else {})
 
     @property
     def intervals(self):
         """{set: 95 % interval}, all questions about a picture drawn together; only of scores that are means of rows."""
-        sets = () if self.task.benchmark.score else self._sets()
+        sets = () if self.task.benchmark.number else self._sets()
         return {name: tuple(100 * end for end in self.report.select(set=name).interval_by("images")) for name in sets}
 
     @property
     def published(self):
         """{set: {model: score}} of the same split, for the sets that were measured."""
         known = self.task.benchmark.published.get(self.task.split, {})
-        return {name: known.get(name, {}) for name in self.measured}
+        by_model = {name: zip(MODELS, known.get(name, ()), strict=False) for name in self.measured}
+        return {name: {model: score for model, score in pairs if score is not None} for name, pairs in by_model.items()}
 
     def lines(self):
         """Cells of a table: set, measured, 95 % interval, then the published score of each of MODELS."""
         published, intervals = self.published, self.intervals
         for name, score in self.measured.items():
             ends = intervals.get(name)
-            others = [published[name].get(model) for model in MODELS]
-            yield (name, f"{score:.1f}", f"{ends[0]:.1f} – {ends[1]:.1f}" if ends else "–", *map(_number, others))
+            others = (f"{published[name][model]:.1f}" if model in published[name] else "–" for model in MODELS)
+            yield (name, f"{score:.1f}", f"{ends[0]:.1f} – {ends[1]:.1f}" if ends else "–", *others)
 
     def to_dict(self):
         """Plain values for JSON."""
@@ -171,6 +159,10 @@ class Scores:
         plain = {"benchmark": task.benchmark.name, "split": task.split, "rows": len(task), "rows_of_split": task.total}
         scores = {"measured": self.measured, "intervals": self.intervals, "published": self.published}
         return plain | {"metric": task.benchmark.metric} | scores
+
+    def _score(self, report):
+        benchmark = self.task.benchmark
+        return report.corpus(benchmark.metric)[benchmark.number] if benchmark.number else report.score
 
     def _sets(self):
         return dict.fromkeys(record.extra["set"] for record in self.task.records)
@@ -185,10 +177,6 @@ class Scores:
 
 
 HEADER = ("set", "measured", "95 %", *(f"{model} published" for model in MODELS))
-
-
-def _number(score):
-    return "–" if score is None else f"{score:.1f}"
 
 
 def open_benchmark(name, folder, *, split=None, images=None, rows=None, seed=0):
@@ -272,143 +260,7 @@ def _record(benchmark, part, question, path):
     return Record(id=question.id, turns=turns, images=(path,), where=question.where, extra=extra)
 
 
-# the benchmarks -------------------------------------------------------------------------------------------------------
-
-
-def _by_model(*scores):
-    """{model: published score} in the order of MODELS; None where none was published."""
-    return {model: score for model, score in zip(MODELS, scores, strict=True) if score is not None}
-
-
-_REFCOCO_PUBLISHED = {
-    "refcoco_val": _by_model(91.4, 88.0, 80.7),
-    "refcoco_testA": _by_model(93.7, 91.4, 86.7),
-    "refcoco_testB": _by_model(87.1, 83.5, 72.9),
-    "refcoco+_val": _by_model(87.0, 81.5, 72.5),
-    "refcoco+_testA": _by_model(92.3, 87.4, 82.3),
-    "refcoco+_testB": _by_model(80.9, 73.8, 60.8),
-    "refcocog_val": _by_model(88.5, 84.7, 75.6),
-    "refcocog_test": _by_model(89.3, 84.6, 74.9),
-}
 BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            name="textvqa",
-            about="questions about text in photos; ten people's answers each",
-            read=read_textvqa,
-            splits={"val": {"val": ("TextVQA_0.5.1_val.json",)}, "test": {"test": ("TextVQA_0.5.1_test.json",)}},
-            pictures=("train_images", "test_images"),
-            metric="vqa_accuracy",
-            max_new_tokens=10,
-            published={"val": {"val": _by_model(80.6, 72.9, 70.5)}},
-            answer_keys=("question_id", "answer"),
-            get="TextVQA_0.5.1_val.json and train_val_images.zip from https://textvqa.org/dataset and unpack the "
-            "pictures beside it (train_images/; of the test split test_images.zip)",
-        ),
-        Benchmark(
-            name="docvqa",
-            about="questions about scanned documents",
-            read=partial(read_rrc, picture="image", kinds="question_types"),
-            splits={
-                "val": {"val": ("val_v1.0_withQT.json", "val_v1.0.json")},
-                "test": {"test": ("test_v1.0.json",)},
-            },
-            places=("", "spdocvqa_qas", "{split}"),
-            pictures=("{split}", "spdocvqa_images", "spdocvqa_images/documents", "", "documents"),
-            metric="anls",
-            max_tiles=18,
-            published={"val": {"val": _by_model(90.5, 86.6, 83.9)}, "test": {"test": _by_model(90.9, None, None)}},
-            answer_keys=("questionId", "answer"),
-            get="the annotations and pictures of Task 1 (Single Page Document VQA) from "
-            "https://rrc.cvc.uab.es/?ch=17&com=downloads, which wants an account, and unpack both here",
-        ),
-        Benchmark(
-            name="infovqa",
-            about="questions about infographics",
-            read=partial(read_rrc, picture="image_local_name", kinds="answer_type"),
-            splits={
-                "val": {"val": ("infographicsVQA_val_v1.0_withQT.json", "infographicsVQA_val_v1.0.json")},
-                "test": {"test": ("infographicsVQA_test_v1.0.json",)},
-            },
-            places=("", "infographicsvqa_qas"),
-            pictures=("infographicsvqa_images", ""),
-            metric="anls",
-            max_tiles=24,
-            published={"val": {"val": _by_model(72.4, 64.6, 55.9)}, "test": {"test": _by_model(72.5, None, None)}},
-            answer_keys=("questionId", "answer"),
-            get="the annotations and pictures of Task 3 (Infographics VQA) from "
-            "https://rrc.cvc.uab.es/?ch=17&com=downloads, which wants an account, and unpack both here",
-        ),
-        Benchmark(
-            name="chartqa",
-            about="questions about charts, by people and by a program",
-            read=read_chartqa,
-            splits={
-                split: {"human": (f"{split}_human.json",), "augmented": (f"{split}_augmented.json",)}
-                for split in ("test", "val")
-            },
-            places=("ChartQA Dataset/{split}", "{split}", ""),
-            pictures=("ChartQA Dataset/{split}/png", "{split}/png", "png"),
-            metric="relaxed_accuracy",
-            max_tiles=12,
-            published={
-                "test": {
-                    "human": _by_model(73.6, 68.8, 54.9),
-                    "augmented": _by_model(94.1, 93.2, 91.7),
-                    MEAN: _by_model(83.8, 81.0, 73.3),
-                }
-            },
-            get='"ChartQA Dataset" as https://github.com/vis-nlp/ChartQA says and unpack it here',
-        ),
-        Benchmark(
-            name="pope",
-            about="is such a thing in the photo? yes or no; finds models that invent",
-            read=read_pope,
-            splits={"coco": {name: (f"coco_pope_{name}.json",) for name in ("random", "popular", "adversarial")}},
-            places=("coco", "output/coco", ""),
-            pictures=("val2014", "../coco/val2014"),
-            prompt="{}\n" + SHORT_ANSWER,
-            metric="pope",
-            published={"coco": {MEAN: _by_model(88.3, None, None)}},
-            score=lambda report: report.corpus("pope")["f1"],
-            get="coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json from output/coco of "
-            "https://github.com/AoiDragon/POPE and val2014.zip from https://cocodataset.org/#download (val2014/)",
-        ),
-        Benchmark(
-            name="refcoco",
-            about="RefCOCO, RefCOCO+ and RefCOCOg: a sentence, one box",
-            read=read_refcoco,
-            splits={"all": {name: (f"{name}.jsonl",) for name in _REFCOCO_PUBLISHED}}
-            | {name: {name: (f"{name}.jsonl",)} for name in _REFCOCO_PUBLISHED},
-            pictures=("train2014", "../coco/train2014"),
-            prompt=LOCATE,
-            metric="grounding",
-            published={"all": _REFCOCO_PUBLISHED | {MEAN: _by_model(88.8, 84.4, 75.8)}}
-            | {name: {name: scores} for name, scores in _REFCOCO_PUBLISHED.items()},
-            get="refcoco_val.jsonl and its seven sisters as internvl_chat/eval/refcoco/README.md of "
-            "https://github.com/OpenGVLab/InternVL says, and train2014.zip from https://cocodataset.org/#download "
-            "(train2014/)",
-        ),
-        Benchmark(
-            name="coco_captions",
-            about="one sentence a photo, beside five people's; CIDEr x 100",
-            read=read_coco_captions,
-            splits={
-                "karpathy_test": {"karpathy_test": ("coco_karpathy_test.json",)},
-                "val2014": {"val2014": ("captions_val2014.json",)},
-                "test2014": {"test2014": ("image_info_test2014.json",)},
-            },
-            places=("annotations", ""),
-            pictures=("", "val2014", "test2014"),
-            prompt=CAPTION,
-            metric="cider",
-            max_new_tokens=30,
-            min_new_tokens=8,
-            answer_keys=("image_id", "caption"),
-            get="annotations_trainval2014.zip and val2014.zip from https://cocodataset.org/#download, or "
-            "coco_karpathy_test.json as internvl_chat/eval/caption/README.md of https://github.com/OpenGVLab/InternVL "
-            "says, and unpack them here (annotations/, val2014/)",
-        ),
-    )
+    name: Benchmark(name=name, read=READERS[name], **entry)
+    for name, entry in yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8")).items()
 }

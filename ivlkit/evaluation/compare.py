@@ -9,7 +9,7 @@ import numpy as np
 from ..data.files import write_whole
 from ..views import shown
 from .intervals import bootstrap_interval
-from .report import Gallery, Report, Row, beside, writable
+from .report import Gallery, Report, Row, beside
 
 GROUPS = ("won", "lost", "both", "neither")
 MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device"}  # details that may differ in any case
@@ -114,7 +114,7 @@ class Comparison:
             texts = [row.where, pair.group, row.question, row.truth, pair.before.reply, row.reply]
             values = [*texts, pair.before.score, row.score, *(row.extra.get(name, "") for name in extra)]
             writer.writerow(map(_no_formula, values))
-        return write_whole(path, "\ufeff" + writable(buffer.getvalue()))
+        return write_whole(path, "\ufeff" + buffer.getvalue())
 
     def to_dict(self):
         """The numbers as plain values for JSON."""

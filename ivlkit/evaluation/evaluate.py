@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 
@@ -15,18 +16,19 @@ from ..data.datasets.mixture import Data
 from ..data.datasets.opening import open_data
 from ..data.encode import picture_sizes
 from ..data.importing.convert import listed_text
+from ..data.rows.formats import without_places
 from ..data.rows.media import check_picture, image_size
 from ..data.rows.records import accepted_truth
 from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
-from ..models.load import ORIGIN_FILE
+from ..models.load import read_origin
 from ..models.options import check_options
 from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
 from .metrics import row_scorer
-from .pictures import arrange, content_key, kept_own, media_key, without_places
+from .pictures import arrange, content_key, kept_own, media_key
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
@@ -78,8 +80,7 @@ def evaluate(
     _check_rows(records, metric)
     if not isinstance(data, Data):
         check_media(records, vlm.processor)
-    if not isinstance(seed, Integral) or seed < 0:
-        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
+    check_seed(seed)
     asked = arrange(records, pictures, seed=seed)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
@@ -91,6 +92,12 @@ def evaluate(
     if to:
         report.save_json(Path(to) / "report.json")
     return report
+
+
+def check_seed(seed):
+    """Raises: DataError for what numpy's generator does not take."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
 
 
 def name_of_data(data, source):
@@ -192,21 +199,23 @@ def asked_turns(record):
 def _score(records, asked, replies, score_rows, name, details):
     scores, numbers = score_rows(replies, [accepted_truth(record) for record in records])
     rows = tuple(
-        Row(
-            where=record.where,
-            question=without_places(record.question),
+        row_of(
+            replace(record, images=shown.images, video=shown.video),
+            reply,
             truth=record.answer,
-            reply=str(reply),
             score=score,
-            images=shown.images,
             extra={key: value for key, value in record.extra.items() if key != "answers"},
             answers=tuple(record.extra.get("answers") or ()),
-            video=shown.video,
-            **vars(reply),
         )
         for record, shown, reply, score in zip(records, asked, replies, scores, strict=True)
     )
     return Report(name, rows, details, numbers)
+
+
+def row_of(record, reply, **known):
+    """The `Row` of a record and its `ScoredReply`. Args: known: its other fields, truth, score and extra at least."""
+    shown = {"images": record.images, "video": record.video}
+    return Row(record.where, without_places(record.question), reply=str(reply), **shown, **known, **vars(reply))
 
 
 # what decides a reply -------------------------------------------------------------------------------------------------
@@ -216,8 +225,7 @@ def _check_as_trained(vlm, max_tiles):
     """Tiles, template and system prompt of the loaded model are those that its checkpoint names."""
     if max_tiles is not None and max_tiles < 1:
         raise DataError(f"max_tiles={max_tiles}; expected 1 or more, or None for the model's own")
-    origin = vlm.folder / ORIGIN_FILE
-    stored = json.loads(origin.read_text(encoding="utf-8")) if origin.exists() else vlm.config
+    stored = vlm.config | (read_origin(vlm.folder) or {})
     trained = {
         "max_tiles": None if max_tiles else stored.get("max_tiles", stored.get("max_dynamic_patch")),
         "template": stored.get("template"),

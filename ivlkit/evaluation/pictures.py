@@ -76,11 +76,6 @@ def derange(keys, rng):
     return source
 
 
-def without_places(question):
-    """A question without the marks that say where its pictures go."""
-    return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
-
-
 def media_key(row):
     """What tells what one row shows from what another does: () for nothing, else pictures or a clip of a video."""
     return (repr(row.video),) if row.video else tuple(map(picture_key, row.images))

@@ -5,19 +5,18 @@ import io
 import json
 import os
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 from ..data.datasets.questions import left_aside, questions_of
 from ..data.files import write_whole
+from ..data.rows.formats import without_places
 from ..errors import DataError
 from ..models.options import check_options
 from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
-from .evaluate import ask_all, check_media, evaluate, fingerprint, name_of_data
-from .pictures import without_places
-from .report import Gallery, Report, Row, writable
+from .evaluate import ask_all, check_media, check_seed, evaluate, fingerprint, name_of_data, row_of
+from .report import Gallery, Report, Row
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
 COLUMNS = ("source", "file", "id", "question", "answer", "confidence", "chance_right", "least_sure")
@@ -65,12 +64,12 @@ class Predictions:
         lines, fields = self.table(), dict.fromkeys(name for row in self.rows for name in row.field_scores)
         if check_ending(path) == ".jsonl":
             text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-            return write_whole(path, writable(text))
+            return write_whole(path, text)
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow([*COLUMNS, *(f"confidence of {name}" for name in fields)])
         table.writerows([*map(line.get, COLUMNS), *map(line["fields"].get, fields)] for line in lines)
-        return write_whole(path, writable(text.getvalue()))
+        return write_whole(path, text.getvalue())
 
     def save_html(self, path, *, title="Answers"):
         """Write one self-contained page with pictures: the least sure answers first, their least sure token marked."""
@@ -130,8 +129,7 @@ def predict(
     journal = to and f"{to}{JOURNAL}"
     if to:
         check_ending(to)
-    if not isinstance(seed, Integral) or seed < 0:
-        raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
+    check_seed(seed)
     records, home = questions_of(data, question=question, root=root)
     if not records:
         raise DataError("no rows to answer; expected at least one")
@@ -184,17 +182,8 @@ def check_ending(path):
 def _row(record, reply, home):
     sources = record.video.files if record.video else record.images
     names = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
-    return Row(
-        where=record.where,
-        question=without_places(record.question),
-        truth=None,
-        reply=str(reply),
-        score=None,
-        images=record.images,
-        video=record.video,
-        extra=dict(record.extra) | {"file": " ".join(_from(home, name) for name in names), "id": record.id},
-        **vars(reply),
-    )
+    own = {"file": " ".join(_from(home, name) for name in names), "id": record.id}
+    return row_of(record, reply, truth=None, score=None, extra=dict(record.extra) | own)
 
 
 def _from(home, name):

@@ -267,7 +267,7 @@ class Report:
     def save_json(self, path):
         """Write everything but pixels, for `Report.load`. Of pictures only paths are kept, none of those in memory."""
         saved = {"format": FORMAT} | self.to_dict()
-        return write_whole(path, writable(json.dumps(saved, ensure_ascii=False, indent=1, default=str)))
+        return write_whole(path, json.dumps(saved, ensure_ascii=False, indent=1, default=str))
 
     @classmethod
     def load(cls, path):
@@ -323,11 +323,6 @@ class Report:
 def said_of_baseline(answer, score):
     """ "always answering 'no' scores 83.0%"."""
     return f"always answering {answer[:40]!r} scores {score:.1%}"
-
-
-def writable(text):
-    """Text for a UTF-8 file: half a surrogate pair as \\udcff, which JSON reads back; a name of a file may hold one."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def beside(before, after):

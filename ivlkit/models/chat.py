@@ -6,22 +6,20 @@ Decoding follows the released defaults: greedy, at most 1,024 new tokens, stoppe
 import hashlib
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 
 import torch
-from tqdm import tqdm
 
 from ..data.collate import normalise_tiles
 from ..data.encode import check_image_tokens, stack_tiles, with_frames
-from ..data.rows.conversation import render
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ..data.rows.media import open_image
 from ..data.rows.records import Turn, Video
@@ -127,7 +125,7 @@ def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
     return reply_batch(vlm, conversations, **options)
 
 
-def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=False, **generation):
+def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, **generation):
     """Reply to many conversations that end with a question.
 
     Batches are of similar length, padded on the left; Phi-3's short and long contexts never share one, because its
@@ -138,13 +136,8 @@ def reply_batch(vlm, conversations, *, batch_size=16, max_tiles=None, progress=F
         max_tiles: budget of each conversation, or one number for all; default the model's.
     Returns: list of `Reply`, without features.
     """
-    replies = [None] * len(conversations)
-    with tqdm(total=len(conversations), desc="replies", disable=not progress) as bar:
-        for batch in iterate_replies(vlm, conversations, batch_size=batch_size, max_tiles=max_tiles, **generation):
-            for number, reply in batch:
-                replies[number] = reply
-            bar.update(len(batch))
-    return replies
+    batches = iterate_replies(vlm, conversations, batch_size=batch_size, max_tiles=max_tiles, **generation)
+    return [reply for _, reply in sorted(chain.from_iterable(batches), key=itemgetter(0))]
 
 
 def iterate_replies(
@@ -232,20 +225,18 @@ class _Features:
     """Features of the pictures seen last, known by what their tiles hold: the same picture may come by two paths."""
 
     def __init__(self, vlm):
-        self.vlm, self.known = vlm, OrderedDict()  # digest of the tiles → [T, 256, H]
+        self.vlm, self.known = vlm, {}  # digest of the tiles → [T, 256, H], the latest last
 
     def fill(self, prompts):
         """The prompts with their features; every picture that is not known is encoded once."""
         wanted = {}  # digest → tiles
         for prompt in prompts:
             wanted |= zip(prompt.digests, prompt.tiles.split(list(prompt.num_tiles)), strict=True)
-        found = {key: self.known[key] for key in wanted if key in self.known}
-        found |= self._encode({key: tiles for key, tiles in wanted.items() if key not in found})
-        for key in wanted:
-            self.known[key] = found[key]
-            self.known.move_to_end(key)
-        while self.known and sum(map(len, self.known.values())) > CACHED_TILES:
-            self.known.popitem(last=False)
+        self.known |= self._encode({key: tiles for key, tiles in wanted.items() if key not in self.known})
+        found = {key: self.known.pop(key) for key in wanted}
+        self.known |= found
+        while sum(map(len, self.known.values())) > CACHED_TILES:
+            del self.known[next(iter(self.known))]
         return [
             replace(one, features=torch.cat([found[key] for key in one.digests]), tiles=one.tiles[:0])
             if one.digests
@@ -369,15 +360,8 @@ def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
     budget = processor.share(max_tiles or processor.max_tiles, len(images))
     cut = [processor.tile(open_image(image, "chat", rules=rules), max_tiles=budget) for image in images]
     num_tiles = (*(history.num_tiles if history else ()), *map(len, cut))
-    text = render(
-        turns,
-        processor.template,
-        num_tiles=num_tiles,
-        num_image_token=processor.num_image_token,
-        system_message=processor.system_message,
-    ).text
     tiles = torch.from_numpy(stack_tiles(cut, processor.tile_px))
-    input_ids = processor.tokenizer(text)["input_ids"]
+    input_ids = processor.tokenizer(processor.render(turns, num_tiles).text)["input_ids"]
     check_image_tokens(input_ids, processor, num_tiles=num_tiles, where="chat")
     return Prompt(turns, num_tiles, input_ids, history and history.features, tiles)
 

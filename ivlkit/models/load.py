@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import json
 import math
 import warnings
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from transformers.modeling_utils import set_zero3_state
 from ..errors import CheckpointError
 from ..hardware import GIB, read_ram_gib
 from .families import find_model, model_roots
-from .layouts.configuration import has_lora, hf_config, plain, read_released_config
+from .layouts.configuration import has_lora, hf_config, plain, read_json, read_released_config
 from .layouts.key_map import register_with_transformers, to_released
 from .layouts.safetensors_files import DTYPES, fingerprint
 from .layouts.weight_files import check_shapes, open_weights, read_headers, read_shapes, read_weight_files
@@ -66,14 +65,14 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     if quantize == "float8" or tower_device is not None and not quantize:
         places = {"device": device, "tower_device": tower_device}
         return _load_by_way(name, folder, base=base, dtype=dtype, is_float8=bool(quantize), **places)
-    options = {"quantize": quantize, "tower_device": tower_device} if quantize else {}
+    how = {"device": device, "dtype": dtype, "quantize": quantize, "tower_device": tower_device}
     origin = read_origin(folder)
     if origin is None:
         if base is not None:
             raise CheckpointError(
                 f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out"
             )
-        return _load_whole(folder, folder, device=device, dtype=dtype, **options)
+        return _load_whole(folder, folder, **how)
     is_adapter = (folder / ADAPTER_CONFIG).exists()
     if quantize and (not is_adapter or read_origin(find_base(folder, base)) is not None):
         raise CheckpointError(
@@ -81,11 +80,11 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
             f"ivlkit export {folder} --to merged, then load that"
         )
     if is_adapter:
-        vlm = load(find_base(folder, base), device=device, dtype=dtype, **options)
+        vlm = load(find_base(folder, base), **how)
         vlm.merge_adapter()  # trained on what a run left: never two adapters on one layer
         _add_adapter(vlm, folder)
     else:
-        vlm = _load_whole(released_root(base or folder), folder, device=device, dtype=dtype)
+        vlm = _load_whole(released_root(base or folder), folder, **how)
     vlm.processor = as_trained(vlm.processor, origin)
     return vlm
 
@@ -112,15 +111,13 @@ def read_origin(folder):
     Of an adapter that something else wrote it is {"base": as its adapter_config.json says, "" where it says none}.
     """
     path = Path(folder) / ORIGIN_FILE
-    try:
-        if not path.exists() and not (path.parent / "config.json").exists():
-            path = path.with_name(ADAPTER_CONFIG)
-            return {"base": json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""}
-        origin = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists() and not (path.parent / "config.json").exists():
+        path = path.with_name(ADAPTER_CONFIG)
+    if not path.exists():
         return None
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
+    origin = read_json(path)
+    if path.name == ADAPTER_CONFIG and isinstance(origin, dict):
+        origin = {"base": origin.get("base_model_name_or_path") or ""}
     if not isinstance(origin, dict) or not isinstance(origin.get("base"), str):
         raise CheckpointError(f"{path}: names no `base`; expected the folder or key of a model; copy the file again")
     return origin
@@ -284,7 +281,7 @@ def read_model(root):
     return config, processor, hf_config(config, image_token_id=processor.token_id("<IMG_CONTEXT>"))
 
 
-def _load_whole(root, folder, *, device, dtype, quantize=None, tower_device=None):
+def _load_whole(root, folder, *, device, dtype, quantize, tower_device):
     """All weights of a folder. Args: root: where config.json is."""
     config, processor, hf = read_model(root)
     is_merged = root == folder and has_lora(read_released_config(root))

@@ -4,42 +4,11 @@ import base64
 import io
 import unicodedata
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
-# A class named twice outweighs a notebook's own rules: tables flush right, code on grey.
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-.ivl table { border-collapse: collapse; margin: .6em 0; }
-.ivl.ivl th, .ivl.ivl td { text-align: left; padding: .25em .8em .25em .4em; vertical-align: top; }
-.ivl.ivl th, .ivl.ivl td { border-bottom: 1px solid #8884; }
-.ivl .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: .6em 0; }
-.ivl .card { border: 1px solid #8886; border-radius: 6px; padding: 8px; max-width: 340px; overflow-wrap: anywhere; }
-.ivl img { max-width: 100%; height: auto; display: block; margin-bottom: 6px; }
-.ivl .good { border-left: 5px solid #0072b2; } .ivl .bad { border-left: 5px solid #d55e00; }
-.ivl .answer { padding-left: 5px; } .ivl .dim { opacity: .7; }
-.ivl .big { font-size: 1.6em; font-weight: 600; }
-.ivl .tokens { line-height: 2.1; margin: .6em 0; }
-.ivl .token { border: 1px solid #8888; border-radius: 4px; padding: 1px 4px; margin: 1px 0; overflow-wrap: anywhere; }
-.ivl .token { display: inline-block; line-height: 1.5; vertical-align: middle; max-width: 100%; white-space: pre-wrap; }
-.ivl .token sub { opacity: .7; font-size: .7em; margin-left: 3px; font-weight: normal; font-style: normal; }
-.ivl.ivl .token code { background: none; padding: 0; color: inherit; }
-.ivl .token u { text-decoration: none; } .ivl .card hr { display: none; }
-.ivl .token img, .ivl .tiles img { display: inline-block; vertical-align: middle; margin: 1px 4px 1px 0; }
-.ivl .token img { height: 28px; } .ivl .token img, .ivl .tiles img { outline: 1px solid #8888; }
-.ivl .trained { background: #0072b255; border-color: #0072b2; }
-.ivl .image { background: #e69f0044; border-color: #e69f00; }
-.ivl .special { background: #cc79a744; border-color: #cc79a7; border-style: dashed; }
-.ivl .masked { background: #8882; } .ivl .padding { opacity: .6; border-style: dotted; }
-.ivl .share { display: inline-block; height: 10px; background: #0072b2; }
-.ivl .cut { border: 3px solid #d55e00; }
-.ivl .bar { display: flex; height: 12px; border: 1px solid #8888; margin: .4em 0; } .ivl .bar span { border-width: 0; }
-.ivl .bar .trained { background: #0072b2; } .ivl .bar .image { background: #e69f00; }
-.ivl .bar .special { background: #cc79a7; } .ivl .bar .masked { background: #888; }
-.ivl .bar .sample { background: #8884; border-right: 3px solid #d55e00; }
-.ivl .bar .padding { background: repeating-linear-gradient(45deg, #888 0 3px, transparent 3px 6px); }
-"""
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 # In a dark theme a drawing's light ground turns dark: in JupyterLab, in VS Code, on a page of ours.
 _TURNED = "{ filter: invert(.93) hue-rotate(180deg); }"

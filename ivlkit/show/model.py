@@ -27,18 +27,19 @@ FILES = {
 EDGE_GB = 100  # of the drawing of sizes
 OTHER_FILES = {".safetensors": FILES["model.safetensors"], ".py": "the original code, for servers; never run here"}
 OTHER_FILES |= {".md": "for people", "": "for people"}
-PARTS = (("vision tower", "model.vision_tower."), ("projector", "model.multi_modal_projector."))
+PARTS = {
+    "vision tower": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+    "language model": ("model.language_model.", "lm_head."),
+}
 
 
 def vlm_html(vlm):
     """Parts, parameters, tile settings, template."""
     if vlm.model is None:
         return table_html([("model", "released from memory")])
-    counts = dict.fromkeys(PART_COLOURS, 0)
-    for name, parameter in vlm.model.named_parameters():
-        part = next((part for part, prefix in PARTS if name.startswith(prefix)), "language model")
-        counts[part] += parameter.numel()
-    processor = vlm.processor
+    sizes, processor = {name: each.numel() for name, each in vlm.model.named_parameters()}, vlm.processor
+    counts = {part: sum(sizes[name] for name in sizes if name.startswith(prefix)) for part, prefix in PARTS.items()}
     tiles = f"{processor.tile_px} px, {processor.num_image_token} tokens each, up to {processor.max_tiles} + thumbnail"
     rows = [
         *((part, f"{count:,} parameters") for part, count in counts.items()),

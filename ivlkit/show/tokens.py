@@ -39,7 +39,7 @@ TILE_PX = 64
 
 
 @dataclass(frozen=True)
-class Sample:
+class BatchSample:
     """One sample of a batch: ids and labels int64 [L], a kind for each token, tiles uint8 [T, S, S, 3]."""
 
     start: int  # first token in its row of the batch
@@ -54,7 +54,7 @@ class Sample:
 
 
 def read_batch(batch, processor):
-    """The samples of a collated batch, in order: `[Sample, …]`.
+    """The samples of a collated batch, in order: `[BatchSample, …]`.
 
     Args: batch: of `collate` (input_ids, labels, attention_mask [B, L], tiles) or packed, [1, ΣL] with `cu_seqlens`
         [samples + 1] instead of the mask.
@@ -74,7 +74,7 @@ def read_batch(batch, processor):
     for row, start, stop in places:
         part = row, slice(start, stop)
         used = -(-int(is_image[part].sum()) // processor.num_image_token)
-        samples.append(Sample(start, ids[part], labels[part], kinds[part], tiles[next_tile : next_tile + used]))
+        samples.append(BatchSample(start, ids[part], labels[part], kinds[part], tiles[next_tile : next_tile + used]))
         next_tile += used
     return samples
 

@@ -22,6 +22,11 @@ OPENAI_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "develo
 MARKS_SHAREGPT = {"images", "videos", "system", "tools"}  # fields that the released format does not know
 
 
+def without_places(question):
+    """A question without the marks that say where its pictures go."""
+    return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")
+
+
 def release(row, *, format=None):
     """Yield every fault of a row's format; returns the released row, or None where its turns have no released shape."""
     name = format or detect_format(row)

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from ...data.rows.formats import without_places
 from ...errors import DataError
 from ..intervals import share_interval
 from ..metrics import EXACT_METRICS, METRICS, exact_match
 from ..normalise import collapse
-from ..pictures import content_key, without_places
+from ..pictures import content_key
 from .review import source_of
 
 MOST_CLASSES = 20  # different truths, each twice on average: more are no classes

@@ -9,17 +9,10 @@ import torch
 from ...data.datasets.opening import open_data
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
-from ..layouts.configuration import write_json
-from ..layouts.safetensors_files import (
-    appearing_or_said,
-    check_is_new,
-    check_space,
-    fingerprint,
-    total_bytes,
-    write_shards,
-)
+from ..layouts.configuration import read_json, write_json
+from ..layouts.safetensors_files import fingerprint, new_folder, total_bytes, write_shards
 from ..layouts.weight_files import fused, read_weight_files
-from ..load import ADAPTER_CONFIG, ORIGIN_FILE, VLM, find_base, load, quiet_if_small, read_origin
+from ..load import ADAPTER_CONFIG, ORIGIN_FILE, find_base, load, quiet_if_small, read_origin
 from .card import read_run, write_card, write_templates
 from .handover import check_handover, write_handover
 from .hf_layout import write_hf
@@ -56,18 +49,17 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
     if layout not in _LAYOUTS:
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
     to = Path(to)
-    check_is_new(to)
     test = open_data(test) if isinstance(test, (str, Path)) else test
     if handover:
         check_handover(source, test, report)
     opened = open_source(source)
     write, reload = _LAYOUTS[layout]
-    with appearing_or_said(to) as aside:
-        base = write(opened, source, aside)
+    with new_folder(to) as aside:
+        base = write(opened, aside)
         for path in opened.processor.folder.iterdir():
             if path.stem in _COPIED_STEMS:
                 shutil.copyfile(path, aside / path.name)
-        proof = _prove(opened, source, aside, reload, device, merges=layout != "adapter")
+        proof = _prove(opened, aside, reload, device, merges=layout != "adapter")
         write_card(opened, aside, layout=layout, proof=proof, base=base, scores=scores)
         if handover:
             write_handover(aside / "handover", source, opened, test=test, report=report)
@@ -106,14 +98,13 @@ def push_to_hub(folder, repo_id, *, private=True):
 # layouts -------------------------------------------------------------------------------------------------------------
 
 
-def _write_released(opened, _, folder):
-    check_space(folder, total_bytes(opened.shapes, opened.dtype))
+def _write_released(opened, folder):
     write_released(opened, folder)
     write_templates(opened.processor, folder)
 
 
 def write_released(opened, folder):
-    """The released files of a `Source`, without card and server templates."""
+    """The released files of an `OpenedModel`, without card and server templates."""
     write_shards(*fused(opened.weights, opened.shapes, opened.config), folder, dtype=opened.dtype)
     prompt, max_tiles = opened.processor.system_message, opened.processor.max_tiles
     changes = {"use_llm_lora": 0, "use_backbone_lora": 0, "system_message": prompt, "max_dynamic_patch": max_tiles}
@@ -124,23 +115,19 @@ def write_released(opened, folder):
             shutil.copyfile(path, folder / path.name)
 
 
-def _write_hf(opened, _, folder):
-    write_hf(opened, folder)
-
-
-def _write_adapter(opened, source, folder):
+def _write_adapter(opened, folder):
     """The adapter, what it belongs to, and how it is asked; returns what is known of its base."""
-    is_loaded = isinstance(source, VLM)
-    if (source.adapter is None) if is_loaded else not (opened.folder / ADAPTER_CONFIG).exists():
+    vlm = opened.vlm
+    if not (vlm.adapter if vlm else (opened.folder / ADAPTER_CONFIG).exists()):
         raise ExportError(f'{opened.folder}: no adapter; expected a LoRA run; use layout="released"')
     base, processor = describe_base(opened.folder), opened.processor
-    if is_loaded:
-        source.adapter.save_pretrained(folder, save_embedding_layers=False)
-    copied = [] if is_loaded else [opened.folder / name for name in (ADAPTER_CONFIG, "adapter_model.safetensors")]
+    if vlm:
+        vlm.adapter.save_pretrained(folder, save_embedding_layers=False)
+    copied = [] if vlm else [opened.folder / name for name in (ADAPTER_CONFIG, "adapter_model.safetensors")]
     for path in (*copied, *processor.folder.glob("*token*")):
         shutil.copyfile(path, folder / path.name)
     # PEFT's file names the base by its folder on this machine, which is no one else's business.
-    family, config = FAMILIES.get(base["base"]), json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    family, config = FAMILIES.get(base["base"]), read_json(folder / ADAPTER_CONFIG)
     config["base_model_name_or_path"] = (family and family.hub_id) or base["base_name"]
     write_json(folder / ADAPTER_CONFIG, config)
     names = ("system_message", "tile_px", "max_tiles", "min_tiles", "use_thumbnail")
@@ -177,12 +164,12 @@ def describe_base(folder):
 # proof ---------------------------------------------------------------------------------------------------------------
 
 
-def _prove(opened, source, aside, reload, device, *, merges):
+def _prove(opened, aside, reload, device, *, merges):
     """One model in memory at a time: the source answers, then the export."""
     run, in_float8 = read_run(opened.folder), None
-    if isinstance(source, VLM):
-        device, dtype = source.model.device, source.model.dtype
-        before = ask(source.model, opened.processor)
+    if opened.vlm:
+        device, dtype = opened.vlm.model.device, opened.vlm.model.dtype
+        before = ask(opened.vlm.model, opened.processor)
     else:
         device, dtype = choose_place(total_bytes(opened.shapes, torch.uint8), device)  # at one byte: parameters
         before = _ask_once(opened, device=device, dtype=dtype)
@@ -229,5 +216,5 @@ def _reload_hf(folder, device, dtype):
 _LAYOUTS = {
     "released": (_write_released, _reload),
     "adapter": (_write_adapter, _reload),
-    "transformers": (_write_hf, _reload_hf),
+    "transformers": (write_hf, _reload_hf),
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from ...data.groups import row_keys
+from ...data.rows.formats import without_places
 from ...data.rows.media import open_image
-from ...data.rows.records import IMAGE_PLACEHOLDER
 from ...errors import ExportError
 
 ROWS = "test/rows.jsonl"
@@ -42,7 +42,7 @@ def check_handover(source, test, report):
 
 
 def write_handover(folder, run, opened, *, test, report):
-    """Write the folder, `opened` being the run's `Source`. See `export`."""
+    """Write the folder, `opened` being the run's `OpenedModel`. See `export`."""
     (folder / "test" / "images").mkdir(parents=True)
     pictures = [_write_pictures(folder, number, record, opened) for number, record in enumerate(test)]
     rows = [_row(record, names) for record, names in zip(test, pictures, strict=True)]
@@ -72,10 +72,6 @@ def _row(record, names):
     return {**record.extra, **shown, "conversations": turns}
 
 
-def _bare(question):
-    return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(IMAGE_PLACEHOLDER, "")
-
-
 def _write_tables(folder, parts):
     """labels.csv, a line a row; split.csv, as `Data.split` keeps it."""
     with (
@@ -87,7 +83,8 @@ def _write_tables(folder, parts):
         for part, data in parts.items():
             for record, digests in zip(data, row_keys(data).own, strict=True):
                 shown = " ".join(Path(one).name for one in record.images if isinstance(one, (str, Path)))
-                csv.writer(labels).writerow([part, record.where, shown, _bare(record.question), record.answer])
+                asked = without_places(record.question)
+                csv.writer(labels).writerow([part, record.where, shown, asked, record.answer])
                 csv.writer(split).writerows((digest, part) for digest in digests)
 
 
@@ -115,7 +112,8 @@ def _write_report(folder, report, pictures):
 def _write_notebook(folder, report, record, images):
     asked = json.loads(report.details["generation"]) | {"batch_size": report.details["batch_size"]}
     asked |= {"max_tiles": record.max_tiles} if record.max_tiles else {}
-    filled = {"question": _bare(record.question), "images": images or None, "metric": report.metric, "options": asked}
+    filled = {"question": without_places(record.question), "images": images or None}
+    filled |= {"metric": report.metric, "options": asked}
     cells = [
         {"cell_type": "code", "id": f"cell-{number}", "metadata": {}, "execution_count": None, "outputs": []}
         | {"source": cell.format(**filled)}

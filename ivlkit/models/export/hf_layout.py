@@ -6,13 +6,13 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ...data.collate import IMAGENET_MEAN, IMAGENET_STD
-from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, render
+from ...data.rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from ...data.rows.records import Turn
 from ...errors import ExportError
 from ..chat import MAX_NEW_TOKENS
 from ..decoding import KEPT_TOKENS
-from ..layouts.configuration import write_json
-from ..layouts.safetensors_files import check_space, total_bytes, write_shards
+from ..layouts.configuration import read_json, write_json
+from ..layouts.safetensors_files import write_shards
 from ..layouts.weight_files import Lazy
 from .chat_template import chat_template
 
@@ -42,7 +42,6 @@ def write_hf(source, folder):
                 f"config.json: `{field}` is {found!r}; transformers' own InternVL knows {expected!r} only; use "
                 'layout="released", which keeps it'
             )
-    check_space(folder, total_bytes(source.shapes, source.dtype))
     on_disk = {_on_disk(key): key for key in source.shapes}
     shapes = {name: source.shapes[key] for name, key in on_disk.items()}
     write_shards(Lazy(on_disk, source.weights.__getitem__), shapes, folder, dtype=source.dtype)
@@ -60,7 +59,7 @@ def check_tokenizer(folder, processor):
     for question in ("Hello, who are you?", "  <ref>北京</ref><box>[[1, 2, 3, 4]]</box>?\n\n"):
         messages = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ours = render([Turn("user", question)], processor.template, system_message=processor.system_message).text
+        ours = processor.render([Turn("user", question)]).text
         if tokenizer(text, add_special_tokens=False)["input_ids"] != processor.tokenizer(ours)["input_ids"]:
             raise ExportError(f"the saved tokenizer reads {question!r} as other ids; nothing was written")
 
@@ -106,9 +105,8 @@ def _write_tokenizer(processor, folder):
         padding_side="left",
     )
     saved.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "InternVLProcessor"})
+    path, names = folder / "tokenizer_config.json", {"processor_class": "InternVLProcessor"}
+    write_json(path, read_json(path) | names | {"tokenizer_class": "PreTrainedTokenizerFast"})
     text = chat_template(processor.template, processor.system_message)
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
 

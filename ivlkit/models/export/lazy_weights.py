@@ -30,7 +30,7 @@ from .merge_lora import Loaded, Merged
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenedModel:
     """A model to be written elsewhere: its weights lazily, adapters merged, and everything beside them."""
 
     weights: Mapping  # transformers' keys, in the order of the state dict
@@ -40,6 +40,7 @@ class Source:
     hf: object  # `InternVLConfig`
     folder: Path  # what was asked for: a run's `final/`, a model folder
     origin: dict | None  # the run's ivlkit.json
+    vlm: VLM | None = None  # the model in memory, left as it is; None where a folder was asked for
 
     @property
     def dtype(self):
@@ -53,11 +54,12 @@ class Source:
 
 
 def open_source(source):
-    """A run, a folder that `load` takes, or a loaded `VLM` → `Source`; only headers are read.
+    """A run, a folder that `load` takes, or a loaded `VLM` → `OpenedModel`; only headers are read.
 
     Raises: CheckpointError if anything is missing or does not fit config.json, or for weights in float8.
     """
-    if isinstance(source, VLM):
+    vlm = source if isinstance(source, VLM) else None
+    if vlm:
         if holds_float8(source.model):
             raise CheckpointError(
                 f"{source.folder}: a model in memory, in float8; expected its original weights, which an adapter is "
@@ -74,7 +76,7 @@ def open_source(source):
         weights = _open(folder, config, hf, expected)
     if wrong := expected.keys() ^ weights.keys():
         raise CheckpointError(f"{folder}: tensor {min(wrong)} is missing or not expected; download or copy it again")
-    return Source(weights, shapes_of(expected), config, processor, hf, folder, origin)
+    return OpenedModel(weights, shapes_of(expected), config, processor, hf, folder, origin, vlm)
 
 
 def _open(folder, config, hf, expected):

@@ -7,7 +7,6 @@ import psutil
 import torch
 
 from ...data.collate import normalise_tiles
-from ...data.rows.conversation import render
 from ...data.rows.records import Turn
 from ...errors import ExportError
 
@@ -54,13 +53,7 @@ class Proof:
 def _samples(processor):
     """(ids [1, L], tiles uint8 [T, S, S, 3]) of the stored questions as this model reads them, fixed patterns shown."""
     for question, num_tiles in SAMPLES:
-        text = render(
-            [Turn("user", question)],
-            processor.template,
-            num_tiles=[num_tiles] if num_tiles else [],
-            num_image_token=processor.num_image_token,
-            system_message=processor.system_message,
-        ).text
+        text = processor.render([Turn("user", question)], [num_tiles] if num_tiles else ()).text
         shape = (num_tiles, processor.tile_px, processor.tile_px, 3)
         pattern = torch.arange(math.prod(shape), dtype=torch.int64).reshape(shape) * 2654435761 % 256
         yield torch.tensor([processor.tokenizer(text)["input_ids"]]), pattern.to(torch.uint8)

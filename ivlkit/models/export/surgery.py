@@ -11,7 +11,7 @@ from ...errors import CheckpointError, ExportError
 from ..decoding import KEPT_TOKENS
 from ..layouts.configuration import hf_config, num_image_token, read_json, write_json
 from ..layouts.key_map import from_released
-from ..layouts.safetensors_files import appearing_or_said, check_is_new, check_space, total_bytes, write_shards
+from ..layouts.safetensors_files import new_folder, write_shards
 from ..layouts.weight_files import Files, Lazy, check_shapes, fused, read_weight_files, shapes_of
 from ..load import VLM, build_model, meta_state
 from .lazy_weights import open_source
@@ -38,9 +38,7 @@ def extract_part(vlm, part, to):
     weights, shapes = fused(source.weights, source.shapes, source.config)
     names = {key.removeprefix(_PARTS[part]): key for key in shapes if key.startswith(_PARTS[part])}
     shapes = {name: shapes[key] for name, key in names.items()}
-    check_is_new(to)
-    check_space(to, total_bytes(shapes, source.dtype))
-    with appearing_or_said(to) as aside:
+    with new_folder(to) as aside:
         write_shards(Lazy(names, weights.__getitem__), shapes, aside, dtype=source.dtype)
         _write_part_config(source, part, aside)
     return to

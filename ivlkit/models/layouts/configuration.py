@@ -11,9 +11,9 @@ from ...errors import CheckpointError
 _LORA_RANKS = ("use_backbone_lora", "use_llm_lora")
 PHI3_SHORT_CONTEXT = 4096  # tokens up to which Phi-3's short rope factors hold
 # Fields that decide what the model computes: no default of ours or of transformers may stand in for one.
-_VISION_FIELDS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size"),
-    *("norm_type", "qkv_bias", "qk_normalization"),
+_VISION_FIELDS = (  # of the same name in transformers
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("image_size", "norm_type"),
 )
 _LANGUAGE_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -45,12 +45,12 @@ def read_released_config(folder):
     return config
 
 
-def read_json(path, missing):
+def read_json(path, missing=None):
     """What the JSON file at a `Path` holds. Raises: CheckpointError, with the sentence `missing` if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(missing) from error
+        raise CheckpointError(missing or f"{path}: missing; expected it there; copy the file again") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: broken JSON ({error}); copy the file again") from error
 
@@ -122,23 +122,18 @@ def _vision_config(config):
     from transformers import InternVLVisionConfig
 
     vision = config["vision_config"]
-    _require_fields(vision, _VISION_FIELDS, "vision_config")
+    _require_fields(vision, (*_VISION_FIELDS, "qkv_bias", "qk_normalization"), "vision_config")
     norm, eps, size = vision["norm_type"], vision.get("layer_norm_eps", 1e-6), vision["image_size"]
     _require(norm in ("layer_norm", "rms_norm"), "vision_config.norm_type", norm, "layer_norm or rms_norm")
     _require(size == tile_px(config), "force_image_size", tile_px(config), f"vision_config.image_size ({size})")
     if vision["qk_normalization"]:
         _require(eps == 1e-6, "vision_config.layer_norm_eps", eps, "1e-06 beside qk_normalization")
     return InternVLVisionConfig(
-        hidden_size=vision["hidden_size"],
-        num_hidden_layers=vision["num_hidden_layers"],
-        num_attention_heads=vision["num_attention_heads"],
-        intermediate_size=vision["intermediate_size"],
+        **{name: vision[name] for name in _VISION_FIELDS},
         hidden_act=vision.get("hidden_act", "gelu"),
         attention_bias=vision["qkv_bias"],
         use_qk_norm=vision["qk_normalization"],
-        norm_type=norm,
         layer_norm_eps=eps,
-        image_size=size,
         patch_size=vision.get("patch_size", 14),
         num_channels=vision.get("num_channels", 3),
         hidden_dropout_prob=vision.get("dropout", 0.0),

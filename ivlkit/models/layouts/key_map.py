@@ -1,4 +1,4 @@
-"""The released layout ↔ transformers' keys: one table, read in both directions.
+"""The released layout ↔ transformers' keys: one table, key_map.yaml, read in both directions.
 
 `from_released` and `to_released` are exact inverses on whole state dicts; `register_with_transformers` hands the same
 table to transformers, whose own loader then reads the released files (shards, memory maps, device maps, 4-bit).
@@ -6,94 +6,32 @@ Run checkpoints keep transformers' keys; only an export writes the released ones
 """
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
+import yaml
 
 from ...errors import CheckpointError
 
-_VIT = ("vision_model.encoder.layers.*.", "model.vision_tower.encoder.layer.*.")
-_EMBEDDINGS = ("vision_model.embeddings.", "model.vision_tower.embeddings.")
-_LLM = ("language_model.model.layers.*.", "model.language_model.layers.*.")
+GROUPED = "language_model.model.layers.*.attention.wqkv"  # rows lie per kv head as [its queries, key, value]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One module or parameter: its released name and its hf ones (three where the released one is fused).
-
-    Names carry neither ".weight" nor ".bias"; "*" stands for the layer's number.
-    """
-
-    released: str
-    hf: tuple[str, ...]
-    grouped: bool = False  # rows lie per kv head as [its queries, key, value] instead of [all q, all k, all v]
+def _read_layouts():
+    """{language class: {released name: hf names}} of key_map.yaml."""
+    tables = yaml.safe_load(Path(__file__).with_name("key_map.yaml").read_text(encoding="utf-8"))
+    tables = {of: {released: tuple(names.split()) for released, names in table.items()} for of, table in tables.items()}
+    shared = tables.pop("vision tower and projector")
+    return {language_class: shared | table for language_class, table in tables.items()}
 
 
-def _entries(prefixes, names):
-    return tuple(Entry(prefixes[0] + old, (prefixes[1] + new,)) for old, new in names.items())
-
-
-def _fused(prefixes, old, new, grouped=False):
-    return Entry(prefixes[0] + old, tuple(prefixes[1] + name for name in new), grouped)
-
-
-_VISION = (
-    *_entries(_EMBEDDINGS, {"class_embedding": "cls_token", "position_embedding": "position_embeddings"}),
-    *_entries(_EMBEDDINGS, {"patch_embedding": "patch_embeddings.projection"}),
-    *_entries(
-        _VIT,
-        {
-            "attn.q_norm": "attention.q_norm",
-            "attn.k_norm": "attention.k_norm",
-            "attn.proj": "attention.projection_layer",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-            "norm1": "layernorm_before",
-            "norm2": "layernorm_after",
-            "ls1": "lambda_1",
-            "ls2": "lambda_2",
-        },
-    ),
-    _fused(_VIT, "attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
-)
-_PROJECTOR = _entries(("mlp1.", "model.multi_modal_projector."), {"0": "layer_norm", "1": "linear_1", "3": "linear_2"})
-_INTERNLM2 = (
-    *_entries(
-        _LLM,
-        {
-            "attention.wo": "self_attn.o_proj",
-            "feed_forward.w1": "mlp.gate_proj",
-            "feed_forward.w3": "mlp.up_proj",
-            "feed_forward.w2": "mlp.down_proj",
-            "attention_norm": "input_layernorm",
-            "ffn_norm": "post_attention_layernorm",
-        },
-    ),
-    _fused(_LLM, "attention.wqkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), grouped=True),
-    Entry("language_model.model.tok_embeddings", ("model.language_model.embed_tokens",)),
-    Entry("language_model.model.norm", ("model.language_model.norm",)),
-    Entry("language_model.output", ("lm_head",)),
-)
-_PHI3_MODULES = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-_PHI3_NORMS = ("input_layernorm", "post_attention_layernorm")
-_PHI3 = (
-    *_entries(_LLM, {name: name for name in _PHI3_MODULES + _PHI3_NORMS}),
-    Entry("language_model.model.embed_tokens", ("model.language_model.embed_tokens",)),
-    Entry("language_model.model.norm", ("model.language_model.norm",)),
-    Entry("language_model.lm_head", ("lm_head",)),
-)
-LAYOUTS = {
-    "InternLM2ForCausalLM": _VISION + _PROJECTOR + _INTERNLM2,
-    "Phi3ForCausalLM": _VISION + _PROJECTOR + _PHI3,
-}
+LAYOUTS = _read_layouts()
 
 
 @lru_cache(maxsize=4)
-def _tables(language_class):
-    """(released name → entry, hf name → entry) of a layout."""
-    entries = LAYOUTS[language_class]
-    return {entry.released: entry for entry in entries}, {name: entry for entry in entries for name in entry.hf}
+def _by_hf(language_class):
+    """{hf name: released name} of a layout."""
+    return {name: released for released, names in LAYOUTS[language_class].items() for name in names}
 
 
 def from_released(tensors, config):
@@ -105,7 +43,7 @@ def from_released(tensors, config):
     hf = {}
     for key, tensor in tensors.items():
         targets = hf_keys(key, config)
-        parts = split_grouped(tensor, **_heads(config)) if _is_grouped(key, config) else tensor.chunk(len(targets))
+        parts = split_grouped(tensor, **_heads(config)) if _is_grouped(key) else tensor.chunk(len(targets))
         hf |= zip(targets, parts, strict=True)
     return hf
 
@@ -120,7 +58,7 @@ def to_released(tensors, config):
         if not tensors.keys() >= set(keys):
             raise CheckpointError(f"tensor {target} is incomplete; expected its query, key and value parts")
         pieces = [tensors[key] for key in keys]
-        if _is_grouped(target, config):
+        if _is_grouped(target):
             released[target] = join_grouped(*pieces, **_heads(config))
         else:
             released[target] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
@@ -133,14 +71,14 @@ def hf_keys(key, config):
     Raises: CheckpointError for a key the layout does not have.
     """
     name, layer, suffix = _parse(key)
-    entry = _tables(config["llm_config"]["architectures"][0])[0].get(name)
-    if entry is None:
+    parts = LAYOUTS[config["llm_config"]["architectures"][0]].get(name)
+    if parts is None:
         raise CheckpointError(f"unexpected tensor {key}; expected the released layout of {config['template']}")
-    return [_fill(part, layer, suffix) for part in entry.hf]
+    return [_fill(part, layer, suffix) for part in parts]
 
 
-def _is_grouped(key, config):
-    return _tables(config["llm_config"]["architectures"][0])[0][_parse(key)[0]].grouped
+def _is_grouped(key):
+    return _parse(key)[0] == GROUPED
 
 
 def released_groups(keys, config):
@@ -148,13 +86,12 @@ def released_groups(keys, config):
 
     Raises: CheckpointError for a key the layout does not have.
     """
-    by_hf = _tables(config["llm_config"]["architectures"][0])[1]
-    groups = {}
+    by_hf, groups = _by_hf(config["llm_config"]["architectures"][0]), {}
     for key in keys:
         name, layer, suffix = _parse(key)
         if name not in by_hf:
             raise CheckpointError(f"tensor {key} has no place in the released layout; merge adapters before saving")
-        target = _fill(by_hf[name].released, layer, suffix)
+        target = _fill(by_hf[name], layer, suffix)
         groups.setdefault(target, hf_keys(target, config))
     return groups
 
@@ -212,17 +149,16 @@ def register_with_transformers(class_name):
             raise NotImplementedError("saving goes through to_released")
 
     renamings, converters = {}, []
-    for entry in dict.fromkeys(entry for layout in LAYOUTS.values() for entry in layout):
-        source = "^" + re.escape(entry.released).replace(r"\*", r"(\d+)")
-        if len(entry.hf) == 1:
-            renamings[source] = entry.hf[0].replace("*", r"\1")
+    for released, parts in (LAYOUTS["InternLM2ForCausalLM"] | LAYOUTS["Phi3ForCausalLM"]).items():
+        source = "^" + re.escape(released).replace(r"\*", r"(\d+)")
+        if len(parts) == 1:
+            renamings[source] = parts[0].replace("*", r"\1")
             continue
-        stem, _, fused = entry.released.rpartition(".")
-        home = entry.hf[0].rpartition(".")[0]
+        fused, home = released.rpartition(".")[2], parts[0].rpartition(".")[0]
         renamings[source] = f"{home}.{fused}".replace("*", r"\1")
         place = home.rpartition(".")[2]
-        parts = [f"{place}.{name.rpartition('.')[2]}" for name in entry.hf]
-        step = SplitGrouped() if entry.grouped else Chunk(0)
-        converters.append(WeightConverter(f"{place}.{fused}", parts, operations=[step]))
+        targets = [f"{place}.{name.rpartition('.')[2]}" for name in parts]
+        step = SplitGrouped() if released == GROUPED else Chunk(0)
+        converters.append(WeightConverter(f"{place}.{fused}", targets, operations=[step]))
     mapping = [WeightRenaming(source, target) for source, target in renamings.items()]
     register_checkpoint_conversion_mapping(class_name, mapping + converters, overwrite=True)

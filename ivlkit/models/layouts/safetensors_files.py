@@ -29,7 +29,14 @@ def write_shards(tensors, shapes, folder, *, dtype):
         tensors: a mapping that makes a tensor when it is asked for its key.
         shapes: {key: shape} of what is written, in this order.
         dtype: of the files.
+    Raises: ExportError if the disk of the folder has no room for them and some to spare.
     """
+    free, needed = free_bytes(folder), total_bytes(shapes, dtype) + SPARE_BYTES
+    if free < needed:
+        raise ExportError(
+            f"{folder}: {free / 1e9:.1f} GB free; expected {needed / 1e9:.1f} GB for the export; free some or choose a "
+            "folder on another disk"
+        )
     split = split_state_dict_into_shards_factory(
         shapes,
         get_storage_size=lambda shape: total_bytes({"": shape}, dtype),
@@ -67,30 +74,16 @@ def total_bytes(shapes, dtype):
     return sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
 
 
-def check_is_new(folder):
-    """Raise ExportError if something has that name, be it a link to nowhere."""
-    if os.path.lexists(folder):
-        raise ExportError(f"{folder}: exists already; expected a new folder; remove it or choose another name")
-
-
 @contextmanager
-def appearing_or_said(to):
-    """`appearing`; a place that can't be written is an ExportError."""
+def new_folder(to):
+    """`appearing`; a name that is taken, be it by a link to nowhere, or can't be written is an ExportError."""
+    if os.path.lexists(to):
+        raise ExportError(f"{to}: exists already; expected a new folder; remove it or choose another name")
     try:
         with appearing(to) as aside:
             yield aside
     except OSError as error:
         raise ExportError(f"{to}: not written ({error}); expected a place with room that may be written") from error
-
-
-def check_space(folder, needed_bytes):
-    """Raise ExportError if the disk of `folder` (which may not exist yet) has less room than that and some to spare."""
-    free = free_bytes(folder)
-    if free < needed_bytes + SPARE_BYTES:
-        raise ExportError(
-            f"{folder}: {free / 1e9:.1f} GB free; expected {(needed_bytes + SPARE_BYTES) / 1e9:.1f} GB for the export; "
-            "free some or choose a folder on another disk"
-        )
 
 
 def fingerprint(files):

@@ -6,6 +6,7 @@ Keys are transformers' own whatever the files hold: a released folder, a release
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def open_weights(folder, config, expected, *, released=True, dtype=torch.float32
     if any(".lora_" in key for key in files):
         files = ReleasedLora(files, dtype=dtype)
     check_shapes(files.shapes, to_released(expected, config), folder)
-    return HfNamed(files, config)
+    return hf_named(files, config)
 
 
 class Lazy(Mapping):
@@ -55,31 +56,22 @@ class Files(Lazy):
     """Tensors of safetensors files as they lie there. One file is open at a time: its pages go with it."""
 
     def __init__(self, files):
-        self._path = self._file = None
+        opened = lru_cache(maxsize=1)(partial(safe_open, framework="pt"))
         found = {path: read_shapes([path]) for path in files}
         self.shapes = {key: shape for shapes in found.values() for key, shape in shapes.items()}
-        super().__init__({key: (path, key) for path, shapes in found.items() for key in shapes}, self._read)
-
-    def _read(self, home):
-        path, key = home
-        if path != self._path:
-            self._path, self._file = path, safe_open(path, framework="pt")
-        return self._file.get_tensor(key)
+        home = {key: (path, key) for path, shapes in found.items() for key in shapes}
+        super().__init__(home, lambda place: opened(place[0]).get_tensor(place[1]))
 
 
-class HfNamed(Lazy):
+def hf_named(released, config):
     """Tensors under released keys, given out under transformers' own."""
+    home = {key: (name, key) for name in released for key in hf_keys(name, config)}
 
-    def __init__(self, released, config):
-        super().__init__({key: (name, key) for name in released for key in hf_keys(name, config)}, self._part)
-        self._released, self._config = released, config
-        self._name = self._parts = None  # the last one read: a fused tensor is asked for three times in a row
+    @lru_cache(maxsize=1)  # a fused tensor is asked for three times in a row
+    def parts(name):
+        return from_released({name: released[name]}, config)
 
-    def _part(self, home):
-        name, key = home
-        if name != self._name:
-            self._name, self._parts = name, from_released({name: self._released[name]}, self._config)
-        return self._parts[key]
+    return Lazy(home, lambda place: parts(place[0])[place[1]])
 
 
 def fused(tensors, shapes, config):
