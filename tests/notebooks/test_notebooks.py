@@ -286,6 +286,14 @@ def test_every_numbered_notebook_has_exercises_that_are_checked():
     assert all(any("check" in cell.metadata.get("tags", []) for cell in read(name).cells) for name in numbered)
 
 
+def untold(output):
+    """The pictures of an output that have no alternative text."""
+    data, metadata = output.get("data", {}), output.get("metadata", {})
+    bare = [kind for kind in data if kind.startswith("image/") and not metadata.get(kind, {}).get("alt")]
+    tags = re.findall(r"<img\b[^>]*>", data.get("text/html", ""))
+    return bare + [tag for tag in tags if not re.search(r'\balt="[^"]', tag)]
+
+
 class TestShape:
     @pytest.mark.parametrize("name", NOTEBOOKS)
     def test_what_it_shows_needs_no_kernel(self, name):
@@ -293,6 +301,22 @@ class TestShape:
         shown = [output.get("data", {}) for cell in read(name).cells for output in cell.get("outputs", [])]
         assert not [data for data in shown if "application/vnd.jupyter.widget-view+json" in data]
         assert "VBox(" not in (FOLDER / name).read_text()
+
+    @pytest.mark.parametrize("name", NOTEBOOKS)
+    def test_each_picture_it_shows_is_told_in_words(self, name):
+        assert not [each for cell in read(name).cells for output in cell.get("outputs", []) for each in untold(output)]
+
+    @pytest.mark.parametrize(
+        ("data", "metadata", "expected"),
+        [
+            ({"image/png": "aGk="}, {}, ["image/png"]),
+            ({"image/png": "aGk="}, {"image/png": {"alt": "a 7"}}, []),
+            ({"text/html": '<p><img alt="" src="a"><img src="b"></p>'}, {}, ['<img alt="" src="a">', '<img src="b">']),
+            ({"text/html": '<img src="a" alt="a 7">'}, {}, []),
+        ],
+    )
+    def test_a_picture_without_words_is_found(self, data, metadata, expected):
+        assert untold({"data": data, "metadata": metadata}) == expected
 
     @pytest.mark.parametrize("name", NOTEBOOKS)
     def test_it_is_small_and_carries_no_machine_metadata(self, name):
