@@ -257,6 +257,15 @@ class TestSpreadsheets:
             write_decisions(path, {"t.xlsx:3": correct("7", "1")})
         assert self.cells(write_decisions(path, {"t.xlsx:3": drop("7")}).path)[2] == [None] * 3
 
+    def test_a_dropped_row_may_hold_merged_cells(self, make):
+        import openpyxl
+
+        path = make([*self.ROWS[:2], ["b.png", 7, None]])
+        book = openpyxl.load_workbook(path)
+        book.worksheets[0].merge_cells("B3:C3")
+        book.save(path)
+        assert self.cells(write_decisions(path, {"t.xlsx:3": drop("7")}).path)[2] == [None] * 3
+
     @pytest.mark.parametrize("decision", [correct("7", "1"), drop("7")])
     def test_a_cell_that_a_formula_shares_with_other_rows_is_refused(self, make, decision):
         import openpyxl

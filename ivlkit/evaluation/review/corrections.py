@@ -255,8 +255,8 @@ def _edited_xlsx(table, wanted, answer):
     shared = MultiCellRange(" ".join(area for area in sheet.array_formulae.values() if ":" in area))  # of one formula
     for line, decision in wanted.items():
         is_dropped = decision.action == "drop"
-        places = [cell.column for cell in sheet[line]] if is_dropped else [place + 1 for place in edits[line]]
-        for cell in (sheet.cell(line, place) for place in places):
+        filled = [cell for cell in sheet[line] if cell.value is not None]
+        for cell in filled if is_dropped else [sheet.cell(line, place + 1) for place in edits[line]]:
             if cell.coordinate in shared or (cell.data_type == "f" and not is_dropped):
                 raise DataError(
                     f"{table.name}:{line}: {cell.coordinate} is filled by a formula, which a new value would remove; "
