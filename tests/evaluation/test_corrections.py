@@ -1,7 +1,9 @@
 """A copy of one's own table, in which only what was decided has changed."""
 
 import csv
+import re
 import warnings
+import zipfile
 
 import pytest
 
@@ -221,11 +223,59 @@ class TestSpreadsheets:
         old, new = '{"sum": 11, "count": null}', '{"sum": 12, "count": "3"}'
         assert self.cells(write_decisions(path, {"t.xlsx:2": correct(old, new)}).path)[1] == ["a.png", 12, "3"]
 
-    def test_a_first_sheet_with_formulas_is_refused(self, make):
+    def test_formulas_of_other_cells_stay(self, make):
+        """A dropped row's go with it; the others are worked out anew when a spreadsheet program opens the copy."""
+        import openpyxl
+
+        path = make([*self.ROWS[:2], ["b.png", 7, '=B3&"!"'], ["c.png", 3, '=B4&"?"']])
+        done = write_decisions(path, {"t.xlsx:3": correct("7", "1"), "t.xlsx:4": drop("3")})
+        assert self.cells(done.path) == [*self.ROWS[:2], ["b.png", 1, '=B3&"!"'], [None] * 3]
+        assert self.cells(done.path, sheet=1) == self.cells(path, sheet=1) == [["=COUNTIF(Sheet!B:B,7)"]]
+        book = openpyxl.load_workbook(done.path)
+        assert book.calculation.fullCalcOnLoad and book.worksheets[0]["B3"].number_format == "0.00"
+        assert book.worksheets[0]["B3"].fill.fgColor.rgb == "00FFCC00"
+
+    @staticmethod
+    def with_values(path, **values):
+        """The sheet as a spreadsheet program saves it: the values of formulas beside them."""
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        sheet = parts["xl/worksheets/sheet1.xml"].decode()
+        for cell, value in values.items():
+            sheet, count = re.subn(rf'(<c r="{cell}".*?)(?:<v></v>|<v/>)', rf"\g<1><v>{value}</v>", sheet, count=1)
+            assert count == 1
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, sheet if name == "xl/worksheets/sheet1.xml" else content)
+
+    def test_a_formula_in_the_cell_to_be_written_is_refused(self, make):
+        path = make([*self.ROWS[:2], ["b.png", "=3+4", "y"]])
+        self.with_values(path, B3=7)
         with pytest.raises(
-            DataError, match=r"t\.xlsx:4: C4 is a formula, whose value the copy would lose; expected none"
+            DataError, match=r"t\.xlsx:3: B3 is filled by a formula.*; expected a value; correct what the formula reads"
         ):
-            write_decisions(make(self.ROWS), {"t.xlsx:3": correct("7", "1")})
+            write_decisions(path, {"t.xlsx:3": correct("7", "1")})
+        assert self.cells(write_decisions(path, {"t.xlsx:3": drop("7")}).path)[2] == [None] * 3
+
+    def test_a_dropped_row_may_hold_merged_cells(self, make):
+        import openpyxl
+
+        path = make([*self.ROWS[:2], ["b.png", 7, None]])
+        book = openpyxl.load_workbook(path)
+        book.worksheets[0].merge_cells("B3:C3")
+        book.save(path)
+        assert self.cells(write_decisions(path, {"t.xlsx:3": drop("7")}).path)[2] == [None] * 3
+
+    @pytest.mark.parametrize("decision", [correct("7", "1"), drop("7")])
+    def test_a_cell_that_a_formula_shares_with_other_rows_is_refused(self, make, decision):
+        import openpyxl
+
+        path = make([*self.ROWS[:2], ["b.png", 7, None]])
+        book = openpyxl.load_workbook(path)
+        book.worksheets[0]["B2"] = openpyxl.worksheet.formula.ArrayFormula("B2:B3", "=LEN(C2:C3)")
+        book.save(path)
+        with pytest.raises(DataError, match=r"t\.xlsx:3: B3 is filled by a formula"):
+            write_decisions(path, {"t.xlsx:3": decision})
 
     @pytest.mark.parametrize("new", ["a\x01", "a" * 32_768])
     def test_what_no_cell_can_hold_is_refused(self, make, new):

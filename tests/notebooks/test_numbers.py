@@ -30,6 +30,7 @@ TOLD = [
     ("06", r"takes the compiled 2B from over (\d+) GiB", r"2b lora compiled  (\S+) GiB", "above"),
     ("06", r"2B from over \d+ GiB to under (\d+);", r"2b lora compiled recomputed (\S+) GiB", "below"),
     ("08", r"the blind model scores about (\d+) %", r"trained blind\nReport\(exact_match (\S+)%", "about"),
+    ("09", r"three epochs are (\w+) optimiser steps", r"20 labels: (\d+) steps", "is"),
     ("11", r"The tenth is (\d+) rows of", r"(\d+) of \d+ rows are old", "is"),
     ("12", r"\*\*: (\w+) steps of eight rows", r"48 rows in (\d+) steps", "is"),
     ("12", r"Step (\d+) is the first that differs", r"found step (\d+): the first loss that differs", "is"),

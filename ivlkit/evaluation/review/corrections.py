@@ -1,6 +1,6 @@
 """What a person decided about rows, written as a copy of their own table in which nothing else has changed.
 
-Of a CSV, TSV or JSONL every other byte stays; of a spreadsheet all that openpyxl keeps: formats, widths, other sheets.
+Of a CSV, TSV or JSONL every other byte stays; of a spreadsheet all that openpyxl keeps: formulas, formats, sheets.
 """
 
 import codecs
@@ -51,13 +51,14 @@ def write_decisions(table, decisions, *, to=None, answer=None):
 
     Args:
         table: the .csv, .tsv, .xlsx or .jsonl that the rows came from; it is never changed. In a spreadsheet the cells
-            of a dropped row are emptied, so that no other one moves.
+            of a dropped row are emptied, so that no other one moves, and formulas have no value until a spreadsheet
+            program has saved the copy: the old one might be of an old truth.
         decisions: {source: `Decision`}; a source is "labels.csv:17", a row's first line.
         to: default `labels.corrected.csv` beside it.
         answer: the column of the truth; default the one that holds them.
     Returns: `Corrections`.
     Raises: DataError for a source that is not in the table, where a truth is no longer what was looked at, and for a
-    first sheet with formulas: their values would be lost.
+    cell to be written that a formula fills.
     """
     table = Path(table)
     to = Path(to) if to else table.with_name(f"{table.stem}.corrected{table.suffix}")
@@ -247,21 +248,24 @@ def _edited_xlsx(table, wanted, answer):
     rows = {line: ["" if cell is None else str(cell) for cell in cells] for line, cells in lines}
     edits = _edits(table, rows, [str(name or "").strip() for name in header], wanted, answer)
     import openpyxl
+    from openpyxl.worksheet.cell_range import MultiCellRange
 
     book, content = openpyxl.load_workbook(table, rich_text=True), io.BytesIO()
     sheet = book.worksheets[0]
-    if formula := next((cell for cells in sheet.iter_rows() for cell in cells if cell.data_type == "f"), None):
-        raise DataError(
-            f"{table.name}:{formula.row}: {formula.coordinate} is a formula, whose value the copy would lose; expected "
-            "none in the first sheet; paste them there as values, or save it as CSV"
-        )
+    shared = MultiCellRange(" ".join(area for area in sheet.array_formulae.values() if ":" in area))  # of one formula
     for line, decision in wanted.items():
-        if decision.action == "correct":
-            for place, text in edits[line].items():
-                _fill(sheet.cell(line, place + 1), text, f"{table.name}:{line}")
-        else:
-            for cell in (cell for cell in sheet[line] if cell.value is not None):
+        is_dropped = decision.action == "drop"
+        filled = [cell for cell in sheet[line] if cell.value is not None]
+        for cell in filled if is_dropped else [sheet.cell(line, place + 1) for place in edits[line]]:
+            if cell.coordinate in shared or (cell.data_type == "f" and not is_dropped):
+                raise DataError(
+                    f"{table.name}:{line}: {cell.coordinate} is filled by a formula, which a new value would remove; "
+                    "expected a value; correct what the formula reads, or paste its column as values"
+                )
+            if is_dropped:
                 cell.value = None
+            else:
+                _fill(cell, edits[line][cell.column - 1], f"{table.name}:{line}")
     book.save(content)
     return content.getvalue()
 
