@@ -60,7 +60,7 @@ def parse():
     parser.add_argument("--tokenizer", type=Path, help="folder of the 2B's tokenizer files")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--steps", type=int, default=100, help="optimiser steps of a training, each of all 8 rows")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps of a training, each of all 8 rows")
     parser.add_argument("--rate", type=float, default=1e-4, help="of the full fine-tune")
     parser.add_argument("--adapter-rate", type=float, default=5e-4)
     parser.add_argument("--vision", choices=("frozen", "full"), default="frozen", help="of the full fine-tune")
