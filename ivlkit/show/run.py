@@ -22,7 +22,7 @@ FREE = (
 )
 FORCED = (
     "Training rows: the next token, not an answer",
-    "Each token is predicted from the truth before it; where all are right, the model's own answer is right too.",
+    "Each token is predicted after the true tokens before it. Where all are right, the model would say the same by itself.",
 )
 _following = set()  # a loop alone would let its tasks be collected as garbage
 
