@@ -22,7 +22,7 @@ FREE = (
 )
 FORCED = (
     "Training rows: the next token, not an answer",
-    "Each token is predicted after the true tokens before it. Where all are right, the model would say the same by itself.",
+    "Each token is predicted after the true tokens before it. Where all are right, so is the model's own answer.",
 )
 _following = set()  # a loop alone would let its tasks be collected as garbage
 
