@@ -211,7 +211,7 @@ def test_what_several_ranks_wrote_loads_in_one_process(made, data, tiny, name):
     vlm = load(run.folder)
     # By losses: where a gradient is rounding, Adam moves the weight by any part of the rate, and the loss by nothing.
     found, expected, before = (loss_of(one, data[5]) for one in (vlm, load(alone.folder), load(run.recipe.model)))
-    assert found == pytest.approx(expected, abs=1e-5) and expected < before - 1e-3
+    assert found == pytest.approx(expected, abs=1e-5) and expected < before - 5e-4
     assert (vlm.adapter is None) == (run.recipe.name == "nano-full")
     (checkpoint,) = run.folder.glob("checkpoint-*")
     assert last_checkpoint(run.folder) == str(checkpoint)
