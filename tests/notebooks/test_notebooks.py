@@ -105,7 +105,7 @@ def expect_evaluate(results):
 def expect_label_train_review(results):
     scores = results["scores"]
     assert results["steps"]["20 labels"] == 4 and results["gain_of_20"][1] < 0.2
-    assert 0.35 < scores["before"] < 0.65 and results["gain_of_20"][0] <= 0 and results["best_rate"] == 2
+    assert 0.35 < scores["before"] < 0.65 and results["gain_of_20"][0] < 0.05
     assert results["gain_of_100"][0] > 0 and scores["400 labels"] > scores["100 labels"]
     assert scores["400 labels"] > scores["100 and 100 at random"] > scores["100 labels"]
     assert results["least_sure_beside_random"][0] <= 0 <= results["least_sure_beside_random"][1]
