@@ -79,7 +79,7 @@ def expect_memory_and_time(results):
     assert all(0.9 < share < 1.1 for share in results["counted_beside_planned"].values())
     assert results["measured_seconds"] / 10 < results["predicted_seconds"] < results["measured_seconds"] * 10
     beside_measured = results["parts_beside_measured"].values()
-    assert len(beside_measured) == 13 and all(0.9 < share < 1.1 for share in beside_measured)
+    assert len(beside_measured) == 14 and all(0.9 < share < 1.1 for share in beside_measured)
 
 
 def expect_finetune_lora(results):
