@@ -21,12 +21,12 @@ from ivlkit.training.runs import train
 
 @pytest.fixture
 def swapped(write_rows, turns, tmp_path):
-    """Ten printed numbers that nano reads, each with the number of the picture after it as its answer."""
+    """Ten printed numbers that nano reads, each with the number of the fifth picture after it as its answer."""
     samples = [make_sample("printed_number", random.Random(seed), split="validation") for seed in range(10)]
     truths = [sample.turns[0][1] for sample in samples]
     for number, sample in enumerate(samples):
         sample.pictures[0].save(tmp_path / f"{number}.png")
-    answers = truths[1:] + truths[:1]
+    answers = truths[5:] + truths[:5]
     assert all(answer != truth for answer, truth in zip(answers, truths, strict=True))
     question = samples[0].turns[0][0]
     return open_data(
