@@ -41,6 +41,7 @@ SLOW = (
     "training/test_layers.py::test_bins_of_one_sample",  # compile matrices; one compiled case stays
     "training/test_layers.py::test_compiled_bins",
     "training/test_layers.py::test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice[lora recomputed",
+    "training/test_layers.py::test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice[lora, tower",
     "training/test_layers.py::test_compiled_steps_are_the_plain_ones_and_nothing_is_compiled_twice[full",
     "training/test_layers.py::test_the_time_that_compiling",
     "training/test_layers.py::test_a_loss_under",
