@@ -11,6 +11,8 @@ SIZE-WAY:
     lora                     DDP, LoRA of rank 16, activations recomputed
     zero1, zero2, zero3      language model and projector in full; on one GPU float32 masters instead
     lora-zero3               LoRA, the frozen weights divided too
+    zero3-whole, lora-zero3-whole
+                             the same, but DeepSpeed fetches a layer's weights at once, not each for its own product
     float8                   `lora`, compiled, the frozen weights in float8: a whole copy a GPU
     mixed, mixed-zero3       LoRA and projector; a row a GPU and step, so that now and then a rank has text alone beside
                              one with pictures: it must not hang, and fails if that never happened
@@ -67,11 +69,16 @@ WAYS = {
     "zero2": FULL | {"zero_stage": 2},
     "zero3": FULL | {"zero_stage": 3},
     "lora-zero3": RECOMPUTED | {"zero_stage": 3},
+    "zero3-whole": FULL | {"zero_stage": 3},
+    "lora-zero3-whole": RECOMPUTED | {"zero_stage": 3},
     "float8": RECOMPUTED | {"compile": True, "weights": "float8"},
     "mixed": MIXED,
     "mixed-zero3": MIXED | {"zero_stage": 3},
 }
-VARIANTS = ("2b-lora", "2b-zero1", "2b-zero2", "4b-zero3", "26b-lora-zero3", "26b-float8", "2b-mixed", "2b-mixed-zero3")
+VARIANTS = (
+    *("2b-lora", "2b-zero1", "2b-zero2", "4b-zero2", "4b-zero3", "4b-zero3-whole", "26b-lora-zero3"),
+    *("26b-lora-zero3-whole", "26b-float8", "2b-mixed", "2b-mixed-zero3"),
+)
 HALF_TEXT = {0: 50, 1: 25, 13: 25}  # per cent of rows by tiles
 MIXED_STEPS = 8
 COLUMNS = {
@@ -103,7 +110,7 @@ def main():
     for variant in variants:
         prepare_rows(variant, options)
         stages += [(alone_of(variant), "train", 1), (variant, "train", options.gpus)]
-        stages += [(variant, "reload", 1)] if variant.endswith("zero3") else []
+        stages += [(variant, "reload", 1)] if "zero3" in variant else []
     failed = [stage for stage in dict.fromkeys(stages) if start(*stage)]
     finish(options.out, table_of, [f"{variant} ({what}, {gpus})" for variant, what, gpus in failed])
 
@@ -123,6 +130,7 @@ def parse_options():
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps, of which the first is not counted")
     add_shared_options(parser)
     parser.add_argument("--out", type=Path, default=Path("train_multi_gpu.jsonl"))
+    parser.add_argument("--profile", action="store_true", help="the kernels of one more step, of rank 0")
     parser.add_argument("--child", nargs=3, metavar=("VARIANT", "WHAT", "GPUS"), help=argparse.SUPPRESS)
     parser.set_defaults(dropout=0.0)  # drawn differently on other ranks
     return parser.parse_args()
@@ -146,7 +154,8 @@ def prepare_rows(variant, options):
     if "mixed" in way:
         chosen = replace(chosen, total_batch=options.gpus)
         steps, mix = MIXED_STEPS, {"shares": HALF_TEXT, "name": "mixed"}
-    path = write_mix(folder.parent, load_processor(folder), rows=steps * chosen.total_batch, **mix)
+    rows = (steps + options.profile) * chosen.total_batch
+    path = write_mix(folder.parent, load_processor(folder), rows=rows, **mix)
     return folder, chosen, path
 
 
@@ -179,14 +188,19 @@ def measure(variant, what, gpus, options):
         vlm = random_vlm(folder, processor, ReleasedInternVLForConditionalGeneration, full=in_float32, device=device)
         if chosen.weights == "float8":
             to_float8(vlm.model)
+        if variant.endswith("whole") and is_sharded(chosen):
+            fetch_whole(vlm.model.model)
         training, attention = ours(vlm, chosen, data, cast=False)
     saved = folder.parent / f"saved-{variant}"
     if what == "reload":
         load_trained(training.model, saved)
         with use_attention(training.model, attention):
             return told | {"reloaded_loss": loss_of_first(training)}
+    steps = training.steps - options.profile
+    if options.profile and int(os.environ.get("RANK", 0)) == 0:
+        clock.profile_into(options.out.with_suffix(f".{variant}-{gpus}.txt"), step=steps)
     take_steps(training, attention, clock)
-    told |= figures(training, clock, chosen, vlm.model.config)
+    told |= figures(training, clock, chosen, vlm.model.config, steps=steps)
     if chosen.zero_stage == 3 and gpus > 1:
         with use_attention(training.model, attention):
             told["saved_loss"] = loss_of_first(training)
@@ -195,6 +209,18 @@ def measure(variant, what, gpus, options):
     training.accelerator.wait_for_everyone()
     training.accelerator.end_training()
     return told
+
+
+def fetch_whole(model):
+    """A layer's weights come at once and stay for its whole forward, and from recomputation to the end of backward.
+
+    The first that trains stays as it is: DeepSpeed tells the end of a whole layer by the gradient of its input, which
+    it has none of where nothing before it trains.
+    """
+    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
+    for layer in (*model.language_model.layers[1:], *model.vision_tower.encoder.layer):
+        set_z3_leaf_module(layer, True)
 
 
 def loss_of_first(training):
@@ -209,7 +235,7 @@ def loss_of_first(training):
         return float(sum_losses(training.model, batch, training)) / supervised
 
 
-def figures(training, clock, chosen, config):
+def figures(training, clock, chosen, config, *, steps):
     """The clock's figures over all ranks; memory of the rank that holds most."""
     engine, gpus = describe_engine(training.engine), chosen.gpus
     seen = [None] * gpus
@@ -230,7 +256,7 @@ def figures(training, clock, chosen, config):
         "zero_stage": chosen.zero_stage,
         "total_batch": chosen.total_batch,
         "text_alone": len(alone) if gpus > 1 else None,
-        **clock.figures(*operations(config, replace(chosen, gradient_checkpointing="none"))),
+        **clock.figures(*operations(config, replace(chosen, gradient_checkpointing="none")), steps=steps),
     }
 
 
