@@ -28,6 +28,7 @@ from ..loop.schedule import plan_grouped, plan_packed, tile_cost
 from ..methods import less_memory
 from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from ..recipes import recipe as named_recipe
+from ..run import LOG_FILE
 from ..tuning import prepare
 from .cards import CARDS, Card, find_measured, match_card, probe_cpu
 from .footprint import features_bytes
@@ -224,7 +225,7 @@ def held_by_runs():
         if command[-3:-1] == ["ivlkit", "train"] and process.pid != os.getpid():
             held[command[-1]] = held.get(command[-1], 0.0) + shown.get(process.pid, 0.0)
     for spec in (spec for spec, used_gib in held.items() if not used_gib):
-        steps = read_steps(Path(spec).with_name("log.jsonl"))
+        steps = read_steps(Path(spec).with_name(LOG_FILE))
         held[spec] = CONTEXT_GIB + steps[-1]["memory_gib"] if steps else 0.0
     return sum(held.values())
 

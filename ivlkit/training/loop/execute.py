@@ -25,6 +25,7 @@ from ..functions import find_function, source_digest
 from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
 from ..run import (
+    FEATURES,
     LENGTHS_FILE,
     LOG_FILE,
     NOTICES_FILE,
@@ -38,7 +39,7 @@ from ..run import (
 )
 from ..tuning import summary_text
 from .build import build_training, plan_validation
-from .features import FEATURES, KeptFeatures
+from .features import KeptFeatures
 from .largest_batch import try_largest_batch
 from .samples import Samples
 from .schedule import check_rows

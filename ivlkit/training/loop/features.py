@@ -19,7 +19,6 @@ from ...data.collate import IMAGENET_MEAN, IMAGENET_STD
 from ...data.files import replacing
 from ...hardware import GIB
 
-FEATURES = "features"  # folder of a run's folder
 KEY = "features"  # of a file's one tensor, [256, H], or [256, 4C] where the projector trains
 
 

@@ -20,9 +20,9 @@ from ...models.chat import reply_batch
 from ...models.modeling.attention import use_attention
 from ..checkpoints import step_of, write_contents
 from ..log import append_step, read_steps
+from ..run import VALIDATION_FILE
 from .train import load_micro_batches, sum_losses, sum_over_ranks, weigh
 
-VALIDATION_FILE = "validation.jsonl"
 BEST_FILE = "best.json"
 BEST_KEYS = ("step", "loss", "score", "chosen_by")
 ANSWER_TOKENS = 64  # of a reply at most, or a few more than the longest truth has
