@@ -55,6 +55,14 @@ def test_a_plan_with_settings_that_were_measured_says_so():
     assert said.startswith("measured with these settings: 8.16 GiB allocated and 18,363 tokens/s by the kit on an H100")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_rank": 128}, {"projector": "full"}, {"unfreeze_vit_layers": -4, "language": "full"}, {"gpus": 2}],
+)
+def test_a_plan_with_one_other_setting_does_not_say_that_it_was_measured(changes):
+    assert not find_measured(replace(setting(MEASURED[0]), **changes))
+
+
 @pytest.mark.parametrize("key", ["2b", "4b", "26b"])
 def test_released_sizes_have_the_released_number_of_parameters(key):
     model, family = empty_model(released_shapes(key))

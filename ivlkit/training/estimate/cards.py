@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from ..recipes import RECIPES
+
 LISTED_TO_MEASURED = 790 / 989  # an H100's bf16 product of 8,192 x 8,192 beside its data sheet
 
 
@@ -58,7 +60,8 @@ class Measured:
     vision_offload: bool = False
 
 
-# `benchmarks/train_gpu.py` on one GPU: LoRA of rank 16, dropout 0.05, about 2,260 tokens and 8.2 tiles a row.
+# `benchmarks/train_gpu.py` on one GPU, about 2,260 tokens and 8.2 tiles a row, these fields as released.
+AS_RELEASED = ("vision", "unfreeze_vit_layers", "projector", "lora_rank", "lora_dropout", "optimizer", "packing", "loss")
 MEASURED = (
     Measured("2b", "lora", 14336, "full", False, "bf16", 8.16, 18_363, "H100"),
     Measured("2b", "lora", 14336, "full", True, "bf16", 8.22, 25_349, "H100"),
@@ -111,12 +114,12 @@ def probe_cpu(size=768, repeats=3):
 def find_measured(recipe):
     """What was measured with a recipe's settings, in words; "" if nothing was."""
     names = ("model", "language", "gradient_checkpointing", "compile", "weights", "vision_offload")
-    plain = recipe.packing and recipe.vision == "frozen"
+    base = RECIPES.get(f"{recipe.model}-{'full' if recipe.language == 'full' else 'lora'}")
+    if not base or recipe.processes > 1 or any(getattr(recipe, name) != getattr(base, name) for name in AS_RELEASED):
+        return ""
     found = [
         f"{one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by the kit on an {one.card}"
         for one in MEASURED
-        if plain
-        and recipe.budgets[0] == one.bin_tokens
-        and all(getattr(recipe, name) == getattr(one, name) for name in names)
+        if recipe.budgets[0] == one.bin_tokens and all(getattr(recipe, name) == getattr(one, name) for name in names)
     ]
     return f"measured with these settings: {'; '.join(found)}; about 2,260 tokens and 8.2 tiles a row" if found else ""
