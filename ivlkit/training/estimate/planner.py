@@ -18,13 +18,12 @@ from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError
 from ...hardware import GIB, find_gpus, gpu_processes, holders_of_gpu, read_ram_gib
-from ...models.modeling.attention import rope_limits
 from ...models.processor import load_processor
 from ...models.shapes import config_of, empty_model
 from ...views import shown
 from ..engine.distributed import on_gpus, settle_gpus
 from ..log import read_steps
-from ..loop.schedule import plan_grouped, plan_packed, tile_cost
+from ..loop.schedule import plan_batches
 from ..methods import less_memory
 from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from ..recipes import recipe as named_recipe
@@ -256,16 +255,12 @@ def _case(job, max_tiles):
 
 def _largest_batch(job, max_tiles):
     """tokens and tiles of the largest batch; steps, tokens, tiles and bins of the run where there is data."""
-    recipe, config = job.recipe, job.config
+    recipe = job.recipe
     if job.data is None:
         return _assumed_batch(job, max_tiles)
     processor, epochs = job.processor.with_tiles(max_tiles), math.ceil(recipe.epochs)
     lengths = epoch_lengths(job.data, processor, seed=recipe.seed, epochs=epochs, max_length=recipe.max_seq_length)
-    rope = rope_limits(config.text_config)
-    if job.packs:
-        batches = plan_packed(*lengths, recipe, rope=rope, tile_cost=tile_cost(config, recipe))
-    else:
-        batches = plan_grouped(*lengths, recipe, rope=rope)
+    batches = plan_batches(*lengths, recipe, job.config, packed=job.packs)
     _, tokens, tiles = batches.largest_batch()
     row = [float(np.mean(one)) for one in lengths]
     total = [mean * len(job.data) * recipe.epochs for mean in row]

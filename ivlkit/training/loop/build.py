@@ -14,13 +14,13 @@ from ...data.collate import collate, collate_packed
 from ...data.files import replacing
 from ...errors import TrainingError
 from ...models.load import default_dtype
-from ...models.modeling.attention import NO_PACKING, choose_attention, rope_limits
+from ...models.modeling.attention import NO_PACKING, choose_attention
 from ..engine.distributed import broadcast_from_rank0, is_sharded, rank
 from ..engine.layers import wrap_layers
 from ..functions import choose
 from ..tuning import prepare
 from .loss import LOSSES
-from .schedule import MASKED_TOKENS, MicroBatches, plan_grouped, plan_packed, tile_cost
+from .schedule import MASKED_TOKENS, MicroBatches, plan_batches
 from .state import begin
 
 
@@ -65,15 +65,12 @@ def plan_validation(data, processor, recipe, config, *, packed):
 
 def plan_micro_batches(data, processor, recipe, config, *, packed, lengths_file=None, skip_unusable=False):
     """This rank's `MicroBatches`: bins, or padded batches of like length."""
-    rope, options = rope_limits(config.text_config), {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
+    options = {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
     measure = partial(epoch_lengths, data, processor, max_length=recipe.max_seq_length, **options)
     tokens, tiles = broadcast_from_rank0(lambda: _planned_lengths(*measure(), lengths_file, skip_unusable))
-    if packed:
-        plan = plan_packed(tokens, tiles, recipe, rank=rank(), rope=rope, tile_cost=tile_cost(config, recipe))
-    else:
-        plan = plan_grouped(tokens, tiles, recipe, rank=rank(), rope=rope)
-    together = _collate(recipe, packed=packed)
-    return MicroBatches(data, processor, recipe, plan, collate=together, rope=rope, skip_unusable=skip_unusable)
+    plan = plan_batches(tokens, tiles, recipe, config, packed=packed, rank=rank())
+    how = {"collate": _collate(recipe, packed=packed), "rope": plan.rope, "skip_unusable": skip_unusable}
+    return MicroBatches(data, processor, recipe, plan, **how)
 
 
 def _planned_lengths(tokens, tiles, file, skip_unusable):
