@@ -37,7 +37,7 @@ def step_of(path):
 
 @contextmanager
 def writing_checkpoint(to, accelerator):
-    """A folder that becomes `to` once all ranks have written into it.
+    """A folder that takes the place of `to` once all ranks have written into it.
 
     Raises: TrainingError if it can't be written, which leaves the checkpoints before as they are.
     """
@@ -49,6 +49,8 @@ def writing_checkpoint(to, accelerator):
             accelerator.wait_for_everyone()
             if writes:
                 write_contents(aside)
+                if to.exists():  # one that this run did not go on from
+                    vanish(to)
     except Exception as error:
         raise TrainingError(_not_written(to, error)) from error
     accelerator.wait_for_everyone()
