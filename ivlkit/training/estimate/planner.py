@@ -3,9 +3,12 @@
 Memory is that of the largest batch of the run's own plan (`prediction`).
 """
 
+import json
 import math
 import os
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,13 +61,21 @@ class Job:
     """What all cases of a plan share: a recipe, its data if there are any, its model as it trains, without memory."""
 
     def __init__(self, recipe, data, place):
-        self.recipe, self.place = recipe, place
+        self.place = place
         self.released, self.is_here = config_of(recipe.model)
         self.data = open_data(data) if data is not None and not isinstance(data, Data) else data
         self.processor = load_processor(recipe.model) if data is not None else None
-        model, self.model = prepared_shape(recipe, self.released)
+        self.take(recipe)
+
+    def take(self, recipe):
+        """Plan this recipe of the same model from here on."""
+        self.recipe = recipe
+        trained = Recipe(
+            recipe.name, recipe.model, *recipe.parts, recipe.unfreeze_vit_layers, lora_rank=recipe.lora_rank
+        )
+        model, self.model = _shape(trained, json.dumps(self.released))
         self.config = model.config
-        self.packs = recipe.packing and place.bf16
+        self.packs = recipe.packing and self.place.bf16
         self.max_tiles = recipe.max_tiles or self.released.get("max_dynamic_patch", 12)
 
 
@@ -102,9 +113,7 @@ class RunPlan:
     notes: tuple[str, ...]
     job: object  # model, configuration, place: what the rest was computed from
 
-    def outlook(self, *, rows, asks=3, reply_tokens=16, export=True):
-        """The whole project in one line: minutes to train, to ask so many rows so often, to export; disk; the end."""
-        return outlook(self, rows=rows, asks=asks, reply_tokens=reply_tokens, export=export)
+    outlook = outlook
 
     @property
     def needed_gib(self):
@@ -235,6 +244,11 @@ def prepared_shape(recipe, config):
     return model, prepare(SimpleNamespace(model=model, family=family, adapter=None), recipe)
 
 
+@lru_cache(maxsize=4)  # a second or two each; recipes that are tried one after the other train few different things
+def _shape(recipe, config):
+    return prepared_shape(recipe, json.loads(config))
+
+
 def needed_at(place, recipe):
     """GiB that have to be free at a place (`find_place`) for the largest batch that the recipe allows, of any rows."""
     job = Job(recipe, None, place)
@@ -282,16 +296,13 @@ def _assumed_batch(job, max_tiles):
 
 def advise(job):
     """What to change until it fits, one change after the other, each line with what is then needed."""
-    recipe, model, free_gib, lines = job.recipe, job.model, job.place.free_gib, []
-    for changes in _changes(recipe, job.place.device_type):
+    job, free_gib, lines = copy(job), job.place.free_gib, []
+    for changes in _changes(job.recipe, job.place.device_type):
         try:
-            recipe = replace(recipe, **changes)
+            job.take(replace(job.recipe, **changes))
         except RecipeError:
             continue
-        if {"language", "projector"} & changes.keys():  # else the same parts train
-            _, model = prepared_shape(recipe, job.released)
-        trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": model})
-        needed = needed_gib(_case(trial, recipe.max_tiles or job.max_tiles).parts, job.place.device_type)
+        needed = needed_gib(_case(job, job.max_tiles).parts, job.place.device_type)
         settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())
         lines.append(f"{'then ' if lines else ''}{settings}: {needed:.2f} GiB (predicted)")
         if needed <= free_gib:
