@@ -1,7 +1,6 @@
 """Model + recipe + data → a `Training` that is ready to start."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -55,12 +54,6 @@ def mixed_precision(device):
     if device.type != "cuda":
         return "no"
     return "bf16" if default_dtype(device) == torch.bfloat16 else "fp16"
-
-
-def plan_validation(data, processor, recipe, config, *, packed):
-    """One pass over validation rows in micro-batches like those of training."""
-    once = replace(recipe, epochs=1, compile=False)
-    return plan_micro_batches(data, processor, once, config, packed=packed)
 
 
 def plan_micro_batches(data, processor, recipe, config, *, packed, lengths_file=None, skip_unusable=False):

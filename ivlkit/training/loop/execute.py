@@ -38,7 +38,7 @@ from ..run import (
     rewrite,
 )
 from ..tuning import summary_text
-from .build import build_training, plan_validation
+from .build import build_training, plan_micro_batches
 from .features import KeptFeatures
 from .largest_batch import try_largest_batch
 from .samples import Samples
@@ -104,17 +104,16 @@ def _execute(run):
         print(summary_text(training.model, recipe), plan, attention, sep="\n", flush=True)
         if recipe.name in RELEASED and plan.steps < FEW_UPDATES and not checkpoint:
             _notice(run.folder, few_updates(plan.steps))
-    validate = _validation(run, training, vlm, packed=attention.packs)
-    samples = None
+    validate = watcher = _validation(run, training, vlm, packed=attention.packs)
     if not validate and not recipe.compile:  # whose layers would be compiled again without gradients
-        samples = Samples(training, run.folder / SAMPLES_FILE)
+        watcher = Samples(training, run.folder / SAMPLES_FILE)
     if checkpoint:
         training.load(Path(checkpoint))
     with use_attention(training.model, attention.name):
         _begin_trackers(training, run.folder.name)
         if training.device.type == "cuda":
             try_largest_batch(training)
-        follow(training, run.folder, validate=validate, samples=samples, stop=stop)
+        follow(training, run.folder, watcher=watcher, stop=stop)
     if training.step < plan.steps and not (validate and validate.gave_up):
         if writes:
             print(f"stopped at step {training.step} of {plan.steps}; train again to go on")
@@ -138,20 +137,20 @@ def _begin_trackers(training, name):
     training.accelerator.init_trackers(name, config=values)
 
 
-def follow(training, folder, *, validate=None, samples=None, stop=lambda: False):
-    """Make all steps that are left, with their log, validations or samples, and checkpoints.
+def follow(training, folder, *, watcher=None, stop=lambda: False):
+    """Make all steps that are left, with their log and checkpoints.
 
-    Args: stop: says after a step whether the run ends here, with a checkpoint; the same on all ranks.
+    Args:
+        watcher: a `Validate` or `Samples`, which looks at the model before the first step and after each.
+        stop: says after a step whether the run ends here, with a checkpoint; the same on all ranks.
     """
     recipe, began = training.recipe, time.monotonic()
     if recipe.keep_features:  # from here on: the largest batch was tried with all its tiles
         kept = KeptFeatures(training, folder / FEATURES, say=partial(_notice, folder))
-        for each in (training.micro_batches, *([validate.dataset] if validate else ())):
+        for each in (training.micro_batches, *([watcher.dataset] if isinstance(watcher, Validate) else ())):
             each.kept = kept
-    if validate:
-        validate.begin()
-    elif samples:
-        samples.write()
+    if watcher:
+        watcher.begin()
     first = None
     for place, step in enumerate(train_steps(training)):
         seconds = time.monotonic() - began
@@ -163,14 +162,12 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
             append_step(folder / LOG_FILE, line)
             if recipe.compile and place == 1:
                 print(_compile_time(first, seconds), flush=True)
-        if validate:
-            validate.validate_if_due()
-        elif samples:
-            samples.write_if_due()
+        if watcher:
+            watcher.after_step()
         ends = stop()
         if ends or step.number % recipe.save_steps == 0 or step.number == training.steps:
             save_checkpoint(training, folder)
-        if ends or (validate and validate.gave_up):
+        if ends or (watcher and watcher.gave_up):
             return
 
 
@@ -314,7 +311,8 @@ def _validation(run, training, vlm, *, packed):
         return None
     data, recipe, metric = open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
     _say_notes(data, vlm.processor, recipe, progress=False)
-    dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
+    once = replace(recipe, epochs=1, compile=False)
+    dataset = plan_micro_batches(data, vlm.processor, once, vlm.model.config, packed=packed)
     return Validate(training, vlm, dataset, run.folder, metric=find_function(metric) if metric else None)
 
 

@@ -67,8 +67,8 @@ class Validate:
                 self._forget_all_but(best["path"])
             (self.gave_up,) = broadcast_object_list([self._is_patience_over(self.training.step)])
 
-    def validate_if_due(self):
-        """A better model is kept before a checkpoint can say that this step is done."""
+    def after_step(self):
+        """Validate if it is due. A better model is kept before a checkpoint can say that this step is done."""
         step = self.training.step
         if step % self.every == 0 or step == self.training.steps:
             is_best, self.gave_up = self._validate(step)
