@@ -110,6 +110,12 @@ def test_a_layer_of_the_vision_tower_of_true_width_keeps_what_is_predicted(key, 
     assert found == pytest.approx(footprint.patches(vision) * footprint.vision_layer_bytes(vision, layer), rel=0.1)
 
 
+def test_what_trains_in_full_passes_on_float32_but_under_deepspeed():
+    """Whose masters are its own: memory and minutes count the same bytes."""
+    found = [footprint.precision_of(recipe("2b-full", gpus=count), "cuda").stream for count in (1, 2)]
+    assert found == [4, 2]
+
+
 def test_a_tile_of_448_px_has_1025_places():
     model, _ = empty_model(released_shapes("2b"))
     assert footprint.patches(model.config.vision_config) == 1025

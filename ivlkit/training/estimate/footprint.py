@@ -42,10 +42,13 @@ class Layer:
 
 
 def precision_of(recipe, device_type):
-    """float32 on the CPU; on a GPU half precision, with a float32 stream between layers of float32 masters."""
+    """float32 on the CPU; on a GPU half precision, with a float32 stream between layers of float32 masters.
+
+    DeepSpeed keeps masters of its own.
+    """
     if device_type == "cpu":
         return Precision(4, 4, 4)  # the CPU's dropout keeps its mask in the values' dtype
-    return Precision(4 if recipe.full_precision else 2, 2, 1)
+    return Precision(4 if recipe.full_precision and not is_sharded(recipe) else 2, 2, 1)
 
 
 def decoder_layer_bytes(text, layer):
@@ -150,9 +153,10 @@ def copied_parameters(model):
 def features_bytes(config, recipe, *, tiles, device_type):
     """Bytes that `keep_features` takes on disk for so many tiles, as far as it allows: 1 MiB each for the 2B's LoRA.
 
-    What the projector gave, or what it is given where it trains: in float32 on a CPU and beside float32 masters.
+    What the projector gave, or what it is given where it trains.
     """
-    trains = recipe.projector != "frozen"
-    wide = device_type == "cpu" or (trains and recipe.full_precision and not is_sharded(recipe))
-    width = 4 * config.vision_config.hidden_size if trains else config.text_config.hidden_size
-    return round(min(recipe.keep_features * GIB, tiles * config.image_seq_length * width * (4 if wide else 2)))
+    precision = precision_of(recipe, device_type)
+    bytes_a_token = precision.compute * config.text_config.hidden_size
+    if recipe.projector != "frozen":
+        bytes_a_token = precision.stream * 4 * config.vision_config.hidden_size
+    return round(min(recipe.keep_features * GIB, tiles * config.image_seq_length * bytes_a_token))
