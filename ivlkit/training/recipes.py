@@ -243,8 +243,8 @@ class Recipe:
 
     @property
     def full_precision(self):
-        """Whether all weights are loaded in float32: masters of a part that trains in full, without adapters."""
-        return not self.has_adapters
+        """Whether all weights are loaded in float32, as masters of what trains in full; DeepSpeed keeps its own."""
+        return not (self.has_adapters or self._stage)
 
     @property
     def budgets(self):

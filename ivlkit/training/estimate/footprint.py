@@ -8,7 +8,6 @@ autograd saves.
 from dataclasses import dataclass
 
 from ...hardware import GIB
-from ..engine.distributed import is_sharded
 from ..methods import TUNINGS, part_of
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
@@ -42,13 +41,10 @@ class Layer:
 
 
 def precision_of(recipe, device_type):
-    """float32 on the CPU; on a GPU half precision, with a float32 stream between layers of float32 masters.
-
-    DeepSpeed keeps masters of its own.
-    """
+    """float32 on the CPU; on a GPU half precision, with a float32 stream between layers of float32 masters."""
     if device_type == "cpu":
         return Precision(4, 4, 4)  # the CPU's dropout keeps its mask in the values' dtype
-    return Precision(4 if recipe.full_precision and not is_sharded(recipe) else 2, 2, 1)
+    return Precision(4 if recipe.full_precision else 2, 2, 1)
 
 
 def decoder_layer_bytes(text, layer):

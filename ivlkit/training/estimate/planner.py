@@ -329,7 +329,7 @@ def _changes(recipe, device_type):
         yield {"bin_tokens": recipe.max_seq_length}
     elif not recipe.packing and recipe.per_device_batch > 1:
         yield {"per_device_batch": 1}
-    if recipe.full_precision:
+    if not recipe.has_adapters:
         yield {"optimizer": "paged_adamw_8bit"}
     yield from less_memory(recipe)
     if recipe.weights != "float8" and not recipe.vision_offload:

@@ -269,8 +269,8 @@ def _check_functions(run):
 
 
 def _load_base(recipe, device, dtype):
-    """The recipe's model on this device: float32 where its weights train, unless DeepSpeed keeps masters of its own."""
-    dtype = torch.float32 if recipe.full_precision and not is_sharded(recipe) else dtype
+    """The recipe's model on this device."""
+    dtype = torch.float32 if recipe.full_precision else dtype
     folder = final_folder(find_model(recipe.model))
     if is_sharded(recipe) and recipe.zero_stage == 3 and (folder / "adapter_config.json").exists():
         raise TrainingError(
