@@ -110,7 +110,7 @@ def sweep(recipe, data, *, validation=None, test=None, metric="exact_match", fol
     Returns: `Sweep`: its run (the winner's), table, said, report.
     Raises: RecipeError before anything starts; TrainingError if no run ends well.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    recipe = named_recipe(recipe)
     trials = _trials(recipe, grid)
     data = data if isinstance(data, Data) else open_data(data)
     validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)

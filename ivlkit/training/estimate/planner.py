@@ -183,7 +183,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     Returns: `RunPlan` with a case for the recipe's own tiles, and for 12, 6 and 1.
     Raises: RecipeError for an unknown card, CheckpointError for a model that is no folder, DataError for the data.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    recipe = named_recipe(recipe)
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = Job(recipe, data, place)
