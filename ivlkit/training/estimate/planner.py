@@ -338,9 +338,13 @@ def _changes(recipe, device_type):
         yield {"weights": "bf16", "vision_offload": True}
     for tiles in (6, 1):
         if (recipe.max_tiles or 12) > tiles:
-            length = max(1024, 256 * (tiles + (tiles > 1)) + 512)
-            length = min(recipe.max_seq_length, length)
+            length = min(recipe.max_seq_length, max(1024, row_length(tiles)))
             yield {"max_tiles": tiles, "max_seq_length": length} | ({"bin_tokens": length} if recipe.packing else {})
+
+
+def row_length(tiles):
+    """Tokens of a row of a released model with so many tiles and a thumbnail: 2,304 for 6."""
+    return 256 * (tiles + (tiles > 1)) + 512
 
 
 def _notes(job, steps, features):

@@ -245,14 +245,15 @@ def _begun(run):
 
 def _prepare(run, device):
     """(`Training`, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
-    recipe, data, dtype = run.recipe, open_again(run), default_dtype(device)
+    recipe, data, dtype, spec = run.recipe, open_again(run), default_dtype(device), run.spec
+    skipping = {"skip_unusable": spec.get("skip_unusable", False)}
     _check_functions(run)
     with loading(recipe, dtype):
         vlm = _load_base(recipe, device, dtype)
         vlm = replace(vlm, processor=vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles))
-        _say_notes(data, vlm.processor, recipe, skip_unusable=_skips(run))
-        options = {"log_with": run.spec.get("report_to"), "project_dir": run.folder}
-        options |= {"lengths_file": run.folder / LENGTHS_FILE, "skip_unusable": _skips(run)}
+        _say_notes(data, vlm.processor, recipe, **skipping)
+        options = {"log_with": spec.get("report_to"), "project_dir": run.folder} | skipping
+        options["lengths_file"] = run.folder / LENGTHS_FILE
         training, attention = build_training(vlm, vlm.processor, recipe, data, **options)
     _name_base(training.model, recipe)
     return training, vlm, attention
@@ -286,10 +287,6 @@ def _load_base(recipe, device, dtype):
     )
     vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
     return vlm
-
-
-def _skips(run):
-    return run.spec.get("skip_unusable", False)
 
 
 def _say_notes(data, processor, recipe, *, progress=True, **options):

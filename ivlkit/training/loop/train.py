@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 
 import torch
 from torch.utils.data import DataLoader
@@ -65,7 +66,7 @@ def load_micro_batches(micro_batches, *, first=0):
         micro_batches,
         batch_size=1,
         sampler=range(first, len(micro_batches)),
-        collate_fn=_only,
+        collate_fn=itemgetter(0),
         num_workers=micro_batches.recipe.workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the one that dropout draws from
@@ -194,7 +195,3 @@ def count_tokens(batch):
     if not batch["weights"].any():
         return 0
     return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
-
-
-def _only(batches):
-    return batches[0]

@@ -119,8 +119,10 @@ class Validate:
 
     def _is_patience_over(self, step):
         best = find_best(self.folder)
-        since = [line for line in read_steps(self.folder / VALIDATION_FILE) if _step(best) < line["step"] <= step]
-        return self.recipe.patience is not None and bool(best) and len(since) >= self.recipe.patience
+        if self.recipe.patience is None or best is None:
+            return False
+        since = [line for line in read_steps(self.folder / VALIDATION_FILE) if best["step"] < line["step"] <= step]
+        return len(since) >= self.recipe.patience
 
     def _keep(self, step):
         """Write `best-N` on rank 0, with the others' help; the best before goes afterwards."""
@@ -182,10 +184,6 @@ def _is_better(line, best):
         return True
     by_score = line["score"] is not None and line.get("chosen_by") != "loss"  # earlier versions did not say
     return line["score"] > best["score"] if by_score else line["loss"] < best["loss"]
-
-
-def _step(best):
-    return best["step"] if best else 0
 
 
 def _kept(folder):
