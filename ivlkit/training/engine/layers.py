@@ -51,9 +51,10 @@ def wrap_layers(model, recipe):
 
 
 def _of_any_size(compiled, varying, hidden_states, **kwargs):
-    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again.
+    """A compiled layer that is told which dimension varies: else the second bin's size would compile it again.
 
-    And what does not: to torch 2.10 both kinds are one function of transformers', called with two widths.
+    torch 2.10 has to be told that the others are constant: it takes the layers of tower and decoder for one function
+    of transformers, and would let their width vary.
     """
     maybe_mark_dynamic(hidden_states, varying)
     mark_static(hidden_states, [each for each in range(3) if each != varying])

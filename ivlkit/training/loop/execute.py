@@ -202,7 +202,7 @@ def _memory_bytes(device):
 def _compile_time(first, both):
     """What compiling took: the first step beside the second, which finds everything compiled.
 
-    But for sdpa, on a CPU: a bin of one sample has no mask there, and the first of them is compiled when it comes.
+    On a CPU a bin of one sample goes without a mask: the first such bin is compiled when it comes, and not counted.
     """
     return f"compile: the first step took {first:.1f} s, {first - (both - first):.1f} s longer than the second"
 

@@ -93,8 +93,7 @@ class Validate:
         return broadcast_object_list(found)
 
     def _losses(self):
-        """(Σ w·CE / W over all validation rows, as a training step weighs its own; a part of each row, whose mean that
-        is)."""
+        """(Σ w·CE / W over all validation rows, as a training step weighs; each row's share, whose mean that is)."""
         sums, weight = np.zeros(len(self.dataset.data)), 0.0
         for number, batch in enumerate(load_micro_batches(self.dataset)):
             if batch["where"]:
