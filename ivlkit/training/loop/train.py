@@ -160,17 +160,15 @@ def check_numbers(training, batches, losses, norm):
     Raises: TrainingError for one that is not finite.
     """
     *losses, norm = torch.stack([value.to(training.device, torch.float64) for value in (*losses, norm)]).tolist()
-    todo = "lower learning_rate or look at these rows; the last checkpoint is kept"
+    step, todo = training.step + 1, "lower learning_rate or look at these rows; the last checkpoint is kept"
     for batch, loss in zip(batches, losses, strict=True):
         if not math.isfinite(loss):
             raise TrainingError(
-                f"loss {loss} at step {training.step}, rows {', '.join(batch['where'])}; expected a finite loss; {todo}"
+                f"loss {loss} at step {step}, rows {', '.join(batch['where'])}; expected a finite loss; {todo}"
             )
     if not math.isfinite(norm) and training.accelerator.mixed_precision != "fp16":  # whose scaler leaves the step out
         rows = ", ".join(where for batch in batches for where in batch["where"])
-        raise TrainingError(
-            f"gradient norm {norm} at step {training.step + 1}, rows {rows}; expected a finite one; {todo}"
-        )
+        raise TrainingError(f"gradient norm {norm} at step {step}, rows {rows}; expected a finite one; {todo}")
     return sum(losses), norm
 
 
