@@ -105,14 +105,11 @@ def operations(config, recipe):
 def forward_operations(config):
     """Arithmetic operations of a forward, 2 a weight: (a tile in the vision tower, a token in the decoder)."""
     vision, text = config.vision_config, config.text_config
-    side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
-    patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
+    places = (vision.image_size[0] // vision.patch_size[0]) ** 2 + 1  # of a tile, the CLS token's among them
     layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
     keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    language = (
-        text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
-    )
-    return 2 * layer * vision.num_hidden_layers * ((side // patch) ** 2 + 1), 2 * language
+    decoder_layer = text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
+    return 2 * layer * vision.num_hidden_layers * places, 2 * decoder_layer * text.num_hidden_layers
 
 
 def _backward(tuning, recipe):
