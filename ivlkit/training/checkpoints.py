@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..data.files import PART, appearing, sha256, vanish
+from ..data.files import PART, appearing, flush_folder, sha256, vanish
 from ..errors import CheckpointError, TrainingError
 from ..hardware import free_bytes
 from .engine.distributed import local_shard
@@ -42,8 +42,8 @@ def writing_checkpoint(to, accelerator):
     Raises: TrainingError if it can't be written, which leaves the checkpoints before as they are.
     """
     writes = accelerator.is_main_process
-    try:
-        with appearing(to) if writes else nullcontext(to.with_name(to.name + PART)) as aside:
+    with appearing(to) if writes else nullcontext(to.with_name(to.name + PART)) as aside:
+        try:
             accelerator.wait_for_everyone()
             yield aside
             accelerator.wait_for_everyone()
@@ -51,8 +51,8 @@ def writing_checkpoint(to, accelerator):
                 write_contents(aside)
                 if to.exists():  # one that this run did not go on from
                     vanish(to)
-    except Exception as error:
-        raise TrainingError(_not_written(to, error)) from error
+        except Exception as error:  # while what fills a disk is still there
+            raise TrainingError(_not_written(to, error)) from error
     accelerator.wait_for_everyone()
 
 
@@ -67,8 +67,9 @@ def _not_written(to, error):
 
 
 def write_contents(folder):
-    """List a folder's files in it: `appearing` brings all onto the disk before they have their name."""
+    """List a folder's files in it, and bring all of them onto the disk."""
     (folder / CONTENTS_FILE).write_text(json.dumps(_contents(folder), indent=1))
+    flush_folder(folder)
 
 
 def _contents(folder):
