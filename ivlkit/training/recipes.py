@@ -157,7 +157,7 @@ class Recipe:
             yield f"language={self.language!r}; expected 'lora', on the language model"
         if self.language == "qlora" and self.vision_offload:
             yield "language='qlora', whose decoder is NF4, and vision_offload, whose tower stays; set one of the two"
-        if self._stage == 3:
+        if self.stage == 3:
             yield "zero_stage=3, which divides weights before they are float8; set zero_stage=2 or less"
 
     def _vision_clashes(self):
@@ -176,8 +176,8 @@ class Recipe:
                 f"vision_offload with {self._tunings}; expected a frozen tower beside adapters; set vision='frozen' "
                 "and language='qlora' or 'lora'"
             )
-        if self.vision_offload and self._stage:
-            yield f"vision_offload with zero_stage={self._stage}; expected DDP, a tower a process; set zero_stage=0"
+        if self.vision_offload and self.stage:
+            yield f"vision_offload with zero_stage={self.stage}; expected DDP, a tower a process; set zero_stage=0"
         if self.vision != "frozen" and self.drop_path:
             yield f"drop_path={self.drop_path} in a vision tower that trains; set drop_path=0"
 
@@ -189,7 +189,7 @@ class Recipe:
             )
         if self.compile and not self.packing:
             yield "compile=true with packing=false; expected bins; set packing=true"
-        if self.compile and self._stage == 3:
+        if self.compile and self.stage == 3:
             yield (
                 "compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 or "
                 "compile=false"
@@ -210,8 +210,8 @@ class Recipe:
         return f"vision={self.vision!r}, language={self.language!r}"
 
     @property
-    def _stage(self):
-        """Of ZeRO; 0 in a single process."""
+    def stage(self):
+        """`zero_stage` as it acts: 0 in a single process."""
         return self.zero_stage if self.processes > 1 else 0
 
     @property
@@ -244,7 +244,7 @@ class Recipe:
     @property
     def full_precision(self):
         """Whether all weights are loaded in float32, as masters of what trains in full; DeepSpeed keeps its own."""
-        return not (self.has_adapters or self._stage)
+        return not (self.has_adapters or self.stage)
 
     @property
     def budgets(self):

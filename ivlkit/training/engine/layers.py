@@ -11,7 +11,6 @@ import torch
 from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from .distributed import is_sharded
 from .shared_input import share_inputs
 
 BACKEND = "inductor"
@@ -32,7 +31,7 @@ def wrap_layers(model, recipe):
     stands for the bin's own (`collate.collate_packed`), since an int would be a constant.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not (is_sharded(recipe) and recipe.zero_stage == 3):  # which fetches a weight for its own layer alone
+    if recipe.stage != 3:  # which fetches a weight for its own layer alone
         share_inputs(base)
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
     if recipe.compile:

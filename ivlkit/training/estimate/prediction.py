@@ -71,7 +71,7 @@ def _layers(recipe, precision, *, sdpa=False):
         "rank": recipe.lora_rank,
         "compiled": recipe.compile,
         "sdpa": sdpa,
-        "shared": not (is_sharded(recipe) and recipe.zero_stage == 3),
+        "shared": recipe.stage != 3,
     }
     vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
     parts = {"language": recipe.language, "vision": vision}

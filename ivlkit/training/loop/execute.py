@@ -20,7 +20,7 @@ from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
 from ..checkpoints import check_finite, find_damage, keep_newest, last_whole, tidy, writing_checkpoint
-from ..engine.distributed import broadcast_from_rank0, is_initialized, is_sharded, join, loading, rank
+from ..engine.distributed import broadcast_from_rank0, is_initialized, join, loading, rank
 from ..functions import find_function, source_digest
 from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
@@ -273,7 +273,7 @@ def _load_base(recipe, device, dtype):
     """The recipe's model on this device."""
     dtype = torch.float32 if recipe.full_precision else dtype
     folder = final_folder(find_model(recipe.model))
-    if is_sharded(recipe) and recipe.zero_stage == 3 and (folder / "adapter_config.json").exists():
+    if recipe.stage == 3 and (folder / "adapter_config.json").exists():
         raise TrainingError(
             f"{folder}: an adapter to go on from under ZeRO-3, which divides weights before it could be merged; "
             f"ivlkit export {recipe.model} --to merged, then train on that"
