@@ -186,21 +186,26 @@ def as_trained(processor, origin):
     return processor
 
 
-def _check_memory(folder, *, dtype, device, quantize=None):
-    """Refuse weights that would end in a killed process or in CUDA's own error, before they are read.
+def most_copied_gib(device):
+    """GiB of the computer's memory that weights may take which do not stay in their file, on their way to a device.
 
-    On a CPU they may take half of what is free: replies and other programs want some too.
+    On a CPU half of what is free: replies and other programs want some too.
     """
-    device, free_gib = torch.device(device), read_ram_gib()[1]
+    free_gib = read_ram_gib()[1]
+    return math.inf if free_gib is None else free_gib / (2 if device.type == "cpu" else 1)
+
+
+def _check_memory(folder, *, dtype, device, quantize=None):
+    """Refuse weights that would end in a killed process or in CUDA's own error, before they are read."""
+    device = torch.device(device)
     total, copied = _weights_gib(read_weight_files(folder), dtype, quantize)
     if quantize and device.type != "cpu":
         copied = 0  # one tensor after the other, straight to the device
     kind = {None: str(dtype).removeprefix("torch."), "4bit": "4 bits"}.get(quantize, quantize)
-    most = free_gib and free_gib / (2 if device.type == "cpu" else 1)
-    if free_gib is not None and copied > most:
+    if copied > (most := most_copied_gib(device)):
         raise CheckpointError(
-            f"{folder}: needs {copied:.1f} GiB of the computer's memory in {kind}, but {free_gib:.1f} GiB are free; "
-            f"expected at most {most:.1f}; {_ways_to_fit('cpu')}"
+            f"{folder}: needs {copied:.1f} GiB of the computer's memory in {kind}, but {read_ram_gib()[1]:.1f} GiB are "
+            f"free; expected at most {most:.1f}; {_ways_to_fit('cpu')}"
         )
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return

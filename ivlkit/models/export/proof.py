@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from ...data.collate import normalise_tiles
 from ...data.rows.records import Turn
 from ...errors import ExportError
+from ...hardware import GIB
+from ..load import most_copied_gib
 
 TOLERANCE = 1e-4  # logits in float32, relative to the largest where that is above 1
 COARSE_TOLERANCE = 0.05  # logits in bfloat16: an adapter beside a weight rounds otherwise than one inside it
@@ -133,13 +134,17 @@ def unround(model, source):
 def choose_place(num_parameters, device):
     """(device, dtype) to load a model for the proof: float32 where it fits into free memory, else bfloat16.
 
+    Float32 counts as copied: `load` widens what a file holds in the computer's memory, for a GPU too.
+
     Raises: ExportError if there is room for neither.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    for dtype in (torch.float32, torch.bfloat16):
-        if num_parameters * dtype.itemsize * _ROOM < free:
-            return device, dtype
+    copied = most_copied_gib(device) * GIB
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * copied
+    if num_parameters * 4 * _ROOM < free and num_parameters * 4 <= copied:
+        return device, torch.float32
+    if num_parameters * 2 * _ROOM < free:
+        return device, torch.bfloat16
     raise ExportError(
         f"{device}: {free / 1e9:.1f} GB of memory free; expected {num_parameters * 2 * _ROOM / 1e9:.1f} GB to load the "
         "export again and compare; free some, or pass another device"
