@@ -22,7 +22,6 @@ class Family:
     hub_id: str | None  # None: shipped inside the package
     parameters: float
     weights_gb: float
-    weight_files: tuple[str, ...]
     vision: str
     language: str
     guide_full: str
