@@ -27,6 +27,7 @@ from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..views import shown
 from .decoding import Probabilities, decode, prefilled, with_ends
+from .modeling.attention import rope_limits
 from .options import check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
@@ -161,7 +162,7 @@ def iterate_replies(
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
     for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, windows):
         lengths = [len(prompt.input_ids) for prompt in prompts]
-        for batch in alike_batches(vlm, lengths, batch_size):
+        for batch in alike_batches(lengths, batch_size, find_short_context(vlm)):
             if not done.issuperset(numbers[place] for place in batch):
                 with _seeded(vlm, seed, numbers[batch[0]]):
                     asked = features.fill([prompts[place] for place in batch])
@@ -249,18 +250,15 @@ class _Features:
         if not pictures:
             return {}
         tiles = torch.cat([each.to(self.vlm.model.device) for each in pictures.values()])  # there: a copy less
-        features = [_encode_tiles(self.vlm, some) for some in tiles.split(TILES_AT_ONCE)]
-        parts = torch.cat(features).split([len(tiles) for tiles in pictures.values()])
+        parts = encode_tiles(self.vlm, tiles).split([len(tiles) for tiles in pictures.values()])
         return {key: part.clone() for key, part in zip(pictures, parts, strict=True)}  # a view would keep the batch
 
 
-def alike_batches(vlm, lengths, batch_size):
-    """Row numbers in batches that may be padded together, for so many tokens of each row."""
-    return _batches(lengths, batch_size, _short_context(vlm))
+def alike_batches(lengths, batch_size, short_context):
+    """Row numbers in batches of similar length; no batch holds both ≤ and > short_context tokens.
 
-
-def _batches(lengths, batch_size, short_context):
-    """Row numbers in batches of similar length; no batch holds both ≤ and > short_context tokens."""
+    Args: lengths: tokens of each row; short_context: `find_short_context` of the model.
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     short = [number for number in order if lengths[number] <= short_context]
     long = [number for number in order if lengths[number] > short_context]
@@ -371,15 +369,16 @@ def _encode(vlm, prompt):
     """Turn the new tiles into features and put them behind the remembered ones."""
     if not len(prompt.tiles):
         return prompt
-    features = _encode_tiles(vlm, prompt.tiles)
+    features = encode_tiles(vlm, prompt.tiles)
     if prompt.features is not None:
         features = torch.cat([prompt.features, features])
     return replace(prompt, features=features, tiles=prompt.tiles[:0])
 
 
-def _encode_tiles(vlm, tiles):
-    """uint8 [T, 3 or …] → features [T, 256, H]."""
-    return vlm.model.encode_tiles(normalise_tiles(tiles.to(vlm.model.device), dtype=vlm.model.dtype))
+def encode_tiles(vlm, tiles):
+    """uint8 [T, S, S, 3], one or more → features [T, 256, H]."""
+    parts = (part.to(vlm.model.device) for part in tiles.split(TILES_AT_ONCE))
+    return torch.cat([vlm.model.encode_tiles(normalise_tiles(part, dtype=vlm.model.dtype)) for part in parts])
 
 
 def _finish(vlm, prompt, ids):
@@ -388,11 +387,10 @@ def _finish(vlm, prompt, ids):
     return Reply(text, turns, prompt.num_tiles, prompt.features, is_ended=end in ids)
 
 
-def _short_context(vlm):
+def find_short_context(vlm):
     """Tokens up to which Phi-3's short rope factors hold; no limit for other models."""
-    text = vlm.model.config.text_config
-    is_long = text.rope_parameters.get("rope_type") == "longrope"
-    return text.original_max_position_embeddings if is_long else float("inf")
+    limit, long_rows_mix = rope_limits(vlm.model.config.text_config)
+    return limit if limit and long_rows_mix else math.inf
 
 
 @torch.inference_mode()
@@ -405,7 +403,7 @@ def _generate(vlm, prompts, generation, *, streamer=None, noted=None):
     """
     check_options(generation, "chat", chat)
     generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
-    limit, boundary = generation.pop("max_new_tokens"), _short_context(vlm)
+    limit, boundary = generation.pop("max_new_tokens"), find_short_context(vlm)
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
     embeds = [_embed(vlm, prompt) for prompt in prompts]
     new_ids = [[] for _ in prompts]

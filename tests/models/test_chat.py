@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
 from ivlkit.models import chat, decoding
-from ivlkit.models.chat import _batches, _windows, iterate_replies, reply_batch
+from ivlkit.models.chat import _windows, alike_batches, iterate_replies, reply_batch
 from ivlkit.models.load import load
 
 NEW = {"max_new_tokens": 8}
@@ -106,10 +106,10 @@ def test_phi3_batches_of_short_and_long_contexts_are_as_one_by_one(phi3):
 
 
 def test_no_batch_mixes_short_and_long_contexts():
-    assert _batches([5000, 4096, 10, 4097, 4095], 16, 4096) == [[2, 4, 1], [3, 0]]
-    assert _batches([5000, 4096, 10, 4097, 4095], 2, 4096) == [[2, 4], [1], [3, 0]]
-    assert _batches([3, 1, 2], 16, float("inf")) == [[1, 2, 0]]
-    assert _batches([], 16, 4096) == []
+    assert alike_batches([5000, 4096, 10, 4097, 4095], 16, 4096) == [[2, 4, 1], [3, 0]]
+    assert alike_batches([5000, 4096, 10, 4097, 4095], 2, 4096) == [[2, 4], [1], [3, 0]]
+    assert alike_batches([3, 1, 2], 16, float("inf")) == [[1, 2, 0]]
+    assert alike_batches([], 16, 4096) == []
 
 
 # one question --------------------------------------------------------------------------------------------------------

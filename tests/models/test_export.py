@@ -510,7 +510,7 @@ def test_an_adapter_is_exported_with_its_base_named(adapter, tiny, tmp_path):
 
 def test_the_revision_of_a_downloaded_base_is_named(tiny, tmp_path):
     base = shutil.copytree(tiny, tmp_path / "base")
-    (base / "download.json").write_text(json.dumps({"revision": "abc123"}))
+    (base / "download.json").write_text(json.dumps({"revision": "abc123", "files": {}}))
     folder = export(write_trained(base, tmp_path / "final"), tmp_path / "out", layout="adapter")
     assert json.loads((folder / "ivlkit.json").read_text())["base_revision"] == "abc123"
     assert "revision abc123" in (folder / "README.md").read_text()

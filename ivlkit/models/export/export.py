@@ -1,6 +1,5 @@
 """A run → a folder of its own, in one of three layouts. It appears only when it is complete and has proven itself."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from ...data.datasets.opening import open_data
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
+from ..hub.download import read_record
 from ..layouts.configuration import read_json, write_json
 from ..layouts.safetensors_files import fingerprint, new_folder, total_bytes, write_shards
 from ..layouts.weight_files import fused, read_weight_files
@@ -149,14 +149,10 @@ def describe_base(folder):
         )
     keys = [family.key for family in FAMILIES.values() if family.name == base.name]
     key = keys[0] if keys else read_origin(folder)["base"]
-    try:
-        revision = json.loads((base / DOWNLOAD_FILE).read_text())["revision"]
-    except (OSError, ValueError, KeyError):
-        revision = None
     return {
         "base": key,
         "base_name": FAMILIES[key].name if key in FAMILIES else base.name,
-        "base_revision": revision,
+        "base_revision": (read_record(base) or {}).get("revision"),
         "base_fingerprint": fingerprint(read_weight_files(base)),
     }
 
