@@ -80,7 +80,7 @@ def chat(
         history: the `Reply` to go on from, with its pictures.
         stream: True gives an iterator of text pieces instead; its `.reply` holds the `Reply` when it is exhausted.
         max_tiles: tile budget, default the model's.
-        system_message: default the model's own.
+        system_message: default the model's own; beside a history the one that it began with.
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
@@ -103,7 +103,13 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
     else:
         asked = Turn("user", question if VIDEO_PLACEHOLDER in question else f"{VIDEO_PLACEHOLDER}\n{question}")
         pictures = video if isinstance(video, Video) else Video(Path(video))
-    turns = history.turns if history else _opening(system_message)
+    opening = _opening(system_message)
+    if history and opening and history.turns[:1] != opening:
+        raise DataError(
+            f"chat: system_message={system_message!r} beside a history that began with another or none; expected the "
+            "same; leave it out, or begin without history"
+        )
+    turns = history.turns if history else opening
     return _prompt(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
 
 

@@ -130,6 +130,15 @@ def test_a_reply_remembers_the_conversation(tiny_vlm, draw_picture):
     assert reply.features.shape == (3, 16, 32)
 
 
+def test_a_conversation_keeps_the_system_message_that_it_began_with(tiny_vlm):
+    brief = tiny_vlm.chat("Q", system_message="Be brief.", **NEW)
+    again = tiny_vlm.chat("Q", history=brief, system_message="Be brief.", **NEW)
+    assert [turn.role for turn in again.turns] == ["system", "user", "assistant", "user", "assistant"]
+    for history in (brief, tiny_vlm.chat("Q", **NEW)):
+        with pytest.raises(DataError, match="'Be long.' beside a history that began with another or none"):
+            tiny_vlm.chat("Q", history=history, system_message="Be long.", **NEW)
+
+
 def test_pictures_come_as_path_array_or_image(tiny_vlm, draw_picture, tmp_path):
     picture = draw_picture()
     picture.save(tmp_path / "a.png")
