@@ -49,9 +49,9 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
         device: default: the GPU if torch sees one, else the CPU.
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
         quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; "float8": its matrices and
-            the tower's in e4m3, half of the memory, read by way of the computer's own; None: as it is.
-        tower_device: where the layers of the vision tower go, which are never on `device`; None: there too. Elsewhere
-            they have to be streamed before the model sees anything (a recipe's `vision_offload`).
+            the tower's in e4m3, half of the memory, read by way of the computer's own memory; None: as it is.
+        tower_device: where the layers of the vision tower go without ever being on `device`; None: to `device`. From
+            elsewhere they have to be streamed before the model sees anything (a recipe's `vision_offload`).
     Returns: `VLM`.
     Raises: CheckpointError with file, what was found, what was expected; before anything is read also for weights that
         would take more than half of the free memory of a CPU, or more than a GPU has free. No code of the folder is
@@ -87,7 +87,7 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
 
 
 def _load_by_way(folder, base, *, device, dtype, quantize, tower_device):
-    """Read on the CPU, where weights stay in their file, or where the tower's layers belong, and take on from there."""
+    """Load on the CPU, where weights stay in their file, or on the tower's device; then move the rest to `device`."""
     if quantize and tower_device is None:
         _check_memory(released_root(base or folder), dtype=dtype, device=device, quantize=quantize)
     vlm = load(folder, base=base, device=tower_device or "cpu", dtype=dtype)
