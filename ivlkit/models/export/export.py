@@ -17,7 +17,7 @@ from .card import read_run, write_card, write_templates
 from .handover import check_handover, write_handover
 from .hf_layout import write_hf
 from .lazy_weights import open_source
-from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
+from .proof import Proof, ask, check_and_unround, choose_place, compare, count_equal, largest_difference
 
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, DOWNLOAD_FILE, "README.md"}
 _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
@@ -173,10 +173,7 @@ def _prove(opened, aside, reload, device, *, merges):
             in_float8 = _ask_once(opened, device=device, dtype=dtype, quantize="float8")
     model = reload(aside, device, dtype)
     written = ask(model, opened.processor)
-    tensors = 0
-    if merges:
-        tensors = check_tensors(model, opened)
-        unround(model, opened)
+    tensors = check_and_unround(model, opened) if merges else 0
     after = ask(model, opened.processor) if merges else written
     return Proof(
         where=f"{dtype} on {device.type}".replace("torch.", ""),

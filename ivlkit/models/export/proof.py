@@ -112,23 +112,20 @@ def count_equal(before, after):
 
 
 @torch.no_grad()
-def check_tensors(model, source):
-    """Every weight of a reloaded export equals the source's, rounded once to the file's dtype; returns how many."""
+def check_and_unround(model, source):
+    """Every weight of a reloaded export equals the source's, rounded once to the file's dtype; returns how many.
+
+    The source's own take their place: what the model answers then tells rounding from a wrong merge.
+    """
     state = model.state_dict()
     if wrong := state.keys() ^ source.weights.keys():
         raise ExportError(f"reloading the export: tensor {min(wrong)} is missing or new; nothing was written")
     for key, tensor in state.items():
-        expected = source.weights[key].to(source.dtype).to(tensor)
-        if not torch.equal(tensor, expected):
+        own = source.weights[key]
+        if not torch.equal(tensor, own.to(source.dtype).to(tensor)):
             raise ExportError(f"reloading the export changed tensor {key}; expected equal bits; nothing was written")
+        tensor.copy_(own)
     return len(state)
-
-
-@torch.no_grad()
-def unround(model, source):
-    """Put the source's weights in place of those that the file's dtype rounded: tells rounding from a wrong merge."""
-    for key, tensor in model.state_dict().items():
-        tensor.copy_(source.weights[key])
 
 
 def choose_place(num_parameters, device):
