@@ -88,7 +88,8 @@ def chat(
     prompt = _encode(vlm, make_prompt(vlm, question, images, **asked))
     if stream:
         return Stream(vlm, prompt, generation)
-    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+    ((ids, _),) = _generate(vlm, [prompt], generation)
+    return _finish(vlm, prompt, ids)
 
 
 def make_prompt(vlm, question, images=None, *, video=None, history=None, max_tiles=None, system_message=None):
@@ -208,11 +209,10 @@ def _prepare(vlm, turns, images, *, max_tiles):
 
 def _reply_all(vlm, prompts, generation, probabilities):
     """One batch; it keeps no features."""
-    noted = [[] for _ in prompts] if probabilities else None
-    found = zip(prompts, _generate(vlm, prompts, generation, noted=noted), noted or [()] * len(prompts), strict=True)
+    found = _generate(vlm, prompts, generation, probabilities=probabilities)
     return [
         replace(_finish(vlm, prompt, ids), features=None, tokens=with_ends(vlm, ids, chances))
-        for prompt, ids, chances in found
+        for prompt, (ids, chances) in zip(prompts, found, strict=True)
     ]
 
 
@@ -300,7 +300,7 @@ class Stream(Iterator):
 
     def _run(self, prompt, generation):
         try:
-            ids = _generate(self._vlm, [prompt], generation, streamer=self)[0]
+            ((ids, _),) = _generate(self._vlm, [prompt], generation, streamer=self)
             self.reply = _finish(self._vlm, prompt, ids)
             self._write(self.reply.text)
             self._pieces.put(None)
@@ -400,36 +400,34 @@ def find_short_context(vlm):
 
 
 @torch.inference_mode()
-def _generate(vlm, prompts, generation, *, streamer=None, noted=None):
-    """New ids of each prompt. A reply that crosses Phi-3's boundary is recomputed once with the long factors.
+def _generate(vlm, prompts, generation, *, streamer=None, probabilities=False):
+    """(new ids, their probabilities if asked for) of each prompt.
 
-    The reference mixes cached keys of both factors there; this is what it gives without a cache.
-
-    Args: noted: a list for each prompt, to which the probabilities of the new ids are added.
+    A reply that crosses Phi-3's boundary is recomputed once with the long factors: the reference mixes cached keys of
+    both factors there, and gives this without a cache.
     """
     check_options(generation, "chat", chat)
     generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
     limit, boundary = generation.pop("max_new_tokens"), find_short_context(vlm)
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
     embeds = [_embed(vlm, prompt) for prompt in prompts]
-    new_ids = [[] for _ in prompts]
+    found = [([], []) for _ in prompts]
     pending = list(range(len(prompts)))
     while pending:
         is_short = [len(embeds[number]) <= boundary for number in pending]
         group = [number for number, short in zip(pending, is_short, strict=True) if short == is_short[0]]
         longest = max(len(embeds[number]) for number in group)
-        step = limit - max(len(new_ids[number]) for number in group)
+        step = limit - max(len(found[number][0]) for number in group)
         if longest <= boundary:
             step = int(min(step, boundary - longest + 1))
-        record = Probabilities() if noted else None
+        record = Probabilities() if probabilities else None
         outputs = _generate_group(vlm, [embeds[number] for number in group], step, end, generation, streamer, record)
         for number, (ids, chances) in zip(group, outputs, strict=True):
-            new_ids[number] += ids
-            if noted:
-                noted[number] += chances
+            found[number][0].extend(ids)
+            found[number][1].extend(chances)
             embeds[number] = _append(vlm, embeds[number], ids)
-        pending = [number for number in pending if end not in new_ids[number] and len(new_ids[number]) < limit]
-    return new_ids
+        pending = [number for number in pending if end not in found[number][0] and len(found[number][0]) < limit]
+    return found
 
 
 def _as_options(generation):

@@ -444,7 +444,7 @@ class TestProbabilities:
         (batch,) = iterate_replies(tiny_vlm, asked, probabilities=True, max_new_tokens=5)
         for number, reply in batch:
             prompt = chat.make_prompt(tiny_vlm, asked[number][0][0].text)
-            (ids,) = chat._generate(tiny_vlm, [prompt], {"max_new_tokens": 5})
+            ((ids, _),) = chat._generate(tiny_vlm, [prompt], {"max_new_tokens": 5})
             embeds = chat._append(tiny_vlm, chat._embed(tiny_vlm, prompt), ids)
             with torch.inference_mode():
                 logits = tiny_vlm.model(inputs_embeds=embeds[None]).logits[0].float()
