@@ -55,8 +55,7 @@ def find_model(name):
 
     Raises: CheckpointError with the command that fetches the model.
     """
-    name = os.fspath(name)
-    if name == "nano":
+    if name == "nano":  # a `Path` is always a folder
         return NANO_FOLDER
     if name in FAMILIES:
         return _find_released(FAMILIES[name])
