@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...data.collate import collate, normalise_tiles
+from ...data.collate import collate
 from ...data.encode import encode
 from ...data.groups import group_keys, part_of_groups, row_keys
 from ...data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ...data.rows.records import Record, Turn
 from ...errors import DataError
-from ...models.chat import TILES_AT_ONCE, WINDOW_BATCHES, alike_batches
+from ...models.chat import WINDOW_BATCHES, alike_batches, encode_tiles, find_short_context
 from ...training.loop.loss import weighted_cross_entropy
 from ...training.run import VALIDATION, Run, loaded, open_again
 from ...training.runs import train
@@ -35,7 +35,7 @@ def truth_losses(vlm, records, *, batch_size=16, progress=False):
     for start in tqdm(range(0, len(records), window), desc="losses", disable=not progress):
         rows = [replace(records[n], augment_jpeg=False) for n in range(start, min(start + window, len(records)))]
         examples = [encode(row, vlm.processor, draw=None) for row in rows]
-        for places in alike_batches(vlm, list(map(len, examples)), batch_size):
+        for places in alike_batches(list(map(len, examples)), batch_size, find_short_context(vlm)):
             found = _losses(vlm, [examples[place] for place in places])
             for place, loss in zip(places, found, strict=True):
                 losses[start + place] = loss
@@ -48,9 +48,7 @@ def _losses(vlm, examples):
     batch = {key: value.to(device) for key, value in collate(examples, pad_token_id=vlm.tokenizer.pad_token_id).items()}
     embeds, labels = model.get_input_embeddings()(batch["input_ids"]), batch["labels"]
     if len(batch["tiles"]):
-        parts = batch["tiles"].split(TILES_AT_ONCE)
-        features = [model.encode_tiles(normalise_tiles(tiles, dtype=model.dtype)) for tiles in parts]
-        embeds = model.embed(batch["input_ids"], torch.cat(features))
+        embeds = model.embed(batch["input_ids"], encode_tiles(vlm, batch["tiles"]))
 
     def each(hidden, head):
         one = labels.new_ones(1).float()
