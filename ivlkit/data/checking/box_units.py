@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import DataError
+from ..rows.boxes import TAGGED, box_text, parse_boxes
 from ..rows.media import upright_size
 from ..rows.records import parse_row, path_inside
 
@@ -29,9 +30,6 @@ XYXY, XYWH, YXYX = ORDERS
 PIXELS, PERCENT, OURS, PALIGEMMA = "pixels", "percent", "shares of 1000", "PaliGemma's shares of 1024"
 SIDES = {"fractions": 1, PERCENT: 100, OURS: 1000, PALIGEMMA: 1024}  # what a whole side counts; of pixels its own
 _MARKS = (b"<box>", b"bbox_2d", b"<loc")
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_NUMBERS = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-_TAGGED = re.compile(r"<box>(\s*\[.*?\]\s*)</box>", re.S)
 _QWEN = re.compile(r"\s*(?:```json)?\s*(\[\s*\{.*\}\s*\])\s*(?:```)?\s*", re.S)
 _LOCATED = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*([^<;]*)(?:\s*;\s*)?")
 
@@ -120,21 +118,17 @@ def with_boxes(text, change):
     if "bbox_2d" in text and (found := _QWEN.fullmatch(text)):
         with suppress(ValueError, TypeError, KeyError):
             things = [(one.get("label"), [float(number) for number in one["bbox_2d"]]) for one in json.loads(found[1])]
-            return "\n".join(_written(name, change("Qwen's bbox_2d", box)) for name, box in things)
+            return "\n".join(box_text((name or "").strip(), change("Qwen's bbox_2d", box)) for name, box in things)
     if _LOCATED.search(text):
         numbers = [(found[5], [float(found[place]) for place in range(1, 5)]) for found in _LOCATED.finditer(text)]
-        written = iter([_written(name, change(PALIGEMMA, box)) + "\n" for name, box in numbers])
+        written = iter([box_text(name.strip(), change(PALIGEMMA, box)) + "\n" for name, box in numbers])
         return _LOCATED.sub(lambda _: next(written), text).strip()
 
     def tagged(found):
-        boxes = [change("<box>", [*map(float, numbers)]) for numbers in _NUMBERS.findall(found[1])]
-        return f"<box>{boxes}</box>" if boxes else found[0]
+        boxes = [change("<box>", box) for box in parse_boxes(found[1])]
+        return box_text("", *boxes) if boxes else found[0]
 
-    return _TAGGED.sub(tagged, text)
-
-
-def _written(name, box):
-    return f"{f'<ref>{name.strip()}</ref>' if name else ''}<box>{[box]}</box>"
+    return TAGGED.sub(tagged, text)
 
 
 # numbers -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...errors import DataError
+from .boxes import box_text
 from .formats import short
 from .media import AS_REFERENCE, image_size
 
@@ -77,4 +78,4 @@ def _box(box, size):
     if not (0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]):
         raise _fault(f"the box {short(box)}", f"x1 < x2 and y1 < y2 inside {size[0]} x {size[1]}")
     shares = [round(number * 1000 / side) for number, side in zip(box, size * 2, strict=True)]
-    return f"<box>[{shares}]</box>"
+    return box_text("", shares)
