@@ -293,7 +293,7 @@ class Examiner:
     def _measure_batch(self, batch):
         processor, max_length = self.processor, self.task.max_length
         rendered = [processor.render(record.turns, [0] * len(sizes)) for _, record, sizes in batch]
-        encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
+        encodings = processor.tokenizer.backend_tokenizer.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
             text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)
             if not supervised:
@@ -321,7 +321,7 @@ def _count_supervised(offsets, answers):
 def _token_pattern(processor):
     """(pattern of image tokens, pattern of every other token of a chat format) typed in a text."""
     if processor is not None:
-        added = processor.tokenizer.backend.get_added_tokens_decoder().values()
+        added = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         tokens = {token.content for token in added}
     else:
         parts = [(one.system_prefix, one.user_prefix, one.assistant_prefix, one.end) for one in TEMPLATES.values()]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..rows.boxes import box_text
+from ..rows.formats import with_places
 from ..rows.media import AS_REFERENCE, image_size, is_remote, upright_size
 from .tables import PICTURE_SUFFIXES, choose_columns, files_below, row_from_cells
 
@@ -155,8 +156,7 @@ def _rows(record, name, path, asked, columns):
 
 
 def _row(question, answer):
-    question = question if "<image>" in question else f"<image>\n{question}"
-    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return {"conversations": [{"from": "human", "value": with_places(question)}, {"from": "gpt", "value": answer}]}
 
 
 def _usable(record, path):

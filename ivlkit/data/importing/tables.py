@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import DataError
+from ..rows.formats import VIDEO_PLACEHOLDER, with_places
 from ..rows.video import FRAME_SUFFIXES
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".xlsx"}
@@ -94,12 +95,8 @@ def row_from_cells(cells, columns, where):
     images = [str(name) if isinstance(name, (int, float)) else name for name in images]  # a spreadsheet's 0017
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     question = "\n".join(filter(None, (question, columns.suffix)))
-    if columns.video and "<video>" not in question:
-        question = f"<video>\n{question}"
-    elif images and "<image>" not in question:
-        numbers = range(1, len(images) + 1)
-        question = "".join(f"Image-{number}: <image>\n" if images[1:] else "<image>\n" for number in numbers) + question
-    conversations = [{"from": "human", "value": question}]
+    marked = with_places(question, place=VIDEO_PLACEHOLDER) if columns.video else with_places(question, len(images))
+    conversations = [{"from": "human", "value": marked}]
     if columns.answer:
         conversations.append({"from": "gpt", "value": _answer(cells, columns, where)})
     row = {"id": cells.get("id"), "conversations": conversations}
@@ -342,7 +339,7 @@ def _folder_rows(folder, question, parts):
             expected = ", ".join(sorted(PICTURE_SUFFIXES))
             yield where, DataError("no picture by its name", expected, where=where), part
         else:
-            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[depth]}]
+            turns = [{"from": "human", "value": with_places(question)}, {"from": "gpt", "value": name.parts[depth]}]
             yield where, {"id": number, "image": where, "conversations": turns}, part
 
 

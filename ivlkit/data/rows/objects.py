@@ -12,7 +12,7 @@ from dataclasses import replace
 from ...errors import DataError
 from .boxes import box_text
 from .formats import short
-from .media import AS_REFERENCE, image_size
+from .media import upright_size
 
 MARKS = {"ref": "<ref-object>", "bbox": "<bbox>"}
 _MARK = re.compile("|".join(MARKS.values()))
@@ -62,10 +62,10 @@ def _boxes(objects, images):
 
 
 def _size(images, number):
-    """(width_px, height_px). A picture that EXIF turns has two, and nothing says on which one the box was drawn."""
-    size = image_size(images[number])
-    if size != image_size(images[number], rules=AS_REFERENCE):
-        found = f"a box in pixels of {short(str(images[number]))}, which its EXIF turns on its side"
+    """(width_px, height_px). Of a picture that EXIF turns nothing says which way up the box was drawn."""
+    size, is_turned = upright_size(images[number])
+    if is_turned:
+        found = f"a box in pixels of {short(str(images[number]))}, which its EXIF turns or mirrors"
         raise _fault(found, "a picture that is stored upright", "save it turned, and correct its boxes")
     return size
 
