@@ -375,13 +375,16 @@ RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 
 
 def recipe(name, /, **changes):
-    """A named recipe with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
+    """A recipe, named or your own, with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
 
     A recipe has values of its own, which `print(recipe("2b-lora"))` shows, in place of the defaults below. Where
     `packing` is false, `total_batch` is a multiple of gpus × `per_device_batch`: set both for a smaller one.
 
     Raises: RecipeError for an unknown name or field, with the nearest known one.
     """
+    if isinstance(name, Recipe):
+        _check_known(name.name, changes)
+        return replace(name, **changes)
     if not isinstance(name, str) or name.endswith((".json", ".jsonl", ".csv")):
         raise RecipeError(
             f"{str(name)[:80]} in the recipe's place; expected a recipe's name or a `Recipe`; the recipe comes first: "

@@ -14,7 +14,6 @@ import psutil
 import torch
 
 from ...data.checking.lengths import epoch_lengths
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError
 from ...hardware import GIB, find_gpus, gpu_processes, holders_of_gpu, read_ram_gib
@@ -60,7 +59,7 @@ class Job:
     def __init__(self, recipe, data, place):
         self.recipe, self.place = recipe, place
         self.released, self.is_here = config_of(recipe.model)
-        self.data = open_data(data) if data is not None and not isinstance(data, Data) else data
+        self.data = data if data is None else open_data(data)
         self.processor = load_processor(recipe.model) if data is not None else None
         model, self.model = prepared_shape(recipe, self.released)
         self.config = model.config
@@ -174,7 +173,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     Returns: `RunPlan` with a case for the recipe's own tiles, and for 12, 6 and 1.
     Raises: RecipeError for an unknown card, CheckpointError for a model that is no folder, DataError for the data.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    recipe = named_recipe(recipe)
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = Job(recipe, data, place)
