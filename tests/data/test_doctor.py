@@ -21,6 +21,7 @@ from ivlkit.data.checking.examine import BAD, GOOD, Task
 from ivlkit.data.checking.findings import KINDS, LEVELS
 from ivlkit.data.checking.lengths import epoch_lengths, row_lengths
 from ivlkit.data.checking.mend import mend
+from ivlkit.data.checking.pictures import look_at
 from ivlkit.data.checking.processes import examine_all
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
@@ -431,6 +432,12 @@ def test_answers_that_are_all_equal_are_said_of_ten_rows_and_more(check_lines):
     (problem,) = check_lines(rows).by_code("constant_answers")
     assert "all 10 rows have the answer 'yes'" in problem.found
     assert check_lines(rows[:9]).by_code("constant_answers") == []
+
+
+def test_a_picture_of_any_format_under_the_name_of_another_is_said(draw_picture, tmp_path):
+    path = str(tmp_path / "really_ppm.png")
+    draw_picture(40, 40).save(path, format="PPM")
+    assert look_at(path, "header", None).remarks == (("wrong_extension", f"{path} is a PPM"),)
 
 
 def test_pictures_that_no_row_names_are_listed(check_lines):

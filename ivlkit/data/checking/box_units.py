@@ -56,8 +56,8 @@ def guess_units(index, root):
         if any(mark in line for mark in _MARKS):
             with suppress(DataError):
                 row = parse_row(line, "")
-        turns, (size, is_turn) = _turns(row, look)
-        found = [each for turn in turns for each in boxes_in(turn["value"])]
+        size, is_turn = look(_only_picture(row))
+        found = [each for turn in texts_of(row) for each in boxes_in(turn["value"])]
         boxes += [box for _, box in found]
         sizes += [size] * len(found)
         notations |= {notation for notation, _ in found}
@@ -79,8 +79,8 @@ def rescaler(index, root):
         return [round(1000 * min(max(share, 0.0), 1.0)) for share in shares]
 
     def rescale(row):
-        turns, (size, _) = _turns(row, look)
-        for turn in turns:
+        size, _ = look(_only_picture(row))
+        for turn in texts_of(row):
             turn["value"] = with_boxes(turn["value"], lambda _, box: thousandths(box, size))
 
     return rescale if units and units.unit else lambda row: None
@@ -89,13 +89,23 @@ def rescaler(index, root):
 # rows and texts ------------------------------------------------------------------------------------------------------
 
 
-def _turns(row, look):
-    """(the turns of a row, if they are texts, what `look` says of its only picture)."""
-    turns, names = row.get("conversations"), row.get("image")
-    if isinstance(turns, list) and all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
-        names = names if isinstance(names, list) else [names]
-        return turns, look(names[0] if len(names) == 1 and isinstance(names[0], str) else "")
-    return [], look("")
+def texts_of(row):
+    """The turns of a row as it was parsed, those that are turns."""
+    turns = row.get("conversations")
+    turns = turns if isinstance(turns, list) else []
+    return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+
+
+def pictures_of(row):
+    """The pictures' paths; [] where the row has none, or something else in their place."""
+    names = row.get("image") or []
+    names = names if isinstance(names, list) else [names]
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _only_picture(row):
+    names = pictures_of(row)
+    return names[0] if len(names) == 1 else ""
 
 
 def _look(root, name):

@@ -92,7 +92,7 @@ def video_faults(video, pictures, processor):
 
 def _remarks(name, kind, width_px, height_px):
     said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
-    if kind and said and kind != said:
+    if said and kind != said:
         yield "wrong_extension", f"{name} is a {kind.upper()}"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"
