@@ -126,9 +126,9 @@ def boxes_in(text):
 def with_boxes(text, change):
     """A text with all its boxes in our notation: `change(notation, [four numbers])` gives those of each."""
     if "bbox_2d" in text and (found := _QWEN.fullmatch(text)):
-        with suppress(ValueError, TypeError, KeyError):
-            things = [(one.get("label"), [float(number) for number in one["bbox_2d"]]) for one in json.loads(found[1])]
-            return "\n".join(box_text((name or "").strip(), change("Qwen's bbox_2d", box)) for name, box in things)
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # some other JSON
+            things = [((one.get("label") or "").strip(), _four(one["bbox_2d"])) for one in json.loads(found[1])]
+            return "\n".join(box_text(name, change("Qwen's bbox_2d", box)) for name, box in things)
     if _LOCATED.search(text):
         numbers = [(found[5], [float(found[place]) for place in range(1, 5)]) for found in _LOCATED.finditer(text)]
         written = iter([box_text(name.strip(), change(PALIGEMMA, box)) + "\n" for name, box in numbers])
@@ -139,6 +139,11 @@ def with_boxes(text, change):
         return box_text("", *boxes) if boxes else found[0]
 
     return TAGGED.sub(tagged, text)
+
+
+def _four(numbers):
+    x1, y1, x2, y2 = map(float, numbers)
+    return x1, y1, x2, y2
 
 
 # numbers -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What was found wrong with a data set; what can be stands in `errors.KINDS`, with level, expectation and remedy.
+"""What was found wrong with a data set. `errors.KINDS` lists the kinds, with level, expectation and remedy.
 
 error: a run refuses the row, or a score would be false. warning: it trains, but hardly as meant. info: worth knowing.
 """

@@ -16,7 +16,7 @@ from ..likeness import alike_groups
 from .box_units import guess_units
 from .examine import BAD, GOOD, PICTURE
 from .findings import PLACES, make_problem
-from .pictures import MEDIA_SUFFIXES, hash_text
+from .pictures import SUFFIXES, hash_text
 from .spellings import counts_text
 
 COMPARED = 2_000  # pictures that are decoded to see which look alike; a photo of 12 megapixels takes 21 ms of a core
@@ -294,7 +294,7 @@ def _media_below(root):
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != CACHE_FOLDER)
-        found += [os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in MEDIA_SUFFIXES]
+        found += [os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES]
         if len(found) > FILES_LOOKED_AT:
             return []
     return found
