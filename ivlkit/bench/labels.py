@@ -158,4 +158,4 @@ def answer_values(text, columns=(), *, boxes=False):
 
 
 def _thousandths(number):
-    return min(1000, max(0, round(number)))
+    return round(min(1000.0, max(0.0, number)))  # of inf, which many digits are, too
