@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 
 import ivlkit as ivl
 from ivlkit.data.checking.doctor import diagnose
@@ -25,7 +27,7 @@ from ivlkit.data.checking.pictures import look_at
 from ivlkit.data.checking.processes import examine_all
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
-from ivlkit.data.processor import light_processor
+from ivlkit.data.processor import FastTokenizer, light_processor
 from ivlkit.errors import DataError
 
 USER, BOT = "human", "gpt"
@@ -432,6 +434,15 @@ def test_answers_that_are_all_equal_are_said_of_ten_rows_and_more(check_lines):
     (problem,) = check_lines(rows).by_code("constant_answers")
     assert "all 10 rows have the answer 'yes'" in problem.found
     assert check_lines(rows[:9]).by_code("constant_answers") == []
+
+
+def test_a_tokenizer_that_reads_pictures_with_their_text_is_asked_with_both(pictures, tmp_path, processor):
+    said = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    next(one for one in said["added_tokens"] if one["content"] == "<img>")["single_word"] = True
+    tokenizer = FastTokenizer(Tokenizer.from_str(json.dumps(said)), processor.tokenizer.unk_token_id)
+    (tmp_path / "train.jsonl").write_bytes(_as_line(picture_row(conversations=talk("a<image>b", "A"))))
+    report = diagnose(tmp_path / "train.jsonl", replace(processor, tokenizer=tokenizer), root=pictures)
+    assert report.by_code("image_token")[0].found == "0 <img> tokens but its pictures make 1"
 
 
 def test_a_picture_of_any_format_under_the_name_of_another_is_said(draw_picture, tmp_path):

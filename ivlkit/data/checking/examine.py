@@ -252,7 +252,7 @@ class Examiner:
 
         Where files are not opened, the declared sizes count.
         """
-        if record.video:
+        if record.video or not self.processor.splices:
             return None
         if all(look.size for look in looks):
             return [look.size for look in looks]
