@@ -126,6 +126,7 @@ BAD_ROWS = {
     "a box without numbers": (ask("<box>left</box>"), "box_syntax"),
     "a box of three": (ask("<box>[[1, 2, 3]]</box>"), "box_syntax"),
     "a flat box": (ask("<box>[1, 2, 3, 4]</box>"), "box_syntax"),
+    "many boxes and a word": (ask(f"<box>[{'[1, 2, 3, 4]  ' * 60}left]</box>"), "box_syntax"),
     "a box that no score can read": (ask("<box>[[1e2, 2e2, 3e2, nan]]</box>"), "box_syntax"),
     "a box in pixels": (ask("<box>[[10, 10, 1200, 700]]</box>"), "box_in_pixels"),
     "a box in shares of one": (ask("<box>[[0.1, 0.2, 0.5, 0.9]]</box>"), "box_in_fractions"),

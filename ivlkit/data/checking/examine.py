@@ -37,7 +37,7 @@ _GROUNDING = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 _MARK = re.compile(r"<(?!image>)")  # anything that may be a token or a tag
 control_characters = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
-_BOXES = re.compile(rf"\s*\[\s*(?:{BOX.pattern}\s*,?\s*)+\]\s*")
+_BOXES = re.compile(rf"\s*\[\s*(?:{BOX.pattern}\s*(?:,\s*)?)+\]\s*")
 _MISSING_VALUES = {"nan", "na", "n/a", "#n/a", "null", "#ref!", "#value!", "#name?", "#div/0!"}
 _MISNAMED = ("image_path", "image_file", "img", "picture", "pictures", "photo")
 
