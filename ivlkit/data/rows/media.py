@@ -36,7 +36,7 @@ FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 LONGEST_PATH = 4096  # characters
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}={0,2}\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}(?:=\s*){0,2}")
 _HEAD_BYTES, _TAIL_BYTES = 12, 1024
 _LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 _PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
