@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.rows.boxes import BOX, parse_boxes
 from ..errors import DataError
 from ..views import shown
-from .boxes import box_spans, parse_boxes
 from .intervals import share_interval
 
 SCORES = ("confidence", "token_scores", "least_sure", "field_scores", "box_scores")
@@ -54,7 +54,7 @@ def score_boxes(text, tokens):
 
     Args: tokens: (where it ends in the text, its probability) of each token, in their order.
     """
-    return [span_score(span, tokens) for span in box_spans(text)]
+    return [span_score(box.span(), tokens) for box in BOX.finditer(text)]
 
 
 def span_score(span, tokens):

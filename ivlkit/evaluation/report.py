@@ -172,8 +172,7 @@ class Report:
         Args: data: the second labels: what `open_data` gives, or a path such as "labels_anna.csv".
         Raises: DataError if no row is in both.
         """
-        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
-        return replace(self, labellers=agreement(self, data))
+        return replace(self, labellers=agreement(self, open_data(data)))
 
     def calibration(self):
         """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.

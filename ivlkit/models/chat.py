@@ -20,7 +20,7 @@ import torch
 
 from ..data.collate import normalise_tiles
 from ..data.encode import check_image_tokens, stack_tiles, with_frames
-from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, with_places
 from ..data.rows.media import open_image
 from ..data.rows.records import Turn, Video
 from ..data.rows.video import sample_frames
@@ -102,7 +102,7 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
     elif pictures:
         raise DataError("chat: pictures and a video; expected one of them; ask about them one after the other")
     else:
-        asked = Turn("user", question if VIDEO_PLACEHOLDER in question else f"{VIDEO_PLACEHOLDER}\n{question}")
+        asked = Turn("user", with_places(question, place=VIDEO_PLACEHOLDER))
         pictures = video if isinstance(video, Video) else Video(Path(video))
     opening = _opening(system_message)
     if history and opening and history.turns[:1] != opening:
@@ -339,17 +339,13 @@ def _opening(system_message):
 
 
 def _ask(question, num_images):
-    """The user's turn. Pictures without a placeholder come first: one alone on its line, several numbered as the
-    models' card does."""
+    """The user's turn."""
     found = question.count(IMAGE_PLACEHOLDER)
     if num_images and found not in (0, num_images):
         raise DataError(
             f'{num_images} pictures but {found} "{IMAGE_PLACEHOLDER}" in the question; expected one for each'
         )
-    if num_images and not found:
-        numbers = [f"Image-{number}: " for number in range(1, num_images + 1)] if num_images > 1 else [""]
-        question = "".join(f"{number}{IMAGE_PLACEHOLDER}\n" for number in numbers) + question
-    return Turn("user", question)
+    return Turn("user", with_places(question, num_images))
 
 
 def _prompt(vlm, turns, images, *, history=None, max_tiles=None):

@@ -322,7 +322,7 @@ RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 
 
 def recipe(name, /, **changes):
-    """A named recipe, or a `Recipe`, with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
+    """A recipe, named or your own, with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
 
     A recipe has values of its own, which `print(recipe("2b-lora"))` shows, in place of the defaults below. Where
     `packing` is false, `total_batch` is a multiple of gpus × `per_device_batch`: set both for a smaller one.

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..data.datasets.mixture import TRAIN, Data, read_meta
+from ..data.datasets.mixture import TRAIN, read_meta
 from ..data.datasets.opening import open_data
 from ..data.files import flush, write_whole
 from ..errors import RecipeError, TrainingError
@@ -72,7 +72,7 @@ def train(
 def _few_rows(recipe, data, rows):
     """(the recipe that learns them by heart, rows spread over the data)."""
     recipe = named_recipe(recipe)
-    data = data if isinstance(data, Data) else open_data(data)
+    data = open_data(data)
     if not isinstance(rows, int) or rows < 1:
         raise RecipeError(f"overfit={rows!r}; expected a number of rows, such as 8")
     rows = min(rows, len(data))
@@ -87,8 +87,8 @@ def describe(
     Args: here: whether this machine is the one that has to have the GPUs.
     """
     recipe = named_recipe(recipe)
-    data = data if isinstance(data, Data) else open_data(data)
-    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
+    data = open_data(data)
+    validation = open_data(validation) if validation else validation_of(data)
     _check(recipe, data, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}

@@ -116,6 +116,7 @@ class TestTable:
         ("text", "values"),
         [
             ("<ref>cat</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", [["cat", 1, 2, 3, 4], ["cat", 5, 6, 7, 8]]),
+            ("<ref>cat</ref><box>[[-5, 2, 3.4, 1004]]</box>", [["cat", 0, 2, 3, 1000]]),
             ("none", ["none"]),
         ],
     )

@@ -147,6 +147,14 @@ def test_a_recipe_can_be_renamed():
     assert recipe("2b-lora", name="mine").name == "mine"
 
 
+def test_a_recipe_of_ones_own_is_taken_as_a_named_one_is():
+    own = recipe("2b-lora", name="mine")
+    assert recipe(own) == own
+    assert recipe(own, epochs=3) == recipe("2b-lora", name="mine", epochs=3)
+    with pytest.raises(RecipeError, match="recipe mine: unknown field 'epoch'"):
+        recipe(own, epoch=3)
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_is_one_that_transformers_makes(scheduler):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

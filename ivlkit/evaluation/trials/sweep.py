@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError, TrainingError
 from ...training.estimate.outlook import START_MINUTES
@@ -112,8 +111,8 @@ def sweep(recipe, data, *, validation=None, test=None, metric="exact_match", fol
     """
     recipe = named_recipe(recipe)
     trials = _trials(recipe, grid)
-    data = data if isinstance(data, Data) else open_data(data)
-    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
+    data = open_data(data)
+    validation = open_data(validation) if validation else validation_of(data)
     (field,) = grid
     kept = {name: value for name, value in recipe.to_dict().items() if name != field}
     digest = hashlib.sha256(json.dumps([kept, data.fingerprint]).encode()).hexdigest()[:8]

@@ -49,7 +49,7 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
     if layout not in _LAYOUTS:
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
     to = Path(to)
-    test = open_data(test) if isinstance(test, (str, Path)) else test
+    test = None if test is None else open_data(test)
     if handover:
         check_handover(source, test, report)
     opened = open_source(source)

@@ -17,7 +17,6 @@ import psutil
 import torch
 
 from ...data.checking.lengths import epoch_lengths
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError
 from ...hardware import GIB, find_gpus, gpu_processes, holders_of_gpu, read_ram_gib
@@ -63,7 +62,7 @@ class Job:
     def __init__(self, recipe, data, place):
         self.place = place
         self.released, self.is_here = config_of(recipe.model)
-        self.data = open_data(data) if data is not None and not isinstance(data, Data) else data
+        self.data = data if data is None else open_data(data)
         self.processor = load_processor(recipe.model) if data is not None else None
         self.take(recipe)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...data.files import write_whole
 from ...data.rows.media import image_size
@@ -63,7 +62,7 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
     Returns: a `Recipe`. Tiles, rank and data are never changed to save memory.
     Raises: RecipeError where only fewer tiles would fit, with the line that asks for them, or where nothing would.
     """
-    data = data if isinstance(data, Data) else open_data(data)
+    data = open_data(data)
     config, _ = config_of(model)
     key = match_family(config).key
     place = find_place(gpu_gib, card)
