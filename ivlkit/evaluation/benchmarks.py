@@ -20,7 +20,8 @@ from ..errors import DataError
 from ..views import shown
 from .benchmark_files import READERS, find_file, find_pictures
 from .evaluate import evaluate
-from .report import Report, check_rows_of
+from .report import Report
+from .review.review import check_rows_of
 
 MODELS = ("26b", "4b", "2b")
 MEAN = "mean"  # name of the line over several sets

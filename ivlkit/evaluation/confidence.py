@@ -142,7 +142,9 @@ class Calibration:
 
 
 def calibrate(report):
-    """The `Calibration` of a report's rows: use validation rows, never those that are reported.
+    """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
+
+    Take validation rows, not those whose score you report. Of fewer than 50 rows the `Calibration` has no temperature.
 
     Raises: DataError if the rows carry no confidence, as those of earlier versions.
     """

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.datasets.opening import open_data
 from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
-from ..training.run import Run, open_again
 from ..views import shown
 from .confidence import SCORES, ScoredReply, calibrate, known_scores
 from .intervals import bootstrap_interval
 from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
 from .normalise import collapse
 from .pictures import media_key
-from .review.agreement import MOST_CLASSES, agreement, said_of_agreement
-from .review.review import review
+from .review.agreement import MOST_CLASSES, beside_labeller, said_of_agreement
+from .review.review import review_report
 
 LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
 FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
@@ -161,50 +159,9 @@ class Report:
             )
         return replace(self, controls=self.controls | {kind: control.score})
 
-    def with_labeller(self, data):
-        """This report beside the answers of a second person, who labelled some of its rows too, say 30.
-
-        How far the two agree is the ceiling of the score: `warnings` says it, `labellers` has the numbers and the rows
-        in which they differ. A row is the same if its pictures have the same bytes and its question the same words;
-        answers are equal if the metric says so (of a metric of a whole report, if they are the same). Choices also get
-        Cohen's kappa, which takes off what two people agree on by chance.
-
-        Args: data: the second labels: what `open_data` gives, or a path such as "labels_anna.csv".
-        Raises: DataError if no row is in both.
-        """
-        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
-        return replace(self, labellers=agreement(self, data))
-
-    def calibration(self):
-        """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
-
-        Take validation rows, not those whose score you report. See `Calibration`; of fewer than 50 rows it has no
-        temperature.
-
-        Raises: DataError if the rows carry no confidence, as those of earlier versions.
-        """
-        return calibrate(self)
-
-    def review(self, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
-        """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
-
-        For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
-        hide the reply until a row is decided, and score with the old truths and the new ones.
-
-        Args:
-            vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
-            order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
-            folds: with a run for `vlm`, that was trained on these rows and knows their mistakes by heart: train so many
-                models more, each without its part of the rows, which it then judges. 4 take as long as 3 such runs.
-            data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
-        Raises: DataError for another order, and for data of other rows.
-        """
-        if folds is not None and isinstance(vlm, Run):
-            data = open_again(vlm)
-        if data is not None:
-            data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
-            check_rows_of(self, data)
-        return review(self, vlm, order=order, folds=folds, data=data, batch_size=batch_size, seed=seed)
+    with_labeller = beside_labeller
+    calibration = calibrate
+    review = review_report
 
     @property
     def baseline(self):
@@ -364,17 +321,6 @@ def _asked(row, *, by_picture):
     shown = [*row.images, *([row.video.path] if row.video else [])] if by_picture else []
     names = [os.path.basename(name) for name in shown if isinstance(name, (str, os.PathLike))]
     return row.where, row.question, row.truth, *names
-
-
-def check_rows_of(report, records):
-    """The report is of these records, in their order. Raises: DataError with the first row that is not."""
-    if len(report.rows) != len(records):
-        raise DataError(
-            f"a report of {len(report.rows):,} rows for {len(records):,} records; expected one of the same data"
-        )
-    for row, record in zip(report.rows, records, strict=True):
-        if (row.where, row.truth) != (record.where, record.answer):
-            raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
 def _plain_row(row):

@@ -1,5 +1,6 @@
 """Which rows deserve a look: those whose truth the model finds least likely; what a person decided about them."""
 
+import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from ...data.collate import collate, normalise_tiles
+from ...data.datasets.opening import open_data
 from ...data.encode import encode
 from ...data.groups import group_keys, part_of_groups, row_keys
 from ...data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
@@ -112,6 +114,17 @@ def records_of(report):
         turns = (Turn("user", question), Turn("assistant", row.truth))
         records.append(Record(None, turns, row.images, row.where, video=row.video))
     return records
+
+
+def check_rows_of(report, records):
+    """The report is of these records, in their order. Raises: DataError with the first row that is not."""
+    if len(report.rows) != len(records):
+        raise DataError(
+            f"a report of {len(report.rows):,} rows for {len(records):,} records; expected one of the same data"
+        )
+    for row, record in zip(report.rows, records, strict=True):
+        if (row.where, row.truth) != (record.where, record.answer):
+            raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
 # orders of a report's rows --------------------------------------------------------------------------------------------
@@ -236,17 +249,35 @@ class Review:
     _repr_html_ = shown("answers:review_html")
 
 
-def review(report, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
-    """The `Review` of a report; see `Report.review`."""
+def review_report(report, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
+    """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
+
+    For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
+    hide the reply until a row is decided, and score with the old truths and the new ones.
+
+    Args:
+        vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
+        order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
+        folds: with a run for `vlm`, that was trained on these rows and knows their mistakes by heart: train so many
+            models more, each without its part of the rows, which it then judges. 4 take as long as 3 such runs.
+        data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
+    Raises: DataError for another order, and for data of other rows.
+    """
     if order not in REVIEW_ORDERS:
         raise DataError(f"order={order!r}; expected one of {', '.join(REVIEW_ORDERS)}")
-    losses = []
     if folds is not None:
         if not isinstance(vlm, Run) or order != "loss":
             raise DataError(
                 f"folds={folds} with a {type(vlm).__name__} in the order {order!r}; expected the run that was trained "
                 'on these rows, and the order "loss"; write report.review(run, folds=4)'
             )
+        data = open_again(vlm)
+    if isinstance(data, (str, os.PathLike)):
+        data = open_data(data)
+    if data is not None:
+        check_rows_of(report, data)
+    losses = []
+    if folds is not None:
         losses = fold_losses(vlm, data, folds=folds, batch_size=batch_size, seed=seed)
     elif order == "loss":
         origin = report.details.get("model")
