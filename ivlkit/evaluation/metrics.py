@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from .boxes import ap, ap50, grounding, iou, iou_at_50
+from .confidence import ScoredReply
 from .normalise import (
     accepted,
     best_accepted,
@@ -413,22 +414,30 @@ EXACT_METRICS = {"pope": yes_no} | _by_name(
 )
 
 
-def row_scorer(metric):
-    """(function of (replies, truths) → (row scores, numbers), name) of a metric by its name, or of a function."""
-    if not callable(metric) and metric not in METRICS | CORPUS_METRICS:
+def metric_name(metric):
+    """What a report calls a metric. Raises: DataError for a name that is none; a function may have any."""
+    if callable(metric):
+        return getattr(metric, "__name__", "score")
+    if metric not in METRICS | CORPUS_METRICS:
         names = ", ".join([*METRICS, *CORPUS_METRICS])
         raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
-    name = getattr(metric, "__name__", "score") if callable(metric) else metric
+    return metric
 
-    def score_together(replies, truths):
+
+def score_replies(metric, replies, truths):
+    """(the score of each row, numbers of the whole) by a metric's name or a function. Raises: DataError."""
+    name = metric_name(metric)
+    if not callable(metric) and metric in CORPUS_METRICS:
         found = CORPUS_METRICS[metric](replies, truths)
         return found.pop("rows"), found
+    of_row = metric if callable(metric) else METRICS[metric]
+    scores = [float(of_row(*pair)) for pair in zip(replies, truths, strict=True)]
+    if not all(map(math.isfinite, scores)):
+        raise DataError(f"metric {name}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
+    return scores, {}
 
-    def score_each(replies, truths):
-        of_row = metric if callable(metric) else METRICS[metric]
-        scores = [float(of_row(*pair)) for pair in zip(replies, truths, strict=True)]
-        if not all(map(math.isfinite, scores)):
-            raise DataError(f"metric {name}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
-        return scores, {}
 
-    return score_each if callable(metric) or metric in METRICS else score_together, name
+def score_rows(metric, rows):
+    """`score_replies` of rows of a report, as they stand."""
+    replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
+    return score_replies(metric, replies, [row.answers or row.truth for row in rows])

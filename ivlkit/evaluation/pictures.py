@@ -109,3 +109,10 @@ def kept_own(records, given):
     """Numbers of the rows with pictures that still have their own."""
     pairs = enumerate(zip(records, given, strict=True))
     return [number for number, (own, got) in pairs if media_key(own) and media_key(own) == media_key(got)]
+
+
+def not_shuffled(records, given, pictures):
+    """What a report says of rows that had to keep their own; {} where there are none or nothing was shuffled."""
+    kept = kept_own(records, given) if pictures == "shuffled" else []
+    said = f"{len(kept)} rows: no other row has as many pictures, or all show the same"
+    return {"not shuffled": said} if kept else {}

@@ -139,7 +139,7 @@ def predict(
     calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
     replies, details = ask_all(vlm, records, folder=journal, **options)
     rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
-    details = {"data": name_of_data(data, data)} | details
+    details = {"data": name_of_data(data)} | details
     if aside := left_aside(data):
         details |= {"left aside": f"{len(aside):,} files that are no picture and no video, such as {aside[0]}"}
     found = Predictions(rows, details, calibration)

@@ -13,9 +13,9 @@ from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
 from ..views import shown
-from .confidence import SCORES, ScoredReply, calibrate, known_scores
+from .confidence import SCORES, calibrate, known_scores
 from .intervals import bootstrap_interval
-from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
+from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match, score_rows
 from .normalise import collapse
 from .pictures import media_key
 from .review.agreement import MOST_CLASSES, beside_labeller, said_of_agreement
@@ -141,9 +141,7 @@ class Report:
         """Numbers of a corpus metric on these rows: `report.corpus("pope")["precision"]`."""
         if name not in CORPUS_METRICS:
             raise DataError(f"corpus metric {name!r}; expected one of {', '.join(CORPUS_METRICS)}")
-        replies = [ScoredReply(row.reply, row.box_scores) for row in self.rows]
-        found = CORPUS_METRICS[name](replies, [row.answers or row.truth for row in self.rows])
-        return {key: value for key, value in found.items() if key != "rows"}
+        return score_rows(name, self.rows)[1]
 
     def with_control(self, control):
         """This report beside one of the same rows with `pictures="shuffled"` or "none": see `warnings`.

@@ -19,8 +19,7 @@ from ...training.loop.loss import weighted_cross_entropy
 from ...training.run import VALIDATION, Run, loaded, open_again
 from ...training.runs import train
 from ...views import shown
-from ..confidence import ScoredReply
-from ..metrics import row_scorer
+from ..metrics import score_rows
 from .corrections import Decision, write_decisions
 
 
@@ -220,10 +219,8 @@ class Review:
                 "replies would raise its score"
             )
         report = report or self.report
-        score_rows, _ = row_scorer(report.metric)
         rows = [row for row in map(self._as_decided, report.rows) if row]
-        replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
-        scores, numbers = score_rows(replies, [row.answers or row.truth for row in rows])
+        scores, numbers = score_rows(report.metric, rows)
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
         return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
