@@ -16,6 +16,7 @@ from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
 from .evaluate import ask_all, check_media, check_seed, evaluate, fingerprint, name_of_data, row_of
+from .pictures import media_key
 from .report import Gallery, Report, Row
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -168,7 +169,7 @@ def _calibrate(vlm, validation, records, journal, options):
 
 
 def _key(row):
-    return row.where, without_places(row.question), tuple(map(str, row.images)), str(row.video)
+    return row.where, without_places(row.question), media_key(row)
 
 
 def check_ending(path):

@@ -9,7 +9,7 @@ from ...errors import DataError
 from ..intervals import share_interval
 from ..metrics import EXACT_METRICS, METRICS, exact_match
 from ..normalise import collapse
-from ..pictures import content_key
+from ..pictures import content_key, media_key
 from .review import source_of
 
 MOST_CLASSES = 20  # different truths, each twice on average: more are no classes
@@ -46,7 +46,11 @@ def beside_labeller(report, data):
 
 
 def _key(row):
-    return content_key(row), collapse(without_places(row.question))
+    """What it shows, by the bytes of its files wherever they lie, and what it asks."""
+    shown = content_key(row)
+    if None in shown or len(shown) < len(row.images):  # a data URI, a picture in memory
+        shown = media_key(row)
+    return shown, collapse(without_places(row.question))
 
 
 def cohens_kappa(first, second):
