@@ -168,28 +168,23 @@ def ask_all(vlm, records, *, folder, max_tiles, batch_size, seed, progress, pict
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in records]
     journaled = settings | {"questions": _questions_digest(records, budgets)} if folder else {}
-    options = {"batch_size": batch_size, "seed": seed, "progress": progress, **generation}
-    with open_journal(folder, journaled, [record.where for record in records]) as (known, append):
+    conversations = [(asked_turns(record), record.video or record.images) for record in records]
+    options = {"batch_size": batch_size, "max_tiles": budgets, "seed": seed, "probabilities": True, **generation}
+    with (
+        open_journal(folder, journaled, [record.where for record in records]) as (known, append),
+        tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar,
+    ):
         num_known = len(known)
-        for batch in _ask(vlm, records, budgets, known, **options):
-            append(batch)
-            known |= batch
+        for batch in iterate_replies(vlm, conversations, done=set(known), **options):
+            new = {number: scored(reply) for number, reply in batch if number not in known}
+            append(new)
+            known |= new
+            bar.update(len(new))
     details = {"model": vlm.origin} | settings
     details |= {"max_tiles": max_tiles or settings["max_tiles"], "device": str(vlm.model.device)}
     details |= {"batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)}
     details |= {"rows asked in them": len(records) - num_known}
     return [known[number] for number in range(len(records))], details
-
-
-def _ask(vlm, records, budgets, known, *, progress, **options):
-    """The batches of replies that are missing: dicts {row number: `ScoredReply`}."""
-    conversations = [(asked_turns(record), record.video or record.images) for record in records]
-    options |= {"max_tiles": budgets, "done": set(known), "probabilities": True}
-    with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:
-        for batch in iterate_replies(vlm, conversations, **options):
-            new = {number: scored(reply) for number, reply in batch if number not in known}
-            bar.update(len(new))
-            yield new
 
 
 def asked_turns(record):
