@@ -1,6 +1,7 @@
 """What an evaluation found: rows, score, intervals, tables, galleries; to JSON and back."""
 
 import json
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,7 @@ class Report:
         found = {}
         for value, row in zip(self.groups(name), self.rows, strict=True):
             found.setdefault(value, []).append(row.score)
-        return {value: (float(np.mean(scores)), len(scores)) for value, scores in sorted(found.items(), key=str)}
+        return {value: (float(np.mean(found[value])), len(found[value])) for value in sorted(found, key=_by_size)}
 
     def select(self, /, **values):
         """The report of the rows with these values of their fields: `report.select(task="read").interval`.
@@ -254,11 +255,9 @@ class Report:
 
     def to_dict(self):
         """Plain values for JSON, without pixels."""
-        summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(self.rows)}
-        summary |= {"numbers": self.numbers, "controls": self.controls, "labellers": self.labellers}
-        summary |= {"warnings": self.warnings}
-        summary |= {"baseline": self.baseline, "small_classes": self.small_classes}
-        return summary | {"details": self.details, "rows": [_plain_row(row) for row in self.rows]}
+        own = ("metric", "score", "interval", "numbers", "controls", "labellers", "warnings", "baseline")
+        summary = {name: getattr(self, name) for name in (*own, "small_classes", "details")}
+        return summary | {"num_rows": len(self.rows), "rows": [_plain_row(row) for row in self.rows]}
 
     def __repr__(self):
         low, high = self.interval
@@ -273,6 +272,14 @@ class Report:
     _repr_html_ = shown("answers:report_html")
     _live = shown("answers:answers_live")
     _page = shown("answers:report_page")
+
+
+def _by_size(value):
+    """The place of a value among others: numbers by their size, also those that a table has as text; then words."""
+    try:
+        return float(value), ""
+    except (TypeError, ValueError):
+        return math.inf, str(value)
 
 
 def said_of_baseline(answer, score):

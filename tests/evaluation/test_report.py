@@ -55,6 +55,10 @@ class TestSlices:
     def test_rows_without_the_field_are_a_slice_of_their_own(self):
         assert rows_with({"a": 1}, {}, {"a": 1}).by("a") == {1: (0.0, 2), None: (1.0, 1)}
 
+    def test_numbers_stand_by_their_size_and_before_words(self):
+        found = rows_with({"a": 10, "b": "10"}, {"a": None, "b": "a"}, {"a": 2.5, "b": "9"}, {"a": 9, "b": ""})
+        assert list(found.by("a")) == [2.5, 9, 10, None] and list(found.by("b")) == ["9", "10", "", "a"]
+
     def test_any_kind_of_value_makes_a_slice(self):
         found = rows_with({"a": [1, 2]}, {"a": {"x": "é"}}, {"a": 0.5}, {"a": True})
         assert sorted(map(str, found.by("a"))) == ["0.5", "True", "[1, 2]", '{"x": "é"}']
