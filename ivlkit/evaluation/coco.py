@@ -22,7 +22,7 @@ def save_coco(rows, folder):
     Raises: DataError with the row that has none or several, and if no truth has a box.
     """
     is_report = hasattr(rows, "metric")
-    rows = list(getattr(rows, "rows", rows) if is_report else rows)
+    rows = list(rows.rows if is_report else rows)
     truths = [(row.answers or (row.truth,))[0] if is_report else row.answer for row in rows]
     replies = [ScoredReply(row.reply, row.box_scores) if is_report else "" for row in rows]
     classes = boxes_by_class(replies, truths, box_scores_known(replies))

@@ -241,7 +241,7 @@ def _check_as_trained(vlm, max_tiles):
 
 
 def _settings(vlm, generation, *, pictures, seed):
-    """All that decides the replies beside the questions, but the batch size: other neighbours may round otherwise."""
+    """All that decides the replies beside the questions. Another batch size may round otherwise, and is allowed."""
     model = {"weights": fingerprint(vlm.model), "dtype": str(vlm.model.dtype).removeprefix("torch.")}
     versions = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers", "ivlkit"))
     asking = {"pictures": pictures, "seed": seed, "generation": json.dumps(generation, default=_plain)}

@@ -408,7 +408,7 @@ METRICS = _by_name(
     *(rouge_l, bleu, multiple_choice, yes_no, iou, iou_at_50, json_fields),
 )
 CORPUS_METRICS = _by_name(pope, cider, corpus_bleu, corpus_character_error_rate, grounding, ap50, ap)
-# Of single answers, which one constant answer may score well in.
+# In these, always giving the most frequent answer may score well.
 EXACT_METRICS = {"pope": yes_no} | _by_name(
     *(exact_match, lenient_match, contains, vqa_accuracy, relaxed_accuracy, number, multiple_choice, yes_no)
 )

@@ -22,8 +22,8 @@ from .pictures import media_key
 from .review.agreement import MOST_CLASSES, beside_labeller, said_of_agreement
 from .review.review import review_report
 
-LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
-FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
+LOOKS = 0.10  # a model that looks loses this much of its score with other pictures
+FORM = 0.05  # of the score lost to case, spaces and final punctuation: from here on it is said
 FEW_ROWS = 5  # of a class: fewer say nothing about it
 RIGHT = 0.5  # from this score on a row counts as right
 FORMAT = 1  # of report.json
@@ -158,6 +158,7 @@ class Report:
             )
         return replace(self, controls=self.controls | {kind: control.score})
 
+    # These take the report as their first argument.
     with_labeller = beside_labeller
     calibration = calibrate
     review = review_report
@@ -306,19 +307,21 @@ def check_same_rows(first, second):
         raise DataError(f"one report has {first.metric}, the other {second.metric}; expected the same metric")
     by_picture = first.details.get("pictures") == second.details.get("pictures")  # a control shows others on purpose
     asked = [[_asked(row, by_picture=by_picture) for row in report.rows] for report in (first, second)]
+    if asked[0] == asked[1]:
+        return
     only = [len(set(own) - set(others)) for own, others in (asked, asked[::-1])]
     if len(first.rows) != len(second.rows):
         raise DataError(
             f"the two reports are of different rows: {len(first.rows)} and {len(second.rows)}, of which {only[0]} are "
             f"only in the first and {only[1]} only in the second; expected the same data"
         )
-    for one, other, *same in zip(first.rows, second.rows, *asked, strict=True):
-        if same[0] != same[1]:
-            raise DataError(
-                f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
-                f"({other.question[:40]!r}), {only[0]} of {len(first.rows)} are only in the first; expected the same "
-                "data in the same order; ask both models the rows of one test part"
-            )
+    place = next(n for n, (one, other) in enumerate(zip(*asked, strict=True)) if one != other)
+    one, other = first.rows[place], second.rows[place]
+    raise DataError(
+        f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
+        f"({other.question[:40]!r}), {only[0]} of {len(first.rows)} are only in the first; expected the same data in "
+        "the same order; ask both models the rows of one test part"
+    )
 
 
 def _asked(row, *, by_picture):

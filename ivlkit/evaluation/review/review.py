@@ -22,6 +22,8 @@ from ...views import shown
 from ..metrics import score_rows
 from .corrections import Decision, write_decisions
 
+REVIEW_ORDERS = ("loss", "sure", "random")
+
 
 @torch.inference_mode()
 def truth_losses(vlm, records, *, batch_size=16, progress=False):
@@ -126,30 +128,19 @@ def check_rows_of(report, records):
             raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
-# orders of a report's rows --------------------------------------------------------------------------------------------
+def _in_order(report, order, losses, seed):
+    """Numbers of the rows in one of REVIEW_ORDERS."""
+    numbers = range(len(report.rows))
+    if order == "random":  # the only one in which corrected truths of test rows give an honest score
+        return np.random.default_rng(seed).permutation(len(numbers)).tolist()
+    if order == "loss":
+        return sorted(numbers, key=lambda number: -losses[number])
+    return sorted(numbers, key=lambda number: _trust(report.rows[number]))
 
 
-def by_loss(report, losses, rng):
-    """The least likely truth first."""
-    return sorted(range(len(losses)), key=lambda number: -losses[number])
-
-
-def wrong_and_sure(report, losses, rng):
-    """Wrong replies first, the surest of them first; behind them the right ones, the least sure first."""
-
-    def key(number):
-        row = report.rows[number]
-        return row.is_right, (row.confidence or 0.0) * (1 if row.is_right else -1)
-
-    return sorted(range(len(report.rows)), key=key)
-
-
-def at_random(report, losses, rng):
-    """By chance: the only order in which corrected truths of test rows give an honest score."""
-    return rng.permutation(len(report.rows)).tolist()
-
-
-REVIEW_ORDERS = {"loss": by_loss, "sure": wrong_and_sure, "random": at_random}
+def _trust(row):
+    """Least for a wrong reply that the model was sure of, most for a right one that it was sure of."""
+    return row.is_right, (row.confidence or 0.0) * (1 if row.is_right else -1)
 
 
 @dataclass
@@ -281,5 +272,4 @@ def review_report(report, vlm=None, *, order="loss", folds=None, data=None, batc
         vlm = vlm or ("nano" if origin == "the package" else origin)
         records = records_of(report) if data is None else list(data)
         losses = truth_losses(loaded(vlm, "review"), records, batch_size=batch_size, progress=True)
-    numbers = REVIEW_ORDERS[order](report, losses, np.random.default_rng(seed))
-    return Review(report, numbers, order, losses)
+    return Review(report, _in_order(report, order, losses, seed), order, losses)
