@@ -9,6 +9,7 @@ from ..data.rows.media import image_size
 from ..errors import DataError
 from .boxes import box_scores_known, boxes_by_class
 from .confidence import ScoredReply
+from .pictures import files_shown
 
 
 def save_coco(rows, folder):
@@ -47,7 +48,7 @@ def save_coco(rows, folder):
 def _images(rows, classes):
     """(entries of the images, the one of each row)."""
     for row in rows:
-        if len(row.images) != 1 or not isinstance(row.images[0], (str, os.PathLike)):
+        if len(row.images) != 1 or not files_shown(row):
             raise DataError(f"{row.where}: {len(row.images)} pictures; expected one file; leave the row out")
     root = os.path.commonpath([os.path.dirname(os.path.abspath(row.images[0])) for row in rows])
     images, of_row, asked = [], [], {}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..data.rows.media import open_image
+from ..data.rows.media import is_data_uri, open_image
 from ..errors import DataError
 
 END_BYTES = 1 << 16  # of a file's start and end: another picture differs there, and a long video is not read whole
@@ -87,6 +87,12 @@ def picture_key(source):
         return str(source)
     image = open_image(source)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def files_shown(row):
+    """The files that a row shows; what lies in memory, or in the row itself, is none."""
+    sources = row.video.files if row.video else row.images
+    return [each for each in sources if isinstance(each, (str, os.PathLike)) and not is_data_uri(each)]
 
 
 def content_key(row):

@@ -16,7 +16,7 @@ from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
 from .evaluate import ask_all, check_media, check_seed, evaluate, fingerprint, name_of_data, row_of
-from .pictures import media_key
+from .pictures import files_shown, media_key
 from .report import Gallery, Report, Row
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -181,9 +181,7 @@ def check_ending(path):
 
 
 def _row(record, reply, home):
-    sources = record.video.files if record.video else record.images
-    names = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
-    own = {"file": " ".join(_from(home, name) for name in names), "id": record.id}
+    own = {"file": " ".join(_from(home, os.fspath(file)) for file in files_shown(record)), "id": record.id}
     return row_of(record, reply, truth=None, score=None, extra=dict(record.extra) | own)
 
 

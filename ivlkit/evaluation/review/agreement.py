@@ -48,7 +48,7 @@ def beside_labeller(report, data):
 def _key(row):
     """What it shows, by the bytes of its files wherever they lie, and what it asks."""
     shown = content_key(row)
-    if None in shown or len(shown) < len(row.images):  # a data URI, a picture in memory
+    if None in shown or len(shown) < len(row.images):  # a picture that is no file, or is gone
         shown = media_key(row)
     return shown, collapse(without_places(row.question))
 
