@@ -15,9 +15,9 @@ from .pictures import files_shown
 def save_coco(rows, folder):
     """Write `folder`/ground_truth.json and, of a report, results.json with the scores of its boxes; returns the folder.
 
-    pycocotools computes from them what `ap` and `ap50` do. Rows about one picture become one image, and an image of the
-    same file again where two rows ask for the same thing in it. Boxes without scores have 1, and their order counts: it
-    is that of the rows where those of one picture stand together.
+    pycocotools computes from them what `ap` and `ap50` do. Rows about one picture become one image; where two of them
+    ask for the same thing, a second image of the same file. Boxes without scores get 1, so their order decides: it is
+    the one of `ap` if rows about one picture stand together.
 
     Args: rows: a `Report`, or the rows of a data set (`open_data(…)`), each with one picture file.
     Raises: DataError with the row that has none or several, and if no truth has a box.

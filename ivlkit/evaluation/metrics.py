@@ -1,7 +1,7 @@
 """Scores of replies: one function a metric.
 
 METRICS are functions of (reply, truth) that give 0 to 1. A truth is a text, or several accepted answers (a row's field
-`answers`: VQA's ten, DocVQA's two or three); but for `vqa_accuracy`, which counts them, the best of them decides.
+`answers`: VQA's ten, DocVQA's two or three). The best of them decides; only `vqa_accuracy` counts them.
 CORPUS_METRICS are functions of (replies, truths) of a whole report that give a dict: `rows`, the score of each row, and
 numbers that no mean of rows gives, such as precision or CIDEr.
 """

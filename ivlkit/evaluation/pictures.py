@@ -18,8 +18,8 @@ END_BYTES = 1 << 16  # of a file's start and end: another picture differs there,
 def shuffled(records, seed):
     """Every row with the pictures of another row that has as many, or a video with another video.
 
-    None keeps its own where another exists. All are used as often as before, unless one belongs to more than half of
-    such rows.
+    No row keeps its own where there are others. Each picture is used as often as before, unless it belongs to more than
+    half of such rows.
     """
     rng, given, kinds = np.random.default_rng(seed), list(records), {}
     for number, record in enumerate(records):
@@ -114,7 +114,7 @@ def _ends_digest(path):
 def kept_own(records, given):
     """Numbers of the rows with pictures that still have their own."""
     pairs = enumerate(zip(records, given, strict=True))
-    return [number for number, (own, got) in pairs if media_key(own) and media_key(own) == media_key(got)]
+    return [number for number, (own, got) in pairs if (key := media_key(own)) and key == media_key(got)]
 
 
 def not_shuffled(records, given, pictures):
