@@ -101,7 +101,7 @@ class Report:
         Raises: DataError if no row has the field.
         """
         if name == "images":
-            return list(map(media_key, self.rows))
+            return [media_key(row) or (row.where,) for row in self.rows]  # without any each is on its own
         if not any(name in row.extra for row in self.rows):
             known = sorted({name for row in self.rows for name in row.extra} | {"images"})
             raise DataError(f"no row has a field {name!r}; expected one of {', '.join(known)}")

@@ -43,6 +43,10 @@ class TestScore:
         rows = tuple(Row(f"{n}", "Q", "a", "a", float(n < 2), images=(image,)) for n, image in enumerate(images))
         assert Report("m", rows, {}).interval_by("images") == (0.0, 1.0)
 
+    def test_rows_without_pictures_are_no_group(self):
+        found = report(*[1, 0] * 10)
+        assert found.interval_by("images") == found.interval
+
     def test_an_unknown_field_is_named_with_the_known_ones(self):
         with pytest.raises(DataError, match="no row has a field 'digit'; expected one of images, task"):
             report(1, 0).interval_by("digit")
