@@ -24,8 +24,6 @@ from ..intervals import bootstrap_interval
 from ..report import Report
 
 OTHER_MEASURES = ("loss", "weighting", "model", "name")  # with another of these a loss can't be compared
-
-
 FEWEST_ROWS = 20  # of validation: fewer tell nothing apart
 
 
