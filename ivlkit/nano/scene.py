@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 
 from ..errors import DataError
-from .vocabulary import HELD_OUT_WORDS, WORDS, listed
+from .vocabulary import HELD_OUT_WORDS, LISTS, WORDS
 
-FONTS = listed("""
-DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold DejaVuSerif STIXGeneral
-STIXGeneralBol cmss10 cmtt10
-""")
-HELD_OUT_FONTS = listed("DejaVuSans-BoldOblique DejaVuSerif-Bold DejaVuSansMono-Oblique")
+FONTS, HELD_OUT_FONTS = LISTS["fonts"], LISTS["held_out_fonts"]
 
 
 @dataclass(frozen=True)
