@@ -3,7 +3,7 @@
 Print in many fonts, coloured shapes, receipts and charts in fine print, boxes, pairs of pictures, conversations, and a
 little text. Handwriting is left out on purpose: it is what a person fine-tunes (`nano/digits`). Pictures are 99 to
 672 px wide, so that rows need 1 to 13 tiles. Tasks lie in `printed`, `shapes`, `pairs` and `texts`, their questions in
-`tables.yaml`. To add one, write one function `(rng, material) -> Scene` and enter it with its share in `SEEN` or `TOLD`.
+`tables.yaml`. To add one, write a function `(rng, material) -> Scene` and enter it with its share in `SEEN` or `TOLD`.
 
 Every row is drawn from its own random stream, keyed by seed, split and row. The validation split also has words and
 fonts that training never shows. How a question is asked decides how it is answered (in a word, in a sentence), so that

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..data.files import write_if_changed
 from ..errors import DataError
+from .scene import box_text
 from .vocabulary import STRIP_QUESTIONS as QUESTIONS
 
 ATLAS = Path(__file__).parent / "digits" / "digits.png"
@@ -146,12 +147,8 @@ def _write_row(folder, name, row, task, ids, rng):
 def _facts(labels, boxes, strip, rng):
     """What questions and answers are filled in with; `place` and `box` are those of a drawn digit."""
     number, chosen = "".join(map(str, labels)), rng.randrange(len(labels))
-    box = ", ".join(
-        str(round(1000 * max(0, min(edge, side)) / side))
-        for edge, side in zip(boxes[chosen], strip.size * 2, strict=True)
-    )
     facts = {"number": number, "count": len(labels), "first": number[0], "last": number[-1], "sum": sum(labels)}
-    return facts | {"place": PLACES[min(chosen, len(PLACES) - 1)], "box": box}
+    return facts | {"place": PLACES[min(chosen, len(PLACES) - 1)], "box": box_text(boxes[chosen], strip.size)}
 
 
 def _ink_of_digit(number, rng):

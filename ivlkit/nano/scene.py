@@ -37,6 +37,12 @@ class Scene:
         return tuple((question.format(**self.facts), answer.format(**self.facts)) for question, answer in chosen)
 
 
+def box_text(box, size):
+    """A box in px as an answer has it, in thousandths of a picture of (width, height): "10, 20, 300, 400"."""
+    shares = (1000 * max(0, min(edge, side)) / side for edge, side in zip(box, size * 2, strict=True))
+    return ", ".join(str(round(share)) for share in shares)
+
+
 def material_of(split):
     """What a split may show. Raises: DataError for another name than the two."""
     if split not in MATERIAL:

@@ -1,7 +1,7 @@
 """Tasks of shapes: what they are, how many, how large, where, and in which box."""
 
 from .drawing import COLOURS, SHAPES, cells, draw_shape, paper, place_shape, whole
-from .scene import Scene
+from .scene import Scene, box_text
 from .vocabulary import QUESTIONS
 
 # Picture sizes as (columns, rows) of 112 px; they decide how many tiles nano cuts.
@@ -114,8 +114,7 @@ def _boxes(rng, questions, *, fewest=1):
         while name is None or name in [other for other, _ in found]:
             name = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
         box = draw_shape(picture, name[1], name[0], place_shape(cell, rng, share=(0.6, 0.95)))
-        in_thousandths = [1000 * value / side for value, side in zip(box, picture.size * 2, strict=True)]
-        found.append((name, ", ".join(str(round(value)) for value in in_thousandths)))
+        found.append((name, box_text(box, picture.size)))
     (colour, shape), box = rng.choice(found)
     facts = {"name": f"{colour} {shape}", "a": article(colour), "box": box}
     boxed = ", ".join(f"{' '.join(name)} at [[{where}]]" for name, where in found)
