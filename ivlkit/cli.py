@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ivlkit as ivl
 
-from .cli_options import OTHER_NAMES, as_typed, declared
+from .cli_options import OTHER_NAMES, as_typed, declared, destination
 from .errors import DataError, IvlkitError, RecipeError, ended
 
 
@@ -37,7 +37,7 @@ def _recipe_fields():
 
 
 def _parse(arguments):
-    """argparse gives an optional question up once an option stands before it; here it may come last."""
+    """The optional question may come last: argparse alone takes none once an option stands before it."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
@@ -223,12 +223,12 @@ def _described(options):
     path = Path(options.what)
     if path.name != "run.yaml":
         raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
-    others = "data root gpus per_device_batch epochs learning_rate set validation metric to dry_run only_write"
-    values = _named(options, f"{others} suggest overfit report_to skip_unusable")
+    names = [name for name in COMMANDS["train"][2].split() if name.startswith("--")]
+    values = {name: getattr(options, destination("train", name)) for name in names}
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
     if given:
         raise RecipeError(
-            f"train {path}: with --{given[0].replace('_', '-')}; expected no other option, since the file describes "
+            f"train {path}: with {given[0]}; expected no other option, since the file describes "
             "the whole run; leave it out, or give a recipe's name"
         )
     return path.parent

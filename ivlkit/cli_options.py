@@ -125,11 +125,12 @@ def as_typed(text, command, names, settings=()):
 
     Args: names: of the command's options, as COMMANDS has them; settings: the fields that its --set takes.
     """
-    options = {_destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
+    options = {destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
     typed = {name: f"--set {name}=" for name in settings} | options
     pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!\S+ in run\.yaml)"
     return re.sub(pattern, lambda found: typed.get(found[1], found[0]), text)
 
 
-def _destination(command, name):
+def destination(command, name):
+    """The attribute that argparse keeps an option under: "max_tiles" for "--max-tiles"."""
     return declared(command, name).get("dest", name.lstrip("-").replace("-", "_"))
