@@ -11,11 +11,12 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import IGNORE_INDEX, encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
+from ivlkit.models.load import load
 from ivlkit.show import diagrams, html
 from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
 from ivlkit.show.html import STYLE, page_html, picture_html, table_html, text_html
-from ivlkit.show.model import folder_html, sizes_figure, tensors_html
+from ivlkit.show.model import folder_html, sizes_figure, tensors_html, vlm_html
 from ivlkit.show.tokens import batch_html, tokens_html
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
@@ -191,6 +192,12 @@ class TestModels:
         widths = [round(sum(bar.get_width() for bar in axes.patches[3 * row : 3 * row + 3]), 1) for row in range(3)]
         assert widths == [4.4, 8.3, 51.0]
         assert [text.get_text() for text in axes.texts[3:]] == ["free disk 54 GB", "free RAM 215 GB →"]
+
+    def test_weights_in_4_bits_count_as_many_parameters(self, tiny):
+        pytest.importorskip("bitsandbytes")
+        whole, small = (vlm_html(load(tiny, quantize=how)) for how in (None, "4bit"))
+        counts = re.findall(r"[\d,]+ parameters", whole)
+        assert len(counts) == 3 and counts == re.findall(r"[\d,]+ parameters", small)
 
     def test_a_folder_is_told_file_by_file_and_part_by_part(self, tiny):
         assert "what it holds" in folder_html(tiny) and "a JSON header, then plain numbers" in folder_html(tiny)
