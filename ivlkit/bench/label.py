@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.groups import file_digest
-from ..data.importing.tables import PICTURE_SUFFIXES, table_rows
+from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
 from ..data.splits import default_file
 from ..errors import DataError, IvlkitError
@@ -115,8 +115,8 @@ def _user():
 def _items(pictures, question, suggest, folder):
     """`Item`s with absolute paths, each with a question and what is suggested for it."""
     if isinstance(pictures, (str, os.PathLike)):
-        found = (path for path in Path(pictures).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
-        pictures = sorted(path for path in found if "/." not in f"/{path.relative_to(pictures).as_posix()}")
+        names = visible_files(pictures) if os.path.isdir(pictures) else ()
+        pictures = [Path(pictures, name) for name in names if name.suffix.lower() in PICTURE_SUFFIXES - {".pdf"}]
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
     items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
     items = list({(item.picture, item.question): item for item in items}.values())
