@@ -5,7 +5,6 @@ and the table that its answers go to. A message to the browser is a dict: `pictu
 `saved`, `beat`, `stop` or `note` says which; one from it has `do`: "want", "original", "tiles" or "answer".
 """
 
-import csv
 import getpass
 import io
 import os
@@ -19,7 +18,7 @@ from typing import NamedTuple
 from ..data.groups import file_digest
 from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
-from ..data.splits import default_file
+from ..data.splits import default_file, read_split
 from ..errors import DataError, IvlkitError
 from ..models.vlm import VLM
 from ..show.html import fragment, text_html
@@ -176,7 +175,8 @@ class Labelling:
         self.widget.on_msg(lambda _, message, __: self.receive(message))
         self.closed, self.moved, self.wanted = threading.Event(), threading.Event(), queue.SimpleQueue()
         self.waiting, self._handle, self._saving = set(), None, threading.Lock()
-        self._tests, self.heard = _test_digests(labels.path), time.monotonic()
+        self._part_of, _ = read_split(default_file(labels.path))  # digest → part
+        self.heard = time.monotonic()
 
     def _row(self, number):
         file, question = self.files[number], self.items[number].question
@@ -253,7 +253,7 @@ class Labelling:
 
     def _is_blind(self, number):
         item = self.items[number]
-        return item.blind or (bool(self._tests) and file_digest(item.picture) in self._tests)
+        return item.blind or bool(self._part_of) and self._part_of.get(file_digest(item.picture)) == "test"
 
     def _ask(self):
         """Ask the model about the present picture and those ahead, as long as there are any."""
@@ -318,12 +318,3 @@ class Labelling:
         self.widget.send(reply)
         if self._handle is not None:
             self._handle.update(self._line(), raw=True)
-
-
-def _test_digests(path):
-    """Digests of the pictures that the table's kept split has in its part "test"."""
-    kept = default_file(path)
-    if not kept.exists():
-        return set()
-    with open(kept, encoding="utf-8", newline="") as file:
-        return {row[0] for row in csv.reader(file) if row[1:] == ["test"]}
