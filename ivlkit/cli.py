@@ -79,7 +79,7 @@ def _print(value, as_json):
 
 
 def _say(found, options):
-    """Print what was found, its page written before where one is asked for."""
+    """Print what was found; a page that is asked for is written first."""
     if getattr(options, "html", None):
         found.save_html(options.html)
     _print(found.to_dict() if options.json else found, options.json)

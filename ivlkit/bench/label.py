@@ -299,7 +299,7 @@ class Labelling:
             self.wanted.put(wanted)
 
     def _answer(self, message):
-        """Keep it and say so, and what a blind row's suggestion was."""
+        """Keep an answer and confirm it, for a blind row with what was suggested."""
         if self.closed.is_set():  # the browser keeps it for the cell that has the table now
             return
         number = self.numbers.get((message["file"], message["question"]))  # None: of a session with other pictures

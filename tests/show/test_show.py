@@ -11,6 +11,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import IGNORE_INDEX, encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
+from ivlkit.models.checkup import check
 from ivlkit.models.load import load
 from ivlkit.show import diagrams, html
 from ivlkit.show.answers import report_page
@@ -210,6 +211,13 @@ def test_a_gallery_shows_the_first_rows_and_the_size(tmp_path):
     (tmp_path / "train.jsonl").write_text(line * 20)
     html = open_data(tmp_path / "train.jsonl")._repr_html_()
     assert "20 rows" in html and html.count('class="card ') == 8 and "&lt;b&gt;Hi" in html
+
+
+def test_a_contact_sheet_names_a_row_that_can_not_be_read_in_its_place(write_rows, turns):
+    path = write_rows([{"conversations": turns("Q", "first")}, {"conversations": turns("Q")}])
+    html = check(str(path), progress=False).contact_sheet(open_data(path)).data
+    assert re.findall(r'class="card (\w+)"', html) == ["good", "bad"]
+    assert html.index("first") < html.index("train.jsonl:2: the row ends with a user turn")
 
 
 def test_memory_is_a_bar_a_setting_under_the_line_of_the_card():
