@@ -175,7 +175,8 @@ class Labelling:
         self.widget.on_msg(lambda _, message, __: self.receive(message))
         self.closed, self.moved, self.wanted = threading.Event(), threading.Event(), queue.SimpleQueue()
         self.waiting, self._handle, self._saving = set(), None, threading.Lock()
-        self._part_of, _ = read_split(default_file(labels.path))  # digest → part
+        part_of, _ = read_split(default_file(labels.path))
+        self._tests = {digest for digest, part in part_of.items() if part == "test"}
         self.heard = time.monotonic()
 
     def _row(self, number):
@@ -253,7 +254,7 @@ class Labelling:
 
     def _is_blind(self, number):
         item = self.items[number]
-        return item.blind or bool(self._part_of) and self._part_of.get(file_digest(item.picture)) == "test"
+        return item.blind or (bool(self._tests) and file_digest(item.picture) in self._tests)
 
     def _ask(self):
         """Ask the model about the present picture and those ahead, as long as there are any."""
