@@ -64,6 +64,14 @@ def told(opened, key):
     return [message for message, _ in opened.sent if key in message]
 
 
+def test_pictures_of_a_linked_folder_are_asked_about_as_predict_does(photos, begin, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (photos / "a.png").rename(tmp_path / "disk" / "d.png")
+    (photos / "linked").symlink_to(tmp_path / "disk")
+    names = [row["file"] for row in begin("photos", "What?").rows]
+    assert names == ["photos/b.jpg", "photos/linked/d.png", "photos/more/c.png"]
+
+
 class TestTable:
     def test_opens_as_data_as_it_is_and_is_encoded(self, photos, begin):
         opened = begin("photos/", "What number?")
