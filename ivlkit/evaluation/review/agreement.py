@@ -1,5 +1,6 @@
 """How far two people agree who labelled the same rows: a score above that says nothing of a model."""
 
+import os
 from dataclasses import replace
 
 from ...data.datasets.opening import open_data
@@ -22,10 +23,10 @@ def beside_labeller(report, data):
     have the same bytes and its question the same words; answers are equal if the metric says so (of a metric of a whole
     report, if they are the same). Choices also get Cohen's kappa, which takes off what two people agree on by chance.
 
-    Args: data: the second labels: what `open_data` gives, or a path such as "labels_anna.csv".
+    Args: data: the second labels: what `open_data` gives, records, or a path such as "labels_anna.csv".
     Raises: DataError if no row is in both.
     """
-    records = open_data(data)
+    records = open_data(data) if isinstance(data, (str, os.PathLike)) else data
     answers, score = {}, (METRICS | EXACT_METRICS).get(report.metric, exact_match)
     for record in records:
         answers.setdefault(_key(record), []).append(record.answer)
