@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ivlkit.models.modeling.float8 import PARTS, Float8Linear
-from ivlkit.models.shapes import empty_model, released_shapes
+from ivlkit.models.shapes import RELEASED, empty_model
 
 CHANNELS, FACTORS = 8, (1, 100, 1000)
 HEAD = ("matrix", "out x in", "channels x", "bf16", "float8", "gradient bf16", "gradient float8")
@@ -41,7 +41,7 @@ def main():
 
 def matrices(key):
     """{name: (out, in)} of a decoder layer and a tower layer, one of each shape."""
-    model, _ = empty_model(released_shapes(key))
+    model, _ = empty_model(RELEASED[key])
     found = {}
     for name, module in model.named_modules():
         if type(module) is nn.Linear and name.startswith(PARTS):

@@ -388,7 +388,7 @@ def card_key(cards):
         return "CPU"
     found = [key for key, card in CARDS.items() if card is match_card(cards[0][0])]
     if not found:
-        raise ValueError(f"{cards[0][0]}: not listed; expected one of {', '.join(CARDS)}; add it to cards.py")
+        raise ValueError(f"{cards[0][0]}: not listed; expected one of {', '.join(CARDS)}; add it to cards.yaml")
     return found[0]
 
 

@@ -57,7 +57,7 @@ from ivlkit.models.modeling.float8 import to_float8
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
 from ivlkit.models.processor import load_processor
 from ivlkit.training.checkpoints import load_trained
-from ivlkit.training.engine.distributed import describe_engine, is_sharded, join, leave, loading
+from ivlkit.training.engine.distributed import describe_engine, join, leave, loading
 from ivlkit.training.loop.schedule import operations
 from ivlkit.training.loop.train import sum_losses
 
@@ -183,8 +183,7 @@ def measure(variant, what, gpus, options):
     told = machine(None)
     clock = Clock(*row_lengths(data, processor, max_length=chosen.max_seq_length))
     with loading(chosen, default_dtype(device)):
-        masters = chosen.full_precision and not is_sharded(chosen)
-        in_float32 = masters or device.type == "cpu"
+        in_float32 = chosen.full_precision or device.type == "cpu"
         vlm = random_vlm(folder, processor, ReleasedInternVLForConditionalGeneration, full=in_float32, device=device)
         if chosen.weights == "float8":
             to_float8(vlm.model)

@@ -24,7 +24,7 @@ from ivlkit.models.layouts.key_map import to_released
 from ivlkit.models.layouts.safetensors_files import write_shards
 from ivlkit.models.load import load
 from ivlkit.models.modeling.internvl import ReleasedInternVLForConditionalGeneration
-from ivlkit.models.shapes import RELEASED, released_shapes
+from ivlkit.models.shapes import RELEASED
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import train
 
@@ -80,7 +80,7 @@ class Drawn(dict):
 
 def write_config(folder, key, tokenizer):
     """The tokenizer's files and config.json, which is returned; no weights."""
-    released = released_shapes(key)
+    released = RELEASED[key]
     parts = {part: CONFIG[part] | released[part] for part in ("vision_config", "llm_config")}
     config = CONFIG | released | parts
     del config["system_message"]

@@ -7,7 +7,9 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from .cli_options import OTHER_NAMES, as_typed, declared
+import ivlkit as ivl
+
+from .cli_options import OTHER_NAMES, as_typed, declared, destination
 from .errors import DataError, IvlkitError, RecipeError, ended
 
 
@@ -35,7 +37,7 @@ def _recipe_fields():
 
 
 def _parse(arguments):
-    """argparse gives an optional question up once an option stands before it; here it may come last."""
+    """The optional question may come last: argparse alone takes none once an option stands before it."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
@@ -76,16 +78,20 @@ def _print(value, as_json):
     print(json.dumps(value, indent=1, ensure_ascii=False, default=str) if as_json else value)
 
 
+def _say(found, options):
+    """Print what was found; a page that is asked for is written first."""
+    if getattr(options, "html", None):
+        found.save_html(options.html)
+    _print(found.to_dict() if options.json else found, options.json)
+
+
 def _named(options, names):
     """{"seed": 0, "video": None} for "seed video": what a function takes by the names of the options."""
     return {name: getattr(options, name) for name in names.split()}
 
 
 def _run_machine(options):
-    from .hardware import machine
-
-    found = machine()
-    _print(found.to_dict() if options.json else found, options.json)
+    _say(ivl.machine(), options)
 
 
 def _run_families(options):
@@ -100,23 +106,19 @@ def _run_families(options):
 
 
 def _run_download(options):
-    from .models.hub.download import download
-
-    print(download(options.model, revision=options.revision, to=options.to))
+    print(ivl.download(options.model, revision=options.revision, to=options.to))
 
 
 def _run_verify(options):
-    from .models.hub.verify import verify
-
-    found = verify(options.model, device=options.device)
-    _print(found.to_dict() if options.json else found, options.json)
-    return 0 if found.ok else 1
+    found = ivl.verify(options.model, device=options.device)
+    _say(found, options)
+    return int(not found.ok)
 
 
 def _run_check(options):
-    from .models.checkup import check, mend_all
+    from .models.checkup import mend_all
 
-    report = check(
+    report = ivl.check(
         options.data,
         options.model,
         max_length=options.max_seq_length,
@@ -124,9 +126,7 @@ def _run_check(options):
         progress=sys.stderr.isatty(),
         **_named(options, "root pictures workers limit"),
     )
-    if options.html:
-        report.save_html(options.html)
-    _print(report.to_dict() if options.json else report, options.json)
+    _say(report, options)
     if options.fix:
         for line in mend_all(options.data, root=options.root):
             print(line, file=sys.stderr)
@@ -134,9 +134,7 @@ def _run_check(options):
 
 
 def _run_chat(options):
-    from .models.load import load
-
-    vlm = load(options.model, device=options.device)
+    vlm = ivl.load(options.model, device=options.device)
     generation = _named(options, "max_tiles max_new_tokens")
     if options.question and options.json:
         reply = vlm.chat(options.question, options.image, video=options.video, **generation)
@@ -178,17 +176,13 @@ def _run_convert(options):
 
 
 def _run_plan(options):
-    from .data.datasets.opening import open_data
-    from .training.estimate.planner import plan
-
-    data = open_data(options.data, root=options.root) if options.data else None
+    data = _rows_from(options)
     chosen = _recipe_from(options, data, gpu_gib=options.gpu_gib, card=options.card)
-    print(found := plan(chosen, data=data, gpu_gib=options.gpu_gib, card=options.card))
+    print(found := ivl.plan(chosen, data=data, gpu_gib=options.gpu_gib, card=options.card))
     return int(found.fits is False)
 
 
 def _run_train(options):
-    from .data.datasets.opening import open_data
     from .training import runs
     from .training.engine.distributed import leave
     from .training.functions import find_function
@@ -196,7 +190,7 @@ def _run_train(options):
     if (options.what or "").endswith((".yaml", ".yml")):
         runs.execute(_described(options))
         return leave()
-    data = open_data(options.data, root=options.root) if options.data else None
+    data = _rows_from(options)
     chosen = _recipe_from(options, data)
     if options.dry_run:
         print(chosen.to_yaml(), end="")
@@ -206,7 +200,7 @@ def _run_train(options):
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
     validation, metric = options.validation, find_function(options.metric) if options.metric else None
     if validation and not validation.endswith(".json"):  # a meta file has its own roots
-        validation = open_data(validation, root=options.root)
+        validation = ivl.open_data(validation, root=options.root)
     start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
     beside = _named(options, "report_to skip_unusable")
     run = start(chosen, data, validation=validation, metric=metric, folder=options.to, **beside)
@@ -229,21 +223,22 @@ def _described(options):
     path = Path(options.what)
     if path.name != "run.yaml":
         raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
-    others = "data root gpus per_device_batch epochs learning_rate set validation metric to dry_run only_write"
-    values = _named(options, f"{others} suggest overfit report_to skip_unusable")
+    names = [name for name in COMMANDS["train"][2].split() if name.startswith("--")]
+    values = {name: getattr(options, destination("train", name)) for name in names}
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
     if given:
         raise RecipeError(
-            f"train {path}: with --{given[0].replace('_', '-')}; expected no other option, since the file describes "
+            f"train {path}: with {given[0]}; expected no other option, since the file describes "
             "the whole run; leave it out, or give a recipe's name"
         )
     return path.parent
 
 
-def _recipe_from(options, data, **where):
-    from .training.estimate.suggest import suggest
-    from .training.recipes import recipe
+def _rows_from(options):
+    return ivl.open_data(options.data, root=options.root) if options.data else None
 
+
+def _recipe_from(options, data, **where):
     if bool(options.what) == bool(options.suggest) or options.suggest and data is None:
         raise RecipeError("expected a recipe's name, or --suggest MODEL with --data")
 
@@ -256,8 +251,8 @@ def _recipe_from(options, data, **where):
             raise RecipeError(f"--set {pair!r}; expected FIELD=VALUE, e.g. --set lora_rank=8")
         changes[name] = text if kinds.get(name) is str else _number(name, text)
     if options.what:
-        return recipe(options.what, **changes)
-    chosen = suggest(options.suggest, data, **where, **changes)
+        return ivl.recipe(options.what, **changes)
+    chosen = ivl.suggest(options.suggest, data, **where, **changes)
     print(*chosen.reasons, sep="\n", file=sys.stderr)
     return chosen
 
@@ -270,14 +265,14 @@ def _number(name, text):
 
 
 def _run_runs(options):
-    from .training.run import Run, runs
+    from .training.run import Run
 
     if options.delete:
         for run in [Run(folder) for folder in options.delete]:
             run.delete()
             print(f"{run.folder}: removed")
         return
-    found = runs()
+    found = ivl.runs()
     if options.json:
         rows = [{"folder": str(run.folder), "state": run.state, "steps": len(run.history)} for run in found]
         return _print(rows, True)
@@ -285,40 +280,32 @@ def _run_runs(options):
 
 
 def _run_evaluate(options):
-    from .data.datasets.opening import open_data
     from .evaluation.coco import save_coco
     from .evaluation.control import TEXT_CONTROL, text_control
-    from .evaluation.evaluate import evaluate
-    from .models.load import load
 
     is_control = options.data == TEXT_CONTROL
-    data = text_control() if is_control else open_data(options.data, root=options.root)
-    report = evaluate(
-        load(options.model),
+    data = text_control() if is_control else ivl.open_data(options.data, root=options.root)
+    report = ivl.evaluate(
+        ivl.load(options.model),
         data,
         metric=options.metric or ("contains" if is_control else "exact_match"),
         **_named(options, "pictures max_tiles to batch_size max_new_tokens"),
     )
-    if options.html:
-        report.save_html(options.html)
-    _print(report.to_dict() if options.json else report, options.json)
+    _say(report, options)
     if options.coco:
         save_coco(report, options.coco)
 
 
 def _run_predict(options):
-    from .evaluation.predict import predict
-
     named = _named(options, "question to root validation max_tiles batch_size max_new_tokens")
-    found = predict(options.model, options.data, **named)
+    found = ivl.predict(options.model, options.data, **named)
     if options.html:
         found.save_html(options.html)
     _print(found.table() if options.json else found, options.json)
 
 
 def _run_benchmark(options):
-    from .evaluation.benchmarks import BENCHMARKS, describe, open_benchmark
-    from .models.load import load
+    from .evaluation.benchmarks import BENCHMARKS, describe
 
     if not options.model:
         return print("\n".join(map(describe, [options.name] if options.name else BENCHMARKS)))
@@ -327,23 +314,20 @@ def _run_benchmark(options):
             f"benchmark: no folder of {options.name}'s files; expected one last; ivlkit benchmark "
             f"{options.name} says what to download"
         )
-    task = open_benchmark(options.name, options.folder, split=options.split, images=options.images, rows=options.rows)
+    task = ivl.open_benchmark(options.name, options.folder, **_named(options, "split images rows"))
     if options.submission:
         task.check_submission()
     elif not task.has_truth:
         raise DataError(f"{task.name}: only the benchmark's server has the truths; expected --submission FILE for it")
-    report = task.evaluate(load(options.model), to=options.to, batch_size=options.batch_size)
+    report = task.evaluate(ivl.load(options.model), to=options.to, batch_size=options.batch_size)
     if options.submission:
         print(task.save_submission(report, options.submission), file=sys.stderr)
     if task.has_truth:
-        scores = task.scores(report)
-        _print(scores.to_dict() if options.json else scores, options.json)
+        _say(task.scores(report), options)
 
 
 def _run_compare(options):
-    from .evaluation.compare import compare
-
-    found = compare(options.before, options.after)
+    found = ivl.compare(options.before, options.after)
     interval = {"interval_by": {options.by: found.interval_by(options.by)}} if options.by else {}
     if options.html:
         found.save_html(options.html)
@@ -356,9 +340,9 @@ def _run_compare(options):
 
 
 def _run_export(options):
-    from .models.export.export import export, push_to_hub
+    from .models.export.export import push_to_hub
 
-    print(export(options.source, options.to, layout=options.layout, device=options.device))
+    print(ivl.export(options.source, options.to, layout=options.layout, device=options.device))
     if options.push_to_hub:
         print(push_to_hub(options.to, options.push_to_hub))
 

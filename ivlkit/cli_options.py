@@ -9,17 +9,14 @@ OPTIONS = {
     "predict data": {"help": "a folder of pictures or videos, a table, a .jsonl; answers are not read"},
     "download model": {"help": "a key: 2b, 4b, 26b"},
     "verify model": {"help": "a key (nano, 2b, 4b, 26b) or a model folder"},
-    "chat model": {"help": "a key (nano, 2b, 4b, 26b), a model folder or a run"},
-    "evaluate model": {},
-    "predict model": {},
+    "model": {"help": "a key (nano, 2b, 4b, 26b), a model folder or a run"},
     "benchmark model": {"nargs": "?"},
     "convert source": {
         "help": ".jsonl, .json list, .csv, .tsv, .xlsx, a folder with a sub-folder a class, or the file or folder of "
         "COCO, YOLO, Pascal VOC or Label Studio"
     },
     "export source": {"help": "a run or a model folder"},
-    "--device": {},
-    "export --device": {"help": "of the comparison; default the GPU if there is one"},
+    "--device": {"help": "default the GPU if there is one"},
     "check --html": {"help": "write a page with figures and pictures"},
     "predict --html": {"help": "write a page with the least sure answers"},
     "evaluate --html": {"help": "write a page with examples"},
@@ -30,8 +27,7 @@ OPTIONS = {
     "benchmark --images": {"help": "folder of the pictures, if they lie elsewhere"},
     "chat --max-new-tokens": {"type": int, "default": 1024},
     "--max-new-tokens": {"type": int, "default": 64},
-    "--max-tiles": {"type": int, "help": "tile budget instead of the model's (max_dynamic_patch)"},
-    "chat --max-tiles": {"type": int, "help": "tile budget of a picture (max_dynamic_patch)"},
+    "--max-tiles": {"type": int, "help": "tile budget of a picture, instead of the model's (max_dynamic_patch)"},
     "train --metric": {"help": "module:function that chooses the best weights; default: the validation loss"},
     "--skip-unusable": {"action": "store_true", "help": "mask a row that can't be used, in its place, and list it"},
     "--report-to": {"help": "a tracker that gets the log's numbers too: tensorboard, wandb, trackio"},
@@ -129,11 +125,12 @@ def as_typed(text, command, names, settings=()):
 
     Args: names: of the command's options, as COMMANDS has them; settings: the fields that its --set takes.
     """
-    options = {_destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
+    options = {destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
     typed = {name: f"--set {name}=" for name in settings} | options
     pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!\S+ in run\.yaml)"
     return re.sub(pattern, lambda found: typed.get(found[1], found[0]), text)
 
 
-def _destination(command, name):
+def destination(command, name):
+    """The attribute that argparse keeps an option under: "max_tiles" for "--max-tiles"."""
     return declared(command, name).get("dest", name.lstrip("-").replace("-", "_"))

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from .data.datasets.opening import open_data
+from .evaluation.compare import compare
 from .evaluation.evaluate import evaluate
 from .models.export.export import export
 from .models.load import load
@@ -55,8 +56,7 @@ def summary(before, after):
     """Exact match before and after as text, for all rows and by number of digits."""
     low, high = after.interval
     lines = [f"{'handwritten numbers, held out':<32}{'before':>8}{'after':>8}"]
-    for digits, (score, rows) in after.by("num_digits").items():
-        earlier = before.by("num_digits")[digits][0]
+    for digits, (earlier, score, rows) in compare(before, after).by("num_digits").items():
         lines.append(f"{f'{digits} digit(s), {rows} rows':<32}{earlier:>8.1%}{score:>8.1%}")
     lines.append(
         f"{f'all, {len(after.rows)} rows':<32}{before.score:>8.1%}{after.score:>8.1%}  (95 %: {low:.1%} – {high:.1%})"

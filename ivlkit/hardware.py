@@ -142,7 +142,7 @@ def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
 
 
 def _import_torch():
-    """(the module or None, why CUDA can't be used or ""), in the words of torch, which says it when asked."""
+    """(torch, or None if it does not import; why CUDA can't be used, in torch's own words, or "")."""
     import warnings
 
     try:

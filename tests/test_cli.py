@@ -47,6 +47,7 @@ def test_every_option_that_is_declared_belongs_to_a_command():
         (["train", "mine.yaml"], "expected a recipe's name, or the run.yaml in a run's folder"),
         (["train", "a/run.yaml", "--dry-run"], "with --dry-run; expected no other option"),
         (["train", "a/run.yaml", "--epochs", "0"], "with --epochs; expected no other option"),
+        (["train", "a/run.yaml", "--per-device-batch-size", "2"], "with --per-device-batch-size; expected no other"),
         (["train", "nano-lora", "--set", "lora_rnk=8", "--dry-run"], "did you mean 'lora_rank'?"),
         (["chat", "nowhere", "Hi"], "nowhere: no such folder"),
         (["chat", "2b", "Hi"], "run `ivlkit download 2b` (4.4 GB, about 6 minutes at 100 Mbit/s)"),

@@ -22,6 +22,7 @@ ALLOWED = {room: set(STREET[: place + 1]) for place, room in enumerate(STREET)} 
     "__main__": {"cli"},
 }
 UNIX_ONLY = {"fcntl", "grp", "pwd", "resource", "termios"}
+USES_PUBLIC_NAMES = {"cli"}  # calls the package as a notebook does
 NOT_ROOMS = {"__init__"}  # the lazy table of public names; what it loads is measured below
 
 
@@ -62,6 +63,8 @@ def wrong_imports(module: str, source: str, *, is_package: bool = False) -> list
         if imported.split(".")[0] != "ivlkit":
             continue
         target = room_of(imported + ".")
+        if target not in ROOMS and room in USES_PUBLIC_NAMES:
+            continue
         if target not in ROOMS:  # the package itself or a public name, which may live in any room
             wrong.append(f"{module}:{line} imports {imported}; name the module that defines it")
         elif target in ALLOWED and target not in allowed:

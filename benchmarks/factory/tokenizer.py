@@ -105,7 +105,7 @@ def training_text():
     Words to be read or repeated are left out, so that they are spelt.
     """
     rng = random.Random("tokenizer")
-    lines = [*SENTENCES, *(question for questions in digits.QUESTIONS.values() for question in questions)]
+    lines = [*SENTENCES, *(question for asked in digits.QUESTIONS.values() for question, _ in asked)]
     for task in (*SEEN, *TOLD):
         for _ in range(20):
             scene = task(rng, MATERIAL["train"])

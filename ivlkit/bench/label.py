@@ -5,7 +5,6 @@ and the table that its answers go to. A message to the browser is a dict: `pictu
 `saved`, `beat`, `stop` or `note` says which; one from it has `do`: "want", "original", "tiles" or "answer".
 """
 
-import csv
 import getpass
 import io
 import os
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.groups import file_digest
-from ..data.importing.tables import PICTURE_SUFFIXES, table_rows
+from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
-from ..data.splits import default_file
+from ..data.splits import default_file, read_split
 from ..errors import DataError, IvlkitError
 from ..models.vlm import VLM
 from ..show.html import fragment, text_html
@@ -115,8 +114,8 @@ def _user():
 def _items(pictures, question, suggest, folder):
     """`Item`s with absolute paths, each with a question and what is suggested for it."""
     if isinstance(pictures, (str, os.PathLike)):
-        found = (path for path in Path(pictures).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES - {".pdf"})
-        pictures = sorted(path for path in found if "/." not in f"/{path.relative_to(pictures).as_posix()}")
+        names = visible_files(pictures) if os.path.isdir(pictures) else ()
+        pictures = [Path(pictures, name) for name in names if name.suffix.lower() in PICTURE_SUFFIXES - {".pdf"}]
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
     items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
     items = list({(item.picture, item.question): item for item in items}.values())
@@ -176,7 +175,9 @@ class Labelling:
         self.widget.on_msg(lambda _, message, __: self.receive(message))
         self.closed, self.moved, self.wanted = threading.Event(), threading.Event(), queue.SimpleQueue()
         self.waiting, self._handle, self._saving = set(), None, threading.Lock()
-        self._tests, self.heard = _test_digests(labels.path), time.monotonic()
+        part_of, _ = read_split(default_file(labels.path))
+        self._tests = {digest for digest, part in part_of.items() if part == "test"}
+        self.heard = time.monotonic()
 
     def _row(self, number):
         file, question = self.files[number], self.items[number].question
@@ -299,7 +300,7 @@ class Labelling:
             self.wanted.put(wanted)
 
     def _answer(self, message):
-        """Keep it and say so, and what a blind row's suggestion was."""
+        """Keep an answer and confirm it, for a blind row with what was suggested."""
         if self.closed.is_set():  # the browser keeps it for the cell that has the table now
             return
         number = self.numbers.get((message["file"], message["question"]))  # None: of a session with other pictures
@@ -318,12 +319,3 @@ class Labelling:
         self.widget.send(reply)
         if self._handle is not None:
             self._handle.update(self._line(), raw=True)
-
-
-def _test_digests(path):
-    """Digests of the pictures that the table's kept split has in its part "test"."""
-    kept = default_file(path)
-    if not kept.exists():
-        return set()
-    with open(kept, encoding="utf-8", newline="") as file:
-        return {row[0] for row in csv.reader(file) if row[1:] == ["test"]}

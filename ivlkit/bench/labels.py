@@ -16,13 +16,13 @@ from pathlib import Path
 
 from ..data.files import write_whole
 from ..data.importing.tables import table_rows
+from ..data.rows.boxes import box_text, named_boxes
 from ..errors import DataError
 
 ANSWERED = TYPED, *_ = ("typed", "accepted", "corrected")  # beside these a step is one of
 UNUSABLE, SKIPPED, UNDONE = "unusable", "skipped", "undone"
 FIELDS = ("file", "question", "answer", "how", "suggested", "confidence", "by", "at")
 JOURNAL = ".journal.jsonl"
-_BOXES = re.compile(r"<ref>([^<]*)</ref><box>\[(.*?)\]</box>")
 
 
 class Labels:
@@ -137,7 +137,7 @@ def answer_text(values, columns=()):
     Args: values: one text; a text for each of several `columns`, which give JSON; or boxes [word, x1, y1, x2, y2].
     """
     if values and isinstance(values[0], list):
-        return "".join(f"<ref>{re.sub('[<>]', '', word).strip()}</ref><box>[{box}]</box>" for word, *box in values)
+        return "".join(box_text(re.sub("[<>]", "", word).strip(), box) for word, *box in values)
     texts = [value.strip() or None for value in values]
     if columns:
         return json.dumps(dict(zip(columns, texts, strict=True)), ensure_ascii=False) if any(texts) else ""
@@ -146,7 +146,7 @@ def answer_text(values, columns=()):
 
 def answer_values(text, columns=(), *, boxes=False):
     """The other way. Of a text that is not JSON the whole stands in the first column."""
-    if boxes and (found := list(_found_boxes(text))):
+    if boxes and (found := [[name, *map(_thousandths, box)] for name, box in named_boxes(text)]):
         return found
     if not columns:
         return [text]
@@ -157,9 +157,5 @@ def answer_values(text, columns=(), *, boxes=False):
         return [text, *[""] * (len(columns) - 1)]
 
 
-def _found_boxes(text):
-    for word, inside in _BOXES.findall(text):
-        for box in re.findall(r"\[([^\[\]]*)\]", inside):
-            numbers = re.findall(r"\d+(?:\.\d+)?", box)
-            if len(numbers) == 4:
-                yield [word, *(min(1000, round(float(number))) for number in numbers)]
+def _thousandths(number):
+    return round(min(1000.0, max(0.0, number)))  # of inf, which many digits are, too

@@ -15,6 +15,7 @@ from ..data.checking.doctor import diagnose
 from ..data.checking.findings import ERROR
 from ..data.datasets.opening import open_data
 from ..data.files import write_if_changed
+from ..data.rows.formats import with_places
 from ..data.rows.records import read_records
 from ..errors import DataError, IvlkitError
 from ..models.processor import load_processor
@@ -63,8 +64,8 @@ class Playground:
         """The row as it would stand in the file."""
         folder = self.to.parent
         images = [Path(os.path.relpath(os.path.join(Path.cwd(), path), folder)).as_posix() for path in self.pictures]
-        marks = "" if "<image>" in self.question else "<image>\n" * len(images)
-        turns = [{"from": "human", "value": marks + self.question}, {"from": "gpt", "value": self.answer}]
+        asked = with_places(self.question, len(images))
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": self.answer}]
         row = {"image": images if len(images) > 1 else images[0]} if images else {}
         return json.dumps(row | {"conversations": turns}, ensure_ascii=False)
 

@@ -38,7 +38,7 @@ def write_whole(path, text):
 def replacing(path, *, mark=""):
     """A path to write a file at, beside `path`: it becomes `path` in one step, and is removed if anything is raised.
 
-    Whoever removes it again leaves `path` as it was.
+    If it is not there in the end, `path` stays as it was.
 
     Args: mark: part of its name, other in every process where several may write `path` at once.
     """

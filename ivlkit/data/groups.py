@@ -25,7 +25,7 @@ class RowKeys:
     pictures: dict = field(default_factory=dict)  # digest → the file of that picture
 
     def add(self, record, digest_of, *, group=None):
-        """A record. Args: digest_of: function of a file; group: a field, rows with one value of which are tied too."""
+        """Take in a record. Args: digest_of: function of a file; group: a field; rows with one value of it are tied."""
         shown = {digest_of(file): file for file in files_of(record)}
         written = [_digest(uri_bytes(one, record.where)) for one in record.images if is_data_uri(one)]
         of_text = [] if shown or written else [text_digest(record.turns)]

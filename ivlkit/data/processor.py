@@ -40,7 +40,7 @@ class Processor:
     def fingerprint(self):
         """SHA-256 of all that decides how many tokens a row has."""
         said = [getattr(self, one.name) for one in fields(self) if one.name not in ("folder", "family", "tokenizer")]
-        return hashlib.sha256(f"{self._backend.to_str()}{said!r}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.tokenizer.backend_tokenizer.to_str()}{said!r}".encode()).hexdigest()
 
     @cached_property
     def splices(self):
@@ -48,14 +48,11 @@ class Processor:
 
         True where the three image tokens are special, and take in no white space and nothing normalised.
         """
-        added = {token.content: token for token in self._backend.get_added_tokens_decoder().values()}
+        decoder = self.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        added = {token.content: token for token in decoder.values()}
         tokens = [added.get(text) for text in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)]
         changing = ("lstrip", "rstrip", "normalized", "single_word")
         return all(one and one.special and not any(getattr(one, flag) for flag in changing) for one in tokens)
-
-    @property
-    def _backend(self):
-        return getattr(self.tokenizer, "backend_tokenizer", None) or self.tokenizer.backend
 
     def count_tiles(self, sizes, *, max_tiles=None):
         """Tiles of each picture of a row: [13] for [(640, 480)]; several pictures share the budget."""
@@ -109,16 +106,16 @@ class Processor:
 class FastTokenizer:
     """The part of a tokenizer that encoding needs, without the library around it: small to send, quick to start."""
 
-    backend: Any  # tokenizers.Tokenizer
+    backend_tokenizer: Any  # tokenizers.Tokenizer
     unk_token_id: int | None
 
     def __call__(self, text, *, return_offsets_mapping=False):
-        encoded = self.backend.encode(text)
+        encoded = self.backend_tokenizer.encode(text)
         return {"input_ids": encoded.ids, "offset_mapping": encoded.offsets}
 
     def convert_tokens_to_ids(self, token):
         """Id of a token, None if there is none."""
-        return self.backend.token_to_id(token)
+        return self.backend_tokenizer.token_to_id(token)
 
 
 def light_processor(processor):

@@ -132,7 +132,7 @@ def _begun_by(others, placed_by, *, parts):
     return best
 
 
-def _read(file):
+def read_split(file):
     """({digest: part}, what was asked for at first) of a file; ({}, None) where there is none."""
     try:
         with open(file, encoding="utf-8", newline="") as opened:
@@ -149,7 +149,7 @@ def _read(file):
 
 def _placed_by(file, *, groups, own, names, where):
     """(file, its {digest: part}, what was asked for at first, the rows' parts: int64 [rows], -1 for unknown)."""
-    kept, asked = _read(file)
+    kept, asked = read_split(file)
     part_of = {}
     for row, (group, digests) in enumerate(zip(groups.tolist(), own, strict=True)):
         for part in sorted({kept[digest] for digest in digests if digest in kept}):

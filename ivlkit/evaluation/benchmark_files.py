@@ -89,13 +89,13 @@ def read_refcoco(path):
 def read_coco_captions(path):
     """COCO's captions_*.json and image_info_*.json, or coco_karpathy_test.json, a list of image and five captions."""
     content, captions = _load(path, (dict, list)), {}
-    for where, entry in _numbered(content, f"{path.name}: ") if isinstance(content, list) else ():
-        name = _field(entry, "image", str, where)
-        number = Path(name).stem.rpartition("_")[2]
-        if not number.isdigit():
-            raise DataError(f"{where}: `image` is {name!r}; expected a name that ends in the picture's number")
-        yield _caption(where, int(number), name, _texts(entry, "caption", where))
     if isinstance(content, list):
+        for where, entry in _numbered(content, f"{path.name}: "):
+            name = _field(entry, "image", str, where)
+            number = Path(name).stem.rpartition("_")[2]
+            if not number.isdecimal():
+                raise DataError(f"{where}: `image` is {name!r}; expected a name that ends in the picture's number")
+            yield _caption(where, int(number), name, _texts(entry, "caption", where))
         return
     for where, entry in _entries(content, "annotations", path) if "annotations" in content else ():
         image_id = _field(entry, "image_id", int, where)
@@ -127,11 +127,7 @@ READERS = {
 
 
 def find_file(folders, names, *, name, get):
-    """The first of these file names in the first of these folders that has one.
-
-    Args: name: of the benchmark, get: what to fetch, both for the error.
-    Raises: DataError that says where it looked and what to get.
-    """
+    """The first of these file names in the first of these folders that has one; an error says what to `get`."""
     found = next((path for folder in folders for each in names if (path := folder / each).is_file()), None)
     if found is None:
         looked = ", ".join(map(str, folders))
@@ -140,11 +136,7 @@ def find_file(folders, names, *, name, get):
 
 
 def find_pictures(questions, folders, *, name, get):
-    """The path of every question's picture, in the first of the folders that has it, with or without its own folders.
-
-    Args: name: of the benchmark, get: what to fetch, both for the error.
-    Raises: DataError that counts the missing ones and says what to get.
-    """
+    """The path of every question's picture, in the first folder that has it, with or without its own folders."""
     found = {}
     for question in questions:
         if question.picture not in found:

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from ..data.rows.boxes import BOX, parse_boxes
 from ..errors import DataError
 from .normalise import accepted, best_accepted, collapse, composed
 
@@ -17,22 +18,7 @@ IOU_THRESHOLD = 0.5
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 COCO_RECALLS = np.linspace(0, 1, 101)
 COCO_MOST_BOXES = 100  # of a class in a picture, those with the highest scores
-_NUMBER = r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*"
-_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-_PART = re.compile(rf"<ref>(?P<name>[^<]*)</ref>|(?P<box>{_BOX.pattern})|</box>")
-
-
-def box_spans(text):
-    """[(begin, end)] of the bracket of each box in a text."""
-    return [match.span() for match in _BOX.finditer(text)]
-
-
-def parse_boxes(text):
-    """Boxes [(x1, y1, x2, y2)] of a text: "<box>[[100, 200, 300, 400]]</box>" → [(100.0, 200.0, 300.0, 400.0)].
-
-    Every bracket of four numbers is one, in the order of the text; [] if there is none.
-    """
-    return [tuple(map(float, found)) for found in _BOX.findall(text)]
+_PART = re.compile(rf"<ref>(?P<name>[^<]*)</ref>|(?P<box>{BOX.pattern})|</box>")
 
 
 def intersection_over_union(first, second):

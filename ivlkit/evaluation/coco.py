@@ -9,20 +9,21 @@ from ..data.rows.media import image_size
 from ..errors import DataError
 from .boxes import box_scores_known, boxes_by_class
 from .confidence import ScoredReply
+from .pictures import files_shown
 
 
 def save_coco(rows, folder):
     """Write `folder`/ground_truth.json and, of a report, results.json with the scores of its boxes; returns the folder.
 
-    pycocotools computes from them what `ap` and `ap50` do. Rows about one picture become one image, and an image of the
-    same file again where two rows ask for the same thing in it. Boxes without scores have 1, and their order counts: it
-    is that of the rows where those of one picture stand together.
+    pycocotools computes from them what `ap` and `ap50` do. Rows about one picture become one image; where two of them
+    ask for the same thing, a second image of the same file. Boxes without scores get 1, so their order decides: it is
+    the one of `ap` if rows about one picture stand together.
 
     Args: rows: a `Report`, or the rows of a data set (`open_data(…)`), each with one picture file.
     Raises: DataError with the row that has none or several, and if no truth has a box.
     """
     is_report = hasattr(rows, "metric")
-    rows = list(getattr(rows, "rows", rows) if is_report else rows)
+    rows = list(rows.rows if is_report else rows)
     truths = [(row.answers or (row.truth,))[0] if is_report else row.answer for row in rows]
     replies = [ScoredReply(row.reply, row.box_scores) if is_report else "" for row in rows]
     classes = boxes_by_class(replies, truths, box_scores_known(replies))
@@ -47,7 +48,7 @@ def save_coco(rows, folder):
 def _images(rows, classes):
     """(entries of the images, the one of each row)."""
     for row in rows:
-        if len(row.images) != 1 or not isinstance(row.images[0], (str, os.PathLike)):
+        if len(row.images) != 1 or not files_shown(row):
             raise DataError(f"{row.where}: {len(row.images)} pictures; expected one file; leave the row out")
     root = os.path.commonpath([os.path.dirname(os.path.abspath(row.images[0])) for row in rows])
     images, of_row, asked = [], [], {}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.rows.boxes import BOX, parse_boxes
 from ..errors import DataError
 from ..views import shown
-from .boxes import box_spans, parse_boxes
 from .intervals import share_interval
 
 SCORES = ("confidence", "token_scores", "least_sure", "field_scores", "box_scores")
@@ -43,22 +43,18 @@ def scored(reply):
     text, tokens = reply.text, reply.tokens
     if not tokens:
         return ScoredReply(text)
-    fields = {name: span_score(span, tokens) for name, span in field_spans(text).items()}
-    scores = {"confidence": reply.confidence, "token_scores": tuple(p for _, p in tokens)}
-    scores |= {"least_sure": _least_sure(tokens), "field_scores": fields}
-    return ScoredReply(text, score_boxes(text, tokens), **scores)
-
-
-def score_boxes(text, tokens):
-    """The probability of each box of a reply: the product of its tokens', those that reach into its bracket.
-
-    Args: tokens: (where it ends in the text, its probability) of each token, in their order.
-    """
-    return [span_score(span, tokens) for span in box_spans(text)]
+    return ScoredReply(
+        text,
+        [span_score(box.span(), tokens) for box in BOX.finditer(text)],
+        confidence=reply.confidence,
+        token_scores=(p for _, p in tokens),
+        least_sure=_least_sure(tokens),
+        field_scores={name: span_score(span, tokens) for name, span in field_spans(text).items()},
+    )
 
 
 def span_score(span, tokens):
-    """The probability of a part of a reply, (begin, end): the product of its tokens', those that reach into it."""
+    """The probability of a part of a reply, (begin, end): the product over the tokens that reach into it."""
     starts, (first, last) = [0, *(end for end, _ in tokens)], span
     return math.prod(p for begin, (end, p) in zip(starts, tokens, strict=False) if begin < last and end > first)
 
@@ -142,7 +138,9 @@ class Calibration:
 
 
 def calibrate(report):
-    """The `Calibration` of a report's rows: use validation rows, never those that are reported.
+    """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
+
+    Take validation rows, not those whose score you report. Of fewer than 50 rows the `Calibration` has no temperature.
 
     Raises: DataError if the rows carry no confidence, as those of earlier versions.
     """
@@ -171,11 +169,11 @@ def _why_not(rows):
 
 
 def tempered(token_scores, temperature):
-    """The probability of replies whose tokens' log-odds are divided by a temperature: [N].
+    """The probability of each reply, [N], once the log-odds of its tokens are divided by a temperature.
 
-    It is what logits divided by a temperature give where one other token holds what is left, which is nearly so for
-    an answer. On nano it tells better which answers are right than a power of the whole probability does, and nearly
-    as well as the whole logits do, of which generating keeps one number a token (benchmarks/NOTES.md).
+    Dividing the logits would give the same if only one other token were possible at each place, which is nearly so in
+    an answer; generating keeps one probability a token and no logits. On nano this tells right answers from wrong ones
+    better than a power of the whole probability does, and nearly as well as the logits do (benchmarks/NOTES.md).
 
     Args: token_scores: the probabilities of each reply's tokens, at any length.
     """

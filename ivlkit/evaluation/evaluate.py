@@ -27,8 +27,8 @@ from ..models.options import check_options
 from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
-from .metrics import row_scorer
-from .pictures import arrange, content_key, kept_own, media_key
+from .metrics import metric_name, score_replies
+from .pictures import arrange, content_key, media_key, not_shuffled
 from .report import Report, Row
 
 MAX_NEW_TOKENS = 64
@@ -70,25 +70,18 @@ def evaluate(
     Raises: DataError for rows or settings that can't be used; CheckpointError if tiles or template are not those that
         the model was trained with (and `max_tiles` was not given).
     """
-    score_rows, name = row_scorer(metric)
+    name = metric_name(metric)
     check_options(generation, "evaluate", evaluate)
-    vlm = loaded(vlm, "evaluate")
-    source, data = data, open_data(data) if isinstance(data, (str, os.PathLike)) else data
-    if isinstance(data, Data):
-        measure(data, vlm.processor, draw=None, progress=progress).check(data.path)
-    records = list(data)
-    _check_rows(records, metric)
-    if not isinstance(data, Data):
-        check_media(records, vlm.processor)
     check_seed(seed)
+    vlm = loaded(vlm, "evaluate")
+    data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
+    records = _usable_records(data, vlm.processor, metric, progress=progress)
     asked = arrange(records, pictures, seed=seed)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
-    details = {"data": name_of_data(data, source)} | details
-    if kept := kept_own(records, asked) if pictures == "shuffled" else []:
-        said = f"{len(kept)} rows: no other row has as many pictures, or all show the same"
-        details |= {"not shuffled": said}
-    report = _score(records, asked, replies, score_rows, name, details)
+    rows, numbers = _score(metric, records, asked, replies)
+    details = {"data": name_of_data(data)} | details | not_shuffled(records, asked, pictures)
+    report = Report(name, rows, details, numbers)
     if to:
         report.save_json(Path(to) / "report.json")
     return report
@@ -100,10 +93,11 @@ def check_seed(seed):
         raise DataError(f"seed={seed!r}; expected a whole number, 0 or more")
 
 
-def name_of_data(data, source):
-    """What a report calls its data: its name, the path that it was read from, or "records"."""
-    path = getattr(data, "path", source if isinstance(source, (str, os.PathLike)) else "records")
-    return str(getattr(data, "name", path))
+def name_of_data(data):
+    """What a report calls its data: the path that it is read from, its name, or "records"."""
+    if isinstance(data, (str, os.PathLike)):
+        return str(data)
+    return str(getattr(data, "name", getattr(data, "path", "records")))
 
 
 def check_media(records, processor):
@@ -128,23 +122,33 @@ def check_media(records, processor):
         raise DataError(f"{len(found):,} of {len(records):,} rows can't be used; mend them, or leave them out:{listed}")
 
 
-def _check_rows(records, metric):
-    """What would fail once all replies are there fails before the first is asked for."""
+def _usable_records(data, processor, metric, *, progress):
+    """The rows. Raises: DataError for what would fail during the replies, or once all are there."""
+    if isinstance(data, Data):
+        measure(data, processor, draw=None, progress=progress).check(data.path)
+    records = list(data)
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:
         if [turn.role for turn in record.turns[-2:]] != ["user", "assistant"]:
             raise DataError(f"{record.where}: does not end with a question and its answer; expected both; add them")
+    _check_truths(records, metric)
+    if not isinstance(data, Data):
+        check_media(records, processor)
+    return records
+
+
+def _check_truths(records, metric):
+    """Score empty replies: a truth that the metric can't take fails now, with its row."""
     truths = list(map(accepted_truth, records))
-    if not isinstance(metric, str):
+    if callable(metric):
         return
-    score, _ = row_scorer(metric)
     try:
-        score([""] * len(truths), truths)
+        score_replies(metric, [""] * len(truths), truths)
     except DataError:
         for record, truth in zip(records, truths, strict=True):
             try:
-                score([""], [truth])
+                score_replies(metric, [""], [truth])
             except DataError as error:
                 raise DataError(f"{record.where}: {error}") from error
         raise
@@ -164,28 +168,23 @@ def ask_all(vlm, records, *, folder, max_tiles, batch_size, seed, progress, pict
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in records]
     journaled = settings | {"questions": _questions_digest(records, budgets)} if folder else {}
-    options = {"batch_size": batch_size, "seed": seed, "progress": progress, **generation}
-    with open_journal(folder, journaled, [record.where for record in records]) as (known, append):
-        num_known = len(known)
-        for batch in _ask(vlm, records, budgets, known, **options):
-            append(batch)
-            known |= batch
-    return [known[number] for number in range(len(records))], {
-        **{"model": vlm.origin, **settings, "max_tiles": max_tiles or settings["max_tiles"]},
-        **{"device": str(vlm.model.device), "batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)},
-        "rows asked in them": len(records) - num_known,
-    }
-
-
-def _ask(vlm, records, budgets, known, *, progress, **options):
-    """The batches of replies that are missing: dicts {row number: `ScoredReply`}."""
     conversations = [(asked_turns(record), record.video or record.images) for record in records]
-    options |= {"max_tiles": budgets, "done": set(known), "probabilities": True}
-    with tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar:
-        for batch in iterate_replies(vlm, conversations, **options):
+    options = {"batch_size": batch_size, "max_tiles": budgets, "seed": seed, "probabilities": True, **generation}
+    with (
+        open_journal(folder, journaled, [record.where for record in records]) as (known, append),
+        tqdm(total=len(records), initial=len(known), desc="replies", disable=not progress) as bar,
+    ):
+        num_known = len(known)
+        for batch in iterate_replies(vlm, conversations, done=set(known), **options):
             new = {number: scored(reply) for number, reply in batch if number not in known}
+            append(new)
+            known |= new
             bar.update(len(new))
-            yield new
+    details = {"model": vlm.origin} | settings
+    details |= {"max_tiles": max_tiles or settings["max_tiles"], "device": str(vlm.model.device)}
+    details |= {"batch_size": batch_size, "seconds": round(time.monotonic() - started, 1)}
+    details |= {"rows asked in them": len(records) - num_known}
+    return [known[number] for number in range(len(records))], details
 
 
 def asked_turns(record):
@@ -196,9 +195,10 @@ def asked_turns(record):
 # scoring --------------------------------------------------------------------------------------------------------------
 
 
-def _score(records, asked, replies, score_rows, name, details):
-    scores, numbers = score_rows(replies, [accepted_truth(record) for record in records])
-    rows = tuple(
+def _score(metric, records, asked, replies):
+    """(`Row`s, numbers of the whole report); rows show what was asked about."""
+    scores, numbers = score_replies(metric, replies, list(map(accepted_truth, records)))
+    rows = (
         row_of(
             replace(record, images=shown.images, video=shown.video),
             reply,
@@ -209,7 +209,7 @@ def _score(records, asked, replies, score_rows, name, details):
         )
         for record, shown, reply, score in zip(records, asked, replies, scores, strict=True)
     )
-    return Report(name, rows, details, numbers)
+    return tuple(rows), numbers
 
 
 def row_of(record, reply, **known):
@@ -241,7 +241,7 @@ def _check_as_trained(vlm, max_tiles):
 
 
 def _settings(vlm, generation, *, pictures, seed):
-    """All that decides the replies beside the questions, but the batch size: other neighbours may round otherwise."""
+    """All that decides the replies beside the questions. Another batch size may round otherwise, and is allowed."""
     model = {"weights": fingerprint(vlm.model), "dtype": str(vlm.model.dtype).removeprefix("torch.")}
     versions = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers", "ivlkit"))
     asking = {"pictures": pictures, "seed": seed, "generation": json.dumps(generation, default=_plain)}

@@ -1,7 +1,7 @@
 """Scores of replies: one function a metric.
 
 METRICS are functions of (reply, truth) that give 0 to 1. A truth is a text, or several accepted answers (a row's field
-`answers`: VQA's ten, DocVQA's two or three); but for `vqa_accuracy`, which counts them, the best of them decides.
+`answers`: VQA's ten, DocVQA's two or three). The best of them decides; only `vqa_accuracy` counts them.
 CORPUS_METRICS are functions of (replies, truths) of a whole report that give a dict: `rows`, the score of each row, and
 numbers that no mean of rows gives, such as precision or CIDEr.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from .boxes import ap, ap50, grounding, iou, iou_at_50
+from .confidence import ScoredReply
 from .normalise import (
     accepted,
     best_accepted,
@@ -407,28 +408,36 @@ METRICS = _by_name(
     *(rouge_l, bleu, multiple_choice, yes_no, iou, iou_at_50, json_fields),
 )
 CORPUS_METRICS = _by_name(pope, cider, corpus_bleu, corpus_character_error_rate, grounding, ap50, ap)
-# Of single answers, which one constant answer may score well in.
+# In these, always giving the most frequent answer may score well.
 EXACT_METRICS = {"pope": yes_no} | _by_name(
     *(exact_match, lenient_match, contains, vqa_accuracy, relaxed_accuracy, number, multiple_choice, yes_no)
 )
 
 
-def row_scorer(metric):
-    """(function of (replies, truths) → (row scores, numbers), name) of a metric by its name, or of a function."""
-    if not callable(metric) and metric not in METRICS | CORPUS_METRICS:
+def metric_name(metric):
+    """What a report calls a metric. Raises: DataError for a name that is none; a function may have any."""
+    if callable(metric):
+        return getattr(metric, "__name__", "score")
+    if metric not in METRICS | CORPUS_METRICS:
         names = ", ".join([*METRICS, *CORPUS_METRICS])
         raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
-    name = getattr(metric, "__name__", "score") if callable(metric) else metric
+    return metric
 
-    def score_together(replies, truths):
+
+def score_replies(metric, replies, truths):
+    """(the score of each row, numbers of the whole) by a metric's name or a function. Raises: DataError."""
+    name = metric_name(metric)
+    if not callable(metric) and metric in CORPUS_METRICS:
         found = CORPUS_METRICS[metric](replies, truths)
         return found.pop("rows"), found
+    of_row = metric if callable(metric) else METRICS[metric]
+    scores = [float(of_row(*pair)) for pair in zip(replies, truths, strict=True)]
+    if not all(map(math.isfinite, scores)):
+        raise DataError(f"metric {name}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
+    return scores, {}
 
-    def score_each(replies, truths):
-        of_row = metric if callable(metric) else METRICS[metric]
-        scores = [float(of_row(*pair)) for pair in zip(replies, truths, strict=True)]
-        if not all(map(math.isfinite, scores)):
-            raise DataError(f"metric {name}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
-        return scores, {}
 
-    return score_each if callable(metric) or metric in METRICS else score_together, name
+def score_rows(metric, rows):
+    """`score_replies` of rows of a report, as they stand."""
+    replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
+    return score_replies(metric, replies, [row.answers or row.truth for row in rows])

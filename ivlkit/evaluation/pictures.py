@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
-from ..data.rows.media import open_image
+from ..data.rows.media import is_data_uri, open_image
 from ..errors import DataError
 
 END_BYTES = 1 << 16  # of a file's start and end: another picture differs there, and a long video is not read whole
@@ -18,8 +18,8 @@ END_BYTES = 1 << 16  # of a file's start and end: another picture differs there,
 def shuffled(records, seed):
     """Every row with the pictures of another row that has as many, or a video with another video.
 
-    None keeps its own where another exists. All are used as often as before, unless one belongs to more than half of
-    such rows.
+    No row keeps its own where there are others. Each picture is used as often as before, unless it belongs to more than
+    half of such rows.
     """
     rng, given, kinds = np.random.default_rng(seed), list(records), {}
     for number, record in enumerate(records):
@@ -89,6 +89,12 @@ def picture_key(source):
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
+def files_shown(row):
+    """The files that a row shows; what lies in memory, or in the row itself, is none."""
+    sources = row.video.files if row.video else row.images
+    return [each for each in sources if isinstance(each, (str, os.PathLike)) and not is_data_uri(each)]
+
+
 def content_key(row):
     """What the files hold that a row shows: a hash of each one's size and both ends; None for what is no file."""
     sources = row.video.files if row.video else row.images
@@ -108,4 +114,11 @@ def _ends_digest(path):
 def kept_own(records, given):
     """Numbers of the rows with pictures that still have their own."""
     pairs = enumerate(zip(records, given, strict=True))
-    return [number for number, (own, got) in pairs if media_key(own) and media_key(own) == media_key(got)]
+    return [number for number, (own, got) in pairs if (key := media_key(own)) and key == media_key(got)]
+
+
+def not_shuffled(records, given, pictures):
+    """What a report says of rows that had to keep their own; {} where there are none or nothing was shuffled."""
+    kept = kept_own(records, given) if pictures == "shuffled" else []
+    said = f"{len(kept)} rows: no other row has as many pictures, or all show the same"
+    return {"not shuffled": said} if kept else {}

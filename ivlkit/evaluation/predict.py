@@ -16,6 +16,7 @@ from ..training.run import loaded
 from ..views import shown
 from .confidence import Calibration
 from .evaluate import ask_all, check_media, check_seed, evaluate, fingerprint, name_of_data, row_of
+from .pictures import files_shown, media_key
 from .report import Gallery, Report, Row
 
 JOURNAL = ".replies"  # ends the name of the folder that keeps the replies: answers.csv.replies
@@ -139,7 +140,7 @@ def predict(
     calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
     replies, details = ask_all(vlm, records, folder=journal, **options)
     rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
-    details = {"data": name_of_data(data, data)} | details
+    details = {"data": name_of_data(data)} | details
     if aside := left_aside(data):
         details |= {"left aside": f"{len(aside):,} files that are no picture and no video, such as {aside[0]}"}
     found = Predictions(rows, details, calibration)
@@ -168,7 +169,7 @@ def _calibrate(vlm, validation, records, journal, options):
 
 
 def _key(row):
-    return row.where, without_places(row.question), tuple(map(str, row.images)), str(row.video)
+    return row.where, without_places(row.question), media_key(row)
 
 
 def check_ending(path):
@@ -180,9 +181,7 @@ def check_ending(path):
 
 
 def _row(record, reply, home):
-    sources = record.video.files if record.video else record.images
-    names = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
-    own = {"file": " ".join(_from(home, name) for name in names), "id": record.id}
+    own = {"file": " ".join(_from(home, os.fspath(file)) for file in files_shown(record)), "id": record.id}
     return row_of(record, reply, truth=None, score=None, extra=dict(record.extra) | own)
 
 

@@ -1,6 +1,7 @@
 """What an evaluation found: rows, score, intervals, tables, galleries; to JSON and back."""
 
 import json
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -9,22 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.datasets.opening import open_data
 from ..data.files import write_whole
 from ..data.rows.records import Video
 from ..errors import DataError
-from ..training.run import Run, open_again
 from ..views import shown
-from .confidence import SCORES, ScoredReply, calibrate, known_scores
+from .confidence import SCORES, calibrate, known_scores
 from .intervals import bootstrap_interval
-from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match
+from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match, score_rows
 from .normalise import collapse
 from .pictures import media_key
-from .review.agreement import MOST_CLASSES, agreement, said_of_agreement
-from .review.review import review
+from .review.agreement import MOST_CLASSES, beside_labeller, said_of_agreement
+from .review.review import review_report
 
-LOOKS = 0.10  # right minus shuffled pictures, from which on a model is believed to look
-FORM = 0.05  # what case, spaces and final punctuation may cost a score before it is said
+LOOKS = 0.10  # a model that looks loses this much of its score with other pictures
+FORM = 0.05  # of the score lost to case, spaces and final punctuation: from here on it is said
 FEW_ROWS = 5  # of a class: fewer say nothing about it
 RIGHT = 0.5  # from this score on a row counts as right
 FORMAT = 1  # of report.json
@@ -102,7 +101,7 @@ class Report:
         Raises: DataError if no row has the field.
         """
         if name == "images":
-            return list(map(media_key, self.rows))
+            return [media_key(row) or (row.where,) for row in self.rows]  # without any each is on its own
         if not any(name in row.extra for row in self.rows):
             known = sorted({name for row in self.rows for name in row.extra} | {"images"})
             raise DataError(f"no row has a field {name!r}; expected one of {', '.join(known)}")
@@ -122,7 +121,7 @@ class Report:
         found = {}
         for value, row in zip(self.groups(name), self.rows, strict=True):
             found.setdefault(value, []).append(row.score)
-        return {value: (float(np.mean(scores)), len(scores)) for value, scores in sorted(found.items(), key=str)}
+        return {value: (float(np.mean(found[value])), len(found[value])) for value in sorted(found, key=_by_size)}
 
     def select(self, /, **values):
         """The report of the rows with these values of their fields: `report.select(task="read").interval`.
@@ -143,9 +142,7 @@ class Report:
         """Numbers of a corpus metric on these rows: `report.corpus("pope")["precision"]`."""
         if name not in CORPUS_METRICS:
             raise DataError(f"corpus metric {name!r}; expected one of {', '.join(CORPUS_METRICS)}")
-        replies = [ScoredReply(row.reply, row.box_scores) for row in self.rows]
-        found = CORPUS_METRICS[name](replies, [row.answers or row.truth for row in self.rows])
-        return {key: value for key, value in found.items() if key != "rows"}
+        return score_rows(name, self.rows)[1]
 
     def with_control(self, control):
         """This report beside one of the same rows with `pictures="shuffled"` or "none": see `warnings`.
@@ -161,50 +158,10 @@ class Report:
             )
         return replace(self, controls=self.controls | {kind: control.score})
 
-    def with_labeller(self, data):
-        """This report beside the answers of a second person, who labelled some of its rows too, say 30.
-
-        How far the two agree is the ceiling of the score: `warnings` says it, `labellers` has the numbers and the rows
-        in which they differ. A row is the same if its pictures have the same bytes and its question the same words;
-        answers are equal if the metric says so (of a metric of a whole report, if they are the same). Choices also get
-        Cohen's kappa, which takes off what two people agree on by chance.
-
-        Args: data: the second labels: what `open_data` gives, or a path such as "labels_anna.csv".
-        Raises: DataError if no row is in both.
-        """
-        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
-        return replace(self, labellers=agreement(self, data))
-
-    def calibration(self):
-        """What the confidences are worth on these rows, for rows to come: `ivlkit.predict(…, validation=report)`.
-
-        Take validation rows, not those whose score you report. See `Calibration`; of fewer than 50 rows it has no
-        temperature.
-
-        Raises: DataError if the rows carry no confidence, as those of earlier versions.
-        """
-        return calibrate(self)
-
-    def review(self, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
-        """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
-
-        For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
-        hide the reply until a row is decided, and score with the old truths and the new ones.
-
-        Args:
-            vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
-            order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
-            folds: with a run for `vlm`, that was trained on these rows and knows their mistakes by heart: train so many
-                models more, each without its part of the rows, which it then judges. 4 take as long as 3 such runs.
-            data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
-        Raises: DataError for another order, and for data of other rows.
-        """
-        if folds is not None and isinstance(vlm, Run):
-            data = open_again(vlm)
-        if data is not None:
-            data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
-            check_rows_of(self, data)
-        return review(self, vlm, order=order, folds=folds, data=data, batch_size=batch_size, seed=seed)
+    # These take the report as their first argument.
+    with_labeller = beside_labeller
+    calibration = calibrate
+    review = review_report
 
     @property
     def baseline(self):
@@ -299,11 +256,9 @@ class Report:
 
     def to_dict(self):
         """Plain values for JSON, without pixels."""
-        summary = {"metric": self.metric, "score": self.score, "interval": self.interval, "num_rows": len(self.rows)}
-        summary |= {"numbers": self.numbers, "controls": self.controls, "labellers": self.labellers}
-        summary |= {"warnings": self.warnings}
-        summary |= {"baseline": self.baseline, "small_classes": self.small_classes}
-        return summary | {"details": self.details, "rows": [_plain_row(row) for row in self.rows]}
+        own = ("metric", "score", "interval", "numbers", "controls", "labellers", "warnings", "baseline")
+        summary = {name: getattr(self, name) for name in (*own, "small_classes", "details")}
+        return summary | {"num_rows": len(self.rows), "rows": [_plain_row(row) for row in self.rows]}
 
     def __repr__(self):
         low, high = self.interval
@@ -318,6 +273,14 @@ class Report:
     _repr_html_ = shown("answers:report_html")
     _live = shown("answers:answers_live")
     _page = shown("answers:report_page")
+
+
+def _by_size(value):
+    """The place of a value among others: numbers by their size, also those that a table has as text; then words."""
+    try:
+        return float(value), ""
+    except (TypeError, ValueError):
+        return math.inf, str(value)
 
 
 def said_of_baseline(answer, score):
@@ -344,19 +307,21 @@ def check_same_rows(first, second):
         raise DataError(f"one report has {first.metric}, the other {second.metric}; expected the same metric")
     by_picture = first.details.get("pictures") == second.details.get("pictures")  # a control shows others on purpose
     asked = [[_asked(row, by_picture=by_picture) for row in report.rows] for report in (first, second)]
+    if asked[0] == asked[1]:
+        return
     only = [len(set(own) - set(others)) for own, others in (asked, asked[::-1])]
     if len(first.rows) != len(second.rows):
         raise DataError(
             f"the two reports are of different rows: {len(first.rows)} and {len(second.rows)}, of which {only[0]} are "
             f"only in the first and {only[1]} only in the second; expected the same data"
         )
-    for one, other, *same in zip(first.rows, second.rows, *asked, strict=True):
-        if same[0] != same[1]:
-            raise DataError(
-                f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
-                f"({other.question[:40]!r}), {only[0]} of {len(first.rows)} are only in the first; expected the same "
-                "data in the same order; ask both models the rows of one test part"
-            )
+    place = next(n for n, (one, other) in enumerate(zip(*asked, strict=True)) if one != other)
+    one, other = first.rows[place], second.rows[place]
+    raise DataError(
+        f"the two reports are of different rows: {one.where} ({one.question[:40]!r}) and {other.where} "
+        f"({other.question[:40]!r}), {only[0]} of {len(first.rows)} are only in the first; expected the same data in "
+        "the same order; ask both models the rows of one test part"
+    )
 
 
 def _asked(row, *, by_picture):
@@ -364,17 +329,6 @@ def _asked(row, *, by_picture):
     shown = [*row.images, *([row.video.path] if row.video else [])] if by_picture else []
     names = [os.path.basename(name) for name in shown if isinstance(name, (str, os.PathLike))]
     return row.where, row.question, row.truth, *names
-
-
-def check_rows_of(report, records):
-    """The report is of these records, in their order. Raises: DataError with the first row that is not."""
-    if len(report.rows) != len(records):
-        raise DataError(
-            f"a report of {len(report.rows):,} rows for {len(records):,} records; expected one of the same data"
-        )
-    for row, record in zip(report.rows, records, strict=True):
-        if (row.where, row.truth) != (record.where, record.answer):
-            raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
 def _plain_row(row):

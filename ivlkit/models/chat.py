@@ -20,13 +20,14 @@ import torch
 
 from ..data.collate import normalise_tiles
 from ..data.encode import check_image_tokens, stack_tiles, with_frames
-from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, with_places
 from ..data.rows.media import open_image
 from ..data.rows.records import Turn, Video
 from ..data.rows.video import sample_frames
 from ..errors import DataError
 from ..views import shown
 from .decoding import Probabilities, decode, prefilled, with_ends
+from .modeling.attention import rope_limits
 from .options import check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
@@ -79,7 +80,7 @@ def chat(
         history: the `Reply` to go on from, with its pictures.
         stream: True gives an iterator of text pieces instead; its `.reply` holds the `Reply` when it is exhausted.
         max_tiles: tile budget, default the model's.
-        system_message: default the model's own.
+        system_message: default the model's own; beside a history the one that it began with.
         generation: options of transformers' `generate` (max_new_tokens, do_sample, temperature, …), left unchanged.
     Returns: `Reply`.
     """
@@ -87,7 +88,8 @@ def chat(
     prompt = _encode(vlm, make_prompt(vlm, question, images, **asked))
     if stream:
         return Stream(vlm, prompt, generation)
-    return _finish(vlm, prompt, _generate(vlm, [prompt], generation)[0])
+    ((ids, _),) = _generate(vlm, [prompt], generation)
+    return _finish(vlm, prompt, ids)
 
 
 def make_prompt(vlm, question, images=None, *, video=None, history=None, max_tiles=None, system_message=None):
@@ -100,9 +102,15 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
     elif pictures:
         raise DataError("chat: pictures and a video; expected one of them; ask about them one after the other")
     else:
-        asked = Turn("user", question if VIDEO_PLACEHOLDER in question else f"{VIDEO_PLACEHOLDER}\n{question}")
+        asked = Turn("user", with_places(question, place=VIDEO_PLACEHOLDER))
         pictures = video if isinstance(video, Video) else Video(Path(video))
-    turns = history.turns if history else _opening(system_message)
+    opening = _opening(system_message)
+    if history and opening and history.turns[:1] != opening:
+        raise DataError(
+            f"chat: system_message={system_message!r} beside a history that began with another or none; expected the "
+            "same; leave it out, or begin without history"
+        )
+    turns = history.turns if history else opening
     return _prompt(vlm, (*turns, asked), pictures, history=history, max_tiles=max_tiles)
 
 
@@ -161,7 +169,7 @@ def iterate_replies(
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
     for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, windows):
         lengths = [len(prompt.input_ids) for prompt in prompts]
-        for batch in alike_batches(vlm, lengths, batch_size):
+        for batch in alike_batches(lengths, batch_size, find_short_context(vlm)):
             if not done.issuperset(numbers[place] for place in batch):
                 with _seeded(vlm, seed, numbers[batch[0]]):
                     asked = features.fill([prompts[place] for place in batch])
@@ -201,11 +209,10 @@ def _prepare(vlm, turns, images, *, max_tiles):
 
 def _reply_all(vlm, prompts, generation, probabilities):
     """One batch; it keeps no features."""
-    noted = [[] for _ in prompts] if probabilities else None
-    found = zip(prompts, _generate(vlm, prompts, generation, noted=noted), noted or [()] * len(prompts), strict=True)
+    found = _generate(vlm, prompts, generation, probabilities=probabilities)
     return [
         replace(_finish(vlm, prompt, ids), features=None, tokens=with_ends(vlm, ids, chances))
-        for prompt, ids, chances in found
+        for prompt, (ids, chances) in zip(prompts, found, strict=True)
     ]
 
 
@@ -249,18 +256,15 @@ class _Features:
         if not pictures:
             return {}
         tiles = torch.cat([each.to(self.vlm.model.device) for each in pictures.values()])  # there: a copy less
-        features = [_encode_tiles(self.vlm, some) for some in tiles.split(TILES_AT_ONCE)]
-        parts = torch.cat(features).split([len(tiles) for tiles in pictures.values()])
+        parts = encode_tiles(self.vlm, tiles).split([len(tiles) for tiles in pictures.values()])
         return {key: part.clone() for key, part in zip(pictures, parts, strict=True)}  # a view would keep the batch
 
 
-def alike_batches(vlm, lengths, batch_size):
-    """Row numbers in batches that may be padded together, for so many tokens of each row."""
-    return _batches(lengths, batch_size, _short_context(vlm))
+def alike_batches(lengths, batch_size, short_context):
+    """Row numbers in batches of similar length; no batch holds both ≤ and > short_context tokens.
 
-
-def _batches(lengths, batch_size, short_context):
-    """Row numbers in batches of similar length; no batch holds both ≤ and > short_context tokens."""
+    Args: lengths: tokens of each row; short_context: `find_short_context` of the model.
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     short = [number for number in order if lengths[number] <= short_context]
     long = [number for number in order if lengths[number] > short_context]
@@ -296,7 +300,7 @@ class Stream(Iterator):
 
     def _run(self, prompt, generation):
         try:
-            ids = _generate(self._vlm, [prompt], generation, streamer=self)[0]
+            ((ids, _),) = _generate(self._vlm, [prompt], generation, streamer=self)
             self.reply = _finish(self._vlm, prompt, ids)
             self._write(self.reply.text)
             self._pieces.put(None)
@@ -335,17 +339,13 @@ def _opening(system_message):
 
 
 def _ask(question, num_images):
-    """The user's turn. Pictures without a placeholder come first: one alone on its line, several numbered as the
-    models' card does."""
+    """The user's turn."""
     found = question.count(IMAGE_PLACEHOLDER)
     if num_images and found not in (0, num_images):
         raise DataError(
             f'{num_images} pictures but {found} "{IMAGE_PLACEHOLDER}" in the question; expected one for each'
         )
-    if num_images and not found:
-        numbers = [f"Image-{number}: " for number in range(1, num_images + 1)] if num_images > 1 else [""]
-        question = "".join(f"{number}{IMAGE_PLACEHOLDER}\n" for number in numbers) + question
-    return Turn("user", question)
+    return Turn("user", with_places(question, num_images))
 
 
 def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
@@ -371,15 +371,16 @@ def _encode(vlm, prompt):
     """Turn the new tiles into features and put them behind the remembered ones."""
     if not len(prompt.tiles):
         return prompt
-    features = _encode_tiles(vlm, prompt.tiles)
+    features = encode_tiles(vlm, prompt.tiles)
     if prompt.features is not None:
         features = torch.cat([prompt.features, features])
     return replace(prompt, features=features, tiles=prompt.tiles[:0])
 
 
-def _encode_tiles(vlm, tiles):
-    """uint8 [T, 3 or …] → features [T, 256, H]."""
-    return vlm.model.encode_tiles(normalise_tiles(tiles.to(vlm.model.device), dtype=vlm.model.dtype))
+def encode_tiles(vlm, tiles):
+    """uint8 [T, S, S, 3], one or more → features [T, 256, H]."""
+    parts = (part.to(vlm.model.device) for part in tiles.split(TILES_AT_ONCE))
+    return torch.cat([vlm.model.encode_tiles(normalise_tiles(part, dtype=vlm.model.dtype)) for part in parts])
 
 
 def _finish(vlm, prompt, ids):
@@ -388,44 +389,41 @@ def _finish(vlm, prompt, ids):
     return Reply(text, turns, prompt.num_tiles, prompt.features, is_ended=end in ids)
 
 
-def _short_context(vlm):
+def find_short_context(vlm):
     """Tokens up to which Phi-3's short rope factors hold; no limit for other models."""
-    text = vlm.model.config.text_config
-    is_long = text.rope_parameters.get("rope_type") == "longrope"
-    return text.original_max_position_embeddings if is_long else float("inf")
+    limit, long_rows_mix = rope_limits(vlm.model.config.text_config)
+    return limit if limit and long_rows_mix else math.inf
 
 
 @torch.inference_mode()
-def _generate(vlm, prompts, generation, *, streamer=None, noted=None):
-    """New ids of each prompt. A reply that crosses Phi-3's boundary is recomputed once with the long factors.
+def _generate(vlm, prompts, generation, *, streamer=None, probabilities=False):
+    """(new ids, their probabilities if asked for) of each prompt.
 
-    The reference mixes cached keys of both factors there; this is what it gives without a cache.
-
-    Args: noted: a list for each prompt, to which the probabilities of the new ids are added.
+    A reply that crosses Phi-3's boundary is recomputed once with the long factors: the reference mixes cached keys of
+    both factors there, and gives this without a cache.
     """
     check_options(generation, "chat", chat)
     generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
-    limit, boundary = generation.pop("max_new_tokens"), _short_context(vlm)
+    limit, boundary = generation.pop("max_new_tokens"), find_short_context(vlm)
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
     embeds = [_embed(vlm, prompt) for prompt in prompts]
-    new_ids = [[] for _ in prompts]
+    found = [([], []) for _ in prompts]
     pending = list(range(len(prompts)))
     while pending:
         is_short = [len(embeds[number]) <= boundary for number in pending]
         group = [number for number, short in zip(pending, is_short, strict=True) if short == is_short[0]]
         longest = max(len(embeds[number]) for number in group)
-        step = limit - max(len(new_ids[number]) for number in group)
+        step = limit - max(len(found[number][0]) for number in group)
         if longest <= boundary:
             step = int(min(step, boundary - longest + 1))
-        record = Probabilities() if noted else None
+        record = Probabilities() if probabilities else None
         outputs = _generate_group(vlm, [embeds[number] for number in group], step, end, generation, streamer, record)
         for number, (ids, chances) in zip(group, outputs, strict=True):
-            new_ids[number] += ids
-            if noted:
-                noted[number] += chances
+            found[number][0].extend(ids)
+            found[number][1].extend(chances)
             embeds[number] = _append(vlm, embeds[number], ids)
-        pending = [number for number in pending if end not in new_ids[number] and len(new_ids[number]) < limit]
-    return new_ids
+        pending = [number for number in pending if end not in found[number][0] and len(found[number][0]) < limit]
+    return found
 
 
 def _as_options(generation):

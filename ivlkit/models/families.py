@@ -22,7 +22,6 @@ class Family:
     hub_id: str | None  # None: shipped inside the package
     parameters: float
     weights_gb: float
-    weight_files: tuple[str, ...]
     vision: str
     language: str
     guide_full: str
@@ -56,8 +55,7 @@ def find_model(name):
 
     Raises: CheckpointError with the command that fetches the model.
     """
-    name = os.fspath(name)
-    if name == "nano":
+    if name == "nano":  # a `Path` is always a folder
         return NANO_FOLDER
     if name in FAMILIES:
         return _find_released(FAMILIES[name])

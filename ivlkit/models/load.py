@@ -49,9 +49,9 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
         device: default: the GPU if torch sees one, else the CPU.
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
         quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; "float8": its matrices and
-            the tower's in e4m3, half of the memory, read by way of the computer's own; None: as it is.
-        tower_device: where the layers of the vision tower go, which are never on `device`; None: there too. Elsewhere
-            they have to be streamed before the model sees anything (a recipe's `vision_offload`).
+            the tower's in e4m3, half of the memory, read by way of the computer's own memory; None: as it is.
+        tower_device: where the layers of the vision tower go without ever being on `device`; None: to `device`. From
+            elsewhere they have to be streamed before the model sees anything (a recipe's `vision_offload`).
     Returns: `VLM`.
     Raises: CheckpointError with file, what was found, what was expected; before anything is read also for weights that
         would take more than half of the free memory of a CPU, or more than a GPU has free. No code of the folder is
@@ -62,39 +62,36 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     dtype = dtype or default_dtype(device)
     if quantize not in (None, "4bit", "float8"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit', 'float8' or none")
-    if quantize == "float8" or tower_device is not None and not quantize:
-        places = {"device": device, "tower_device": tower_device}
-        return _load_by_way(name, folder, base=base, dtype=dtype, is_float8=bool(quantize), **places)
     how = {"device": device, "dtype": dtype, "quantize": quantize, "tower_device": tower_device}
+    if quantize == "float8" or tower_device is not None and not quantize:
+        return _load_by_way(folder, base, **how)
     origin = read_origin(folder)
-    if origin is None:
-        if base is not None:
-            raise CheckpointError(
-                f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out"
-            )
-        return _load_whole(folder, folder, **how)
-    is_adapter = (folder / ADAPTER_CONFIG).exists()
-    if quantize and (not is_adapter or read_origin(find_base(folder, base)) is not None):
+    if origin is None and base is not None:
+        raise CheckpointError(f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out")
+    root = released_root(base or folder)  # first of all: a chain may lead back to its start
+    is_adapter = origin is not None and (folder / ADAPTER_CONFIG).exists()
+    below = find_base(folder, base) if is_adapter else folder
+    if quantize and read_origin(below) is not None:
         raise CheckpointError(
             f"{folder}: what a run wrote, to be quantised; expected a released folder, or an adapter on one; "
             f"ivlkit export {folder} --to merged, then load that"
         )
-    if is_adapter:
-        vlm = load(find_base(folder, base), **how)
+    if not is_adapter:
+        vlm = _load_whole(root, folder, **how)
+    else:
+        vlm = load(below, **how)
         vlm.merge_adapter()  # trained on what a run left: never two adapters on one layer
         _add_adapter(vlm, folder)
-    else:
-        vlm = _load_whole(released_root(base or folder), folder, **how)
-    vlm.processor = as_trained(vlm.processor, origin)
+    vlm.processor = as_trained(vlm.processor, origin or {})
     return vlm
 
 
-def _load_by_way(name, folder, *, base, device, dtype, tower_device, is_float8):
-    """Read on the CPU, where weights stay in their file, or where the tower's layers belong, and take on from there."""
-    if is_float8 and tower_device is None:
-        _check_memory(released_root(base or folder), dtype=dtype, device=device, quantize="float8")
-    vlm = load(name, base=base, device=tower_device or "cpu", dtype=dtype)
-    if is_float8:
+def _load_by_way(folder, base, *, device, dtype, quantize, tower_device):
+    """Load on the CPU, where weights stay in their file, or on the tower's device; then move the rest to `device`."""
+    if quantize and tower_device is None:
+        _check_memory(released_root(base or folder), dtype=dtype, device=device, quantize=quantize)
+    vlm = load(folder, base=base, device=tower_device or "cpu", dtype=dtype)
+    if quantize:
         to_float8(vlm.model, device=device, tower=tower_device is None)  # matrix by matrix
     encoder = vlm.model.model.vision_tower.encoder
     layers = encoder.layer
@@ -128,8 +125,6 @@ def find_base(folder, given=None):
 
     Raises: CheckpointError if it is not here, or if its weights are not the ones that the folder names.
     """
-    if given is None:
-        _check_chain_ends(folder)
     origin = read_origin(folder)
     base = final_folder(find_model(given) if given is not None else _named_base(folder, origin))
     expected = origin.get("base_fingerprint")
@@ -140,16 +135,6 @@ def find_base(folder, given=None):
             "fetch that one"
         )
     return base
-
-
-def _check_chain_ends(folder):
-    """A folder whose bases lead back to it would be followed for ever."""
-    start, seen = folder, set()
-    while (origin := read_origin(folder)) is not None:
-        seen.add(Path(folder).resolve())
-        folder = final_folder(_named_base(folder, origin))
-        if folder.resolve() in seen:
-            raise CheckpointError(f"{start}: its base leads back to {folder}; expected a released model at the end")
 
 
 def _named_base(folder, origin):
@@ -170,10 +155,17 @@ def _named_base(folder, origin):
 
 
 def released_root(folder):
-    """The folder in the released layout at the end of a chain of runs: its config.json and tokenizer hold for all."""
-    folder = final_folder(find_model(folder))
+    """The folder in the released layout at the end of a chain of runs: its config.json and tokenizer hold for all.
+
+    Raises: CheckpointError for a chain that leads back to one of its folders, which would be followed for ever.
+    """
+    start = folder = final_folder(find_model(folder))
+    seen = []
     while read_origin(folder) is not None:
+        seen.append(folder.resolve())
         folder = find_base(folder)
+        if folder.resolve() in seen:
+            raise CheckpointError(f"{start}: its base leads back to {folder}; expected a released model at the end")
     return folder
 
 
@@ -186,21 +178,26 @@ def as_trained(processor, origin):
     return processor
 
 
-def _check_memory(folder, *, dtype, device, quantize=None):
-    """Refuse weights that would end in a killed process or in CUDA's own error, before they are read.
+def most_copied_gib(device):
+    """GiB of the computer's memory that weights may take which do not stay in their file, on their way to a device.
 
-    On a CPU they may take half of what is free: replies and other programs want some too.
+    On a CPU half of what is free: replies and other programs want some too.
     """
-    device, free_gib = torch.device(device), read_ram_gib()[1]
+    free_gib = read_ram_gib()[1]
+    return math.inf if free_gib is None else free_gib / (2 if device.type == "cpu" else 1)
+
+
+def _check_memory(folder, *, dtype, device, quantize=None):
+    """Refuse weights that would end in a killed process or in CUDA's own error, before they are read."""
+    device = torch.device(device)
     total, copied = _weights_gib(read_weight_files(folder), dtype, quantize)
     if quantize and device.type != "cpu":
         copied = 0  # one tensor after the other, straight to the device
     kind = {None: str(dtype).removeprefix("torch."), "4bit": "4 bits"}.get(quantize, quantize)
-    most = free_gib and free_gib / (2 if device.type == "cpu" else 1)
-    if free_gib is not None and copied > most:
+    if copied > (most := most_copied_gib(device)):
         raise CheckpointError(
-            f"{folder}: needs {copied:.1f} GiB of the computer's memory in {kind}, but {free_gib:.1f} GiB are free; "
-            f"expected at most {most:.1f}; {_ways_to_fit('cpu')}"
+            f"{folder}: needs {copied:.1f} GiB of the computer's memory in {kind}, but {read_ram_gib()[1]:.1f} GiB are "
+            f"free; expected at most {most:.1f}; {_ways_to_fit('cpu')}"
         )
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return

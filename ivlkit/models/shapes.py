@@ -8,12 +8,8 @@ from .families import FAMILIES, match_family
 from .layouts.configuration import hf_config, read_released_config
 from .load import on_meta, released_root
 
+# By key: the fields of its config.json that decide its sizes.
 RELEASED = {key: family.config for key, family in FAMILIES.items() if family.config}
-
-
-def released_shapes(key):
-    """A config.json's fields that decide the sizes of a released model: "2b", "4b" or "26b"."""
-    return RELEASED[key]
 
 
 def config_of(name):
@@ -26,7 +22,7 @@ def config_of(name):
     except CheckpointError:
         if name not in RELEASED:
             raise
-        return released_shapes(name), False
+        return RELEASED[name], False
 
 
 def empty_model(config):

@@ -2,13 +2,13 @@
 
 Print in many fonts, coloured shapes, receipts and charts in fine print, boxes, pairs of pictures, conversations, and a
 little text. Handwriting is left out on purpose: it is what a person fine-tunes (`nano/digits`). Pictures are 99 to
-672 px wide, so that rows need 1 to 13 tiles. Tasks lie in `printed`, `shapes`, `pairs` and `texts`. To add one, write
-one function `(rng, material) -> Scene` there and enter it with its share in `SEEN` or `TOLD`.
+672 px wide, so that rows need 1 to 13 tiles. Tasks lie in `printed`, `shapes`, `pairs` and `texts`, their questions in
+`tables.yaml`. To add one, write a function `(rng, material) -> Scene` and enter it with its share in `SEEN` or `TOLD`.
 
 Every row is drawn from its own random stream, keyed by seed, split and row. The validation split also has words and
-fonts that training never shows. How a question is asked decides how it is answered (in a word, in a sentence), so that
-a reply can be compared with the truth, and a careful person can read every picture exactly: no word is written so that
-its print could be another one (`ways_to_write`), and print never overlaps.
+fonts that training never shows. How a question is asked decides whether its answer is a word or a sentence, so that a
+reply can be compared with the truth. A careful person can read every picture exactly: no word is written so that its
+print could be another one (`ways_to_write`), and print never overlaps.
 
 Words to be read are quoted or begin a line wherever they stand in text, so that the tokenizer spells them.
 """
@@ -64,7 +64,9 @@ class Curriculum:
     def __getitem__(self, row):
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
-        task, sample = self.draw(row)
+        rng = random.Random(f"{self.path}/{row}")
+        task = rng.choices(list(self.shares), list(self.shares.values()))[0]
+        sample = make_sample(task, rng, split=self.split)
         question, answer = sample.turns[0]
         first = "\n".join([*[IMAGE_PLACEHOLDER] * len(sample.pictures), question])
         turns = [part for pair in ((first, answer), *sample.turns[1:]) for part in pair]
@@ -75,12 +77,6 @@ class Curriculum:
             where=f"{self.path}:{row}",
             extra={"task": task},
         )
-
-    def draw(self, row):
-        """(task, `Sample`) of a row."""
-        rng = random.Random(f"{self.path}/{row}")
-        task = rng.choices(list(self.shares), list(self.shares.values()))[0]
-        return task, make_sample(task, rng, split=self.split)
 
     @property
     def fingerprint(self):
@@ -115,8 +111,8 @@ def _write_row(folder, curriculum, row):
     if len(names) == 1:
         line |= {"image": names[0], "width": record.images[0].width, "height": record.images[0].height}
     elif names:
-        sizes = zip(*(picture.size for picture in record.images), strict=True)
-        line |= {"image": names, **dict(zip(("width_list", "height_list"), map(list, sizes), strict=True))}
+        widths, heights = zip(*(picture.size for picture in record.images), strict=True)
+        line |= {"image": names, "width_list": widths, "height_list": heights}
     turns = [{"from": {"user": "human"}.get(turn.role, "gpt"), "value": turn.text} for turn in record.turns]
     return json.dumps(line | {"conversations": turns, **record.extra})
 

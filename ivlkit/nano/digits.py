@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivlkit.data.files import write_if_changed
-from ivlkit.errors import DataError
+from ..data.files import write_if_changed
+from ..errors import DataError
+from .scene import box_text
+from .vocabulary import STRIP_QUESTIONS as QUESTIONS
 
 ATLAS = Path(__file__).parent / "digits" / "digits.png"
 GLYPH_PX = 28
@@ -31,28 +33,6 @@ SPLITS = {"train": range(0, 400), "validation": range(400, 450), "test": range(4
 STRIP_HEIGHT_PX = 112  # one tile of nano; a strip is as many tiles wide as it has digits
 GAP_WEIGHTS = (0.25, 1.75)  # shares of the free width, so uneven that digits often straddle a tile's border
 
-QUESTIONS = {
-    "read": (
-        "What number is written here?",
-        "Read the number.",
-        "Which digits do you see?",
-        "Read the handwriting.",
-        "What does the picture say?",
-    ),
-    "count": ("How many digits are there?", "Count the digits."),
-    "first": ("What is the first digit?", "Which digit comes first?"),
-    "last": ("What is the last digit?", "Which digit comes last?"),
-    "find": ("Where is the <ref>{place} digit</ref>?", "Give the box of the <ref>{place} digit</ref>."),
-    "json": ("Answer as JSON: the number, how many digits, their sum.", "Describe the number as JSON."),
-}
-ANSWERS = {
-    "read": "{number}",
-    "count": "{count}",
-    "first": "{first}",
-    "last": "{last}",
-    "find": "<ref>{place} digit</ref><box>[[{box}]]</box>",
-    "json": '{{"number": "{number}", "digits": {count}, "sum": {sum}}}',
-}
 PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
 TASK_SHARES = {"read": 7, "count": 1, "first": 1, "last": 1}  # rows of each, out of ten; the others come when named
 
@@ -149,9 +129,9 @@ def _write_row(folder, name, row, task, ids, rng):
     picture = io.BytesIO()
     strip.save(picture, "png")
     write_if_changed(folder / "images" / f"{name}.png", picture.getvalue())
-    question = rng.choice(QUESTIONS[task])
+    question, answer = rng.choice(QUESTIONS[task])
     facts = _facts([int(i) // DIGITS_PER_CLASS for i in ids], boxes, strip, rng)
-    turns = [("human", f"<image>\n{question.format(**facts)}"), ("gpt", ANSWERS[task].format(**facts))]
+    turns = [("human", f"<image>\n{question.format(**facts)}"), ("gpt", answer.format(**facts))]
     return {
         "id": row,
         "image": f"images/{name}.png",
@@ -167,12 +147,8 @@ def _write_row(folder, name, row, task, ids, rng):
 def _facts(labels, boxes, strip, rng):
     """What questions and answers are filled in with; `place` and `box` are those of a drawn digit."""
     number, chosen = "".join(map(str, labels)), rng.randrange(len(labels))
-    box = ", ".join(
-        str(round(1000 * max(0, min(edge, side)) / side))
-        for edge, side in zip(boxes[chosen], strip.size * 2, strict=True)
-    )
     facts = {"number": number, "count": len(labels), "first": number[0], "last": number[-1], "sum": sum(labels)}
-    return facts | {"place": PLACES[min(chosen, len(PLACES) - 1)], "box": box}
+    return facts | {"place": PLACES[min(chosen, len(PLACES) - 1)], "box": box_text(boxes[chosen], strip.size)}
 
 
 def _ink_of_digit(number, rng):

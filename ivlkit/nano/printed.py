@@ -16,13 +16,9 @@ from .drawing import (
     whole,
 )
 from .scene import Scene
-from .vocabulary import known_word, listed, new_word, some_number, ways_to_write
+from .vocabulary import LISTS, QUESTIONS, known_word, new_word, some_number, ways_to_write
 
-ITEMS = listed("""
-tea milk bread rice soup cake tuna salt kale fish leek fig oil bagel juice plum pear lime melon beer ham pasta flour
-mint
-""")
-LABELS = listed("Mon Tue Wed Thu Fri Sat Sun")
+ITEMS, LABELS = LISTS["items"], LISTS["labels"]
 WIDE_GRIDS = [(2, 1)] * 3 + [(3, 1)] * 3 + [(4, 1), (4, 2)]  # (columns, rows) of tiles
 # Receipts and charts are two tiles wide, names in the left one: (tiles high, lines a tile). Squeezed into a single tile
 # their print is at most 7 px high and lost.
@@ -30,44 +26,6 @@ FINE_PRINT = [(3, 2)] * 5 + [(4, 2)]
 FINE_PRINT_SIZES = (0.08, 0.085, 0.09, 0.095, 0.098)  # of the width: 15 to 21 px
 MARGIN = 0.04  # of the width, left and right of fine print
 BAR_LEFT, BAR_RIGHT = 0.42, 0.76  # of the width; a bar of the value 100
-
-NUMBER_QUESTIONS = (
-    ("What number is written here?", "{number}"),
-    ("Read the number.", "{number}"),
-    ("Which digits do you see?", "{number}"),
-    ("What is printed?", "{number}"),
-    ("What does the picture say?", "{number}"),
-    ("Write down the number that you see.", "{number}"),
-    ("Read it to me in a sentence.", "The number is {number}."),
-    ("Which number is this? Answer in a sentence.", "It says {number}."),
-    ("How many digits are there?", "{count}"),
-    ("Count the digits.", "{count}"),
-    ("What is the first digit?", "{first}"),
-    ("Which digit comes first?", "{first}"),
-    ("What is the last digit?", "{last}"),
-    ("Which digit comes last?", "{last}"),
-)
-ROW_QUESTIONS = (
-    ("What number is in the top row?", "{top}"),
-    ("Read the upper number.", "{top}"),
-    ("What number is in the bottom row?", "{bottom}"),
-    ("Read the lower number.", "{bottom}"),
-    ("Read both rows.", "{top} {bottom}"),
-    ("Read both numbers in a sentence.", "Above is {top}, below is {bottom}."),
-)
-WORD_QUESTIONS = (
-    ("What word is written here?", "{word}"),
-    ("Read the word.", "{word}"),
-    ("Which word do you see?", "{word}"),
-    ("What is printed?", "{word}"),
-    ("What does the picture say?", "{word}"),
-    ("Read it to me in a sentence.", 'The word is "{word}".'),
-)
-LINE_QUESTIONS = (
-    ("Read all lines.", "{lines}"),
-    ("Transcribe the text.", "{lines}"),
-    ("What is written in the picture, line by line?", "{lines}"),
-)
 
 
 def printed_lines(rng, material):
@@ -86,7 +44,7 @@ def printed_lines(rng, material):
     for place, line in enumerate(lines, start=first):
         print_small(picture, left_px, (place + 0.5) * pitch_px, line, ink=ink, font=font)
     told = "\n".join(lines)
-    return Scene((picture,), LINE_QUESTIONS, {"lines": told}, f"It says:\n{told}")
+    return Scene((picture,), QUESTIONS["lines"], {"lines": told}, f"It says:\n{told}")
 
 
 def printed_number(rng, material):
@@ -98,7 +56,7 @@ def printed_number(rng, material):
     else:
         print_line(picture, number, whole(picture), ink=ink, rng=rng, fonts=material.fonts)
     facts = {"number": number, "count": len(number), "first": number[0], "last": number[-1]}
-    return Scene((picture,), NUMBER_QUESTIONS, facts, f"It says {number}.")
+    return Scene((picture,), QUESTIONS["number"], facts, f"It says {number}.")
 
 
 def printed_rows(rng, material):
@@ -110,7 +68,7 @@ def printed_rows(rng, material):
         box = (0, top_px, picture.width, top_px + half_px)
         print_line(picture, row, box, ink=ink, rng=rng, fonts=material.fonts)
     facts = {"top": rows[0], "bottom": rows[1]}
-    return Scene((picture,), ROW_QUESTIONS, facts, f"It says {rows[0]} above {rows[1]}.")
+    return Scene((picture,), QUESTIONS["rows"], facts, f"It says {rows[0]} above {rows[1]}.")
 
 
 def printed_word(rng, material):
@@ -136,28 +94,10 @@ def unknown_word(rng, material):
 def _print_word(rng, material, word, *, grid, smallest):
     picture, ink = print_paper(rng, grid)
     print_line(picture, word, whole(picture), ink=ink, rng=rng, fonts=material.fonts, smallest=smallest)
-    return Scene((picture,), WORD_QUESTIONS, {"word": word}, f'It says "{word}".')
+    return Scene((picture,), QUESTIONS["word"], {"word": word}, f'It says "{word}".')
 
 
 # Fine print
-
-RECEIPT_QUESTIONS = (
-    ("What does the {item} cost?", "{price}"),
-    ("How much is the {item}?", "{price}"),
-    ("Find the price of the {item}.", "{price}"),
-    ("What is the total?", "{total}"),
-    ("How much is to pay?", "{total}"),
-    ("What is the price of the {item}? Answer in a sentence.", "The {item} costs {price}."),
-)
-WHOLE_QUESTIONS = (("Read everything.", "{everything}"), ("Read it from top to bottom.", "{everything}"))
-CHART_QUESTIONS = (
-    ("What is the value of {label}?", "{value}"),
-    ("How high is {label}?", "{value}"),
-    ("Read the bar of {label}.", "{value}"),
-    ("Which bar is the longest?", "{longest}"),
-    ("Which bar is the shortest?", "{shortest}"),
-    ("Tell me the value of {label} in a sentence.", "{label} has {value}."),
-)
 
 
 def receipt(rng, material):
@@ -172,7 +112,7 @@ def receipt(rng, material):
     item, price = rng.choice(rows[:-1])
     everything = _everything(rows)
     facts = {"item": item, "price": price, "total": rows[-1][1], "everything": everything}
-    return Scene((picture,), RECEIPT_QUESTIONS, facts, f"Prices: {everything}.")
+    return Scene((picture,), QUESTIONS["receipt"], facts, f"Prices: {everything}.")
 
 
 def chart(rng, material):
@@ -190,12 +130,12 @@ def chart(rng, material):
     ranked = sorted(zip(values, labels, strict=True))
     facts = {"label": label, "value": value, "longest": ranked[-1][1], "shortest": ranked[0][1]}
     everything = _everything(rows)
-    return Scene((picture,), CHART_QUESTIONS, facts | {"everything": everything}, f"Values: {everything}.")
+    return Scene((picture,), QUESTIONS["chart"], facts | {"everything": everything}, f"Values: {everything}.")
 
 
 def whole_print(rng, material):
     """A receipt or a chart, read from top to bottom: dense practice for the vision tower."""
-    return replace(rng.choice((receipt, chart))(rng, material), questions=WHOLE_QUESTIONS)
+    return replace(rng.choice((receipt, chart))(rng, material), questions=QUESTIONS["everything"])
 
 
 def _print_rows(rng, material, rows):

@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 
 from ..errors import DataError
-from .vocabulary import HELD_OUT_WORDS, WORDS, listed
+from .vocabulary import HELD_OUT_WORDS, LISTS, WORDS
 
-FONTS = listed("""
-DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSansMono DejaVuSansMono-Bold DejaVuSerif STIXGeneral
-STIXGeneralBol cmss10 cmtt10
-""")
-HELD_OUT_FONTS = listed("DejaVuSans-BoldOblique DejaVuSerif-Bold DejaVuSansMono-Oblique")
+FONTS, HELD_OUT_FONTS = LISTS["fonts"], LISTS["held_out_fonts"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,12 @@ class Scene:
     def ask(self, *chosen):
         """The chosen questions and answers, filled in."""
         return tuple((question.format(**self.facts), answer.format(**self.facts)) for question, answer in chosen)
+
+
+def box_text(box, size):
+    """A box in px as an answer has it, in thousandths of a picture of (width, height): "10, 20, 300, 400"."""
+    shares = (1000 * max(0, min(edge, side)) / side for edge, side in zip(box, size * 2, strict=True))
+    return ", ".join(str(round(share)) for share in shares)
 
 
 def material_of(split):

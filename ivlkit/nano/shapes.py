@@ -1,74 +1,22 @@
 """Tasks of shapes: what they are, how many, how large, where, and in which box."""
 
 from .drawing import COLOURS, SHAPES, cells, draw_shape, paper, place_shape, whole
-from .scene import Scene
+from .scene import Scene, box_text
+from .vocabulary import QUESTIONS
 
 # Picture sizes as (columns, rows) of 112 px; they decide how many tiles nano cuts.
 SCENE_GRIDS = [(1, 1)] * 6 + [(2, 1)] * 3 + [(1, 2), (2, 2), (2, 2), (3, 2), (2, 3), (3, 3)]
 COUNT_GRIDS = [(2, 1)] * 4 + [(1, 2)] * 4 + [(2, 2), (3, 2), (2, 3)]
 
-COLOUR_QUESTIONS = (
-    ("What colour is the {shape}?", "{colour}"),
-    ("Name the colour.", "{colour}"),
-    ("Which color do you see?", "{colour}"),
-    ("What is the colour of the shape?", "{colour}"),
-    ("Describe the colour.", "The {shape} is {colour}."),
-)
-SHAPE_QUESTIONS = (
-    ("What shape is this?", "{shape}"),
-    ("Name the shape.", "{shape}"),
-    ("Which shape do you see?", "{shape}"),
-    ("What is in the picture?", "{a} {colour} {shape}"),
-    ("Describe the picture.", "The picture shows {a} {colour} {shape}."),
-    ("Tell me what you see.", "I see {a} {colour} {shape}."),
-)
-COUNT_QUESTIONS = (
-    ("How many {shapes} are there?", "{count}"),
-    ("Count the {shapes}.", "{count}"),
-    ("What is the number of {shapes}?", "{count}"),
-    ("How many {shapes} do you see? Answer in a sentence.", "I see {count}."),
-    ("How many shapes are there in all?", "{all}"),
-)
-SIDE_QUESTIONS = (
-    ("Is the {a} {one} or {other} the {b}?", "{a_side}"),
-    ("What is {a_side} the {b}?", "the {a}"),
-    ("What is {one} the other?", "the {first}"),
-    ("Where is the {a}, seen from the {b}?", "{a_side} it"),
-    ("Where is the {a}?", "It is {a_side} the {b}."),
-    ("Describe where they are.", "The {first} is {one} the {second}."),
-)
-COMPARE_QUESTIONS = (
-    ("Which is larger, the {a} or the {b}?", "the {large}"),
-    ("Which is smaller, the {a} or the {b}?", "the {small}"),
-    ("What is the largest shape?", "the {large}"),
-    ("Is the {a} larger than the {b}?", "{yes}"),
-    ("Compare the sizes.", "The {large} is larger than the {small}."),
-)
-LIST_QUESTIONS = (
-    ("List the shapes.", "{names}"),
-    ("What do you see, from left to right and top to bottom?", "{names}"),
-    ("Name all shapes in the order of reading.", "{names}"),
-)
-FIND_QUESTIONS = (
-    ("Where is the <ref>{name}</ref>?", "<ref>{name}</ref><box>[[{box}]]</box>"),
-    ("Please find the <ref>{name}</ref>.", "<ref>{name}</ref><box>[[{box}]]</box>"),
-    ("Give the box of the <ref>{name}</ref>.", "<ref>{name}</ref><box>[[{box}]]</box>"),
-)
-BOX_QUESTIONS = (
-    ("What is in <box>[[{box}]]</box>?", "{name}"),
-    ("Name what <box>[[{box}]]</box> shows.", "{name}"),
-    ("Describe <box>[[{box}]]</box>.", "It shows {a} {name}."),
-)
-
 
 def shape_colour(rng, material):
     """The colour of one shape."""
-    return _one_shape(rng, COLOUR_QUESTIONS)
+    return _one_shape(rng, QUESTIONS["colour"])
 
 
 def shape_name(rng, material):
     """The name of one shape."""
-    return _one_shape(rng, SHAPE_QUESTIONS)
+    return _one_shape(rng, QUESTIONS["shape"])
 
 
 def _one_shape(rng, questions):
@@ -90,7 +38,7 @@ def count_shapes(rng, material):
         draw_shape(picture, kind, colour, place_shape(cell, rng, share=(0.6, 0.95)))
     rng.shuffle(kinds)
     facts = {"shapes": _plural(shape), "count": count, "all": count + others}
-    return Scene((picture,), COUNT_QUESTIONS, facts, f"There are: {', '.join(kinds)}.")
+    return Scene((picture,), QUESTIONS["count"], facts, f"There are: {', '.join(kinds)}.")
 
 
 def _plural(shape):
@@ -106,7 +54,7 @@ def list_shapes(rng, material):
         colour, shape = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
         draw_shape(picture, shape, colour, place_shape(cell, rng, share=(0.6, 0.95)))
         names.append(f"{colour} {shape}")
-    return Scene((picture,), LIST_QUESTIONS, {"names": ", ".join(names)}, f"There are: {', '.join(names)}.")
+    return Scene((picture,), QUESTIONS["list"], {"names": ", ".join(names)}, f"There are: {', '.join(names)}.")
 
 
 def side_of_shapes(rng, material):
@@ -127,7 +75,7 @@ def side_of_shapes(rng, material):
     first, second = map(" ".join, names)
     a, b, a_side = rng.choice(((first, second, one), (second, first, other)))
     facts = {"a": a, "b": b, "one": one, "other": other, "a_side": a_side, "first": first, "second": second}
-    return Scene((picture,), SIDE_QUESTIONS, facts, f"The {first} is {one} the {second}.")
+    return Scene((picture,), QUESTIONS["side"], facts, f"The {first} is {one} the {second}.")
 
 
 def compare_sizes(rng, material):
@@ -142,17 +90,17 @@ def compare_sizes(rng, material):
     large, small = map(" ".join, names)
     a, b = rng.sample((large, small), 2)
     facts = {"a": a, "b": b, "large": large, "small": small, "yes": "yes" if a == large else "no"}
-    return Scene((picture,), COMPARE_QUESTIONS, facts, f"The {large} is big, the {small} is small.")
+    return Scene((picture,), QUESTIONS["compare"], facts, f"The {large} is big, the {small} is small.")
 
 
 def find_box(rng, material):
     """The box of one of up to three shapes, in thousandths of the picture."""
-    return _boxes(rng, FIND_QUESTIONS)
+    return _boxes(rng, QUESTIONS["find"])
 
 
 def name_box(rng, material):
     """What a box shows, among two or three shapes."""
-    return _boxes(rng, BOX_QUESTIONS, fewest=2)
+    return _boxes(rng, QUESTIONS["box"], fewest=2)
 
 
 def _boxes(rng, questions, *, fewest=1):
@@ -166,8 +114,7 @@ def _boxes(rng, questions, *, fewest=1):
         while name is None or name in [other for other, _ in found]:
             name = rng.choice(list(COLOURS)), rng.choice(list(SHAPES))
         box = draw_shape(picture, name[1], name[0], place_shape(cell, rng, share=(0.6, 0.95)))
-        in_thousandths = [1000 * value / side for value, side in zip(box, picture.size * 2, strict=True)]
-        found.append((name, ", ".join(str(round(value)) for value in in_thousandths)))
+        found.append((name, box_text(box, picture.size)))
     (colour, shape), box = rng.choice(found)
     facts = {"name": f"{colour} {shape}", "a": article(colour), "box": box}
     boxed = ", ".join(f"{' '.join(name)} at [[{where}]]" for name, where in found)

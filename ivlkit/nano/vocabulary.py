@@ -1,4 +1,4 @@
-"""The words that nano knows, words that it can't know, and how they may be written.
+"""The words that nano knows, words that it can't know, how they may be written, and the questions of `tables.yaml`.
 
 No word is written so that its print could be another one (`ways_to_write`). Validation has words of its own, real and
 made up (`split_of`).
@@ -7,49 +7,27 @@ made up (`split_of`).
 import hashlib
 import re
 import unicodedata
+from pathlib import Path
+
+import yaml
 
 
-def listed(text):
-    """The words of a text, as a tuple."""
-    return tuple(text.split())
+def _pairs(table):
+    """{scene: ((question, answer), …)}, facts as {fields}."""
+    return {scene: tuple(asked.items()) for scene, asked in table.items()}
 
 
+_TABLES = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+LISTS = {name: tuple(words.split()) for name, words in _TABLES["lists"].items()}
+QUESTIONS, STRIP_QUESTIONS = _pairs(_TABLES["questions"]), _pairs(_TABLES["strips"])
+WORDS, HELD_OUT_WORDS = LISTS["words"], LISTS["held_out_words"]
 # Of German, French, Italian, Spanish, Portuguese, the Nordic languages, Croatian, Czech, Slovak, Polish, Hungarian and
 # Turkish. Romanian's ș is not among them: in small print it is Turkish's ş.
 SMALL_ACCENTED = "äöüßàâçéèêëîïôùûœìòáíóúñãõåøæčšžćđěřůťďňýąęłńśźżőűğşı"
 ACCENTED = SMALL_ACCENTED + "".join(letter.upper() for letter in SMALL_ACCENTED if letter not in "ßı") + "İ"
 UNDIVIDED = dict(zip("ßœøæđłıŒØÆĐŁ", "sooadliOOADL", strict=True))  # Unicode gives these no base and accent
-
-WORDS = listed("""
-able about above add age air also animal answer apple arm autumn baby back bag ball bank bear bed bell bird
-black blood blue board boat body book bottle box boy bread bridge brown bus cake car card cat chair city clock
-cloud coat coffee cold cup dance day desk dinner doctor dog door dress drink dry dust ear earth east egg
-eye face farm fast field fire fish floor flower foot forest friend fruit game garden gate girl glass gold
-grass green hair hand happy hat heart heavy hill home horse house ice island job juice jump key king kitchen
-knife lake lamp leaf left letter light lion long lunch map milk moon morning mountain mouse music name night
-north nose ocean open orange paper park pen pencil picture pink plate quick rain red river road room rose salt
-sand school sea ship shoe silver sister sky sleep snow song soup star stone street summer sun table tea train
-tree voice wall water west wind winter wolf wood world yellow young zebra zero
-grün weiß schön groß fünf zwölf früh müde öffnen café père mère fête forêt île août garçon cœur naïve noël élève année
-año niño corazón jardín árbol león pão mão avião manhã limões città più così però virtù blå grå rød påske ærlig bjørn
-żółty święto dzień pięć źródło kůň děti žlutý šťastný loď kuća đak žaba erdő hűtő zöld gyümölcs dağ ağaç kış çiçek değil
-""")
-HELD_OUT_WORDS = listed("""
-bike bright candle cheese corn fork fox globe goat honey jam kite lemon mirror needle owl piano queen radio
-sugar tiger uncle violet wagon yard
-spät heiß leçon déjà hôtel pequeño irmão perché fjäll smörgås książka řeka ključ tűz güneş yağmur
-""")
-# Made-up words are syllables: a beginning, a vowel, an end; then perhaps an ending.
-BEGINNINGS = (
-    listed("b c d f g h j k l m n p r s t v w y z"),
-    listed("bl br ch cl cr dr fl fr gl gr pl pr qu sh sk sl sm sn sp st sw th tr tw wh"),
-)
-VOWELS = listed("a e i o u"), listed("ai ea ee ie oa oo ou")
-ENDS = (
-    listed("b d f g k l m n p r s t v w x z"),
-    listed("ck ft ght ld ll lt mp nd ng nk nt rd rk rt sh sk ss st th"),
-)
-ENDINGS = listed("e y er le en")
+BEGINNINGS = LISTS["beginnings"], LISTS["long_beginnings"]
+VOWELS, ENDS = (LISTS["vowels"], LISTS["long_vowels"]), (LISTS["ends"], LISTS["long_ends"])
 MADE_UP_LENGTHS = 3, 4, 4, 5, 5, 5, 6, 6, 6
 ONE_IN_EIGHT = 32  # of the 256 values of a hash's first byte
 UNWANTED = re.compile(r"rn|vv|(.)\1\1|fu|cu|shi|nig|tit|ass|dic|coc|fag|sex|slu|twa|who")  # looks like "m", or is rude
@@ -126,7 +104,7 @@ def _made_up_word(rng):
         word = _syllable(rng)
         while len(word) < length and rng.random() < 0.9:
             if rng.random() < 0.3:
-                word += rng.choice(ENDINGS)
+                word += rng.choice(LISTS["endings"])
                 continue
             syllable = _syllable(rng)  # after a vowel its first letter may be doubled, as in "rabbit"
             doubled = word[-1] in "aeiou" and syllable[0] in "bdfglmnprt" and rng.random() < 0.2

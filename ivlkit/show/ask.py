@@ -75,7 +75,7 @@ def ask_run(run, question=None, image=None, *, checkpoints=False, **options):
 
 
 def _voices(run, checkpoints, options):
-    """(voices, note). Adapters are turned off and exchanged on one model; a base that was trained whole is a second."""
+    """(voices, note). An adapter is turned off or exchanged on one model; beside whole weights the base is a second."""
     trained, note = run.load(**options), ""
     if trained.adapter is None:
         base = load(run.recipe.model, **options)

@@ -46,8 +46,10 @@ def curves_figure(panels, *, across):
     """
     told = [f"{what} over {across}, {name} {_told(line)}" for what in panels for name, line in panels[what].items()]
     figure = ShownFigure(figsize=(2 + 4.5 * len(panels), 3.2), layout="constrained", alt="; ".join(told))
+    order = {}  # {name: number of its colour}, in every panel the same
     for axes, (what, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for place, (name, line) in enumerate(lines.items()):
+        for name, line in lines.items():
+            place = order.setdefault(name, len(order))
             colour, marker = (BLUE, ORANGE, GREEN, PINK, RED)[place % 5], "osD^v"[place % 5]
             heights = [getattr(value, "score", value) for value in line.values()]
             axes.plot(list(line), heights, color=colour, marker=marker, markersize=4, label=plain_text(name))
@@ -60,7 +62,8 @@ def curves_figure(panels, *, across):
             axes.set_xticks(sorted(places))
         axes.set(xlabel=across, ylabel=what)
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    drawn = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend([*drawn.values()], [*drawn], loc="outside right upper", frameon=False)
     return figure
 
 

@@ -1,20 +1,17 @@
 """Rows of a data set as pictures with their questions and answers, boxes drawn where a text names them."""
 
-import re
-
 from PIL import ImageDraw, ImageFont
 
+from ..data.rows.boxes import named_boxes
 from ..data.rows.media import open_image
 from ..data.rows.video import sample_frames
 from ..errors import DataError
-from ..evaluation.boxes import parse_boxes
 from .figure import BLUE, GREEN, ORANGE, PINK, RED
 from .findings import figures_html, kind_table, problems_of_rows, remarks_html, row_anchor
 from .html import cards_html, fragment, line_html, picture_html, text_html
 from .live import live_under
 
 BOX_COLOURS = (RED, BLUE, GREEN, ORANGE, PINK)
-_NAMED_BOXES = re.compile(r"(?:<ref>(?P<name>[^<]{0,80})</ref>\s*)?<box>(?P<boxes>.*?)</box>", re.S)
 
 
 def record_html(record):
@@ -56,13 +53,6 @@ def _card(record):
     boxes = named_boxes("\n".join(turn.text for turn in record.turns))
     where = f'<div class="dim">{text_html(record.where)}</div>'
     return f'<div id="{row_anchor(record.where)}">{media_html(record, boxes=boxes)}{turns}{where}</div>'
-
-
-def named_boxes(text):
-    """[(name, (x1, y1, x2, y2))] of a text, in thousandths of the picture: <ref>cup</ref><box>[[0, 0, 500, 1000]]</box>
-    gives ("cup", (0, 0, 500, 1000)).
-    """
-    return [(found["name"] or "", box) for found in _NAMED_BOXES.finditer(text) for box in parse_boxes(found["boxes"])]
 
 
 def media_html(record, *, max_px=320, boxes=()):

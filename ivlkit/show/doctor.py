@@ -1,6 +1,7 @@
 """A data report as HTML: what was found, the figures, and sample pictures beside their findings."""
 
 from ..data.checking.findings import KINDS, LEVELS
+from ..errors import DataError
 from .dataset import pictures_html
 from .findings import figures_html, kind_table, problem_table, problems_of_rows, remarks_html, row_anchor
 from .html import cards_html, fragment, page_html, table_html, text_html
@@ -38,14 +39,22 @@ def report_page(report):
 
 
 def contact_sheet_html(report, data, *, rows=24):
-    """The first rows of a data set as small pictures, each with its line and what the report says about it."""
+    """The first rows of a data set as small pictures, each with its line and what the report says about it.
+
+    A row that can't be read is named in its place.
+    """
     found, cards = problems_of_rows(report), []
-    for record in (data[number] for number in range(min(rows, len(data)))):
-        problems = found.get(record.where, [])
-        pictures = pictures_html(record.images[:2], record.where, max_px=140)
-        answer = f"<div><b>{text_html(record.answer, 60)}</b></div>"
-        where = f'<div class="dim">{text_html(record.where, 120)}</div>'
-        cards.append((pictures + answer + where + remarks_html(problems), "bad" if problems else "good"))
+    for number in range(min(rows, len(data))):
+        where = data.where(number)
+        problems = found.get(where, [])
+        try:
+            record, kind = data[number], "bad" if problems else "good"
+            shown = pictures_html(record.images[:2], where, max_px=140)
+            shown += f"<div><b>{text_html(record.answer, 60)}</b></div>"
+            shown += f'<div class="dim">{text_html(where, 120)}</div>'
+        except DataError as error:
+            shown, kind = f"<div>{text_html(error)}</div>", "bad"
+        cards.append((shown + remarks_html(problems), kind))
     return fragment(cards_html(cards))
 
 

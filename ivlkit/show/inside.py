@@ -15,7 +15,6 @@ from ..errors import DataError
 from ..models.chat import make_prompt
 from ..models.load import meta_copy
 from ..models.shapes import config_of, empty_model
-from ..training.recipes import Recipe
 from ..training.recipes import recipe as named_recipe
 from ..training.tuning import prepare, summarise
 from .figure import GREEN, RED, ShownFigure, plain_text
@@ -35,7 +34,7 @@ def parts_figure(vlm, recipe):
 
     Returns: matplotlib figure.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    recipe = named_recipe(recipe)
     rows = summarise(prepare(meta_copy(vlm), recipe), recipe)
     total, trained = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
     alt = f"{recipe.name} trains {trained:,} of {total:,} parameters: " + "; ".join(map(_part_text, rows))

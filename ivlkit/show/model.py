@@ -8,6 +8,7 @@ from ..hardware import GIB
 from ..models.families import FAMILIES
 from ..models.hub.verify import DATA
 from ..models.layouts.weight_files import read_shapes, read_weight_files
+from ..models.modeling.quantize import count_values
 from .figure import BLUE, ORANGE, PINK, ShownFigure
 from .html import cards_html, fragment, picture_html, table_html, text_html
 
@@ -38,7 +39,7 @@ def vlm_html(vlm):
     """Parts, parameters, tile settings, template."""
     if vlm.model is None:
         return table_html([("model", "released from memory")])
-    sizes, processor = {name: each.numel() for name, each in vlm.model.named_parameters()}, vlm.processor
+    sizes, processor = {name: count_values(each) for name, each in vlm.model.named_parameters()}, vlm.processor
     counts = {part: sum(sizes[name] for name in sizes if name.startswith(prefix)) for part, prefix in PARTS.items()}
     tiles = f"{processor.tile_px} px, {processor.num_image_token} tokens each, up to {processor.max_tiles} + thumbnail"
     rows = [

@@ -9,12 +9,12 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..data.files import PART, flush, flush_folder, sha256, vanish
+from ..data.files import PART, appearing, flush_folder, sha256, vanish
 from ..errors import CheckpointError, TrainingError
 from ..hardware import free_bytes
 from .engine.distributed import local_shard
@@ -41,25 +41,18 @@ def writing_checkpoint(to, accelerator):
 
     Raises: TrainingError if it can't be written, which leaves the checkpoints before as they are.
     """
-    aside = to.with_name(to.name + PART)
-    if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        yield aside
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_contents(aside)
-            if to.exists():
-                vanish(to)
-            aside.rename(to)
-            flush(to.parent)
-    except Exception as error:
-        raise TrainingError(_not_written(to, error)) from error
-    finally:
-        if accelerator.is_main_process:
-            shutil.rmtree(aside, ignore_errors=True)
+    writes = accelerator.is_main_process
+    with appearing(to) if writes else nullcontext(to.with_name(to.name + PART)) as aside:
+        try:
+            accelerator.wait_for_everyone()
+            yield aside
+            accelerator.wait_for_everyone()
+            if writes:
+                write_contents(aside)
+                if to.exists():  # one that this run did not go on from
+                    vanish(to)
+        except Exception as error:  # while what fills a disk is still there
+            raise TrainingError(_not_written(to, error)) from error
     accelerator.wait_for_everyone()
 
 
@@ -74,12 +67,9 @@ def _not_written(to, error):
 
 
 def write_contents(folder):
-    """Bring a folder's files onto the disk, and then the list of them."""
-    contents = json.dumps(_contents(folder), indent=1)
+    """List a folder's files in it, and bring all of them onto the disk."""
+    (folder / CONTENTS_FILE).write_text(json.dumps(_contents(folder), indent=1))
     flush_folder(folder)
-    path = folder / CONTENTS_FILE
-    path.write_text(contents)
-    flush(path)
 
 
 def _contents(folder):

@@ -18,6 +18,11 @@ PARTS = {
 }
 
 
+def part_of(name):
+    """The part of a tensor's name, whatever wraps the model: "head" for "base_model.model.lm_head.weight"."""
+    return next(part for part, prefix in PARTS.items() if f".{prefix}" in f".{name}")
+
+
 def _input_bytes(width, outputs, layer, *, kept_anyway=False, computed=False):
     """Of a matrix that trains: its input, in what products read."""
     is_cast = layer.precision.stream > layer.precision.compute and not (kept_anyway or computed or layer.compiled)

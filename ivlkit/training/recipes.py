@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from linecache import getlines
+from pathlib import Path
 
 import yaml
 
@@ -156,7 +157,7 @@ class Recipe:
             yield f"language={self.language!r}; expected 'lora', on the language model"
         if self.language == "qlora" and self.vision_offload:
             yield "language='qlora', whose decoder is NF4, and vision_offload, whose tower stays; set one of the two"
-        if self._stage == 3:
+        if self.stage == 3:
             yield "zero_stage=3, which divides weights before they are float8; set zero_stage=2 or less"
 
     def _vision_clashes(self):
@@ -175,8 +176,8 @@ class Recipe:
                 f"vision_offload with {self._tunings}; expected a frozen tower beside adapters; set vision='frozen' "
                 "and language='qlora' or 'lora'"
             )
-        if self.vision_offload and self._stage:
-            yield f"vision_offload with zero_stage={self._stage}; expected DDP, a tower a process; set zero_stage=0"
+        if self.vision_offload and self.stage:
+            yield f"vision_offload with zero_stage={self.stage}; expected DDP, a tower a process; set zero_stage=0"
         if self.vision != "frozen" and self.drop_path:
             yield f"drop_path={self.drop_path} in a vision tower that trains; set drop_path=0"
 
@@ -188,7 +189,7 @@ class Recipe:
             )
         if self.compile and not self.packing:
             yield "compile=true with packing=false; expected bins; set packing=true"
-        if self.compile and self._stage == 3:
+        if self.compile and self.stage == 3:
             yield (
                 "compile=true with zero_stage=3, which fetches weights inside a layer; set zero_stage=2 or "
                 "compile=false"
@@ -209,8 +210,8 @@ class Recipe:
         return f"vision={self.vision!r}, language={self.language!r}"
 
     @property
-    def _stage(self):
-        """Of ZeRO; 0 in a single process."""
+    def stage(self):
+        """`zero_stage` as it acts: 0 in a single process."""
         return self.zero_stage if self.processes > 1 else 0
 
     @property
@@ -242,8 +243,8 @@ class Recipe:
 
     @property
     def full_precision(self):
-        """Whether all weights are loaded in float32: masters of a part that trains in full, without adapters."""
-        return not self.has_adapters
+        """Whether all weights are loaded in float32, as masters of what trains in full; DeepSpeed keeps its own."""
+        return not (self.has_adapters or self.stage)
 
     @property
     def budgets(self):
@@ -315,73 +316,22 @@ class Recipe:
     _repr_html_ = shown("run:recipe_html")
 
 
-def _released(*values, **parts):
-    names = ("model", "total_batch", "per_device_batch", "learning_rate", "weight_decay", "zero_stage")
-    return {"gpus": None, **dict(zip(names, values, strict=True)), **parts}  # the guide's number stands in `hardware`
-
-
-_LORA = {"projector": "frozen", "language": "lora"}
-_NANO = {
-    "model": "nano",
-    "vision": "lora",
-    "projector": "frozen",
-    "language": "lora",
-    "lora_rank": 16,
-    "lora_alpha": 32,
-    "total_batch": 16,
-    "per_device_batch": 16,
-    "packing": False,  # short rows on a CPU: see benchmarks/packing.py
-    "max_seq_length": 1024,
-    "gradient_checkpointing": "none",
-    "workers": 0,
-    "save_steps": 100,
-    "hardware": "a laptop, minutes",
-}
-_SCRIPTS = {
-    # model, total batch, per device, learning rate, weight decay, ZeRO stage: the guide's 2nd-fine-tune scripts
-    "2b-full": _released("2b", 128, 4, 4e-5, 0.01, 1, drop_path=0.1, hardware="8 GPUs, 30 GB each"),
-    "2b-lora": _released("2b", 16, 4, 4e-5, 0.01, 1, **_LORA, hardware="2 GPUs, 27 GB each"),
-    "4b-full": _released("4b", 128, 4, 4e-5, 0.05, 1, drop_path=0.1, hardware="8 GPUs, 40 GB each"),
-    "4b-lora": _released("4b", 16, 4, 4e-5, 0.05, 1, **_LORA, hardware="2 GPUs, 19 GB each"),
-    "26b-full": _released("26b", 128, 2, 2e-5, 0.05, 3, drop_path=0.4, hardware="8 GPUs of 80 GB, 77 GB each"),
-    "26b-lora": _released(
-        "26b", 16, 2, 2e-5, 0.05, 3, **_LORA, hardware="2 GPUs of 80 GB, 79 GB each; 8 at 60 GB each"
-    ),
-    "nano-lora": _NANO | {"learning_rate": 3e-3, "lora_dropout": 0.0},  # every row is seen once: nothing to forget
-    "nano-full": _NANO
-    | {"vision": "full", "projector": "full", "language": "full", "learning_rate": 5e-4, "epochs": 3},
-    "nano-projector": _NANO
-    | {"vision": "frozen", "projector": "full", "language": "frozen", "learning_rate": 2e-3, "epochs": 3},
-}
-_ELSEWHERE = {  # what other trainers call it → what to write here
-    **{name: "epochs" for name in ("num_train_epochs", "num_epochs", "n_epochs")},
-    **{name: "learning_rate" for name in ("lr", "base_lr")},
-    **{"projector_lr": "projector_learning_rate", "vision_lr": "vision_learning_rate"},
-    **{"batch_size": "total_batch, samples an optimiser step, or per_device_batch"},
-    **{"per_device_train_batch_size": "per_device_batch", "train_batch_size": "total_batch"},
-    **{"gradient_accumulation_steps": "total_batch; its parts of per_device_batch samples follow from it"},
-    **{name: "lora_rank" for name in ("r", "rank", "lora_r")},
-    **{"alpha": "lora_alpha", "dropout": "lora_dropout"},
-    **{name: "nothing: a GPU that has bfloat16 computes in it" for name in ("bf16", "fp16", "torch_dtype")},
-    **{name: "train(…, folder=…)" for name in ("output_dir", "folder")},
-    **{name: "patience" for name in ("early_stopping", "early_stopping_patience")},
-    **{"max_steps": "epochs; a fraction such as epochs=0.5 ends within a pass"},
-    **{"warmup_steps": "warmup_ratio", "lr_scheduler_type": "scheduler", "optim": "optimizer"},
-    **{"vision_int8": "weights='float8'; beside language='qlora' it is the tower's alone"},
-    **{"max_length": "max_seq_length", "max_dynamic_patch": "max_tiles", "drop_path_rate": "drop_path"},
-}
-RECIPES = {name: Recipe(name=name, **values) for name, values in _SCRIPTS.items()}
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+RECIPES = {name: Recipe(name=name, **values) for name, values in _TABLES["recipes"].items()}
 RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 
 
 def recipe(name, /, **changes):
-    """A named recipe with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
+    """A recipe, named or your own, with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
 
     A recipe has values of its own, which `print(recipe("2b-lora"))` shows, in place of the defaults below. Where
     `packing` is false, `total_batch` is a multiple of gpus × `per_device_batch`: set both for a smaller one.
 
     Raises: RecipeError for an unknown name or field, with the nearest known one.
     """
+    if isinstance(name, Recipe):
+        _check_known(name.name, changes)
+        return replace(name, **changes) if changes else name  # a copy would lose its reasons
     if not isinstance(name, str) or name.endswith((".json", ".jsonl", ".csv")):
         raise RecipeError(
             f"{str(name)[:80]} in the recipe's place; expected a recipe's name or a `Recipe`; the recipe comes first: "
@@ -436,7 +386,8 @@ def _check_known(name, keys):
     known = {field.name for field in fields(Recipe)}
     for key in keys:
         if key not in known:
-            meant = f"; write {_ELSEWHERE[key]}" if key in _ELSEWHERE else _nearest(key, known)
+            ours = _TABLES["elsewhere"].get(key)
+            meant = f"; write {ours}" if ours else _nearest(key, known)
             raise RecipeError(f"recipe {name}: unknown field {key!r}; help(ivlkit.recipe) lists the fields{meant}")
 
 

@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from ..data.datasets.mixture import TRAIN
 from ..data.datasets.opening import open_data
-from ..data.files import write_whole
+from ..data.files import PART, write_whole
 from ..errors import DataError, TrainingError
 from ..views import shown
 from .log import read_steps
 from .recipes import Recipe
 
 LOG_FILE = "log.jsonl"
+VALIDATION_FILE = "validation.jsonl"
 NOTICES_FILE = "notices.txt"  # what happened to it that should be known
 PLAN_FILE = "plan.sha256"
 SAMPLES_FILE = "samples.jsonl"
@@ -35,11 +36,12 @@ SKIPPED_FILE = "skipped.txt"  # rows that were masked, as often as they were met
 LENGTHS_FILE = "lengths.npy"  # tokens and tiles of the rows when it began
 ROWS_FILE = "rows.npy"  # numbers of the rows of a part of a data set
 VALIDATION_ROWS_FILE = "validation_rows.npy"
-FILES = {  # beside run.yaml, checkpoints and final/
+FEATURES = "features"  # folder of what a frozen tower made of tiles, while it trains
+FILES = {  # beside checkpoints and final/
     *(LOG_FILE, NOTICES_FILE, PLAN_FILE, SAMPLES_FILE, ROWS_FILE, VALIDATION_ROWS_FILE, SKIPPED_FILE, LENGTHS_FILE),
-    *("validation.jsonl", "error.txt", "output.txt", "pid", "start.lock"),
+    *(VALIDATION_FILE, "run.yaml", "error.txt", "output.txt", "pid", "start.lock"),
 }
-FOLDERS = r"(final|(checkpoint|best)-\d+)(\..*)?"  # a damaged one, or one half written, has an ending
+FOLDERS = rf"({FEATURES}|final|(checkpoint|best)-\d+)(\..*)?"  # a damaged one, or one half written, has an ending
 VALIDATION = "validation"  # the split of a meta file
 RUNS_FOLDER = Path("runs")
 children = {}  # folder → Popen of runs this process started
@@ -110,7 +112,7 @@ class Run:
 
         Dicts with step, loss, score, seconds and answers; see `training.loop.validation.Validate`.
         """
-        return read_steps(self.folder / "validation.jsonl")
+        return read_steps(self.folder / VALIDATION_FILE)
 
     @property
     def notices(self):
@@ -207,7 +209,7 @@ class Run:
             for path in self.folder.iterdir():
                 if path.is_dir() and re.fullmatch(FOLDERS, path.name):
                     shutil.rmtree(path)
-                elif path.name in FILES:
+                elif path.name.removesuffix(PART) in FILES:
                     path.unlink()
         with suppress(OSError):  # not empty
             self.folder.rmdir()

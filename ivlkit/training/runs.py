@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..data.datasets.mixture import TRAIN, Data, read_meta
+from ..data.datasets.mixture import TRAIN, read_meta
 from ..data.datasets.opening import open_data
 from ..data.files import flush, write_whole
 from ..errors import RecipeError, TrainingError
@@ -24,7 +24,7 @@ from ..hardware import package_version
 from ..models.families import find_model
 from . import functions
 from .engine.distributed import earlier_settlings, find_missing, visible_cards
-from .recipes import Recipe, overfitting
+from .recipes import overfitting
 from .recipes import recipe as named_recipe
 from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children, rewrite
 
@@ -71,8 +71,8 @@ def train(
 
 def _few_rows(recipe, data, rows):
     """(the recipe that learns them by heart, rows spread over the data)."""
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
-    data = data if isinstance(data, Data) else open_data(data)
+    recipe = named_recipe(recipe)
+    data = open_data(data)
     if not isinstance(rows, int) or rows < 1:
         raise RecipeError(f"overfit={rows!r}; expected a number of rows, such as 8")
     rows = min(rows, len(data))
@@ -86,9 +86,9 @@ def describe(
 
     Args: here: whether this machine is the one that has to have the GPUs.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
-    data = data if isinstance(data, Data) else open_data(data)
-    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
+    recipe = named_recipe(recipe)
+    data = open_data(data)
+    validation = open_data(validation) if validation else validation_of(data)
     _check(recipe, data, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}

@@ -1,18 +1,18 @@
 """Which parts train, and how: frozen, LoRA (on quantised weights: QLoRA) or full. Checked before a step is paid for."""
 
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
 
 from ..errors import RecipeError
 from ..models.modeling.float8 import to_float8
 from ..models.modeling.quantize import count_values
 from .engine.streaming import leave_out_of_ddp, stream_tower
-from .methods import PARTS, TUNINGS
+from .methods import PARTS, TUNINGS, part_of
 
-NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")  # names whose values never decay
+NO_DECAY = [r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)"]  # names whose values never decay
 BETA_1, EPSILON = 0.9, 1e-8  # of Adam
 BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values a float32 scale, values below which a state stays float32
 
@@ -37,10 +37,9 @@ def prepare(vlm, recipe):
     if vlm.adapter is not None:
         raise RecipeError("the model already carries an adapter; merge it first (vlm.merge_adapter())")
     model = vlm.model
-    for part, tuning in _tunings(recipe).items():
-        for name, parameter in model.named_parameters():
-            if name.startswith(PARTS[part]):
-                parameter.requires_grad_(tuning == "full")
+    tunings = _tunings(recipe)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(tunings[part_of(name)] == "full")
     if recipe.unfreeze_vit_layers:
         _unfreeze_layers(model, recipe)
     if recipe.float8_parts and model.device.type != "meta":
@@ -68,40 +67,30 @@ def _unfreeze_layers(model, recipe):
     chosen.requires_grad_(True)
 
 
-def parameter_groups(model, recipe, groups):
-    """An optimizer's groups, cut by part where the recipe gives a part a learning rate of its own.
+def adamw(model, recipe):
+    """AdamW with the recipe's learning rate of each part; biases and norms do not decay. In 8 bits by bitsandbytes.
 
-    Args: groups: of an optimizer that has taken no step.
-    Returns: new groups, in the order of the old ones.
+    Raises: RecipeError for a rate of a part that does not train.
     """
     rates = {"vision": recipe.vision_learning_rate, "projector": recipe.projector_learning_rate}
-    rates = {part: rate for part, rate in rates.items() if rate is not None}
-    owner = {id(value): _part_of(name) for name, value in model.named_parameters()}
-    owner = {value: part if part in rates else None for value, part in owner.items()}
-    for part in rates:
-        if not any(value.requires_grad for value in model.parameters() if owner[id(value)] == part):
+    rates = {None: recipe.learning_rate} | {part: rate for part, rate in rates.items() if rate is not None}
+    decaying = set(get_parameter_names(model, [nn.LayerNorm], NO_DECAY))
+    groups = {(decays, part): [] for decays in (True, False) for part in rates}
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            part = part_of(name)
+            groups[name in decaying, part if part in rates else None].append(value)
+    for part, rate in rates.items():
+        if part and not (groups[True, part] or groups[False, part]):
             raise RecipeError(
-                f"{recipe.name}: {part}_learning_rate={rates[part]}, but no tensor of the {part} trains; set {part} to "
-                "lora or full, or leave the rate out"
+                f"{recipe.name}: {part}_learning_rate={rate}, but no tensor of the {part} trains; set {part} to lora "
+                "or full, or leave the rate out"
             )
-    cut = []
-    for group in groups:
-        for part in (None, *rates):
-            own = [value for value in group["params"] if owner[id(value)] == part]
-            if own:
-                cut.append(group | {"params": own} | ({"lr": rates[part]} if part else {}))
-    return cut
-
-
-def adamw(model, recipe):
-    """AdamW with the recipe's learning rate of each part; biases and norms do not decay. In 8 bits by bitsandbytes."""
-    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    decays = {name for name, _ in trained} - _undecayed(model)
     groups = [
-        {"params": [value for name, value in trained if name in decays], "weight_decay": recipe.weight_decay},
-        {"params": [value for name, value in trained if name not in decays], "weight_decay": 0.0},
+        {"params": values, "lr": rates[part], "weight_decay": recipe.weight_decay if decays else 0.0}
+        for (decays, part), values in groups.items()
+        if values
     ]
-    groups = parameter_groups(model, recipe, groups)
     options = {"lr": recipe.learning_rate, "betas": (BETA_1, recipe.adam_beta2), "eps": EPSILON}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
@@ -112,20 +101,6 @@ def adamw(model, recipe):
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})
     return bitsandbytes.optim.AdamW(groups, **options, optim_bits=8, is_paged=recipe.optimizer.startswith("paged"))
-
-
-def _undecayed(model):
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
-    return {
-        name
-        for name, _ in model.named_parameters()
-        if NO_DECAY.search(name.lower()) or name.rpartition(".")[0] in norms
-    }
-
-
-def _part_of(name):
-    name = name.removeprefix("module.").removeprefix("base_model.model.")
-    return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
 
 
 def optimizer_bytes(model, optimizer):
@@ -142,8 +117,13 @@ def _state_8bit(count):
 
 def summarise(model, recipe):
     """Parameters and trainable parameters of each part: `[PartSummary, …]`."""
-    tunings = _tunings(recipe)
-    return [PartSummary(part, tunings[part], *_count(model, prefix)) for part, prefix in PARTS.items()]
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        if ".original_module." not in name:  # PEFT's untrained copy of a projector that trains beside LoRA
+            count, own = count_values(parameter), counts[part_of(name)]
+            own[0] += count
+            own[1] += count * parameter.requires_grad
+    return [PartSummary(part, tuning, *counts[part]) for part, tuning in _tunings(recipe).items()]
 
 
 def summary_text(model, recipe):
@@ -165,14 +145,3 @@ def _tunings(recipe):
     """The head trains with a full language model, as in the released scripts; LoRA leaves it alone."""
     head = "full" if recipe.language == "full" else "frozen"
     return {"vision": recipe.vision, "projector": recipe.projector, "language": recipe.language, "head": head}
-
-
-def _count(model, prefix):
-    total = trainable = 0
-    for name, parameter in model.named_parameters():
-        if ".original_module." in name:
-            continue  # PEFT keeps the untrained copy of a projector that trains beside LoRA
-        if name.removeprefix("base_model.model.").startswith(prefix):
-            count = count_values(parameter)
-            total, trainable = total + count, trainable + count * parameter.requires_grad
-    return total, trainable

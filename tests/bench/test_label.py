@@ -64,6 +64,14 @@ def told(opened, key):
     return [message for message, _ in opened.sent if key in message]
 
 
+def test_pictures_of_a_linked_folder_are_asked_about_as_predict_does(photos, begin, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (photos / "a.png").rename(tmp_path / "disk" / "d.png")
+    (photos / "linked").symlink_to(tmp_path / "disk")
+    names = [row["file"] for row in begin("photos", "What?").rows]
+    assert names == ["photos/b.jpg", "photos/linked/d.png", "photos/more/c.png"]
+
+
 class TestTable:
     def test_opens_as_data_as_it_is_and_is_encoded(self, photos, begin):
         opened = begin("photos/", "What number?")
@@ -116,6 +124,7 @@ class TestTable:
         ("text", "values"),
         [
             ("<ref>cat</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>", [["cat", 1, 2, 3, 4], ["cat", 5, 6, 7, 8]]),
+            ("<ref>cat</ref><box>[[-5, 2, 3.4, 1004]]</box>", [["cat", 0, 2, 3, 1000]]),
             ("none", ["none"]),
         ],
     )

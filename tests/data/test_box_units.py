@@ -156,6 +156,21 @@ def test_qwens_notation_is_written_as_ours(fence, save, root):
     assert parse_boxes(first)[0] == pytest.approx(expected[0][1], abs=2)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[{"bbox_2d": [1, 2, 3], "label": "cup"}]',
+        '[{"bbox_2d": [1, 2, 3, 4], "label": 3}]',
+        '[{"bbox_2d": [1, 2, 3, 4]}, 3, {}]',
+        '[{"bbox_2d": ' + "[" * 100_000 + "}]",
+    ],
+)
+def test_what_only_looks_like_qwens_notation_is_no_box(answer, save, root):
+    boxes = [json.dumps([{"bbox_2d": written(box, SIZES[n], "pixels", "xyxy")}]) for n, box in truths(40)]
+    path = save([*boxes, answer])
+    assert "40 boxes as Qwen's bbox_2d, none over 640: pixels as [x1, y1, x2, y2]" in units_of(path, root)[0]
+
+
 def test_paligemmas_notation_is_written_as_ours(save, root):
     path = save(["<loc0256><loc0128><loc0512><loc1023> cup ; <loc0000><loc0000><loc0512><loc0512> big pen", "none"])
     assert units_of(path, root) == ["2 boxes as <locdddd>, PaliGemma's shares of 1024"]

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 
 import ivlkit as ivl
 from ivlkit.data.checking.doctor import diagnose
@@ -21,10 +23,11 @@ from ivlkit.data.checking.examine import BAD, GOOD, Task
 from ivlkit.data.checking.findings import KINDS, LEVELS
 from ivlkit.data.checking.lengths import epoch_lengths, row_lengths
 from ivlkit.data.checking.mend import mend
+from ivlkit.data.checking.pictures import look_at
 from ivlkit.data.checking.processes import examine_all
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
-from ivlkit.data.processor import light_processor
+from ivlkit.data.processor import FastTokenizer, light_processor
 from ivlkit.errors import DataError
 
 USER, BOT = "human", "gpt"
@@ -123,6 +126,8 @@ BAD_ROWS = {
     "a box without numbers": (ask("<box>left</box>"), "box_syntax"),
     "a box of three": (ask("<box>[[1, 2, 3]]</box>"), "box_syntax"),
     "a flat box": (ask("<box>[1, 2, 3, 4]</box>"), "box_syntax"),
+    "many boxes and a word": (ask(f"<box>[{'[1, 2, 3, 4]  ' * 60}left]</box>"), "box_syntax"),
+    "a box that no score can read": (ask("<box>[[1e2, 2e2, 3e2, nan]]</box>"), "box_syntax"),
     "a box in pixels": (ask("<box>[[10, 10, 1200, 700]]</box>"), "box_in_pixels"),
     "a box in shares of one": (ask("<box>[[0.1, 0.2, 0.5, 0.9]]</box>"), "box_in_fractions"),
     "a bare box in shares of one": (ask("[0.1, 0.2, 0.5, 0.9]"), "box_in_fractions"),
@@ -430,6 +435,21 @@ def test_answers_that_are_all_equal_are_said_of_ten_rows_and_more(check_lines):
     (problem,) = check_lines(rows).by_code("constant_answers")
     assert "all 10 rows have the answer 'yes'" in problem.found
     assert check_lines(rows[:9]).by_code("constant_answers") == []
+
+
+def test_a_tokenizer_that_reads_pictures_with_their_text_is_asked_with_both(pictures, tmp_path, processor):
+    said = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    next(one for one in said["added_tokens"] if one["content"] == "<img>")["single_word"] = True
+    tokenizer = FastTokenizer(Tokenizer.from_str(json.dumps(said)), processor.tokenizer.unk_token_id)
+    (tmp_path / "train.jsonl").write_bytes(_as_line(picture_row(conversations=talk("a<image>b", "A"))))
+    report = diagnose(tmp_path / "train.jsonl", replace(processor, tokenizer=tokenizer), root=pictures)
+    assert report.by_code("image_token")[0].found == "0 <img> tokens but its pictures make 1"
+
+
+def test_a_picture_of_any_format_under_the_name_of_another_is_said(draw_picture, tmp_path):
+    path = str(tmp_path / "really_ppm.png")
+    draw_picture(40, 40).save(path, format="PPM")
+    assert look_at(path, "header", None).remarks == (("wrong_extension", f"{path} is a PPM"),)
 
 
 def test_pictures_that_no_row_names_are_listed(check_lines):

@@ -297,7 +297,7 @@ def test_a_row_is_tokenised_once_and_its_picture_opened_once(processor, draw_pic
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda *args, **options: seen.append("opened") or real(*args, **options))
     tokenizer = light_processor(processor).tokenizer
-    counted = replace(processor, tokenizer=Counted(tokenizer.backend, tokenizer.unk_token_id))
+    counted = replace(processor, tokenizer=Counted(tokenizer.backend_tokenizer, tokenizer.unk_token_id))
     row = record("<image>\nQ", "A", images=(tmp_path / "a.png",))
     assert encode(row, counted, max_length=200).num_tiles == (7,)
     assert seen == ["opened", "tokenised"]

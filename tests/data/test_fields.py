@@ -238,12 +238,13 @@ def test_objects_that_can_not_be_filled_in_are_refused(objects, said, root):
     assert refusal(row, root).startswith(said)
 
 
-def test_a_box_in_pixels_of_a_picture_that_lies_on_its_side_is_refused(root, draw_picture):
+@pytest.mark.parametrize("orientation", [2, 3, 6])  # mirrored, upside down, on its side
+def test_a_box_in_pixels_of_a_picture_that_is_turned_is_refused(orientation, root, draw_picture):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     draw_picture(200, 100).save(root / "phone.jpg", exif=exif)
     row = talk("openai", "<image>Where?", "<bbox>", images=["phone.jpg"], objects={"bbox": [[1, 2, 3, 4]]})
-    assert "which its EXIF turns on its side; expected a picture that is stored upright" in refusal(row, root)
+    assert "which its EXIF turns or mirrors; expected a picture that is stored upright" in refusal(row, root)
 
 
 # pictures and videos

@@ -318,6 +318,8 @@ def test_voc_has_the_parts_of_its_image_sets_and_all_pictures_have_one_or_are_li
     done = convert(folder, tmp_path / "out")
     assert (done.rows, done.rejected) == ({"train": 2}, 1)
     assert "Annotations/b.xml: in no part of the split; expected train" in done.first_rejects[0]
+    save("set/ImageSets/Main/train.txt", "a\nb\n")
+    assert convert(folder, tmp_path / "out").rejected == 0
 
 
 def test_a_single_file_is_split_like_any_other_source(save, tmp_path):

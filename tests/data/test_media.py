@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from ivlkit.data.rows.media import AS_REFERENCE, degrade_jpeg, image_size, open_image
+from ivlkit.data.rows.media import AS_REFERENCE, degrade_jpeg, image_size, open_image, written_out
 from ivlkit.errors import DataError
 
 WHERE = "train.jsonl:17"
@@ -375,3 +375,9 @@ def test_jpeg_degradation_is_one_jpeg_round_trip(draw_picture):
     image.save(buffer, format="JPEG", quality=80)
     assert np.array_equal(np.asarray(degrade_jpeg(image, 80)), np.asarray(Image.open(buffer)))
     assert not np.array_equal(np.asarray(degrade_jpeg(image, 80)), np.asarray(image))
+
+
+def test_base64_in_lines_is_a_picture_and_what_only_begins_like_one_is_seen_through_at_once():
+    assert written_out("iVBORw0KGgo=\n") == "data:;base64,iVBORw0KGgo=\n"
+    blanks = f"iVBORw0KGgo{' ' * 1_000_000}!"
+    assert written_out(blanks) == blanks  # hours, where each division of the blanks is tried

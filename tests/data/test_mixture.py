@@ -67,6 +67,13 @@ def test_settings_of_a_set_reach_its_rows(write_meta):
     assert (record.augment_jpeg, record.max_tiles) == (False, None)
 
 
+def test_an_opened_data_set_is_taken_as_it_is_but_not_opened_otherwise(write_meta):
+    data = open_data(write_meta())
+    assert open_data(data) is data
+    with pytest.raises(DataError, match="a Data in the data's place"):
+        open_data(data, split="validation")
+
+
 def test_several_sets_follow_each_other(tmp_path, write_rows, turns):
     for name, rows in (("a", 2), ("b", 3)):
         write_rows(

@@ -3,6 +3,7 @@
 import pytest
 
 from ivlkit.data.datasets.opening import open_data
+from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.evaluation.report import Report, Row
 from ivlkit.evaluation.review.agreement import cohens_kappa
@@ -71,6 +72,15 @@ def test_answers_are_equal_as_the_metric_says(label, report_on):
 def test_labels_of_other_pictures_are_refused(label, report_on):
     with pytest.raises(DataError, match="none of 1 rows shows what one of the report's 30 does and asks the same"):
         report_on(label("anna", ANNA)).with_labeller(label("ben", {77: "cat"}))
+
+
+def test_pictures_that_are_no_files_are_told_apart(draw_picture):
+    uris = ["data:image/png;base64,AAAA", "data:image/png;base64,BBBB"]
+    for first, second in (uris, (draw_picture(56, 56, seed=0), draw_picture(56, 56, seed=1))):
+        rows = [Row(f"a:{n}", "What?", "cat", "cat", 1.0, (shown,)) for n, shown in enumerate((first, second))]
+        ben = Record(0, (Turn("user", "<image>\nWhat?"), Turn("assistant", "dog")), (second,))
+        found = Report("exact_match", tuple(rows), {}).with_labeller([ben])
+        assert found.labellers["different"] == [["a:1", "cat", "dog"]]
 
 
 def test_it_is_kept_with_the_report_and_belongs_to_all_of_its_rows(label, report_on, tmp_path):

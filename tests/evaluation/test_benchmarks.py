@@ -387,11 +387,13 @@ class TestWithAModel:
 
     def test_a_caption_has_at_least_8_tokens_even_if_the_model_wants_to_end(self, coco, tiny_vlm, monkeypatch):
         generate, lengths = chat._generate, []
-        monkeypatch.setattr(
-            chat,
-            "_generate",
-            lambda *args, **options: lengths.extend(map(len, ids := generate(*args, **options))) or ids,
-        )
+
+        def remember(*args, **options):
+            found = generate(*args, **options)
+            lengths.extend(len(ids) for ids, _ in found)
+            return found
+
+        monkeypatch.setattr(chat, "_generate", remember)
         end = tiny_vlm.tokenizer.convert_tokens_to_ids(tiny_vlm.processor.template.end)
         task = open_benchmark("coco_captions", coco)
         task.evaluate(tiny_vlm, progress=False, sequence_bias=[[[end], 100.0]])

@@ -17,7 +17,8 @@ from ivlkit.evaluation.boxes import (
     iou_at_50,
     parse_boxes,
 )
-from ivlkit.evaluation.confidence import ScoredReply, score_boxes
+from ivlkit.evaluation.confidence import ScoredReply, scored
+from ivlkit.models.chat import Reply
 
 LEFT, MIDDLE, RIGHT = "[0, 0, 300, 300]", "[350, 0, 650, 300]", "[700, 0, 1000, 300]"
 
@@ -222,4 +223,4 @@ class TestAveragePrecision:
     def test_the_score_of_a_box_is_the_probability_of_its_own_tokens(self):
         text = "at [1, 2, 3, 4] and [5, 6, 7, 8]"
         tokens = [(3, 0.1), (10, 0.5), (15, 0.5), (20, 0.1), (len(text), 0.9)]
-        assert score_boxes(text, tokens) == pytest.approx([0.25, 0.9])
+        assert scored(Reply(text, (), tokens=tuple(tokens))).box_scores == pytest.approx((0.25, 0.9))

@@ -101,7 +101,7 @@ def _rounded(entry):
 
 def test_rows_that_are_about_no_one_picture_are_refused(report, tmp_path):
     made = report(0)
-    for images in ((), (made.rows[0].images * 2)):
+    for images in ((), (made.rows[0].images * 2), ("data:image/png;base64,AAAA",)):
         row = Row("here:3", "Q", made.rows[0].truth, "", 0.0, images)
         with pytest.raises(DataError, match=f"here:3: {len(images)} pictures; expected one file; leave the row out"):
             save_coco(Report("ap", (row,), {}), tmp_path / "coco")

@@ -1,5 +1,6 @@
 """Answers without truths: what may be asked about, the table, going on after a kill."""
 
+import base64
 import csv
 import json
 import os
@@ -61,6 +62,16 @@ class TestWhatIsAskedAbout:
     def test_one_picture(self, photos):
         (record,), home = questions_of(photos / "b.png", question="What?")
         assert (record.turns, record.images, home) == ((Turn("user", "<image>\nWhat?"),), (photos / "b.png",), photos)
+
+    def test_a_picture_in_the_row_itself_is_no_file(self, tiny_vlm, photos, tmp_path):
+        uri = "data:image/png;base64," + base64.b64encode((photos / "b.png").read_bytes()).decode()
+        row = {"image": uri, "question": "What is it?"}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        (found,) = predict(tiny_vlm, tmp_path / "rows.jsonl", **NEW)
+        assert found.images == (uri,) and found.extra["file"] == ""
+
+    def test_the_data_s_name_is_its_path(self, tiny_vlm, photos):
+        assert predict(tiny_vlm, photos, **ASKED).details["data"] == str(photos)
 
     def test_a_video_is_asked_about_as_one(self, photos):
         (photos / "more" / "d.mp4").write_bytes(b"")

@@ -43,6 +43,10 @@ class TestScore:
         rows = tuple(Row(f"{n}", "Q", "a", "a", float(n < 2), images=(image,)) for n, image in enumerate(images))
         assert Report("m", rows, {}).interval_by("images") == (0.0, 1.0)
 
+    def test_rows_without_pictures_are_no_group(self):
+        found = report(*[1, 0] * 10)
+        assert found.interval_by("images") == found.interval
+
     def test_an_unknown_field_is_named_with_the_known_ones(self):
         with pytest.raises(DataError, match="no row has a field 'digit'; expected one of images, task"):
             report(1, 0).interval_by("digit")
@@ -54,6 +58,10 @@ class TestSlices:
 
     def test_rows_without_the_field_are_a_slice_of_their_own(self):
         assert rows_with({"a": 1}, {}, {"a": 1}).by("a") == {1: (0.0, 2), None: (1.0, 1)}
+
+    def test_numbers_stand_by_their_size_and_before_words(self):
+        found = rows_with({"a": 10, "b": "10"}, {"a": None, "b": "a"}, {"a": 2.5, "b": "9"}, {"a": 9, "b": ""})
+        assert list(found.by("a")) == [2.5, 9, 10, None] and list(found.by("b")) == ["9", "10", "", "a"]
 
     def test_any_kind_of_value_makes_a_slice(self):
         found = rows_with({"a": [1, 2]}, {"a": {"x": "é"}}, {"a": 0.5}, {"a": True})

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from ivlkit.data.rows.records import Turn
 from ivlkit.errors import DataError
 from ivlkit.models import chat, decoding
-from ivlkit.models.chat import _batches, _windows, iterate_replies, reply_batch
+from ivlkit.models.chat import _windows, alike_batches, iterate_replies, reply_batch
 from ivlkit.models.load import load
 
 NEW = {"max_new_tokens": 8}
@@ -106,10 +106,10 @@ def test_phi3_batches_of_short_and_long_contexts_are_as_one_by_one(phi3):
 
 
 def test_no_batch_mixes_short_and_long_contexts():
-    assert _batches([5000, 4096, 10, 4097, 4095], 16, 4096) == [[2, 4, 1], [3, 0]]
-    assert _batches([5000, 4096, 10, 4097, 4095], 2, 4096) == [[2, 4], [1], [3, 0]]
-    assert _batches([3, 1, 2], 16, float("inf")) == [[1, 2, 0]]
-    assert _batches([], 16, 4096) == []
+    assert alike_batches([5000, 4096, 10, 4097, 4095], 16, 4096) == [[2, 4, 1], [3, 0]]
+    assert alike_batches([5000, 4096, 10, 4097, 4095], 2, 4096) == [[2, 4], [1], [3, 0]]
+    assert alike_batches([3, 1, 2], 16, float("inf")) == [[1, 2, 0]]
+    assert alike_batches([], 16, 4096) == []
 
 
 # one question --------------------------------------------------------------------------------------------------------
@@ -128,6 +128,15 @@ def test_a_reply_remembers_the_conversation(tiny_vlm, draw_picture):
     assert reply.turns[-1].text == reply.text == str(reply)
     assert reply.num_tiles == (3,)
     assert reply.features.shape == (3, 16, 32)
+
+
+def test_a_conversation_keeps_the_system_message_that_it_began_with(tiny_vlm):
+    brief = tiny_vlm.chat("Q", system_message="Be brief.", **NEW)
+    again = tiny_vlm.chat("Q", history=brief, system_message="Be brief.", **NEW)
+    assert [turn.role for turn in again.turns] == ["system", "user", "assistant", "user", "assistant"]
+    for history in (brief, tiny_vlm.chat("Q", **NEW)):
+        with pytest.raises(DataError, match="'Be long.' beside a history that began with another or none"):
+            tiny_vlm.chat("Q", history=history, system_message="Be long.", **NEW)
 
 
 def test_pictures_come_as_path_array_or_image(tiny_vlm, draw_picture, tmp_path):
@@ -435,7 +444,7 @@ class TestProbabilities:
         (batch,) = iterate_replies(tiny_vlm, asked, probabilities=True, max_new_tokens=5)
         for number, reply in batch:
             prompt = chat.make_prompt(tiny_vlm, asked[number][0][0].text)
-            (ids,) = chat._generate(tiny_vlm, [prompt], {"max_new_tokens": 5})
+            ((ids, _),) = chat._generate(tiny_vlm, [prompt], {"max_new_tokens": 5})
             embeds = chat._append(tiny_vlm, chat._embed(tiny_vlm, prompt), ids)
             with torch.inference_mode():
                 logits = tiny_vlm.model(inputs_embeds=embeds[None]).logits[0].float()

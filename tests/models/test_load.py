@@ -457,6 +457,14 @@ class TestATowerElsewhere:
             load(folder, quantize=quantize, tower_device="cpu")
 
 
+def test_a_folder_that_is_named_like_a_model_is_the_folder(tiny, tmp_path, monkeypatch):
+    shutil.copytree(tiny, tmp_path / "nano")
+    monkeypatch.chdir(tmp_path)
+    for tower_device in (None, "cpu"):
+        vlm = load("./nano", tower_device=tower_device)
+        assert str(vlm.folder) == "nano" and vlm.model.config.text_config.hidden_size == 32
+
+
 class TestMemory:
     """A "GiB" is as many bytes as the tiny model has parameters: 4 of them in float32, 2 in bfloat16."""
 

@@ -277,7 +277,5 @@ def test_families_hold_what_was_released():
         "4b": "OpenGVLab/Mini-InternVL-Chat-4B-V1-5",
         "nano": None,
     }
-    assert len(FAMILIES["26b"].weight_files) == 11
-    assert FAMILIES["26b"].weight_files[0] == "model-00001-of-00011.safetensors"
     assert FAMILIES["4b"].language_lora_targets == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
     assert FAMILIES["2b"].name == "Mini-InternVL-Chat-2B-V1-5"

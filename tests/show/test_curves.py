@@ -23,6 +23,14 @@ def test_reports_are_drawn_with_their_intervals_and_numbers_without():
     assert losses.lines[0].get_xdata().tolist() == [1, 12] and not losses.collections[0].get_segments()
 
 
+def test_the_legend_names_the_lines_of_all_panels_and_a_name_has_one_colour():
+    panels = {"loss": {"a": {1: 2.0}, "b": {1: 1.0}}, "score": {"b": {1: 0.5}, "c": {1: 0.25}}}
+    figure = curves_figure(panels, across="step")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    (a, b), (again, c) = ([line.get_color() for line in axes.lines] for axes in figure.axes)
+    assert b == again and len({a, b, c}) == 3
+
+
 def test_of_a_long_line_its_ends_are_told():
     figure = curves_figure({"loss": {"a": {step: 2.0 - step / 10 for step in range(10)}}}, across="step")
     assert figure.alt == "loss over step, a from 2.00 to 1.10"

@@ -11,11 +11,13 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import IGNORE_INDEX, encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.evaluation.evaluate import Report, Row
+from ivlkit.models.checkup import check
+from ivlkit.models.load import load
 from ivlkit.show import diagrams, html
 from ivlkit.show.answers import report_page
 from ivlkit.show.dataset import record_html
 from ivlkit.show.html import STYLE, page_html, picture_html, table_html, text_html
-from ivlkit.show.model import folder_html, sizes_figure, tensors_html
+from ivlkit.show.model import folder_html, sizes_figure, tensors_html, vlm_html
 from ivlkit.show.tokens import batch_html, tokens_html
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066 &amp; \x00"
@@ -192,6 +194,12 @@ class TestModels:
         assert widths == [4.4, 8.3, 51.0]
         assert [text.get_text() for text in axes.texts[3:]] == ["free disk 54 GB", "free RAM 215 GB →"]
 
+    def test_weights_in_4_bits_count_as_many_parameters(self, tiny):
+        pytest.importorskip("bitsandbytes")
+        whole, small = (vlm_html(load(tiny, quantize=how)) for how in (None, "4bit"))
+        counts = re.findall(r"[\d,]+ parameters", whole)
+        assert len(counts) == 3 and counts == re.findall(r"[\d,]+ parameters", small)
+
     def test_a_folder_is_told_file_by_file_and_part_by_part(self, tiny):
         assert "what it holds" in folder_html(tiny) and "a JSON header, then plain numbers" in folder_html(tiny)
         html = tensors_html(tiny)
@@ -203,6 +211,13 @@ def test_a_gallery_shows_the_first_rows_and_the_size(tmp_path):
     (tmp_path / "train.jsonl").write_text(line * 20)
     html = open_data(tmp_path / "train.jsonl")._repr_html_()
     assert "20 rows" in html and html.count('class="card ') == 8 and "&lt;b&gt;Hi" in html
+
+
+def test_a_contact_sheet_names_a_row_that_can_not_be_read_in_its_place(write_rows, turns):
+    path = write_rows([{"conversations": turns("Q", "first")}, {"conversations": turns("Q")}])
+    html = check(str(path), progress=False).contact_sheet(open_data(path)).data
+    assert re.findall(r'class="card (\w+)"', html) == ["good", "bad"]
+    assert html.index("first") < html.index("train.jsonl:2: the row ends with a user turn")
 
 
 def test_memory_is_a_bar_a_setting_under_the_line_of_the_card():

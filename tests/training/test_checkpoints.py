@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ivlkit.training.checkpoints import (
     last_whole,
     tidy,
     write_contents,
+    writing_checkpoint,
 )
 from ivlkit.training.loop.build import build_training
 from ivlkit.training.recipes import recipe
@@ -164,6 +166,16 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
     said = module._not_written(tmp_path / "checkpoint-2", RuntimeError("unexpected pos 64 vs 0"))
     assert "can't be written (its disk is full, 0.3 MB are free); make room" in said
     assert said.endswith("; there is none before it")
+
+
+def test_a_disk_that_was_full_is_called_so_though_what_filled_it_is_removed(tmp_path, monkeypatch):
+    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    part = tmp_path / "checkpoint-2.part"
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=300_000 if part.exists() else 10**12))
+    is_said = pytest.raises(TrainingError, match="its disk is full, 0.3 MB are free")
+    with is_said, writing_checkpoint(tmp_path / "checkpoint-2", alone):
+        raise RuntimeError("unexpected pos 64 vs 0")  # torch's words
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gradient_that_is_not_finite_names_its_rows_and_spoils_no_checkpoint(start, tmp_path):

@@ -15,9 +15,10 @@ from ivlkit.models.load import load
 from ivlkit.training.estimate.footprint import features_bytes
 from ivlkit.training.loop import execute as child
 from ivlkit.training.loop.build import build_training
-from ivlkit.training.loop.features import FEATURES, KeptFeatures
+from ivlkit.training.loop.features import KeptFeatures
 from ivlkit.training.loop.train import weigh
 from ivlkit.training.recipes import recipe
+from ivlkit.training.run import FEATURES
 from ivlkit.training.runs import describe, execute, write_run
 
 GIB = 2**30

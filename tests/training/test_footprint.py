@@ -8,7 +8,7 @@ import torch
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.models.load import load
-from ivlkit.models.shapes import empty_model, released_shapes
+from ivlkit.models.shapes import RELEASED, empty_model
 from ivlkit.training.estimate import footprint
 from ivlkit.training.estimate.footprint import Layer, Precision
 from ivlkit.training.estimate.prediction import batch_parts
@@ -76,7 +76,7 @@ CASES = [
 
 @pytest.mark.parametrize(("key", "changes", "dtype", "autocast"), CASES)
 def test_a_decoder_layer_of_true_width_keeps_what_is_predicted(key, changes, dtype, autocast):
-    model = one_layer(released_shapes(key), dtype, changes)
+    model = one_layer(RELEASED[key], dtype, changes)
     text, decoder = model.config.text_config, model.model.language_model
     compute = torch.bfloat16 if autocast else dtype
     precision = Precision(dtype.itemsize, compute.itemsize, MASKS[compute])
@@ -100,7 +100,7 @@ def test_a_decoder_layer_of_true_width_keeps_what_is_predicted(key, changes, dty
     [(FULL, torch.float32, False), (LORA, torch.float32, False), (FULL, torch.float32, True)],
 )
 def test_a_layer_of_the_vision_tower_of_true_width_keeps_what_is_predicted(key, changes, dtype, autocast):
-    shapes = released_shapes("2b") | {"vision_config": released_shapes(key)["vision_config"]}
+    shapes = RELEASED["2b"] | {"vision_config": RELEASED[key]["vision_config"]}
     model = one_layer(shapes, dtype, changes)
     vision = model.config.vision_config
     compute = torch.bfloat16 if autocast else dtype
@@ -110,21 +110,27 @@ def test_a_layer_of_the_vision_tower_of_true_width_keeps_what_is_predicted(key, 
     assert found == pytest.approx(footprint.patches(vision) * footprint.vision_layer_bytes(vision, layer), rel=0.1)
 
 
+def test_what_trains_in_full_passes_on_float32_but_under_deepspeed():
+    """Whose masters are its own: memory and minutes count the same bytes."""
+    found = [footprint.precision_of(recipe("2b-full", gpus=count), "cuda").stream for count in (1, 2)]
+    assert found == [4, 2]
+
+
 def test_a_tile_of_448_px_has_1025_places():
-    model, _ = empty_model(released_shapes("2b"))
+    model, _ = empty_model(RELEASED["2b"])
     assert footprint.patches(model.config.vision_config) == 1025
 
 
 def test_by_hand_the_2b_s_lora_keeps_143_424_bytes_a_token_and_layer():
     """H = 2,048, I = 8,192, 16 heads, r = 16: 34 H + 9 I, 4 bytes a head, 2 bytes for each of seven adapters' r."""
-    model, _ = empty_model(released_shapes("2b"))
+    model, _ = empty_model(RELEASED["2b"])
     found = footprint.decoder_layer_bytes(model.config.text_config, Layer("lora", Precision(2, 2, 1)))
     assert found == 34 * 2048 + 9 * 8192 + 4 * 16 + 7 * 2 * 16
 
 
 def test_by_hand_adapters_that_share_their_input_keep_9_h_less():
     """Of q, k, v, gate and up three keep no dropped input of H values in bf16 and no mask: 25 H."""
-    model, _ = empty_model(released_shapes("2b"))
+    model, _ = empty_model(RELEASED["2b"])
     found = footprint.decoder_layer_bytes(model.config.text_config, Layer("lora", Precision(2, 2, 1), shared=True))
     assert found == 25 * 2048 + 9 * 8192 + 4 * 16 + 7 * 2 * 16
 

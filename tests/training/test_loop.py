@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(start):
     with torch.no_grad():
         trainer.model.lm_head.weight[5] = float("nan")
     with pytest.raises(
-        TrainingError, match=r"loss nan at step 0, rows train\.jsonl:\d, .*; lower learning_rate or look"
+        TrainingError, match=r"loss nan at step 1, rows train\.jsonl:\d, .*; lower learning_rate or look"
     ):
         trainer.train()
 
@@ -350,7 +350,7 @@ def test_a_packed_loss_that_is_not_finite_names_its_rows(start_packed):
     trainer = start_packed("run", **FULL)
     with torch.no_grad():
         trainer.model.lm_head.weight[5] = float("nan")
-    with pytest.raises(TrainingError, match=r"loss nan at step 0, rows train\.jsonl:\d, .*; lower learning_rate"):
+    with pytest.raises(TrainingError, match=r"loss nan at step 1, rows train\.jsonl:\d, .*; lower learning_rate"):
         trainer.train()
 
 

@@ -14,7 +14,7 @@ from ivlkit import hardware
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.families import FAMILIES
-from ivlkit.models.shapes import empty_model, released_shapes
+from ivlkit.models.shapes import RELEASED, empty_model
 from ivlkit.training.estimate import planner
 from ivlkit.training.estimate.cards import CARDS, MEASURED, find_measured, match_card
 from ivlkit.training.estimate.footprint import features_bytes
@@ -39,7 +39,7 @@ def setting(point):
 )
 def test_a_measured_run_is_predicted_within_10_percent_of_its_peak_and_25_of_its_speed(point):
     chosen = setting(point)
-    model, wrapped = prepared_shape(chosen, released_shapes(point.model))
+    model, wrapped = prepared_shape(chosen, RELEASED[point.model])
     batch = SimpleNamespace(tokens=point.bin_tokens, tiles=round(point.bin_tokens * ROW_TILES / ROW_TOKENS))
     parts = batch_parts(wrapped, model.config, chosen, batch, device_type="cuda")
     assert sum(parts.values()) / GIB == pytest.approx(point.peak_gib, rel=0.1)
@@ -55,9 +55,17 @@ def test_a_plan_with_settings_that_were_measured_says_so():
     assert said.startswith("measured with these settings: 8.16 GiB allocated and 18,363 tokens/s by the kit on an H100")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_rank": 128}, {"projector": "full"}, {"unfreeze_vit_layers": -4, "language": "full"}, {"gpus": 2}],
+)
+def test_a_plan_with_one_other_setting_does_not_say_that_it_was_measured(changes):
+    assert not find_measured(replace(setting(MEASURED[0]), **changes))
+
+
 @pytest.mark.parametrize("key", ["2b", "4b", "26b"])
 def test_released_sizes_have_the_released_number_of_parameters(key):
-    model, family = empty_model(released_shapes(key))
+    model, family = empty_model(RELEASED[key])
     counts = {name: value.numel() for name, value in model.named_parameters()}
     prefixes = ("model.vision_tower", "model.multi_modal_projector", ("model.language_model", "lm_head"))
     found = tuple(sum(count for name, count in counts.items() if name.startswith(prefix)) for prefix in prefixes)
@@ -116,7 +124,7 @@ class TestATowerOnTheHost:
         found = []
         for offload in (False, True):
             chosen = recipe("26b-lora", **self.CHANGES, vision_offload=offload)
-            model, wrapped = prepared_shape(chosen, released_shapes("26b"))
+            model, wrapped = prepared_shape(chosen, RELEASED["26b"])
             place = SimpleNamespace(card=CARDS["H100"], device_type="cuda")
             found.append(predict_seconds(wrapped, model.config, chosen, place, tokens=4e5, tiles=1500, bins=100))
         assert found[1] - found[0] == pytest.approx(100 * 11.06e9 / 25e9, rel=0.01)
@@ -287,7 +295,7 @@ def test_a_checkpoint_of_zero_holds_the_weights_again(stage, bytes_a_value):
 )
 def test_features_that_are_kept_take_what_their_tiles_need_up_to_the_bound(key, projector, mib_a_tile):
     chosen = recipe(f"{key}-lora", gpus=1, projector=projector, keep_features=1)
-    config = empty_model(released_shapes(key))[0].config
+    config = empty_model(RELEASED[key])[0].config
     assert features_bytes(config, chosen, tiles=10, device_type="cuda") == 10 * mib_a_tile * 2**20
     assert features_bytes(config, chosen, tiles=10_000, device_type="cuda") == GIB
     assert features_bytes(config, replace(chosen, keep_features=0), tiles=10, device_type="cuda") == 0

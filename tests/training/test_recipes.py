@@ -136,8 +136,23 @@ def test_whole_numbers_are_the_same_recipe():
     )
 
 
+def test_a_recipe_may_stand_where_its_name_may():
+    mine = recipe("2b-lora", name="mine")
+    assert recipe(mine) is mine and recipe(mine, epochs=2) == recipe("2b-lora", name="mine", epochs=2)
+    with pytest.raises(RecipeError, match="recipe mine: unknown field 'lr'.*; write learning_rate"):
+        recipe(mine, lr=1e-4)
+
+
 def test_a_recipe_can_be_renamed():
     assert recipe("2b-lora", name="mine").name == "mine"
+
+
+def test_a_recipe_of_ones_own_is_taken_as_a_named_one_is():
+    own = recipe("2b-lora", name="mine")
+    assert recipe(own) == own
+    assert recipe(own, epochs=3) == recipe("2b-lora", name="mine", epochs=3)
+    with pytest.raises(RecipeError, match="recipe mine: unknown field 'epoch'"):
+        recipe(own, epoch=3)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -230,8 +230,9 @@ def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, finish
     other = write_run(chosen, open_data(rows), tmp_path / "b")
     (other.folder / "mine.txt").write_text("keep")
     (other.folder / "finals").mkdir()
-    for name in ("checkpoint-5.old.part", "checkpoint-4.corrupt", "best-3"):
+    for name in ("checkpoint-5.old.part", "checkpoint-4.corrupt", "best-3", "features"):
         (other.folder / name).mkdir()
+    (other.folder / "run.yaml.part").write_text("recipe: {na")  # a machine that died while it was written
     assert main(["runs", "--delete", str(run.folder), str(other.folder)]) == 0
     assert capsys.readouterr().out.endswith(f"{run.folder}: removed\n{other.folder}: removed\n")
     assert not run.folder.exists() and {path.name for path in other.folder.iterdir()} == {"mine.txt", "finals"}

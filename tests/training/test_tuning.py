@@ -13,7 +13,7 @@ from ivlkit.training import recipes
 from ivlkit.training.estimate.planner import plan
 from ivlkit.training.methods import TUNINGS, add_adapters, lora_pattern
 from ivlkit.training.recipes import recipe
-from ivlkit.training.tuning import adamw, parameter_groups, prepare, summarise, summary_text
+from ivlkit.training.tuning import adamw, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24
 # (positions) + 24 · 588 + 24 (patches); a layer 4 · (24² + 24) + (24 · 40 + 40) + (40 · 24 + 24) + 6 · 24 (norms, ls).
@@ -244,7 +244,7 @@ def test_adapters_have_their_part_s_rate_too(tiny, tmp_path):
 def test_a_rate_for_a_part_that_does_not_train_is_refused(tiny):
     _, chosen, model = prepared(tiny, vision="frozen", vision_learning_rate=1e-6)
     with pytest.raises(RecipeError, match="vision_learning_rate=1e-06, but no tensor of the vision trains"):
-        parameter_groups(model, chosen, [{"params": list(model.parameters())}])
+        adamw(model, chosen)
 
 
 class TestQuantised:

@@ -38,7 +38,7 @@ class Trial:
         self.folder.mkdir(parents=True, exist_ok=True)
         if resume_from_checkpoint:
             self.training.load(Path(resume_from_checkpoint))
-        follow(self.training, self.folder, samples=self.samples, stop=self._stop)
+        follow(self.training, self.folder, watcher=self.samples, stop=self._stop)
 
     def _stop(self):
         for watcher in self.watchers:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import DataError
+from ..rows.boxes import TAGGED, box_text, parse_boxes
 from ..rows.media import upright_size
 from ..rows.records import parse_row, path_inside
 
@@ -29,9 +30,6 @@ XYXY, XYWH, YXYX = ORDERS
 PIXELS, PERCENT, OURS, PALIGEMMA = "pixels", "percent", "shares of 1000", "PaliGemma's shares of 1024"
 SIDES = {"fractions": 1, PERCENT: 100, OURS: 1000, PALIGEMMA: 1024}  # what a whole side counts; of pixels its own
 _MARKS = (b"<box>", b"bbox_2d", b"<loc")
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_NUMBERS = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-_TAGGED = re.compile(r"<box>(\s*\[.*?\]\s*)</box>", re.S)
 _QWEN = re.compile(r"\s*(?:```json)?\s*(\[\s*\{.*\}\s*\])\s*(?:```)?\s*", re.S)
 _LOCATED = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*([^<;]*)(?:\s*;\s*)?")
 
@@ -58,8 +56,8 @@ def guess_units(index, root):
         if any(mark in line for mark in _MARKS):
             with suppress(DataError):
                 row = parse_row(line, "")
-        turns, (size, is_turn) = _turns(row, look)
-        found = [each for turn in turns for each in boxes_in(turn["value"])]
+        size, is_turn = look(_only_picture(row))
+        found = [each for turn in texts_of(row) for each in boxes_in(turn["value"])]
         boxes += [box for _, box in found]
         sizes += [size] * len(found)
         notations |= {notation for notation, _ in found}
@@ -81,8 +79,8 @@ def rescaler(index, root):
         return [round(1000 * min(max(share, 0.0), 1.0)) for share in shares]
 
     def rescale(row):
-        turns, (size, _) = _turns(row, look)
-        for turn in turns:
+        size, _ = look(_only_picture(row))
+        for turn in texts_of(row):
             turn["value"] = with_boxes(turn["value"], lambda _, box: thousandths(box, size))
 
     return rescale if units and units.unit else lambda row: None
@@ -91,13 +89,23 @@ def rescaler(index, root):
 # rows and texts ------------------------------------------------------------------------------------------------------
 
 
-def _turns(row, look):
-    """(the turns of a row, if they are texts, what `look` says of its only picture)."""
-    turns, names = row.get("conversations"), row.get("image")
-    if isinstance(turns, list) and all(isinstance(t, dict) and isinstance(t.get("value"), str) for t in turns):
-        names = names if isinstance(names, list) else [names]
-        return turns, look(names[0] if len(names) == 1 and isinstance(names[0], str) else "")
-    return [], look("")
+def texts_of(row):
+    """The turns of a row as it was parsed, those that are turns."""
+    turns = row.get("conversations")
+    turns = turns if isinstance(turns, list) else []
+    return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+
+
+def pictures_of(row):
+    """The pictures' paths; [] where the row has none, or something else in their place."""
+    names = row.get("image") or []
+    names = names if isinstance(names, list) else [names]
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _only_picture(row):
+    names = pictures_of(row)
+    return names[0] if len(names) == 1 else ""
 
 
 def _look(root, name):
@@ -118,23 +126,24 @@ def boxes_in(text):
 def with_boxes(text, change):
     """A text with all its boxes in our notation: `change(notation, [four numbers])` gives those of each."""
     if "bbox_2d" in text and (found := _QWEN.fullmatch(text)):
-        with suppress(ValueError, TypeError, KeyError):
-            things = [(one.get("label"), [float(number) for number in one["bbox_2d"]]) for one in json.loads(found[1])]
-            return "\n".join(_written(name, change("Qwen's bbox_2d", box)) for name, box in things)
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # some other JSON
+            things = [((one.get("label") or "").strip(), _four(one["bbox_2d"])) for one in json.loads(found[1])]
+            return "\n".join(box_text(name, change("Qwen's bbox_2d", box)) for name, box in things)
     if _LOCATED.search(text):
         numbers = [(found[5], [float(found[place]) for place in range(1, 5)]) for found in _LOCATED.finditer(text)]
-        written = iter([_written(name, change(PALIGEMMA, box)) + "\n" for name, box in numbers])
+        written = iter([box_text(name.strip(), change(PALIGEMMA, box)) + "\n" for name, box in numbers])
         return _LOCATED.sub(lambda _: next(written), text).strip()
 
     def tagged(found):
-        boxes = [change("<box>", [*map(float, numbers)]) for numbers in _NUMBERS.findall(found[1])]
-        return f"<box>{boxes}</box>" if boxes else found[0]
+        boxes = [change("<box>", box) for box in parse_boxes(found[1])]
+        return box_text("", *boxes) if boxes else found[0]
 
-    return _TAGGED.sub(tagged, text)
+    return TAGGED.sub(tagged, text)
 
 
-def _written(name, box):
-    return f"{f'<ref>{name.strip()}</ref>' if name else ''}<box>{[box]}</box>"
+def _four(numbers):
+    x1, y1, x2, y2 = map(float, numbers)
+    return x1, y1, x2, y2
 
 
 # numbers -------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import DataError, all_faults
 from ..datasets.index import LineIndex
 from ..encode import encode_text, fit_tiles, picture_sizes, shrunk_text
+from ..rows.boxes import BOX, TAGGED, parse_boxes
 from ..rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TEMPLATES
 from ..rows.fields import FOREIGN_MARK, unused_fields
 from ..rows.formats import IMAGE_PLACEHOLDER, short
@@ -35,10 +36,8 @@ _IMAGE_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 _GROUNDING = {"<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"}
 _MARK = re.compile(r"<(?!image>)")  # anything that may be a token or a tag
 control_characters = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_BOX = re.compile(r"<box>(.*?)</box>", re.S)
 _BARE_BOX = re.compile(r"\s*\[\s*\d*\.\d+(?:\s*,\s*\d*\.\d+){3}\s*\]\s*")
-_BOXES = re.compile(r"\s*\[\s*(?:\[[^\[\]]*\]\s*,?\s*)+\]\s*")
-_NUMBERS = re.compile(r"\[([^\[\]]*)\]")
+_BOXES = re.compile(rf"\s*\[\s*(?:{BOX.pattern}\s*(?:,\s*)?)+\]\s*")
 _MISSING_VALUES = {"nan", "na", "n/a", "#n/a", "null", "#ref!", "#value!", "#name?", "#div/0!"}
 _MISNAMED = ("image_path", "image_file", "img", "picture", "pictures", "photo")
 
@@ -216,14 +215,13 @@ class Examiner:
                 opened, closed = turn.text.count(f"<{tag}>"), turn.text.count(f"</{tag}>")
                 if opened != closed:
                     self._say(place, "unclosed_tag", f"{opened} <{tag}> but {closed} </{tag}>")
-            for content in _BOX.findall(turn.text):
-                boxes = [_numbers(box) for box in _NUMBERS.findall(content)] if _BOXES.fullmatch(content) else []
-                if not boxes or any(box is None or len(box) != 4 for box in boxes):
+            for content in TAGGED.findall(turn.text):
+                if not _BOXES.fullmatch(content):
                     self._say(place, "box_syntax", f"<box>{short(content)}</box>")
                     continue
-                wrong = ((_box_code(box, declared), box) for box in boxes)
+                wrong = ((_box_code(box, declared), box) for box in parse_boxes(content))
                 if code_and_box := next((one for one in wrong if one[0]), None):
-                    self._say(place, code_and_box[0], f"the box {short(code_and_box[1])}")
+                    self._say(place, code_and_box[0], f"the box {short([*code_and_box[1]])}")
 
     def _check_pictures(self, place, parsed, record, looks):
         for number, (image, look) in enumerate(zip(record.images, looks, strict=True)):
@@ -254,7 +252,7 @@ class Examiner:
 
         Where files are not opened, the declared sizes count.
         """
-        if record.video:
+        if record.video or not self.processor.splices:
             return None
         if all(look.size for look in looks):
             return [look.size for look in looks]
@@ -295,7 +293,7 @@ class Examiner:
     def _measure_batch(self, batch):
         processor, max_length = self.processor, self.task.max_length
         rendered = [processor.render(record.turns, [0] * len(sizes)) for _, record, sizes in batch]
-        encodings = processor.tokenizer.backend.encode_batch([one.text for one in rendered])
+        encodings = processor.tokenizer.backend_tokenizer.encode_batch([one.text for one in rendered])
         for (place, record, sizes), one, encoding in zip(batch, rendered, encodings, strict=True):
             text_tokens, supervised = len(encoding), _count_supervised(encoding.offsets, one.answers)
             if not supervised:
@@ -323,7 +321,7 @@ def _count_supervised(offsets, answers):
 def _token_pattern(processor):
     """(pattern of image tokens, pattern of every other token of a chat format) typed in a text."""
     if processor is not None:
-        added = processor.tokenizer.backend.get_added_tokens_decoder().values()
+        added = processor.tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         tokens = {token.content for token in added}
     else:
         parts = [(one.system_prefix, one.user_prefix, one.assistant_prefix, one.end) for one in TEMPLATES.values()]
@@ -332,13 +330,6 @@ def _token_pattern(processor):
     longest_first = sorted(tokens, key=len, reverse=True)
     patterns = "|".join(map(re.escape, _IMAGE_TOKENS)), "|".join(map(re.escape, longest_first)) or r"(?!)"
     return tuple(map(re.compile, patterns))
-
-
-def _numbers(text):
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        return None
 
 
 def _box_code(box, declared):

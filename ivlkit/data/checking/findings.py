@@ -1,4 +1,4 @@
-"""What was found wrong with a data set; what can be stands in `errors.KINDS`, with level, expectation and remedy.
+"""What was found wrong with a data set. `errors.KINDS` lists the kinds, with level, expectation and remedy.
 
 error: a run refuses the row, or a score would be false. warning: it trains, but hardly as meant. info: worth knowing.
 """
@@ -60,13 +60,12 @@ class Findings:
     def __init__(self, *, limit, file=None):
         self.limit, self.file = limit, file
         self.counts = Counter()  # also of problems that are not kept
-        self._kept, self._numbers = [], Counter()
+        self._kept = []
 
     def add(self, problem):
         """Count it, write it, keep it while there are few of its kind."""
         self.counts[problem.code] += 1
-        self._numbers[problem.code] += 1
-        if self._numbers[problem.code] <= self.limit:
+        if self.counts[problem.code] <= self.limit:
             self._kept.append(problem)
         if self.file is not None:
             self.file.write(json.dumps(asdict(problem), ensure_ascii=True) + "\n")
@@ -82,7 +81,7 @@ class Findings:
 
     def wants(self, code):
         """Whether another problem of this kind would be kept or written."""
-        return self.file is not None or self._numbers[code] < self.limit
+        return self.file is not None or self.counts[code] < self.limit
 
     @property
     def problems(self):

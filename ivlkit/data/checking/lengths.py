@@ -7,14 +7,12 @@ import numpy as np
 
 from ...errors import DataError
 from ..encode import shrunk_text
-from ..importing.convert import listed_text
+from ..importing.convert import LISTED, listed_text
 from ..processor import light_processor
 from .examine import BAD, Task
 from .findings import make_problem
 from .known import ERRORS, kind_of, load_known
 from .processes import examine_all
-
-LISTED = 10  # problems that are kept
 
 
 @dataclass
@@ -24,7 +22,7 @@ class Measured:
     asked: tuple  # digest of the processor, max_length, draw
     known: list
     rows: list  # int64 [rows in use], in order
-    problems: list  # the first `LISTED` things that make a row unusable, a `Problem` each
+    problems: list  # the first LISTED things that make a row unusable, a `Problem` each
     more: int  # others
     broken: int  # rows that can't be used
 

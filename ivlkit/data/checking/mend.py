@@ -16,7 +16,7 @@ from ..datasets.index import LineIndex
 from ..files import replacing
 from ..rows.media import AS_REFERENCE, image_size
 from ..rows.records import ROLES, parse_row, parse_with_doubles
-from .box_units import rescaler
+from .box_units import pictures_of, rescaler, texts_of
 from .examine import control_characters
 from .spellings import LONGEST, common_spellings
 
@@ -78,20 +78,13 @@ def mend_line(line, root, spellings=MappingProxyType({}), rescale=lambda row: No
     return line
 
 
-def _texts(row):
-    """The turns that are turns."""
-    turns = row.get("conversations")
-    turns = turns if isinstance(turns, list) else []
-    return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
-
-
 def _is_answer(turn):
     return isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant"
 
 
 def _last_answers(row):
     """The last turn, if it is an answer."""
-    return list(filter(_is_answer, _texts(row)[-1:]))
+    return list(filter(_is_answer, texts_of(row)[-1:]))
 
 
 def _mend_spelling(row, root, spellings):
@@ -100,31 +93,24 @@ def _mend_spelling(row, root, spellings):
 
 
 def _mend_roles(row, *_):
-    for turn in _texts(row):
+    for turn in texts_of(row):
         role = turn.get("from")
         if isinstance(role, str) and role not in ROLES:
             turn["from"] = _SPELLINGS.get(role.strip().lower(), role)
 
 
 def _mend_characters(row, *_):
-    for turn in _texts(row):
+    for turn in texts_of(row):
         turn["value"] = control_characters.sub("", turn["value"])
 
 
 def _mend_whitespace(row, *_):
-    for turn in filter(_is_answer, _texts(row)):
+    for turn in filter(_is_answer, texts_of(row)):
         turn["value"] = turn["value"].strip()
 
 
-def _names(row):
-    """The pictures' paths; [] where the row has none, or something else in their place."""
-    names = row.get("image") or []
-    names = names if isinstance(names, list) else [names]
-    return names if all(isinstance(name, str) for name in names) else []
-
-
 def _mend_slashes(row, root, _):
-    names = _names(row)
+    names = pictures_of(row)
     for number, name in enumerate(names):
         slashed = name.replace("\\", "/")
         if slashed != name and not os.path.exists(root / name) and os.path.exists(root / slashed):
@@ -133,7 +119,7 @@ def _mend_slashes(row, root, _):
 
 
 def _mend_sizes(row, root, _):
-    paths, plural = [root / name for name in _names(row)], "width_list" in row or "height_list" in row
+    paths, plural = [root / name for name in pictures_of(row)], "width_list" in row or "height_list" in row
     if not paths or not plural and ("width" not in row and "height" not in row or len(paths) != 1):
         return
     try:

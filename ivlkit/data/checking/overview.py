@@ -3,18 +3,20 @@
 import contextlib
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import DataError
-from ..datasets.index import CACHE_FOLDER, LineIndex
+from ..datasets.index import CACHE_FOLDER
+from ..datasets.mixture import Data
 from ..files import sha256
 from ..likeness import alike_groups
 from .box_units import guess_units
 from .examine import BAD, GOOD, PICTURE
 from .findings import PLACES, make_problem
-from .pictures import MEDIA_SUFFIXES, hash_text
+from .pictures import SUFFIXES, hash_text
 from .spellings import counts_text
 
 COMPARED = 2_000  # pictures that are decoded to see which look alike; a photo of 12 megapixels takes 21 ms of a core
@@ -31,9 +33,10 @@ class Overview:
     def __init__(self, task, rows, findings):
         self.task, self.findings = task, findings
         self.is_whole = all(wanted is None for wanted in rows)
-        self.indexes = [LineIndex(source.annotation) for source in task.sources]
+        whole = [replace(source, repeat=1.0, weight=None, length=None) for source in task.sources]
+        self.data = Data(whole, path="")  # every row of every file once: its number is its place in the arrays
         self.labels = _labels([source.annotation for source in task.sources])
-        counts = [len(index) for index in self.indexes]
+        counts = [len(index) for index in self.data.indexes]
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         total = int(self.starts[-1])
         self.state = np.zeros(total, np.uint8)
@@ -59,29 +62,20 @@ class Overview:
         if not self.findings.wants(code):
             self.findings.counts[code] += 1
             return
-        source, own = self._place(row)
+        source, own = self.data.place(row)
         said |= {"source": self.task.sources[source].name, "row": own, "origin": self._origin(row)}
         self.findings.add(make_problem(code, self._where(row), found, **said))
 
     def _origin(self, row):
-        source, own = self._place(row)
-        return self.task.sources[source].origin(self.indexes[source].line(own)[0])
-
-    def _place(self, row):
-        source = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return source, int(row - self.starts[source])
+        source, own = self.data.place(row)
+        return self.task.sources[source].origin(self.data.indexes[source].line(own)[0])
 
     def _where(self, row):
-        source, own = self._place(row)
-        return f"{self.labels[source]}:{self.indexes[source].number(own)}"
+        source, own = self.data.place(row)
+        return f"{self.labels[source]}:{self.data.indexes[source].number(own)}"
 
     def _named(self, row):
         return self._origin(row) or self._where(row)
-
-    def record(self, row):
-        """The record of a good row."""
-        source, own = self._place(row)
-        return self.task.sources[source].read(*self.indexes[source].line(own))
 
     def compare_rows(self):
         """Everything that no row shows alone."""
@@ -91,12 +85,12 @@ class Overview:
         good = np.flatnonzero(self.state == GOOD)
         self._compare_pictures()
         self._compare_asked(good)
-        for number, index in enumerate(self.indexes):
+        for number, index in enumerate(self.data.indexes):
             self._compare_within(index, *self.starts[number : number + 2].tolist())
         self._compare_spellings(good)
         if self.is_whole:
             self._find_unused()
-        for index, source in zip(self.indexes, self.task.sources, strict=True):
+        for index, source in zip(self.data.indexes, self.task.sources, strict=True):
             if units := guess_units(index, source.root):
                 said = {"todo": units.todo, "source": source.name}
                 self.findings.add(make_problem("box_unit", str(source.annotation), units.found, **said))
@@ -121,7 +115,7 @@ class Overview:
                     self._say("contradiction", row, f"another answer than {self._named(first)} gives to the same")
 
     def _split_name(self, row):
-        return repr(self.task.sources[self._place(row)[0]].split)
+        return repr(self.task.sources[self.data.place(row)[0]].split)
 
     def _compare_within(self, index, start, stop):
         """Rows of one file: ids, equal answers, and scripts of which a tokenizer makes more tokens than characters."""
@@ -133,8 +127,8 @@ class Overview:
         good = start + np.flatnonzero(self.state[start:stop] == GOOD)
         answers = self.answers[good]
         if len(good) >= SAME_ANSWERS_FROM and (answers == answers[0]).all():
-            found = f"all {len(good):,} rows have the answer {self.record(int(good[0])).answer[:60]!r}"
-            name = self.task.sources[self._place(start)[0]].name
+            found = f"all {len(good):,} rows have the answer {self.data[good[0]].answer[:60]!r}"
+            name = self.task.sources[self.data.place(start)[0]].name
             self.findings.add(make_problem("constant_answers", str(index.path), found, source=name))
         supervised, characters = self.cost[:, good]
         costly = np.flatnonzero(supervised > characters)
@@ -151,7 +145,7 @@ class Overview:
             if not self.findings.wants("answer_spelling"):
                 self.findings.counts["answer_spelling"] += 1
                 continue
-            said = [self.record(row).answer for row in rows[:PLACES]]
+            said = [self.data[row].answer for row in rows[:PLACES]]
             found = counts_text(list(zip(said, counts[forms].tolist(), strict=False)))
             self._say("answer_spelling", rows[1], found)
 
@@ -209,7 +203,7 @@ class Overview:
         return contents
 
     def _name(self, picture):
-        return str(self.record(int(picture["row"])).images[int(picture["place"])])
+        return str(self.data[picture["row"]].images[int(picture["place"])])
 
     def _find_unused(self):
         roots = sorted({source.root for source in self.task.sources if os.path.isdir(source.root)}, reverse=True)
@@ -257,7 +251,7 @@ class Overview:
         """{"distinct": number, "top": [[text, rows], …]} of the most frequent answers."""
         _, first, counts = np.unique(self.answers[rows], return_index=True, return_counts=True)
         top = np.argsort(-counts, kind="stable")[:limit]
-        answers = [[self.record(int(rows[first[one]])).answer[:200], int(counts[one])] for one in top]
+        answers = [[self.data[rows[first[one]]].answer[:200], int(counts[one])] for one in top]
         return {"distinct": len(counts), "top": answers}
 
     def samples(self, problems, limit=24):
@@ -269,7 +263,7 @@ class Overview:
                 first.setdefault(starts[problem.source] + problem.row, problem)
         for row, problem in first.items():
             with contextlib.suppress(DataError):  # a row that can't be read has no picture to show
-                if len(samples) < limit and (record := self.record(row)).images:
+                if len(samples) < limit and (record := self.data[row]).images:
                     samples.append((problem, record))
         return samples
 
@@ -300,7 +294,7 @@ def _media_below(root):
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != CACHE_FOLDER)
-        found += [os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in MEDIA_SUFFIXES]
+        found += [os.path.join(folder, name) for name in sorted(files) if Path(name).suffix.lower() in SUFFIXES]
         if len(found) > FILES_LOOKED_AT:
             return []
     return found

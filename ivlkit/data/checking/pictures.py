@@ -12,9 +12,8 @@ from ..rows.video import check_end, frame_files
 
 PICTURES = ("exist", "header", "decode")
 _ADDRESS = re.compile(r"(?:^|/)(?:https?|s3|gs|ftp):/")  # a Path writes // as /
-_SUFFIXES = {".jpg": "jpeg", ".tif": "tiff"}  # and those that are named as the kind
-_SUFFIXES |= {f".{kind}": kind for kind in ("jpeg", "png", "gif", "webp", "bmp", "tiff")}
-MEDIA_SUFFIXES = frozenset(_SUFFIXES)
+SUFFIXES = {".jpg": "jpeg", ".tif": "tiff"}  # of pictures → their kind; and those that are named as the kind
+SUFFIXES |= {f".{kind}": kind for kind in ("jpeg", "png", "gif", "webp", "bmp", "tiff")}
 
 
 def hash_text(text):
@@ -48,7 +47,7 @@ def look_at(name, pictures, processor):
         slashed, stem = name.replace("\\", "/"), os.path.splitext(name)[0]
         if slashed != name and os.path.exists(slashed):
             return Look(number, fault=DataError(f"backslashes in {short(name)}", code="backslash_path"))
-        others = (stem + suffix for suffix in (*_SUFFIXES, *map(str.upper, _SUFFIXES)) if stem + suffix != name)
+        others = (stem + suffix for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)) if stem + suffix != name)
         near = next(filter(os.path.exists, others), None)
         todo = f"there is {os.path.basename(near)}; write that" if near else None
         fault = DataError(f"picture {name} does not exist", None, todo, code="missing_media")
@@ -91,8 +90,8 @@ def video_faults(video, pictures, processor):
 
 
 def _remarks(name, kind, width_px, height_px):
-    said = _SUFFIXES.get(os.path.splitext(name)[1].lower())
-    if kind and said and kind != said:
+    said = SUFFIXES.get(os.path.splitext(name)[1].lower())
+    if said and kind != said:
         yield "wrong_extension", f"{name} is a {kind.upper()}"
     if max(width_px, height_px) > 100 * min(width_px, height_px):
         yield "extreme_aspect", f"{name} has {width_px} x {height_px} px"

@@ -20,14 +20,14 @@ import numpy as np
 from ...errors import DataError
 from ...views import shown
 from ..groups import row_keys
-from ..importing.convert import MARKER, META, conversion_note
+from ..importing.convert import MARKER, META, SHARES, TRAIN, conversion_note
 from ..rows.formats import FORMATS
 from ..rows.records import Turn, in_its_form, parse_line, parse_row
 from ..splits import default_file, place_rows, splits_beside
 from ..tiling import MOST_TILES
 from .index import LineIndex
 
-TRAIN, ALL = "train", "all"
+ALL = "all"  # the split that every entry belongs to
 MOST_REPEATS = 1_000_000  # more is a slip of the hand, and too many rows to count
 
 
@@ -184,7 +184,7 @@ class Data:
         if unnamed:
             todo = "write data.split(train=0.8, validation=0.1, test=0.1)"
             raise DataError(f"split{unnamed}", "names", todo, where=self.path)
-        parts = parts or {"train": 0.8, "validation": 0.1, "test": 0.1}
+        parts = parts or SHARES
         if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
             raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
         kept_in = Path(file) if file else self._split_file()

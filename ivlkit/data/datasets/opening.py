@@ -17,12 +17,14 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
 
     Args:
         path: `*.json` is a meta file, a list of rows or COCO's, `*.jsonl` one data set; what YOLO, Pascal VOC and Label
-            Studio write is read too (docs/formats.md).
+            Studio write is read too (docs/formats.md). `Data` alone is given back as it is.
         root: folder of the pictures of a JSONL; defaults to the JSONL's own folder.
         seed: for `repeat_time` fractions.
         split: of a meta file, the entries of this `split`; "train" are also those that name none; "all" is every one.
     Raises: DataError with the entry, what was found, what was expected.
     """
+    if isinstance(path, Data) and (root, seed, split) == (None, 0, TRAIN):
+        return path
     if not isinstance(path, (str, os.PathLike)):
         todo = "name several files in one meta .json; "
         todo += "rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"

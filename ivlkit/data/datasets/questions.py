@@ -6,7 +6,7 @@ from pathlib import Path
 from ...errors import DataError, all_faults
 from ..importing.gather import PictureTaker
 from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, rows_of_cells, table_rows, visible_files
-from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, with_places
 from ..rows.records import Record, Turn, Video, numbered_rows, read_row
 from .opening import open_data
 
@@ -66,8 +66,7 @@ def _of_file(path, name, question):
     if not question:
         raise DataError(f"{path}: no question; expected one that is asked about every picture; add question=…")
     is_video = path.suffix.lower() in VIDEO_SUFFIXES
-    place = VIDEO_PLACEHOLDER if is_video else IMAGE_PLACEHOLDER
-    text = question if place in question else f"{place}\n{question}"
+    text = with_places(question, place=VIDEO_PLACEHOLDER if is_video else IMAGE_PLACEHOLDER)
     media = {"video": Video(path)} if is_video else {"images": (path,)}
     return Record(id=name, turns=(Turn("user", text),), where=name, **media)
 

@@ -34,7 +34,7 @@ REJECTS = "rejects.jsonl"
 TAKEN = {Path(MARKER).stem, Path(REJECTS).stem, "meta"}  # a split of such a name would be written over one of our files
 ALL = {"rows": 1.0}
 _COLUMNS = {"image", "video", "question", "answer", "suffix"}  # what is said of a table
-LISTED = 10  # rejects that a message quotes
+LISTED = 10  # rows that a message quotes
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def convert(
 
 
 def _split(sorted_out, shares, *, beside, file, **how):
-    """(the split of each accepted row, sentences about it); a file keeps it, unless it is the source's or only one."""
+    """(the split of each accepted row, sentences about it), kept in a file if rows were placed: the source has no split
+    of its own, and more than one part is asked for."""
     if any(sorted_out.parts):
         return sorted_out.parts, ()
     names = [name for name in sorted(shares, key=shares.get, reverse=True) if shares[name]]

@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 
 from ...errors import DataError
+from ..rows.boxes import box_text
+from ..rows.formats import with_places
 from ..rows.media import AS_REFERENCE, image_size, is_remote, upright_size
 from .tables import PICTURE_SUFFIXES, choose_columns, files_below, row_from_cells
 
@@ -137,7 +139,7 @@ def _rows(record, name, path, asked, columns):
         expected = "all of its boxes whole, with an area, and inside"
         yield DataError(f"{found}; {left} can't be asked about", expected, "correct it", where=record.where)
     incomplete = {thing for thing, _ in faults}  # nothing is asked about things of which a box can't be used
-    written = {thing: f"<ref>{thing}</ref><box>{found}</box>" for thing, found in boxes.items()}
+    written = {thing: box_text(thing, *found) for thing, found in boxes.items()}
     if "all" in asked and boxes and not incomplete:
         yield _row(asked["all"], "\n".join(written.values()))
     for thing in boxes if None not in incomplete else ():
@@ -154,8 +156,7 @@ def _rows(record, name, path, asked, columns):
 
 
 def _row(question, answer):
-    question = question if "<image>" in question else f"<image>\n{question}"
-    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return {"conversations": [{"from": "human", "value": with_places(question)}, {"from": "gpt", "value": answer}]}
 
 
 def _usable(record, path):

@@ -10,10 +10,11 @@ import os
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 
 from ...errors import DataError
+from ..rows.formats import VIDEO_PLACEHOLDER, with_places
 from ..rows.video import FRAME_SUFFIXES
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".xlsx"}
@@ -94,12 +95,8 @@ def row_from_cells(cells, columns, where):
     images = [str(name) if isinstance(name, (int, float)) else name for name in images]  # a spreadsheet's 0017
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     question = "\n".join(filter(None, (question, columns.suffix)))
-    if columns.video and "<video>" not in question:
-        question = f"<video>\n{question}"
-    elif images and "<image>" not in question:
-        numbers = range(1, len(images) + 1)
-        question = "".join(f"Image-{number}: <image>\n" if images[1:] else "<image>\n" for number in numbers) + question
-    conversations = [{"from": "human", "value": question}]
+    marked = with_places(question, place=VIDEO_PLACEHOLDER) if columns.video else with_places(question, len(images))
+    conversations = [{"from": "human", "value": marked}]
     if columns.answer:
         conversations.append({"from": "gpt", "value": _answer(cells, columns, where)})
     row = {"id": cells.get("id"), "conversations": conversations}
@@ -235,25 +232,33 @@ def delimiter_of(path, encoding):
 
 
 def _csv_lines(path, encoding, delimiter):
-    """(line, cells or the error) of every row that is not blank; a row may span lines, it counts by its first."""
+    """(line, cells or the error) of every row that is not blank."""
     try:
         with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            while True:
-                line = reader.line_num
-                try:
-                    cells = next(reader)
-                    if found := next((one for one in enumerate(map(_NOT_UTF8.search, cells), start=1) if one[1]), None):
-                        said = f"byte 0x{ord(found[1][0]) - 0xDC00:02x} in cell {found[0]} is not {encoding}"
-                        cells = ValueError(f"{said}; type the character anew")
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    cells = _csv_error(error, line + 1, reader.line_num)
+            for line, raw, cells in csv_rows(file, delimiter):
+                if isinstance(cells, list) and (wrong := _NOT_UTF8.search(raw)):
+                    number = next(number for number, cell in enumerate(cells, start=1) if wrong[0] in cell)
+                    said = f"byte 0x{ord(wrong[0]) - 0xDC00:02x} in cell {number} is not {encoding}"
+                    cells = ValueError(f"{said}; type the character anew")
                 if isinstance(cells, Exception) or any(cell.strip() for cell in cells):
-                    yield line + 1, cells
+                    yield line, cells
     except UnicodeError as error:
         raise DataError(f"{path}: not {encoding} ({error}); save it as CSV in UTF-8") from error
+
+
+def csv_rows(lines, delimiter):
+    """Yield (its first line, its text as it stands, its cells or the error) of every row; a row may span lines."""
+    lines, behind = tee(lines)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        begin = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = _csv_error(error, begin + 1, reader.line_num)
+        yield begin + 1, "".join(islice(behind, reader.line_num - begin)), cells
 
 
 def _csv_error(error, first, last):
@@ -342,7 +347,7 @@ def _folder_rows(folder, question, parts):
             expected = ", ".join(sorted(PICTURE_SUFFIXES))
             yield where, DataError("no picture by its name", expected, where=where), part
         else:
-            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": name.parts[depth]}]
+            turns = [{"from": "human", "value": with_places(question)}, {"from": "gpt", "value": name.parts[depth]}]
             yield where, {"id": number, "image": where, "conversations": turns}, part
 
 

@@ -33,7 +33,9 @@ def read_voc(path, name):
         yield DataError(*said, where=name)
         return
     picture = beside(name, (root.findtext("filename") or f"{path.stem}.jpg").strip())
-    part = _image_sets(path.parent.parent / "ImageSets" / "Main").get(path.stem)
+    lists = (path.parent.parent / "ImageSets" / "Main").glob("*.txt")
+    lists = ((each, each.stat()) for each in lists if each.stem in PART_OF)
+    part = _parts(*((each, found.st_size, found.st_mtime_ns) for each, found in lists)).get(path.stem)
     yield Labelled(name, picture, boxes, size=size if all(size) else None, part=part)
 
 
@@ -41,10 +43,11 @@ def _refuse(name, *_):
     raise ValueError(f"a document type {name!r}, which labels never need")
 
 
-@lru_cache
-def _image_sets(folder):
-    lists = [(path, PART_OF[path.stem]) for path in folder.glob("*.txt") if path.stem in PART_OF]
-    return {line.split()[0]: part for path, part in lists for line in path.read_text().splitlines() if line.strip()}
+@lru_cache(maxsize=1)
+def _parts(*lists):
+    """{name: part} of lists as they are now: thousands of pictures ask for the same ones."""
+    named = ((line.split(), PART_OF[path.stem]) for path, *_ in lists for line in path.read_text().splitlines())
+    return {words[0]: part for words, part in named if words}
 
 
 def read_box_table(path, name):

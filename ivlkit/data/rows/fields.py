@@ -1,7 +1,7 @@
-"""What the fields of rows and turns mean, in every format: one that means something is used or refused.
+"""Fields of rows and turns that no reader uses, in every format.
 
-Used are those that the readers name. Here stand the others: the refused ones, those that a known format uses and this
-kit does not, which the doctor says, and the marks in texts that other models read as pictures and boxes.
+Some are refused. Others mean something to another kit and nothing here: the doctor says so, and of marks in texts that
+other models read as pictures and boxes too.
 """
 
 import re

@@ -22,6 +22,17 @@ OPENAI_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "develo
 MARKS_SHAREGPT = {"images", "videos", "system", "tools"}  # fields that the released format does not know
 
 
+def with_places(question, num_images=1, *, place=IMAGE_PLACEHOLDER):
+    """A question behind the marks of its pictures, or of its video, unless it has some: a line each.
+
+    Several pictures are numbered, as the released models' card does: "Image-1: <image>".
+    """
+    if place in question:
+        return question
+    numbers = [f"Image-{number}: " for number in range(1, num_images + 1)] if num_images > 1 else [""] * num_images
+    return "".join(f"{number}{place}\n" for number in numbers) + question
+
+
 def without_places(question):
     """A question without the marks that say where its pictures go."""
     return question.replace(f"{IMAGE_PLACEHOLDER}\n", "").replace(f"{VIDEO_PLACEHOLDER}\n", "")

@@ -36,16 +36,8 @@ FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 LONGEST_PATH = 4096  # characters
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}={0,2}\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}(?:=\s*){0,2}")
 _HEAD_BYTES, _TAIL_BYTES = 12, 1024
-_FIRST_BYTES = {
-    "jpeg": b"\xff\xd8\xff",
-    "png": b"\x89PNG\r\n\x1a\n",
-    "gif": b"GIF8",
-    "webp": b"RIFF",
-    "bmp": b"BM",
-    "tiff": (b"II*\0", b"MM\0*"),
-}
 _LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 _PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
@@ -102,15 +94,13 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
     picture with a note behind its end is decoded too, and is found to be whole; so is a picture of 16 bits.
 
     Args: source: a path, a data URI or a file in memory; decode: whether every picture is decoded.
-    Returns: (kind, (width_px, height_px), whether its EXIF turns it, what is odd): ("jpeg", (640, 480), False, {}); the
-        kind is None for others than JPEG, PNG, GIF, WebP, BMP and TIFF.
+    Returns: (kind, (width_px, height_px), whether its EXIF turns it, what is odd): ("jpeg", (640, 480), False, {}).
     """
     with OpenPicture(source, where, rules=rules) as picture:
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
         is_turned = picture.orientation in TURNS
-        odd = picture.darkness()
-    kind = next((kind for kind, starts in _FIRST_BYTES.items() if head.startswith(starts)), None)
-    kind = None if kind == "webp" and head[8:] != b"WEBP" else kind
+        odd, kind = picture.darkness(), picture.image.format.lower()
+    kind = "jpeg" if kind == "mpo" else kind  # a JPEG with more pictures behind the first
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
     if kind in ("jpeg", "webp") and not any(tail):  # they decode to grey, as if nothing were wrong

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...errors import DataError
+from .boxes import box_text
 from .formats import short
-from .media import AS_REFERENCE, image_size
+from .media import upright_size
 
 MARKS = {"ref": "<ref-object>", "bbox": "<bbox>"}
 _MARK = re.compile("|".join(MARKS.values()))
@@ -61,10 +62,10 @@ def _boxes(objects, images):
 
 
 def _size(images, number):
-    """(width_px, height_px). A picture that EXIF turns has two, and nothing says on which one the box was drawn."""
-    size = image_size(images[number])
-    if size != image_size(images[number], rules=AS_REFERENCE):
-        found = f"a box in pixels of {short(str(images[number]))}, which its EXIF turns on its side"
+    """(width_px, height_px). Of a picture that EXIF turns nothing says which way up the box was drawn."""
+    size, is_turned = upright_size(images[number])
+    if is_turned:
+        found = f"a box in pixels of {short(str(images[number]))}, which its EXIF turns or mirrors"
         raise _fault(found, "a picture that is stored upright", "save it turned, and correct its boxes")
     return size
 
@@ -77,4 +78,4 @@ def _box(box, size):
     if not (0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]):
         raise _fault(f"the box {short(box)}", f"x1 < x2 and y1 < y2 inside {size[0]} x {size[1]}")
     shares = [round(number * 1000 / side) for number, side in zip(box, size * 2, strict=True)]
-    return f"<box>[{shares}]</box>"
+    return box_text("", shares)

@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import DataError, first_raised
 from ...views import shown
 from .fields import REFUSED_IN_TURN, read_trained, refused
-from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short, with_places
 from .media import is_data_uri, is_remote, remote
 from .objects import fill_objects
 
@@ -329,6 +329,6 @@ def _place_media(turns, images, video):
     yield from (DataError(*one, code="placeholder_count") for one in said)
     if (videos if video else pictures) or said or not spoken:  # no question: the order of its turns is wrong
         return turns
-    placeholder, first = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER, spoken[0]
-    opened = replace(turns[first], text=f"{placeholder}\n{turns[first].text}")
+    place, first = VIDEO_PLACEHOLDER if video else IMAGE_PLACEHOLDER, spoken[0]
+    opened = replace(turns[first], text=with_places(turns[first].text, place=place))
     return (*turns[:first], opened, *turns[first + 1 :])

@@ -4,7 +4,6 @@ Of a CSV, TSV or JSONL every other byte stays; of a spreadsheet all that openpyx
 """
 
 import codecs
-import csv
 import io
 import json
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.files import replacing
-from ...data.importing.tables import ANSWER_COLUMNS, delimiter_of, encoding_of, xlsx_table
+from ...data.importing.tables import ANSWER_COLUMNS, csv_rows, delimiter_of, encoding_of, xlsx_table
 from ...data.rows.records import parse_line
 from ...errors import DataError
 
@@ -106,8 +105,9 @@ def _edited_csv(table, wanted, answer):
     codec = next((name for mark, name in MARKS.items() if content.startswith(mark)), encoding.removesuffix("-sig"))
     delimiter, text = delimiter_of(table, encoding), content.decode(codec, "surrogateescape")
     mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
-    rows = _raw_rows(text, delimiter)
-    (_, header), *filled = [(line, cells) for line, _, cells in rows if cells and any(map(str.strip, cells))]
+    rows = list(csv_rows(io.StringIO(text, newline=""), delimiter))
+    whole = ((line, cells) for line, _, cells in rows if isinstance(cells, list))
+    (_, header), *filled = [(line, cells) for line, cells in whole if any(map(str.strip, cells))]
     edits = _edits(table, dict(filled), [name.strip() for name in header], wanted, answer)
     kept = [mark]
     for line, raw, cells in rows:
@@ -120,19 +120,6 @@ def _edited_csv(table, wanted, answer):
     except UnicodeEncodeError as error:
         found = error.object[error.start : error.end]
         raise DataError(f"{table}: {found!r} can't be written as {codec}; save the table as CSV in UTF-8") from error
-
-
-def _raw_rows(text, delimiter):
-    """[(its first line, the text of the row as it stands, its cells or None for a broken one)], as tables.py counts."""
-    lines = list(io.StringIO(text, newline=""))
-    reader, rows = csv.reader(iter(lines), delimiter=delimiter, strict=True), []
-    while (begin := reader.line_num) < len(lines):
-        try:
-            cells = next(reader)
-        except csv.Error:
-            cells = None
-        rows.append((begin + 1, "".join(lines[begin : reader.line_num]), cells))
-    return rows
 
 
 def _edits(table, rows, header, wanted, answer):

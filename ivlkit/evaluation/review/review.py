@@ -1,25 +1,28 @@
 """Which rows deserve a look: those whose truth the model finds least likely; what a person decided about them."""
 
+import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...data.collate import collate, normalise_tiles
+from ...data.collate import collate
+from ...data.datasets.opening import open_data
 from ...data.encode import encode
 from ...data.groups import group_keys, part_of_groups, row_keys
 from ...data.rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from ...data.rows.records import Record, Turn
 from ...errors import DataError
-from ...models.chat import TILES_AT_ONCE, WINDOW_BATCHES, alike_batches
+from ...models.chat import WINDOW_BATCHES, alike_batches, encode_tiles, find_short_context
 from ...training.loop.loss import weighted_cross_entropy
 from ...training.run import VALIDATION, Run, loaded, open_again
 from ...training.runs import train
 from ...views import shown
-from ..confidence import ScoredReply
-from ..metrics import row_scorer
+from ..metrics import score_rows
 from .corrections import Decision, write_decisions
+
+REVIEW_ORDERS = ("loss", "sure", "random")
 
 
 @torch.inference_mode()
@@ -35,7 +38,7 @@ def truth_losses(vlm, records, *, batch_size=16, progress=False):
     for start in tqdm(range(0, len(records), window), desc="losses", disable=not progress):
         rows = [replace(records[n], augment_jpeg=False) for n in range(start, min(start + window, len(records)))]
         examples = [encode(row, vlm.processor, draw=None) for row in rows]
-        for places in alike_batches(vlm, list(map(len, examples)), batch_size):
+        for places in alike_batches(list(map(len, examples)), batch_size, find_short_context(vlm)):
             found = _losses(vlm, [examples[place] for place in places])
             for place, loss in zip(places, found, strict=True):
                 losses[start + place] = loss
@@ -48,9 +51,7 @@ def _losses(vlm, examples):
     batch = {key: value.to(device) for key, value in collate(examples, pad_token_id=vlm.tokenizer.pad_token_id).items()}
     embeds, labels = model.get_input_embeddings()(batch["input_ids"]), batch["labels"]
     if len(batch["tiles"]):
-        parts = batch["tiles"].split(TILES_AT_ONCE)
-        features = [model.encode_tiles(normalise_tiles(tiles, dtype=model.dtype)) for tiles in parts]
-        embeds = model.embed(batch["input_ids"], torch.cat(features))
+        embeds = model.embed(batch["input_ids"], encode_tiles(vlm, batch["tiles"]))
 
     def each(hidden, head):
         one = labels.new_ones(1).float()
@@ -114,30 +115,30 @@ def records_of(report):
     return records
 
 
-# orders of a report's rows --------------------------------------------------------------------------------------------
+def check_rows_of(report, records):
+    """The report is of these records, in their order. Raises: DataError with the first row that is not."""
+    if len(report.rows) != len(records):
+        raise DataError(
+            f"a report of {len(report.rows):,} rows for {len(records):,} records; expected one of the same data"
+        )
+    for row, record in zip(report.rows, records, strict=True):
+        if (row.where, row.truth) != (record.where, record.answer):
+            raise DataError(f"a report of other rows: {row.where} for {record.where}; expected one of the same data")
 
 
-def by_loss(report, losses, rng):
-    """The least likely truth first."""
-    return sorted(range(len(losses)), key=lambda number: -losses[number])
+def _in_order(report, order, losses, seed):
+    """Numbers of the rows in one of REVIEW_ORDERS."""
+    numbers = range(len(report.rows))
+    if order == "random":  # the only one in which corrected truths of test rows give an honest score
+        return np.random.default_rng(seed).permutation(len(numbers)).tolist()
+    if order == "loss":
+        return sorted(numbers, key=lambda number: -losses[number])
+    return sorted(numbers, key=lambda number: _trust(report.rows[number]))
 
 
-def wrong_and_sure(report, losses, rng):
-    """Wrong replies first, the surest of them first; behind them the right ones, the least sure first."""
-
-    def key(number):
-        row = report.rows[number]
-        return row.is_right, (row.confidence or 0.0) * (1 if row.is_right else -1)
-
-    return sorted(range(len(report.rows)), key=key)
-
-
-def at_random(report, losses, rng):
-    """By chance: the only order in which corrected truths of test rows give an honest score."""
-    return rng.permutation(len(report.rows)).tolist()
-
-
-REVIEW_ORDERS = {"loss": by_loss, "sure": wrong_and_sure, "random": at_random}
+def _trust(row):
+    """Least for a wrong reply that the model was sure of, most for a right one that it was sure of."""
+    return row.is_right, (row.confidence or 0.0) * (1 if row.is_right else -1)
 
 
 @dataclass
@@ -207,10 +208,8 @@ class Review:
                 "replies would raise its score"
             )
         report = report or self.report
-        score_rows, _ = row_scorer(report.metric)
         rows = [row for row in map(self._as_decided, report.rows) if row]
-        replies = [ScoredReply(row.reply, row.box_scores) for row in rows]
-        scores, numbers = score_rows(replies, [row.answers or row.truth for row in rows])
+        scores, numbers = score_rows(report.metric, rows)
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
         return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
@@ -236,22 +235,39 @@ class Review:
     _repr_html_ = shown("answers:review_html")
 
 
-def review(report, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
-    """The `Review` of a report; see `Report.review`."""
+def review_report(report, vlm=None, *, order="loss", folds=None, data=None, batch_size=16, seed=0):
+    """Which rows deserve a look: a `Review`, in which to keep, correct or drop their truths.
+
+    For rows to train on take "loss": first those whose truth the model finds least likely. Test rows take "random",
+    hide the reply until a row is decided, and score with the old truths and the new ones.
+
+    Args:
+        vlm: the model that says how likely a truth is; default the one that the report is of, loaded again.
+        order: "loss"; "sure", wrong replies that the model was sure of; or "random", by `seed`.
+        folds: with a run for `vlm`, that was trained on these rows and knows their mistakes by heart: train so many
+            models more, each without its part of the rows, which it then judges. 4 take as long as 3 such runs.
+        data: what was evaluated, for rows with earlier turns or several pictures, which a report does not keep.
+    Raises: DataError for another order, and for data of other rows.
+    """
     if order not in REVIEW_ORDERS:
         raise DataError(f"order={order!r}; expected one of {', '.join(REVIEW_ORDERS)}")
-    losses = []
     if folds is not None:
         if not isinstance(vlm, Run) or order != "loss":
             raise DataError(
                 f"folds={folds} with a {type(vlm).__name__} in the order {order!r}; expected the run that was trained "
                 'on these rows, and the order "loss"; write report.review(run, folds=4)'
             )
+        data = open_again(vlm)
+    if isinstance(data, (str, os.PathLike)):
+        data = open_data(data)
+    if data is not None:
+        check_rows_of(report, data)
+    losses = []
+    if folds is not None:
         losses = fold_losses(vlm, data, folds=folds, batch_size=batch_size, seed=seed)
     elif order == "loss":
         origin = report.details.get("model")
         vlm = vlm or ("nano" if origin == "the package" else origin)
         records = records_of(report) if data is None else list(data)
         losses = truth_losses(loaded(vlm, "review"), records, batch_size=batch_size, progress=True)
-    numbers = REVIEW_ORDERS[order](report, losses, np.random.default_rng(seed))
-    return Review(report, numbers, order, losses)
+    return Review(report, _in_order(report, order, losses, seed), order, losses)

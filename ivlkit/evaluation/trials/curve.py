@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import DataError
 from ...models.load import load
-from ...training.recipes import Recipe
 from ...training.recipes import recipe as named_recipe
 from ...training.run import RUNS_FOLDER, Run
 from ...training.runs import train
@@ -81,8 +79,8 @@ def learning_curve(recipe, data, test, *, rows=ROWS, metric="exact_match", folde
     Returns: `LearningCurve`, the untrained model first.
     Raises: DataError before anything starts if a size is not between 1 and len(data); what `train` raises.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
-    data = data if isinstance(data, Data) else open_data(data)
+    recipe = named_recipe(recipe)
+    data = open_data(data)
     sizes = _check_sizes(rows, data)
     folder = Path(folder) if folder else RUNS_FOLDER / f"curve-{recipe.name}-{_digest(recipe, data, seed)}"
     order = np.random.default_rng(seed).permutation(len(data))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError, TrainingError
 from ...training.estimate.outlook import START_MINUTES
@@ -25,8 +24,6 @@ from ..intervals import bootstrap_interval
 from ..report import Report
 
 OTHER_MEASURES = ("loss", "weighting", "model", "name")  # with another of these a loss can't be compared
-
-
 FEWEST_ROWS = 20  # of validation: fewer tell nothing apart
 
 
@@ -110,10 +107,10 @@ def sweep(recipe, data, *, validation=None, test=None, metric="exact_match", fol
     Returns: `Sweep`: its run (the winner's), table, said, report.
     Raises: RecipeError before anything starts; TrainingError if no run ends well.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    recipe = named_recipe(recipe)
     trials = _trials(recipe, grid)
-    data = data if isinstance(data, Data) else open_data(data)
-    validation = open_data(validation) if isinstance(validation, (str, Path)) else validation or validation_of(data)
+    data = open_data(data)
+    validation = open_data(validation) if validation else validation_of(data)
     (field,) = grid
     kept = {name: value for name, value in recipe.to_dict().items() if name != field}
     digest = hashlib.sha256(json.dumps([kept, data.fingerprint]).encode()).hexdigest()[:8]

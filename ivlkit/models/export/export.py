@@ -1,6 +1,5 @@
 """A run → a folder of its own, in one of three layouts. It appears only when it is complete and has proven itself."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from ...data.datasets.opening import open_data
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
+from ..hub.download import read_record
 from ..layouts.configuration import read_json, write_json
 from ..layouts.safetensors_files import fingerprint, new_folder, total_bytes, write_shards
 from ..layouts.weight_files import fused, read_weight_files
@@ -17,7 +17,7 @@ from .card import read_run, write_card, write_templates
 from .handover import check_handover, write_handover
 from .hf_layout import write_hf
 from .lazy_weights import open_source
-from .proof import Proof, ask, check_tensors, choose_place, compare, count_equal, largest_difference, unround
+from .proof import Proof, ask, check_and_unround, choose_place, compare, count_equal, largest_difference
 
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", ORIGIN_FILE, DOWNLOAD_FILE, "README.md"}
 _COPIED_SUFFIXES = {".json", ".model", ".py", ".txt"}
@@ -49,7 +49,7 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
     if layout not in _LAYOUTS:
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
     to = Path(to)
-    test = open_data(test) if isinstance(test, (str, Path)) else test
+    test = None if test is None else open_data(test)
     if handover:
         check_handover(source, test, report)
     opened = open_source(source)
@@ -149,14 +149,10 @@ def describe_base(folder):
         )
     keys = [family.key for family in FAMILIES.values() if family.name == base.name]
     key = keys[0] if keys else read_origin(folder)["base"]
-    try:
-        revision = json.loads((base / DOWNLOAD_FILE).read_text())["revision"]
-    except (OSError, ValueError, KeyError):
-        revision = None
     return {
         "base": key,
         "base_name": FAMILIES[key].name if key in FAMILIES else base.name,
-        "base_revision": revision,
+        "base_revision": (read_record(base) or {}).get("revision"),
         "base_fingerprint": fingerprint(read_weight_files(base)),
     }
 
@@ -177,10 +173,7 @@ def _prove(opened, aside, reload, device, *, merges):
             in_float8 = _ask_once(opened, device=device, dtype=dtype, quantize="float8")
     model = reload(aside, device, dtype)
     written = ask(model, opened.processor)
-    tensors = 0
-    if merges:
-        tensors = check_tensors(model, opened)
-        unround(model, opened)
+    tensors = check_and_unround(model, opened) if merges else 0
     after = ask(model, opened.processor) if merges else written
     return Proof(
         where=f"{dtype} on {device.type}".replace("torch.", ""),

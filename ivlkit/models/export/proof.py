@@ -3,12 +3,13 @@
 import math
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from ...data.collate import normalise_tiles
 from ...data.rows.records import Turn
 from ...errors import ExportError
+from ...hardware import GIB
+from ..load import most_copied_gib
 
 TOLERANCE = 1e-4  # logits in float32, relative to the largest where that is above 1
 COARSE_TOLERANCE = 0.05  # logits in bfloat16: an adapter beside a weight rounds otherwise than one inside it
@@ -111,35 +112,36 @@ def count_equal(before, after):
 
 
 @torch.no_grad()
-def check_tensors(model, source):
-    """Every weight of a reloaded export equals the source's, rounded once to the file's dtype; returns how many."""
+def check_and_unround(model, source):
+    """Every weight of a reloaded export equals the source's, rounded once to the file's dtype; returns how many.
+
+    The source's own take their place: what the model answers then tells rounding from a wrong merge.
+    """
     state = model.state_dict()
     if wrong := state.keys() ^ source.weights.keys():
         raise ExportError(f"reloading the export: tensor {min(wrong)} is missing or new; nothing was written")
     for key, tensor in state.items():
-        expected = source.weights[key].to(source.dtype).to(tensor)
-        if not torch.equal(tensor, expected):
+        own = source.weights[key]
+        if not torch.equal(tensor, own.to(source.dtype).to(tensor)):
             raise ExportError(f"reloading the export changed tensor {key}; expected equal bits; nothing was written")
+        tensor.copy_(own)
     return len(state)
-
-
-@torch.no_grad()
-def unround(model, source):
-    """Put the source's weights in place of those that the file's dtype rounded: tells rounding from a wrong merge."""
-    for key, tensor in model.state_dict().items():
-        tensor.copy_(source.weights[key])
 
 
 def choose_place(num_parameters, device):
     """(device, dtype) to load a model for the proof: float32 where it fits into free memory, else bfloat16.
 
+    Float32 counts as copied: `load` widens what a file holds in the computer's memory, for a GPU too.
+
     Raises: ExportError if there is room for neither.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    for dtype in (torch.float32, torch.bfloat16):
-        if num_parameters * dtype.itemsize * _ROOM < free:
-            return device, dtype
+    copied = most_copied_gib(device) * GIB
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * copied
+    if num_parameters * 4 * _ROOM < free and num_parameters * 4 <= copied:
+        return device, torch.float32
+    if num_parameters * 2 * _ROOM < free:
+        return device, torch.bfloat16
     raise ExportError(
         f"{device}: {free / 1e9:.1f} GB of memory free; expected {num_parameters * 2 * _ROOM / 1e9:.1f} GB to load the "
         "export again and compare; free some, or pass another device"

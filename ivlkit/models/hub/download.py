@@ -22,10 +22,10 @@ from ...data.files import write_whole
 from ...errors import CheckpointError
 from ...hardware import free_bytes
 from ..families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, model_roots
+from ..layouts.weight_files import read_weight_files
 from . import files as hub
 
 MARGIN_BYTES = 1_000_000_000  # left free beside the weights: runs and caches want some too
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _bring(family, target, places, revision):
             if os.access(folder, os.W_OK):
                 _write_record(folder, family, commit, files)
             return Download(folder, commit, "already here; sizes and hashes are the hub's")
-    return _assemble(family, target, commit, files, sources=_sources(family, places, commit, files))
+    return _assemble(family, target, commit, files, sources=_sources(family, places, files))
 
 
 def _has_hashes(folder, files):
@@ -174,10 +174,10 @@ def _without_network(family, target, places, revision, error):
     why = "HF_HUB_OFFLINE is set" if error is None else "the hub can't be reached"
     if cached := _cached_snapshot(family, revision):
         commit, files = cached
-        return _assemble(family, target, commit, files, sources=_sources(family, [], commit, files), note=f"; {why}")
+        return _assemble(family, target, commit, files, sources=_sources(family, [], files), note=f"; {why}")
     if revision is None:
         for folder in places:
-            if _looks_whole(folder, family):
+            if _looks_whole(folder):
                 return Download(folder, None, f"already here, hashes unknown; {why}")
     if error is not None:
         raise error
@@ -188,18 +188,22 @@ def _without_network(family, target, places, revision, error):
     )
 
 
-def _looks_whole(folder, family):
-    names = ("config.json", *family.weight_files)
-    return all((folder / name).is_file() for name in names) and any((folder / name).is_file() for name in _TOKENIZERS)
+def _looks_whole(folder):
+    try:
+        read_weight_files(folder)
+    except CheckpointError:
+        return False
+    return (folder / "config.json").is_file() and (folder / "tokenizer.model").is_file()
 
 
 def _cached_snapshot(family, revision):
     """(commit, files) of a complete snapshot in the hub's cache; its blobs are named by their hashes."""
-    config = _cached(family, "config.json", revision)
-    if config is None or not _looks_whole(config.parent, family):
+    config = try_to_load_from_cache(family.hub_id, "config.json", cache_dir=hub.cache_folder(), revision=revision)
+    folder = Path(config).parent if isinstance(config, str) else None
+    if folder is None or not _looks_whole(folder):
         return None
-    paths = [path for path in sorted(config.parent.iterdir()) if hub.is_needed(path.name) and path.is_file()]
-    return config.parent.name, [hub.RemoteFile(path.name, path.stat().st_size, _blob_digest(path)) for path in paths]
+    paths = [path for path in sorted(folder.iterdir()) if hub.is_needed(path.name) and path.is_file()]
+    return folder.name, [hub.RemoteFile(path.name, path.stat().st_size, _blob_digest(path)) for path in paths]
 
 
 def _blob_digest(path):
@@ -208,22 +212,17 @@ def _blob_digest(path):
     return f"{kind}:{name}" if kind else hub.file_digest(path, "sha256")
 
 
-def _cached(family, name, revision):
-    found = try_to_load_from_cache(family.hub_id, name, cache_dir=hub.cache_folder(), revision=revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _sources(family, places, commit, files):
-    """{file name: paths that may hold it}: the hub's cache at any commit, by hash, and folders of other roots."""
+def _sources(family, places, files):
+    """{file name: paths that may hold it}: the hub's cache at any commit, and folders of other roots."""
     try:
         repos = [repo for repo in scan_cache_dir(hub.cache_folder()).repos if repo.repo_id == family.hub_id]
     except CacheNotFound:
         repos = []
-    blobs = {file.blob_path.name: file.blob_path for repo in repos for rev in repo.revisions for file in rev.files}
+    cached = [one for repo in repos for revision in repo.revisions for one in revision.files]
     found = {}
     for file in files:
-        paths = [blobs.get((file.digest or "").rpartition(":")[2]), _cached(family, file.name, commit)]
-        found[file.name] = [path for path in [*paths, *(folder / file.name for folder in places)] if path]
+        blobs = {one.blob_path for one in cached if one.file_name == file.name}
+        found[file.name] = [*blobs, *(folder / file.name for folder in places)]
     return found
 
 

@@ -30,17 +30,8 @@ from .files import first_line
 
 DATA = Path(__file__).parents[1] / "verify_data"
 MAX_NEW_TOKENS = 48
-# As the released tokenizers have them, by template.
-RELEASED_IDS = {
-    "internlm2-chat": {
-        **{"<s>": 1, "</s>": 2, "<|im_end|>": 92542, "<|im_start|>": 92543, "<img>": 92544, "</img>": 92545},
-        **{"<IMG_CONTEXT>": 92546, "<box>": 92551, "</box>": 92552},
-    },
-    "phi3-chat": {
-        **{"<s>": 1, "<|endoftext|>": 32000, "<|assistant|>": 32001, "<|system|>": 32006, "<|end|>": 32007},
-        **{"<|user|>": 32010, "<img>": 32011, "</img>": 32012, "<IMG_CONTEXT>": 32013, "</box>": 32019},
-    },
-}
+# {template: {special token: its number}} of the released tokenizers.
+RELEASED_IDS = json.loads((DATA / "token_ids.json").read_text(encoding="utf-8"))
 NEVER_ASKED = (
     "These questions were never run on the released weights before: a wrong reply may be the question's fault."
 )

@@ -5,7 +5,6 @@ Keys are transformers' own whatever the files hold: a released folder, a release
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import CheckpointError
 from .key_map import from_released, hf_keys, released_groups, to_released
+from .safetensors_files import INDEX_FILE
 
 
 def open_weights(folder, config, expected, *, released=True, dtype=torch.float32):
@@ -164,10 +164,8 @@ def read_weight_files(folder):
     Raises: CheckpointError if one is missing, or if there are only pickles.
     """
     folder = Path(folder)
-    names = ["model.safetensors"]
-    with suppress(FileNotFoundError):
-        index = (folder / "model.safetensors.index.json").read_text()
-        names = _shard_names(index, folder)
+    index = folder / INDEX_FILE
+    names = _shard_names(index) if index.exists() else ["model.safetensors"]
     missing = [folder / name for name in names if not (folder / name).exists()]
     if missing and list(folder.glob("*.bin")):
         raise CheckpointError(
@@ -179,13 +177,11 @@ def read_weight_files(folder):
     return [folder / name for name in names]
 
 
-def _shard_names(index, folder):
+def _shard_names(index):
     try:
-        return sorted(set(json.loads(index)["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder}/model.safetensors.index.json: broken ({error}); expected a `weight_map`; copy the file again"
-        ) from error
+        raise CheckpointError(f"{index}: broken ({error}); expected a `weight_map`; copy the file again") from error
 
 
 def read_shapes(files):

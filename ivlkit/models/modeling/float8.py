@@ -52,8 +52,8 @@ def holds_float8(model):
 class Float8Linear(nn.Linear):
     """A frozen linear layer in float8, from one of any precision.
 
-    `weight` [N, K] is uint8, of which `.to(dtype)` and PEFT, which would give its adapters a floating weight's
-    precision, keep their hands off; so is the scale's buffer, a float32's bits.
+    `weight` [N, K] is stored as uint8 and the scale as the bits of a float32: `.to(dtype)` changes floating tensors
+    only, and PEFT would give its adapters the precision of a floating weight.
     """
 
     def __init__(self, linear, *, device=None):

@@ -52,7 +52,7 @@ class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration)
         """Pixel values [T, 3, S, S] → features [T, 256, H] in the language model's space.
 
         Args:
-            calls: of a frozen tower at least, with blank tiles if need be: as many as another rank makes; 0: none.
+            calls: how often a frozen tower runs at least, on blank tiles if need be (another rank's number); 0: never.
             complete: a function that puts what `see` gave in earlier epochs beside what it gives now (None: no call).
         """
         seen = self.see(pixel_values, calls=calls) if calls else None

@@ -11,7 +11,6 @@ import torch
 from torch._dynamo import mark_static, maybe_mark_dynamic
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from .distributed import is_sharded
 from .shared_input import share_inputs
 
 BACKEND = "inductor"
@@ -32,7 +31,7 @@ def wrap_layers(model, recipe):
     stands for the bin's own (`collate.collate_packed`), since an int would be a constant.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not (is_sharded(recipe) and recipe.zero_stage == 3):  # which fetches a weight for its own layer alone
+    if recipe.stage != 3:  # which fetches a weight for its own layer alone
         share_inputs(base)
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
     if recipe.compile:
@@ -51,9 +50,10 @@ def wrap_layers(model, recipe):
 
 
 def _of_any_size(compiled, varying, hidden_states, **kwargs):
-    """A compiled layer told what varies: it would take the first bin's sizes for constants, and be compiled again.
+    """A compiled layer that is told which dimension varies: else the second bin's size would compile it again.
 
-    And what does not: to torch 2.10 both kinds are one function of transformers', called with two widths.
+    torch 2.10 has to be told that the others are constant: it takes the layers of tower and decoder for one function
+    of transformers, and would let their width vary.
     """
     maybe_mark_dynamic(hidden_states, varying)
     mark_static(hidden_states, [each for each in range(3) if each != varying])

@@ -114,17 +114,17 @@ class Lane:
     """Copies in the order of the program."""
 
     def begin(self, flats):
-        """Nothing is under way."""
+        """Nothing: no copy is under way."""
 
     def filling(self, slot):
-        """In which a copy is made."""
+        """A context in which a copy is made."""
         return nullcontext()
 
     def wait_until_filled(self, slot):
-        """It is."""
+        """Nothing: the copy was made at once."""
 
     def mark_read(self, slot):
-        """It was."""
+        """Nothing: the layer was computed at once."""
 
 
 class CudaLane:
@@ -153,7 +153,7 @@ class CudaLane:
         torch.cuda.current_stream(self.device).wait_event(self.filled[slot])
 
     def mark_read(self, slot):
-        """Once the computing stream is here."""
+        """The buffer may be filled again once the computing stream has come so far."""
         self.read[slot].record(torch.cuda.current_stream(self.device))
 
 

@@ -1,7 +1,12 @@
-"""Graphics cards as their data sheets list them, and what was measured on one."""
+"""Graphics cards as their data sheets list them, and what was measured on some."""
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ..recipes import RECIPES
 
 LISTED_TO_MEASURED = 790 / 989  # an H100's bf16 product of 8,192 x 8,192 beside its data sheet
 
@@ -22,26 +27,6 @@ class Card:
         return self.tflops * 1e12 * LISTED_TO_MEASURED
 
 
-CARDS = {
-    "B200": Card(2250, 7.7, 178.4),
-    "H200": Card(989, 4.8, 139.8),
-    "H100": Card(989, 3.35, 79.2),
-    "A100": Card(312, 2.04, 79.2, float8=False),
-    "A100 40GB": Card(312, 1.56, 39.4, float8=False),
-    "L40S": Card(362, 0.864, 44.4),
-    "RTX 6000 Ada": Card(364, 0.96, 47.4),
-    "A6000": Card(155, 0.768, 47.5, float8=False),
-    "RTX PRO 6000": Card(504, 1.792, 94.9),
-    "RTX 5090": Card(210, 1.792, 31.4),
-    "RTX 4090": Card(165, 1.008, 23.6),
-    "RTX 3090": Card(71, 0.936, 23.6, float8=False),
-    "A10": Card(125, 0.6, 22.1, float8=False),
-    "L4": Card(121, 0.3, 22.2),
-    "V100": Card(125, 0.9, 31.7, bf16=False, float8=False),
-    "T4": Card(65, 0.32, 14.6, bf16=False, float8=False),
-}
-
-
 @dataclass(frozen=True)
 class Measured:
     """A run that was measured: peak GiB that torch allocated, useful tokens a second."""
@@ -54,33 +39,15 @@ class Measured:
     weights: str
     peak_gib: float
     tokens_a_second: int
-    card: str = "H200"
+    card: str
     vision_offload: bool = False
 
 
-# `benchmarks/train_gpu.py` on one GPU: LoRA of rank 16, dropout 0.05, about 2,260 tokens and 8.2 tiles a row.
-MEASURED = (
-    Measured("2b", "lora", 14336, "full", False, "bf16", 8.16, 18_363, "H100"),
-    Measured("2b", "lora", 14336, "full", True, "bf16", 8.22, 25_349, "H100"),
-    Measured("2b", "full", 14336, "full", False, "bf16", 36.9, 19_737, "H100"),
-    Measured("2b", "lora", 14336, "none", True, "bf16", 37.57, 40_143),
-    Measured("2b", "lora", 14336, "full", True, "bf16", 8.22, 28_441),
-    Measured("2b", "lora", 12288, "full", True, "bf16", 7.41, 27_237),
-    Measured("2b", "full", 14336, "full", True, "bf16", 34.35, 28_712),
-    Measured("2b", "lora", 14336, "none", True, "float8", 36.33, 45_552),
-    Measured("2b", "lora", 14336, "full", True, "float8", 6.72, 34_417),
-    Measured("4b", "lora", 8192, "none", False, "bf16", 44.48, 14_071),
-    Measured("4b", "lora", 8192, "full", False, "bf16", 11.09, 10_529),
-    Measured("4b", "lora", 8192, "none", True, "bf16", 37.88, 21_196),
-    Measured("4b", "lora", 8192, "full", True, "bf16", 11.12, 14_560),
-    Measured("4b", "full", 8192, "full", False, "bf16", 69.11, 10_122),
-    Measured("4b", "lora", 8192, "none", True, "float8", 35.1, 23_914),
-    Measured("26b", "lora", 8192, "full", False, "bf16", 56.25, 2_542),
-    Measured("26b", "lora", 8192, "full", True, "bf16", 56.16, 3_184),
-    Measured("26b", "lora", 8192, "full", True, "float8", 33.92, 4_597),
-    Measured("26b", "qlora", 4096, "full", False, "bf16", 17.0, 2_001, vision_offload=True),
-    Measured("26b", "qlora", 4096, "full", True, "bf16", 16.62, 2_684, vision_offload=True),
-)
+# Fields that the measured runs had as their released recipe has them.
+AS_RELEASED = ("vision", "unfreeze_vit_layers", "projector", "lora_rank", "lora_dropout", "optimizer", "packing")
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+CARDS = {name: Card(*row) for name, row in _TABLES["cards"].items()}
+MEASURED = tuple(Measured(*row) for row in _TABLES["measured"])
 
 
 def match_card(name):
@@ -111,12 +78,12 @@ def probe_cpu(size=768, repeats=3):
 def find_measured(recipe):
     """What was measured with a recipe's settings, in words; "" if nothing was."""
     names = ("model", "language", "gradient_checkpointing", "compile", "weights", "vision_offload")
-    plain = recipe.packing and recipe.vision == "frozen"
+    base = RECIPES.get(f"{recipe.model}-{'full' if recipe.language == 'full' else 'lora'}")
+    if not base or recipe.processes > 1 or any(getattr(recipe, name) != getattr(base, name) for name in AS_RELEASED):
+        return ""
     found = [
         f"{one.peak_gib} GiB allocated and {one.tokens_a_second:,} tokens/s by the kit on an {one.card}"
         for one in MEASURED
-        if plain
-        and recipe.budgets[0] == one.bin_tokens
-        and all(getattr(recipe, name) == getattr(one, name) for name in names)
+        if recipe.budgets[0] == one.bin_tokens and all(getattr(recipe, name) == getattr(one, name) for name in names)
     ]
     return f"measured with these settings: {'; '.join(found)}; about 2,260 tokens and 8.2 tiles a row" if found else ""

@@ -8,11 +8,10 @@ autograd saves.
 from dataclasses import dataclass
 
 from ...hardware import GIB
-from ..engine.distributed import is_sharded
-from ..methods import PARTS, TUNINGS
+from ..methods import TUNINGS, part_of
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight: 4 bits, an 8-bit scale for 64, a float32 scale for 256 of those
-QUANTISED = {"language": "model.language_model.layers.", "vision": "model.vision_tower.encoder.layer."}
+QUANTISED = {"language": "model.language_model.layers.", "vision": "model.vision_tower.encoder.layer."}  # in a name
 
 
 @dataclass(frozen=True)
@@ -127,38 +126,33 @@ def offloaded_bytes(model, *, frozen_bytes):
 
 
 def _stored_bytes(name, parameter, recipe, frozen_bytes):
-    name, count = name.removeprefix("base_model.model."), parameter.numel()
-    if parameter.ndim == 2 and recipe.quantize == "4bit" and name.startswith(QUANTISED["language"]):
+    count = parameter.numel()
+    if parameter.ndim == 2 and recipe.quantize == "4bit" and QUANTISED["language"] in name:
         return NF4_BYTES * count
-    if parameter.ndim == 2 and name.startswith(tuple(QUANTISED[part] for part in recipe.float8_parts)):
+    if parameter.ndim == 2 and any(QUANTISED[part] in name for part in recipe.float8_parts):
         return count + 4 * len(parameter)  # and a float32 scale a row
     return frozen_bytes * count
 
 
 def frozen_matrices(model):
     """Shapes [N, K] of the decoder's, which NF4 or float8 may hold."""
-    prefix = QUANTISED["language"]
-    named = ((name.removeprefix("base_model.model."), value) for name, value in model.named_parameters())
-    frozen = (value for name, value in named if name.startswith(prefix) and not value.requires_grad)
-    return [value.shape for value in frozen if value.ndim == 2]
+    named = ((name, value) for name, value in model.named_parameters() if not value.requires_grad)
+    return [value.shape for name, value in named if value.ndim == 2 and QUANTISED["language"] in name]
 
 
 def copied_parameters(model):
     """Trained matrices that autocast keeps a half-precision copy of until forward ends."""
-    head_and_layers = (QUANTISED["language"], PARTS["head"])
-    return sum(
-        value.numel()
-        for name, value in model.named_parameters()
-        if value.requires_grad and value.ndim == 2 and name.startswith(head_and_layers)
-    )
+    named = ((name, value) for name, value in model.named_parameters() if value.requires_grad and value.ndim == 2)
+    return sum(value.numel() for name, value in named if QUANTISED["language"] in name or part_of(name) == "head")
 
 
 def features_bytes(config, recipe, *, tiles, device_type):
     """Bytes that `keep_features` takes on disk for so many tiles, as far as it allows: 1 MiB each for the 2B's LoRA.
 
-    What the projector gave, or what it is given where it trains: in float32 on a CPU and beside float32 masters.
+    What the projector gave, or what it is given where it trains.
     """
-    trains = recipe.projector != "frozen"
-    wide = device_type == "cpu" or (trains and recipe.full_precision and not is_sharded(recipe))
-    width = 4 * config.vision_config.hidden_size if trains else config.text_config.hidden_size
-    return round(min(recipe.keep_features * GIB, tiles * config.image_seq_length * width * (4 if wide else 2)))
+    precision = precision_of(recipe, device_type)
+    bytes_a_token = precision.compute * config.text_config.hidden_size
+    if recipe.projector != "frozen":
+        bytes_a_token = precision.stream * 4 * config.vision_config.hidden_size
+    return round(min(recipe.keep_features * GIB, tiles * config.image_seq_length * bytes_a_token))

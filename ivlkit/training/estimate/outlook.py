@@ -17,7 +17,6 @@ def outlook(plan, *, rows, asks=3, reply_tokens=16, export=True, now=None):
     """One line: "train 6 + ask 3 × 59 rows 2 + export 3 minutes, 4.4 GB, done at about 15:40 (predicted …)".
 
     Args:
-        plan: of `plan(recipe, data=…)`.
         rows: to be asked. asks: how often: before, after, with shuffled pictures.
         reply_tokens: of a reply, the closing one counted.
         now: a `datetime`; default the clock's.

@@ -3,9 +3,12 @@
 Memory is that of the largest batch of the run's own plan (`prediction`).
 """
 
+import json
 import math
 import os
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,20 +17,19 @@ import psutil
 import torch
 
 from ...data.checking.lengths import epoch_lengths
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...errors import RecipeError
 from ...hardware import GIB, find_gpus, gpu_processes, holders_of_gpu, read_ram_gib
-from ...models.modeling.attention import rope_limits
 from ...models.processor import load_processor
 from ...models.shapes import config_of, empty_model
 from ...views import shown
 from ..engine.distributed import on_gpus, settle_gpus
 from ..log import read_steps
-from ..loop.schedule import plan_grouped, plan_packed, tile_cost
+from ..loop.schedule import plan_batches
 from ..methods import less_memory
 from ..recipes import FEW_UPDATES, RELEASED, Recipe, few_updates
 from ..recipes import recipe as named_recipe
+from ..run import LOG_FILE
 from ..tuning import prepare
 from .cards import CARDS, Card, find_measured, match_card, probe_cpu
 from .footprint import features_bytes
@@ -58,13 +60,21 @@ class Job:
     """What all cases of a plan share: a recipe, its data if there are any, its model as it trains, without memory."""
 
     def __init__(self, recipe, data, place):
-        self.recipe, self.place = recipe, place
+        self.place = place
         self.released, self.is_here = config_of(recipe.model)
-        self.data = open_data(data) if data is not None and not isinstance(data, Data) else data
+        self.data = data if data is None else open_data(data)
         self.processor = load_processor(recipe.model) if data is not None else None
-        model, self.model = prepared_shape(recipe, self.released)
+        self.take(recipe)
+
+    def take(self, recipe):
+        """Plan this recipe of the same model from here on."""
+        self.recipe = recipe
+        trained = Recipe(
+            recipe.name, recipe.model, *recipe.parts, recipe.unfreeze_vit_layers, lora_rank=recipe.lora_rank
+        )
+        model, self.model = _shape(trained, json.dumps(self.released))
         self.config = model.config
-        self.packs = recipe.packing and place.bf16
+        self.packs = recipe.packing and self.place.bf16
         self.max_tiles = recipe.max_tiles or self.released.get("max_dynamic_patch", 12)
 
 
@@ -102,9 +112,7 @@ class RunPlan:
     notes: tuple[str, ...]
     job: object  # model, configuration, place: what the rest was computed from
 
-    def outlook(self, *, rows, asks=3, reply_tokens=16, export=True):
-        """The whole project in one line: minutes to train, to ask so many rows so often, to export; disk; the end."""
-        return outlook(self, rows=rows, asks=asks, reply_tokens=reply_tokens, export=export)
+    outlook = outlook
 
     @property
     def needed_gib(self):
@@ -174,7 +182,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     Returns: `RunPlan` with a case for the recipe's own tiles, and for 12, 6 and 1.
     Raises: RecipeError for an unknown card, CheckpointError for a model that is no folder, DataError for the data.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else named_recipe(recipe)
+    recipe = named_recipe(recipe)
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     job = Job(recipe, data, place)
@@ -224,7 +232,7 @@ def held_by_runs():
         if command[-3:-1] == ["ivlkit", "train"] and process.pid != os.getpid():
             held[command[-1]] = held.get(command[-1], 0.0) + shown.get(process.pid, 0.0)
     for spec in (spec for spec, used_gib in held.items() if not used_gib):
-        steps = read_steps(Path(spec).with_name("log.jsonl"))
+        steps = read_steps(Path(spec).with_name(LOG_FILE))
         held[spec] = CONTEXT_GIB + steps[-1]["memory_gib"] if steps else 0.0
     return sum(held.values())
 
@@ -233,6 +241,11 @@ def prepared_shape(recipe, config):
     """(model without memory, what `tuning.prepare` makes of it)."""
     model, family = empty_model(config)
     return model, prepare(SimpleNamespace(model=model, family=family, adapter=None), recipe)
+
+
+@lru_cache(maxsize=4)  # a second or two each; recipes that are tried one after the other train few different things
+def _shape(recipe, config):
+    return prepared_shape(recipe, json.loads(config))
 
 
 def needed_at(place, recipe):
@@ -255,16 +268,12 @@ def _case(job, max_tiles):
 
 def _largest_batch(job, max_tiles):
     """tokens and tiles of the largest batch; steps, tokens, tiles and bins of the run where there is data."""
-    recipe, config = job.recipe, job.config
+    recipe = job.recipe
     if job.data is None:
         return _assumed_batch(job, max_tiles)
     processor, epochs = job.processor.with_tiles(max_tiles), math.ceil(recipe.epochs)
     lengths = epoch_lengths(job.data, processor, seed=recipe.seed, epochs=epochs, max_length=recipe.max_seq_length)
-    rope = rope_limits(config.text_config)
-    if job.packs:
-        batches = plan_packed(*lengths, recipe, rope=rope, tile_cost=tile_cost(config, recipe))
-    else:
-        batches = plan_grouped(*lengths, recipe, rope=rope)
+    batches = plan_batches(*lengths, recipe, job.config, packed=job.packs)
     _, tokens, tiles = batches.largest_batch()
     row = [float(np.mean(one)) for one in lengths]
     total = [mean * len(job.data) * recipe.epochs for mean in row]
@@ -286,16 +295,13 @@ def _assumed_batch(job, max_tiles):
 
 def advise(job):
     """What to change until it fits, one change after the other, each line with what is then needed."""
-    recipe, model, free_gib, lines = job.recipe, job.model, job.place.free_gib, []
-    for changes in _changes(recipe, job.place.device_type):
+    job, free_gib, lines = copy(job), job.place.free_gib, []
+    for changes in _changes(job.recipe, job.place.device_type):
         try:
-            recipe = replace(recipe, **changes)
+            job.take(replace(job.recipe, **changes))
         except RecipeError:
             continue
-        if {"language", "projector"} & changes.keys():  # else the same parts train
-            _, model = prepared_shape(recipe, job.released)
-        trial = SimpleNamespace(**{**vars(job), "recipe": recipe, "model": model})
-        needed = needed_gib(_case(trial, recipe.max_tiles or job.max_tiles).parts, job.place.device_type)
+        needed = needed_gib(_case(job, job.max_tiles).parts, job.place.device_type)
         settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())
         lines.append(f"{'then ' if lines else ''}{settings}: {needed:.2f} GiB (predicted)")
         if needed <= free_gib:
@@ -322,7 +328,7 @@ def _changes(recipe, device_type):
         yield {"bin_tokens": recipe.max_seq_length}
     elif not recipe.packing and recipe.per_device_batch > 1:
         yield {"per_device_batch": 1}
-    if recipe.full_precision:
+    if not recipe.has_adapters:
         yield {"optimizer": "paged_adamw_8bit"}
     yield from less_memory(recipe)
     if recipe.weights != "float8" and not recipe.vision_offload:
@@ -331,9 +337,13 @@ def _changes(recipe, device_type):
         yield {"weights": "bf16", "vision_offload": True}
     for tiles in (6, 1):
         if (recipe.max_tiles or 12) > tiles:
-            length = max(1024, 256 * (tiles + (tiles > 1)) + 512)
-            length = min(recipe.max_seq_length, length)
+            length = min(recipe.max_seq_length, max(1024, row_length(tiles)))
             yield {"max_tiles": tiles, "max_seq_length": length} | ({"bin_tokens": length} if recipe.packing else {})
+
+
+def row_length(tiles):
+    """Tokens of a row of a released model with so many tiles and a thumbnail: 2,304 for 6."""
+    return 256 * (tiles + (tiles > 1)) + 512
 
 
 def _notes(job, steps, features):

@@ -31,13 +31,13 @@ def batch_parts(model, config, recipe, batch, *, device_type):
     Returns: {part: bytes}; the last, "working", is the largest of what is alive for a moment only.
     """
     zero, sdpa = is_sharded(recipe) and device_type == "cuda", device_type == "cpu" or not recipe.packing
-    precision = footprint.Precision(2, 2, 1) if zero else footprint.precision_of(recipe, device_type)
+    precision = footprint.precision_of(recipe, device_type)
     frozen, trained = footprint.weight_bytes(model, recipe, frozen_bytes=precision.stream)
     if recipe.vision_offload:
         layers, buffers = footprint.offloaded_bytes(model, frozen_bytes=precision.stream)
         frozen += buffers - (layers if device_type == "cuda" else 0)
     state = optimizer_bytes(model, recipe.optimizer)
-    copies = 0 if zero or precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
+    copies = 0 if precision.stream == precision.compute else 2 * footprint.copied_parameters(model)
     how = _layers(recipe, precision, sdpa=sdpa)
     kept, working = _activations(config, recipe, batch, how, copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
@@ -71,7 +71,7 @@ def _layers(recipe, precision, *, sdpa=False):
         "rank": recipe.lora_rank,
         "compiled": recipe.compile,
         "sdpa": sdpa,
-        "shared": not (is_sharded(recipe) and recipe.zero_stage == 3),
+        "shared": recipe.stage != 3,
     }
     vision = "full" if recipe.unfreeze_vit_layers else recipe.vision  # of the layers that train
     parts = {"language": recipe.language, "vision": vision}

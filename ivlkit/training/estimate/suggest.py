@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from ...data.datasets.mixture import Data
 from ...data.datasets.opening import open_data
 from ...data.files import write_whole
 from ...data.rows.media import image_size
@@ -24,7 +23,7 @@ from ..methods import TUNINGS, less_memory
 from ..recipes import Recipe
 from ..recipes import recipe as named_recipe
 from ..run import RUNS_FOLDER
-from .planner import find_place, needed_at
+from .planner import find_place, needed_at, row_length
 
 BINS = (16384, 8192)  # tokens, beside the shortest that a row fits into
 BATCHES = (4, 2, 1)  # rows of a padded batch, on cards without a kernel for bins
@@ -36,7 +35,6 @@ RATE_SOURCES = (
     "Thinking Machines, 'LoRA without regret': about ten times that of full fine-tuning"
 )
 FEWER_TILES = (6, 4, 2, 1)
-TOKENS_A_TILE, TEXT_TOKENS = 256, 512  # of the released models, and of a row beside its tiles
 
 
 # What small sets are trained with by LoRA: rate, total batch, updates at least (within `PASSES`), warm-up, source.
@@ -64,7 +62,7 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
     Returns: a `Recipe`. Tiles, rank and data are never changed to save memory.
     Raises: RecipeError where only fewer tiles would fit, with the line that asks for them, or where nothing would.
     """
-    data = data if isinstance(data, Data) else open_data(data)
+    data = open_data(data)
     config, _ = config_of(model)
     key = match_family(config).key
     place = find_place(gpu_gib, card)
@@ -178,7 +176,7 @@ def _too_small(base, place, data, fixed):
     *_, (smallest,) = _ways(base, place)
     found = f"{base.model} on {place.name}, {place.free_gib:.1f} GiB free: nothing fits"
     for tiles in FEWER_TILES:
-        length = TOKENS_A_TILE * (tiles + (tiles > 1)) + TEXT_TOKENS
+        length = row_length(tiles)
         small = {"max_tiles": tiles, "max_seq_length": length}
         if "max_tiles" in fixed or base.max_seq_length <= length:
             continue

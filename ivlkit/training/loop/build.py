@@ -1,7 +1,6 @@
 """Model + recipe + data → a `Training` that is ready to start."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,13 +13,13 @@ from ...data.collate import collate, collate_packed
 from ...data.files import replacing
 from ...errors import TrainingError
 from ...models.load import default_dtype
-from ...models.modeling.attention import NO_PACKING, choose_attention, rope_limits
+from ...models.modeling.attention import NO_PACKING, choose_attention
 from ..engine.distributed import broadcast_from_rank0, is_sharded, rank
 from ..engine.layers import wrap_layers
 from ..functions import choose
 from ..tuning import prepare
 from .loss import LOSSES
-from .schedule import MASKED_TOKENS, MicroBatches, plan_grouped, plan_packed, tile_cost
+from .schedule import MASKED_TOKENS, MicroBatches, plan_batches
 from .state import begin
 
 
@@ -57,23 +56,14 @@ def mixed_precision(device):
     return "bf16" if default_dtype(device) == torch.bfloat16 else "fp16"
 
 
-def plan_validation(data, processor, recipe, config, *, packed):
-    """One pass over validation rows in micro-batches like those of training."""
-    once = replace(recipe, epochs=1, compile=False)
-    return plan_micro_batches(data, processor, once, config, packed=packed)
-
-
 def plan_micro_batches(data, processor, recipe, config, *, packed, lengths_file=None, skip_unusable=False):
     """This rank's `MicroBatches`: bins, or padded batches of like length."""
-    rope, options = rope_limits(config.text_config), {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
+    options = {"seed": recipe.seed, "epochs": math.ceil(recipe.epochs)}
     measure = partial(epoch_lengths, data, processor, max_length=recipe.max_seq_length, **options)
     tokens, tiles = broadcast_from_rank0(lambda: _planned_lengths(*measure(), lengths_file, skip_unusable))
-    if packed:
-        plan = plan_packed(tokens, tiles, recipe, rank=rank(), rope=rope, tile_cost=tile_cost(config, recipe))
-    else:
-        plan = plan_grouped(tokens, tiles, recipe, rank=rank(), rope=rope)
-    together = _collate(recipe, packed=packed)
-    return MicroBatches(data, processor, recipe, plan, collate=together, rope=rope, skip_unusable=skip_unusable)
+    plan = plan_batches(tokens, tiles, recipe, config, packed=packed, rank=rank())
+    how = {"collate": _collate(recipe, packed=packed), "rope": plan.rope, "skip_unusable": skip_unusable}
+    return MicroBatches(data, processor, recipe, plan, **how)
 
 
 def _planned_lengths(tokens, tiles, file, skip_unusable):

@@ -20,11 +20,12 @@ from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
 from ..checkpoints import check_finite, find_damage, keep_newest, last_whole, tidy, writing_checkpoint
-from ..engine.distributed import broadcast_from_rank0, is_initialized, is_sharded, join, loading, rank
+from ..engine.distributed import broadcast_from_rank0, is_initialized, join, loading, rank
 from ..functions import find_function, source_digest
 from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
 from ..run import (
+    FEATURES,
     LENGTHS_FILE,
     LOG_FILE,
     NOTICES_FILE,
@@ -37,8 +38,8 @@ from ..run import (
     rewrite,
 )
 from ..tuning import summary_text
-from .build import build_training, plan_validation
-from .features import FEATURES, KeptFeatures
+from .build import build_training, plan_micro_batches
+from .features import KeptFeatures
 from .largest_batch import try_largest_batch
 from .samples import Samples
 from .schedule import check_rows
@@ -103,17 +104,16 @@ def _execute(run):
         print(summary_text(training.model, recipe), plan, attention, sep="\n", flush=True)
         if recipe.name in RELEASED and plan.steps < FEW_UPDATES and not checkpoint:
             _notice(run.folder, few_updates(plan.steps))
-    validate = _validation(run, training, vlm, packed=attention.packs)
-    samples = None
+    validate = watcher = _validation(run, training, vlm, packed=attention.packs)
     if not validate and not recipe.compile:  # whose layers would be compiled again without gradients
-        samples = Samples(training, run.folder / SAMPLES_FILE)
+        watcher = Samples(training, run.folder / SAMPLES_FILE)
     if checkpoint:
         training.load(Path(checkpoint))
     with use_attention(training.model, attention.name):
         _begin_trackers(training, run.folder.name)
         if training.device.type == "cuda":
             try_largest_batch(training)
-        follow(training, run.folder, validate=validate, samples=samples, stop=stop)
+        follow(training, run.folder, watcher=watcher, stop=stop)
     if training.step < plan.steps and not (validate and validate.gave_up):
         if writes:
             print(f"stopped at step {training.step} of {plan.steps}; train again to go on")
@@ -137,20 +137,20 @@ def _begin_trackers(training, name):
     training.accelerator.init_trackers(name, config=values)
 
 
-def follow(training, folder, *, validate=None, samples=None, stop=lambda: False):
-    """Make all steps that are left, with their log, validations or samples, and checkpoints.
+def follow(training, folder, *, watcher=None, stop=lambda: False):
+    """Make all steps that are left, with their log and checkpoints.
 
-    Args: stop: says after a step whether the run ends here, with a checkpoint; the same on all ranks.
+    Args:
+        watcher: a `Validate` or `Samples`, which looks at the model before the first step and after each.
+        stop: says after a step whether the run ends here, with a checkpoint; the same on all ranks.
     """
     recipe, began = training.recipe, time.monotonic()
     if recipe.keep_features:  # from here on: the largest batch was tried with all its tiles
         kept = KeptFeatures(training, folder / FEATURES, say=partial(_notice, folder))
-        for each in (training.micro_batches, *([validate.dataset] if validate else ())):
+        for each in (training.micro_batches, *([watcher.dataset] if isinstance(watcher, Validate) else ())):
             each.kept = kept
-    if validate:
-        validate.begin()
-    elif samples:
-        samples.write()
+    if watcher:
+        watcher.begin()
     first = None
     for place, step in enumerate(train_steps(training)):
         seconds = time.monotonic() - began
@@ -162,14 +162,12 @@ def follow(training, folder, *, validate=None, samples=None, stop=lambda: False)
             append_step(folder / LOG_FILE, line)
             if recipe.compile and place == 1:
                 print(_compile_time(first, seconds), flush=True)
-        if validate:
-            validate.validate_if_due()
-        elif samples:
-            samples.write_if_due()
+        if watcher:
+            watcher.after_step()
         ends = stop()
         if ends or step.number % recipe.save_steps == 0 or step.number == training.steps:
             save_checkpoint(training, folder)
-        if ends or (validate and validate.gave_up):
+        if ends or (watcher and watcher.gave_up):
             return
 
 
@@ -204,7 +202,7 @@ def _memory_bytes(device):
 def _compile_time(first, both):
     """What compiling took: the first step beside the second, which finds everything compiled.
 
-    But for sdpa, on a CPU: a bin of one sample has no mask there, and the first of them is compiled when it comes.
+    On a CPU a bin of one sample goes without a mask: the first such bin is compiled when it comes, and not counted.
     """
     return f"compile: the first step took {first:.1f} s, {first - (both - first):.1f} s longer than the second"
 
@@ -247,14 +245,15 @@ def _begun(run):
 
 def _prepare(run, device):
     """(`Training`, the model that it trains as a `VLM` with the run's tiles, `AttentionChoice`)."""
-    recipe, data, dtype = run.recipe, open_again(run), default_dtype(device)
+    recipe, data, dtype, spec = run.recipe, open_again(run), default_dtype(device), run.spec
+    skipping = {"skip_unusable": spec.get("skip_unusable", False)}
     _check_functions(run)
     with loading(recipe, dtype):
         vlm = _load_base(recipe, device, dtype)
         vlm = replace(vlm, processor=vlm.processor.with_tiles(recipe.max_tiles or vlm.processor.max_tiles))
-        _say_notes(data, vlm.processor, recipe, skip_unusable=_skips(run))
-        options = {"log_with": run.spec.get("report_to"), "project_dir": run.folder}
-        options |= {"lengths_file": run.folder / LENGTHS_FILE, "skip_unusable": _skips(run)}
+        _say_notes(data, vlm.processor, recipe, **skipping)
+        options = {"log_with": spec.get("report_to"), "project_dir": run.folder} | skipping
+        options["lengths_file"] = run.folder / LENGTHS_FILE
         training, attention = build_training(vlm, vlm.processor, recipe, data, **options)
     _name_base(training.model, recipe)
     return training, vlm, attention
@@ -271,10 +270,10 @@ def _check_functions(run):
 
 
 def _load_base(recipe, device, dtype):
-    """The recipe's model on this device: float32 where its weights train, unless DeepSpeed keeps masters of its own."""
-    dtype = torch.float32 if recipe.full_precision and not is_sharded(recipe) else dtype
+    """The recipe's model on this device."""
+    dtype = torch.float32 if recipe.full_precision else dtype
     folder = final_folder(find_model(recipe.model))
-    if is_sharded(recipe) and recipe.zero_stage == 3 and (folder / "adapter_config.json").exists():
+    if recipe.stage == 3 and (folder / "adapter_config.json").exists():
         raise TrainingError(
             f"{folder}: an adapter to go on from under ZeRO-3, which divides weights before it could be merged; "
             f"ivlkit export {recipe.model} --to merged, then train on that"
@@ -288,10 +287,6 @@ def _load_base(recipe, device, dtype):
     )
     vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
     return vlm
-
-
-def _skips(run):
-    return run.spec.get("skip_unusable", False)
 
 
 def _say_notes(data, processor, recipe, *, progress=True, **options):
@@ -313,7 +308,8 @@ def _validation(run, training, vlm, *, packed):
         return None
     data, recipe, metric = open_again(run, VALIDATION), run.recipe, run.spec.get("metric")
     _say_notes(data, vlm.processor, recipe, progress=False)
-    dataset = plan_validation(data, vlm.processor, recipe, vlm.model.config, packed=packed)
+    once = replace(recipe, epochs=1, compile=False)
+    dataset = plan_micro_batches(data, vlm.processor, once, vlm.model.config, packed=packed)
     return Validate(training, vlm, dataset, run.folder, metric=find_function(metric) if metric else None)
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save
 from ...data.collate import IMAGENET_MEAN, IMAGENET_STD
 from ...data.files import replacing
 from ...hardware import GIB
+from ..methods import part_of
 
-FEATURES = "features"  # folder of a run's folder
 KEY = "features"  # of a file's one tensor, [256, H], or [256, 4C] where the projector trains
 
 
@@ -107,9 +107,9 @@ def _fingerprint(training):
     """
     model = training.model
     said = model.config.to_json_string(), IMAGENET_MEAN, IMAGENET_STD, training.accelerator.mixed_precision
-    digest, parts = hashlib.sha256(repr(said).encode()), (".vision_tower.", ".multi_modal_projector.")
+    digest = hashlib.sha256(repr(said).encode())
     for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if not value.requires_grad and any(part in f".{name}" for part in parts):
+        if not value.requires_grad and part_of(name) in ("vision", "projector"):
             value = getattr(value, "ds_tensor", value).detach()
             digest.update(f"{name} {value.dtype}".encode())
             digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -21,13 +21,15 @@ class Samples:
     right exactly if the greedy reply is the truth; after a first wrong token the greedy reply may read differently.
     """
 
+    gave_up = False  # as `Validate` may
+
     def __init__(self, training, path):
         self.training, self.path = training, path
         data = training.micro_batches.data
         self.rows = sorted({round(place) for place in np.linspace(0, len(data) - 1, ROWS)})
 
-    def write_if_due(self):
-        """At the start, or where the run goes on; then about TIMES in a run, and at its end."""
+    def after_step(self):
+        """About TIMES in a run, and at its end."""
         step, steps = self.training.step, self.training.steps
         if step % max(1, steps // TIMES) == 0 or step == steps:
             self.write()
@@ -37,6 +39,8 @@ class Samples:
         if self.training.accelerator.num_processes == 1:
             answers = [self._ask(row) for row in self.rows]
             append_step(self.path, {"step": self.training.step, "answers": [one for one in answers if one]})
+
+    begin = write
 
     def _ask(self, row):
         """None for a row that is masked."""

@@ -20,6 +20,7 @@ from ...data.collate import collate
 from ...data.encode import IGNORE_INDEX, Example, encode
 from ...data.packing import Budgets, group_step, pack_step, rope_groups
 from ...errors import DataError
+from ...models.modeling.attention import rope_limits
 from ..functions import choose
 from .loss import sample_weights
 
@@ -58,21 +59,17 @@ def plan_grouped(tokens, tiles, recipe, *, rank=0, rope=(None, True)):
     return _bin_plan(tokens, tiles, recipe, rank=rank, rope=rope, cut=cut, bin_tokens=None)
 
 
-def _bin_plan(tokens, tiles, recipe, *, rank, rope, cut, bin_tokens):
-    tokens, tiles = np.atleast_2d(tokens), np.atleast_2d(tiles)
-    return BatchPlan(
-        tokens=tokens,
-        tiles=tiles,
-        rope=rope,
-        total_rows=rows_of_run(tokens.shape[1], recipe),
-        total_batch=recipe.total_batch,
-        cut=cut,
-        bin_tokens=bin_tokens,
-        gpus=recipe.processes,
-        rank=rank,
-        seed=recipe.seed,
-        order=choose(ORDERS, recipe.order, "order"),
-    )
+def plan_batches(tokens, tiles, recipe, config, *, packed, rank=0):
+    """`plan_packed`, or `plan_grouped`, for a model of this configuration."""
+    rope = rope_limits(config.text_config)
+    if packed:
+        return plan_packed(tokens, tiles, recipe, rank=rank, rope=rope, tile_cost=tile_cost(config, recipe))
+    return plan_grouped(tokens, tiles, recipe, rank=rank, rope=rope)
+
+
+def _bin_plan(tokens, tiles, recipe, **how):
+    tokens, tiles, order = np.atleast_2d(tokens), np.atleast_2d(tiles), choose(ORDERS, recipe.order, "order")
+    return BatchPlan(tokens, tiles, recipe, rows_of_run(tokens.shape[1], recipe), order, **how)
 
 
 def rows_of_run(num_rows, recipe):
@@ -108,14 +105,11 @@ def operations(config, recipe):
 def forward_operations(config):
     """Arithmetic operations of a forward, 2 a weight: (a tile in the vision tower, a token in the decoder)."""
     vision, text = config.vision_config, config.text_config
-    side = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
-    patch = vision.patch_size[0] if isinstance(vision.patch_size, (list, tuple)) else vision.patch_size
+    places = (vision.image_size[0] // vision.patch_size[0]) ** 2 + 1  # of a tile, the CLS token's among them
     layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
     keys = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    language = (
-        text.num_hidden_layers * text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
-    )
-    return 2 * layer * vision.num_hidden_layers * ((side // patch) ** 2 + 1), 2 * language
+    decoder_layer = text.hidden_size * (2 * text.hidden_size + 2 * keys + 3 * text.intermediate_size)
+    return 2 * layer * vision.num_hidden_layers * places, 2 * decoder_layer * text.num_hidden_layers
 
 
 def _backward(tuning, recipe):
@@ -145,22 +139,20 @@ class BatchPlan(Parts):
 
     tokens: np.ndarray  # [epochs, rows], or [1, rows] where they are the same in all
     tiles: np.ndarray
-    rope: tuple  # `attention.rope_limits`: rows of different groups never share a bin
+    recipe: object
     total_rows: int  # of the run
-    total_batch: int  # rows of an optimiser step
+    order: object  # a function of ORDERS
+    rank: int
+    rope: tuple  # `attention.rope_limits`: rows of different groups never share a bin
     cut: partial  # (tokens, tiles, groups) of a step's rows → micro-batches of a bin a rank
     bin_tokens: int | None  # None: padded batches
-    gpus: int
-    rank: int
-    seed: int
-    order: object = None  # a function of ORDERS
     _kept: tuple = field(default=(None, None), init=False, repr=False)  # (step, its micro-batches)
     _orders: dict = field(default_factory=dict, init=False, repr=False)  # {epoch: its rows}
 
     @property
     def steps(self):
         """Optimiser steps of the run."""
-        return -(-self.total_rows // self.total_batch)
+        return -(-self.total_rows // self.recipe.total_batch)
 
     @cached_property
     def accumulation(self):
@@ -170,8 +162,8 @@ class BatchPlan(Parts):
     @property
     def digest(self):
         """The same for the same micro-batches on all ranks: it knows every row's size, and how each step was cut."""
-        said = (self.rope, self.total_rows, self.total_batch, self.bin_tokens, self.gpus, self.seed, self._rows(0))
-        digest = hashlib.sha256(repr(said).encode())
+        sizes = self.total_rows, self.recipe.total_batch, self.bin_tokens, self.recipe.processes
+        digest = hashlib.sha256(repr((self.rope, *sizes, self.recipe.seed, self._rows(0))).encode())
         for numbers in (self.tokens, self.tiles, self._counts):
             digest.update(np.ascontiguousarray(numbers, np.int64).data)
         return digest.hexdigest()
@@ -183,44 +175,47 @@ class BatchPlan(Parts):
 
     def largest_batch(self):
         """(number of this rank's largest micro-batch, its tokens with padding, its tiles); tokens decide first."""
-        found = max((self._sizes(step), -step) for step in range(self.steps))
-        (tokens, tiles, part), step = found[0], -found[1]
+        step = max(range(self.steps), key=lambda step: self._measured[step][1])
+        tokens, tiles, part = self._measured[step][1]
         return step * self.accumulation + self.accumulation - part, tokens, tiles
 
-    def _sizes(self, step):
-        """Of a step's largest micro-batch of this rank: (tokens with padding, tiles, its place from the end)."""
-        tokens, micro_batches = self._cut(step)
-        epochs, rows = self._rows(step)
-        seen = self.tiles[np.array(epochs) % len(self.tiles), rows].tolist()
-        own = [bins[self.rank] or [tokens.index(min(tokens))] for bins in micro_batches]  # as in `_micro_batches`
-        shape = (lambda one: sum(one)) if self.bin_tokens else (lambda one: len(one) * max(one))
-        return max(
-            (shape([tokens[row] for row in one]), sum(seen[row] for row in one), len(own) - place)
-            for place, one in enumerate(own)
-        )
-
-    @cached_property
+    @property
     def _counts(self):
         """(micro-batches, tokens, places for tokens) of every step, int64 [3, steps]."""
-        return np.array([self._count(step) for step in range(self.steps)], np.int64).T
+        return np.array([counts for counts, _ in self._measured], np.int64).T
 
-    def _count(self, step):
-        tokens, micro_batches = self._cut(step)
-        bins = ([tokens[row] for row in one] for together in micro_batches for one in together if one)
-        padded = sum(len(one) * max(one) for one in bins)
-        places = padded if self.bin_tokens is None else len(micro_batches) * self.gpus * self.bin_tokens
-        return len(micro_batches), sum(tokens), places
+    @cached_property
+    def _measured(self):
+        """`_measure` of every step."""
+        return [self._measure(step) for step in range(self.steps)]
+
+    def _measure(self, step):
+        """((micro-batches, tokens, places for tokens) of a step, its largest micro-batch of this rank).
+
+        The latter as (tokens with padding, tiles, its place from the end).
+        """
+        tokens, tiles, micro_batches = self._cut(step)
+        size = sum if self.bin_tokens else (lambda one: len(one) * max(one))
+        own = [bins[self.rank] or [tokens.index(min(tokens))] for bins in micro_batches]  # as in `_micro_batches`
+        largest = max(
+            (size([tokens[row] for row in one]), sum(tiles[row] for row in one), len(own) - place)
+            for place, one in enumerate(own)
+        )
+        bins = [[tokens[row] for row in one] for together in micro_batches for one in together]
+        places = len(bins) * self.bin_tokens if self.bin_tokens else sum(size(one) for one in bins if one)
+        return (len(micro_batches), sum(tokens), places), largest
 
     def _cut(self, step):
+        """(tokens of a step's rows, their tiles, its micro-batches of a bin a rank)."""
         epochs, rows = self._rows(step)
         epochs = np.array(epochs) % len(self.tokens)
         tokens, tiles = self.tokens[epochs, rows].tolist(), self.tiles[epochs, rows].tolist()
-        return tokens, self.cut(tokens, tiles, groups=_rope_groups(tokens, self.rope).tolist())
+        return tokens, tiles, self.cut(tokens, tiles, groups=_rope_groups(tokens, self.rope).tolist())
 
     def _rows(self, step):
         """(epoch of each, row of each) of a step, which may lie across the end of an epoch."""
-        first, num_rows = step * self.total_batch, self.tokens.shape[1]
-        last = min(first + self.total_batch, self.total_rows)
+        first, num_rows = step * self.recipe.total_batch, self.tokens.shape[1]
+        last = min(first + self.recipe.total_batch, self.total_rows)
         places = [divmod(place, num_rows) for place in range(first, last)]
         orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in places}}
         return [epoch for epoch, _ in places], np.array([orders[epoch][position] for epoch, position in places])
@@ -229,7 +224,7 @@ class BatchPlan(Parts):
         """An epoch's rows in order, the last two epochs kept: a step may lie across the end of one."""
         if epoch not in self._orders:
             lengths, tiles = self.tokens[epoch % len(self.tokens)], self.tiles[epoch % len(self.tiles)]
-            found = np.asarray(self.order(lengths, tiles, seed=self.seed, epoch=epoch))
+            found = np.asarray(self.order(lengths, tiles, seed=self.recipe.seed, epoch=epoch))
             if not np.array_equal(np.sort(found), np.arange(len(lengths))):
                 raise DataError(
                     f"order {self.order.__qualname__}: epoch {epoch} has {len(found)} rows, not each of the "
@@ -252,7 +247,7 @@ class BatchPlan(Parts):
 
     def _micro_batches(self, step):
         epochs, rows = self._rows(step)
-        tokens, micro_batches = self._cut(step)
+        tokens, _, micro_batches = self._cut(step)
         shortest = tokens.index(min(tokens))
         own = [bins[self.rank] for bins in micro_batches]
         found = [MicroBatch(tuple((epochs[n], int(rows[n])) for n in one or [shortest]), masked=not one) for one in own]
@@ -261,7 +256,8 @@ class BatchPlan(Parts):
     def __str__(self):
         counts = self._counts[0]
         per_step = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-        ranks = f"on {self.gpus} rank{'s' if self.gpus > 1 else ''}"
+        gpus = self.recipe.processes
+        ranks = f"on {gpus} rank{'s' if gpus > 1 else ''}"
         each = f"{self.total_rows:,} rows in {self.steps:,} steps, each of {per_step}"
         if self.bin_tokens:
             return f"{each} bins of at most {self.bin_tokens:,} tokens {ranks}; on average {self.fill:.1%} full"

@@ -18,6 +18,7 @@ from transformers import get_scheduler
 from ...errors import CheckpointError
 from ..checkpoints import load_trained, save_trained
 from ..engine.distributed import check_engine, is_sharded, make_accelerator
+from ..methods import part_of
 from ..tuning import adamw
 
 NUMPYS = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]  # of NumPy's own state
@@ -61,9 +62,8 @@ class Training:
     @cached_property
     def sees_trainably(self):
         """Whether a gradient of the vision tower or the projector is wanted."""
-        parts = (".vision_tower.", ".multi_modal_projector.")
         named = self.model.named_parameters()
-        return any(value.requires_grad for name, value in named if any(part in f".{name}" for part in parts))
+        return any(value.requires_grad for name, value in named if part_of(name) in ("vision", "projector"))
 
     def save_weights(self, folder):
         """Write what trains into a folder that is there: all ranks help, the first one writes."""

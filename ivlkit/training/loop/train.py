@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 
 import torch
 from torch.utils.data import DataLoader
@@ -65,7 +66,7 @@ def load_micro_batches(micro_batches, *, first=0):
         micro_batches,
         batch_size=1,
         sampler=range(first, len(micro_batches)),
-        collate_fn=_only,
+        collate_fn=itemgetter(0),
         num_workers=micro_batches.recipe.workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the one that dropout draws from
@@ -159,17 +160,15 @@ def check_numbers(training, batches, losses, norm):
     Raises: TrainingError for one that is not finite.
     """
     *losses, norm = torch.stack([value.to(training.device, torch.float64) for value in (*losses, norm)]).tolist()
-    todo = "lower learning_rate or look at these rows; the last checkpoint is kept"
+    step, todo = training.step + 1, "lower learning_rate or look at these rows; the last checkpoint is kept"
     for batch, loss in zip(batches, losses, strict=True):
         if not math.isfinite(loss):
             raise TrainingError(
-                f"loss {loss} at step {training.step}, rows {', '.join(batch['where'])}; expected a finite loss; {todo}"
+                f"loss {loss} at step {step}, rows {', '.join(batch['where'])}; expected a finite loss; {todo}"
             )
     if not math.isfinite(norm) and training.accelerator.mixed_precision != "fp16":  # whose scaler leaves the step out
         rows = ", ".join(where for batch in batches for where in batch["where"])
-        raise TrainingError(
-            f"gradient norm {norm} at step {training.step + 1}, rows {rows}; expected a finite one; {todo}"
-        )
+        raise TrainingError(f"gradient norm {norm} at step {step}, rows {rows}; expected a finite one; {todo}")
     return sum(losses), norm
 
 
@@ -194,7 +193,3 @@ def count_tokens(batch):
     if not batch["weights"].any():
         return 0
     return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
-
-
-def _only(batches):
-    return batches[0]

@@ -20,9 +20,9 @@ from ...models.chat import reply_batch
 from ...models.modeling.attention import use_attention
 from ..checkpoints import step_of, write_contents
 from ..log import append_step, read_steps
+from ..run import VALIDATION_FILE
 from .train import load_micro_batches, sum_losses, sum_over_ranks, weigh
 
-VALIDATION_FILE = "validation.jsonl"
 BEST_FILE = "best.json"
 BEST_KEYS = ("step", "loss", "score", "chosen_by")
 ANSWER_TOKENS = 64  # of a reply at most, or a few more than the longest truth has
@@ -67,8 +67,8 @@ class Validate:
                 self._forget_all_but(best["path"])
             (self.gave_up,) = broadcast_object_list([self._is_patience_over(self.training.step)])
 
-    def validate_if_due(self):
-        """A better model is kept before a checkpoint can say that this step is done."""
+    def after_step(self):
+        """Validate if it is due. A better model is kept before a checkpoint can say that this step is done."""
         step = self.training.step
         if step % self.every == 0 or step == self.training.steps:
             is_best, self.gave_up = self._validate(step)
@@ -93,8 +93,7 @@ class Validate:
         return broadcast_object_list(found)
 
     def _losses(self):
-        """(Σ w·CE / W over all validation rows, as a training step weighs its own; a part of each row, whose mean that
-        is)."""
+        """(Σ w·CE / W over all validation rows, as a training step weighs; each row's share, whose mean that is)."""
         sums, weight = np.zeros(len(self.dataset.data)), 0.0
         for number, batch in enumerate(load_micro_batches(self.dataset)):
             if batch["where"]:
@@ -119,8 +118,10 @@ class Validate:
 
     def _is_patience_over(self, step):
         best = find_best(self.folder)
-        since = [line for line in read_steps(self.folder / VALIDATION_FILE) if _step(best) < line["step"] <= step]
-        return self.recipe.patience is not None and bool(best) and len(since) >= self.recipe.patience
+        if self.recipe.patience is None or best is None:
+            return False
+        since = [line for line in read_steps(self.folder / VALIDATION_FILE) if best["step"] < line["step"] <= step]
+        return len(since) >= self.recipe.patience
 
     def _keep(self, step):
         """Write `best-N` on rank 0, with the others' help; the best before goes afterwards."""
@@ -182,10 +183,6 @@ def _is_better(line, best):
         return True
     by_score = line["score"] is not None and line.get("chosen_by") != "loss"  # earlier versions did not say
     return line["score"] > best["score"] if by_score else line["loss"] < best["loss"]
-
-
-def _step(best):
-    return best["step"] if best else 0
 
 
 def _kept(folder):
