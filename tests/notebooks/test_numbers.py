@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-WORDS = {"one": 1, "two": 2, "four": 4, "six": 6, "eight": 8}
+WORDS = {"one": 1, "two": 2, "four": 4, "six": 6, "eight": 8, "Forty": 40}
 HOLDS = {  # what a text claims → whether a number that was seen bears it out, and one that would not
     "is": (lambda told, seen: seen == told, lambda told: told + 1),
     "about": (lambda told, seen: abs(seen - told) <= 0.05 * told, lambda told: 1.1 * told),
@@ -30,6 +30,7 @@ TOLD = [
     ("06", r"takes the compiled 2B from over (\d+) GiB", r"2b lora compiled  (\S+) GiB", "above"),
     ("06", r"2B from over \d+ GiB to under (\d+);", r"2b lora compiled recomputed (\S+) GiB", "below"),
     ("08", r"the blind model scores about (\d+) %", r"trained blind\nReport\(exact_match (\S+)%", "about"),
+    ("09", r"(\w+) rows can't tell the two rates", r"compared on (\d+) rows(?s:.)*can't tell \S+ and \S+ apart", "is"),
     ("09", r"three epochs are (\w+) optimiser steps", r"20 labels: (\d+) steps", "is"),
     ("11", r"The tenth is (\d+) rows of", r"(\d+) of \d+ rows are old", "is"),
     ("12", r"\*\*: (\w+) steps of eight rows", r"48 rows in (\d+) steps", "is"),
