@@ -187,7 +187,7 @@ def measure(variant, what, gpus, options):
         vlm = random_vlm(folder, processor, ReleasedInternVLForConditionalGeneration, full=in_float32, device=device)
         if chosen.weights == "float8":
             to_float8(vlm.model)
-        if variant.endswith("whole") and is_sharded(chosen):
+        if variant.endswith("whole") and chosen.stage:
             fetch_whole(vlm.model.model)
         training, attention = ours(vlm, chosen, data, cast=False)
     saved = folder.parent / f"saved-{variant}"
