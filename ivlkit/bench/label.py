@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..data.groups import file_digest
 from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
+from ..data.rows.formats import without_places
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
 from ..data.splits import default_file, read_split
 from ..errors import DataError, IvlkitError
@@ -117,7 +118,8 @@ def _items(pictures, question, suggest, folder):
         names = visible_files(pictures) if os.path.isdir(pictures) else ()
         pictures = [Path(pictures, name) for name in names if name.suffix.lower() in PICTURE_SUFFIXES - {".pdf"}]
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
-    items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
+    asked = [without_places(item.question or question or "").strip() for item in items]  # as a table gives it back
+    items = [one._replace(picture=os.path.abspath(one.picture), question=q) for one, q in zip(items, asked, strict=True)]
     items = list({(item.picture, item.question): item for item in items}.values())
     if not items:
         raise DataError("no picture", "some", "check the folder", where="ivl.label")

@@ -72,7 +72,7 @@ class Labels:
             self._digest = _digest(self.path)
 
     def _apply(self, line):
-        key = line["file"], line["question"]
+        key = line["file"], line["question"].strip()  # as a table gives it back
         self.ids.add(line["id"])
         self._told.add((*key, line["answer"]))
         self.last = key

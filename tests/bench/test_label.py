@@ -389,3 +389,18 @@ def test_the_saved_notebook_keeps_a_line_and_no_picture(photos, begin, monkeypat
     opened._ipython_display_()
     assert "0 of 3 labelled: &lt;b&gt;.csv" in shown[1]["text/html"]
     assert "data:image" not in json.dumps(shown)
+
+
+def test_a_question_with_a_mark_or_space_around_it_is_the_same_one_when_opened_again(photos, begin):
+    asked = "<image>\nWhich number?\n"
+    answer(begin(photos, asked), 0, "17")
+    Labels("labels.csv").write()
+    again = begin(photos, asked)
+    assert [row["how"] for row in again.rows] == ["typed", None, None]
+    answer(again, 1, "18")
+    assert [(row["question"], row["answer"]) for row in table()] == [("Which number?", "17"), ("Which number?", "18")]
+
+
+def test_a_journal_of_questions_with_space_around_them_gives_each_row_once(photos):
+    Labels("labels.csv").add("photos/a.png", "Which number? ", id="1", how="typed", answer="17")
+    assert list(Labels("labels.csv").state) == [("photos/a.png", "Which number?")]
