@@ -439,3 +439,18 @@ def test_the_mark_of_an_encoding_is_no_part_of_a_name(write_csv, photos):
     path = write_csv("file,label\np0.jpg,a\n")
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
     assert len(ivl.from_csv(path, images=photos, question=QUESTION)) == 1
+
+
+def test_columns_named_as_fields_of_other_formats_refuse_no_row(write_csv, photos):
+    path = write_csv("image,question,answer,objects,audio\np0.jpg,Q,A,3,no\n")
+    (record,) = ivl.from_csv(path, images=photos)
+    assert record.answer == "A" and record.extra.keys() == {"answer", "source"}
+
+
+def test_a_list_of_pictures_in_one_field_becomes_one_row(write_csv, photos):
+    rows = [{"image": ["p0.jpg", "p1.jpg"], "question": "Q", "answer": "A"}, {"image": [], "question": "Q"}]
+    data = ivl.from_csv(write_csv(json.dumps(rows[:1]), "a.json"), images=photos)
+    assert data[0].question == "Image-1: <image>\nImage-2: <image>\nQ"
+    assert [path.name for path in data[0].images] == ["p0.jpg", "p1.jpg"]
+    with pytest.raises(DataError, match="b.json: row 2: the cell 'image' is empty"):
+        ivl.from_csv(write_csv(json.dumps(rows), "b.json"), images=photos)
