@@ -460,6 +460,16 @@ def test_labels_of_yolo_are_read_or_listed_line_by_line(save, tmp_path):
     assert rows_of(ivl.open_data(done.meta))[0][2] == "<ref>pen</ref><box>[[100, 100, 300, 300]]</box>"
 
 
+@pytest.mark.parametrize("names", ["[off, pen]", "{0: off, 1: pen}"])
+def test_a_pose_of_yolo_is_its_box_and_a_name_is_what_is_written(names, save, tmp_path):
+    save("set/images/a.jpg")
+    points = " 0.2 0.2 2" * 4  # eighteen numbers with the class: an outline would be read from as many
+    save("set/labels/a.txt", f"1 0.5 0.5 0.5 0.5{points}\n0 0.5 0.5 0.2 0.2{points}\n")
+    path = save("set/data.yaml", f"train: images\ntest: null\nkpt_shape: [4, 3]\nnames: {names}\n")
+    answers = {answer for _, _, answer in rows_of(ivl.open_data(path))}
+    assert answers == {"<ref>pen</ref><box>[[250, 250, 750, 750]]</box>", "<ref>off</ref><box>[[400, 400, 600, 600]]</box>"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

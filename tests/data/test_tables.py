@@ -454,3 +454,23 @@ def test_a_list_of_pictures_in_one_field_becomes_one_row(write_csv, photos):
     assert [path.name for path in data[0].images] == ["p0.jpg", "p1.jpg"]
     with pytest.raises(DataError, match="b.json: row 2: the cell 'image' is empty"):
         ivl.from_csv(write_csv(json.dumps(rows), "b.json"), images=photos)
+
+
+@pytest.mark.parametrize("clip", ["[0, 1]", ""])
+def test_a_clip_of_a_table_is_the_clip_of_its_video(clip, write_csv, tmp_path, draw_picture):
+    frames = [draw_picture(40, 30, seed=number) for number in range(4)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=500)
+    path = write_csv(f'video,question,answer,clip\na.gif,Q,A,"{clip}"\n')
+    assert ivl.from_csv(path, video="video")[0].video.clip == ((0.0, 1.0) if clip else None)
+
+
+def test_a_column_in_other_capitals_is_not_asked_as_a_sentence(write_csv, photos):
+    path = write_csv("image,Full question,answer\np0.jpg,Q,A\n")
+    with pytest.raises(DataError, match="no column 'full question' for the question; expected one of 'image', 'Full"):
+        ivl.from_csv(path, images=photos, question="full question")
+
+
+def test_a_file_that_is_no_text_is_not_opened_as_rows(tmp_path):
+    (tmp_path / "labels.xls").write_bytes(b"\xd0\xcf\x11\xe0\0\0")
+    with pytest.raises(DataError, match="labels.xls: no text; expected a .jsonl, .*; save it as one of these"):
+        open_data(tmp_path / "labels.xls")

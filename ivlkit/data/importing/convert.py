@@ -188,7 +188,7 @@ def _open_source(source, images, columns):
     if suffix == ".json":
         return *_rows_of_json("JSON list", _json_rows(path), columns), home
     expected = ".jsonl, .json, .csv, .tsv, .xlsx or a folder"
-    raise DataError(f"suffix {path.suffix!r}", expected, "rename it", where=path)
+    raise DataError(f"suffix {path.suffix!r}", expected, "save it as one of these", where=path)
 
 
 def _only(columns, allowed, what):

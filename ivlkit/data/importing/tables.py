@@ -64,7 +64,7 @@ def choose_columns(header, where, *, image=None, video=None, question=None, answ
         if name not in header:
             raise DataError(f"no column {name!r}", f"one of {_names(header)}", where=where)
     constant = asked not in header
-    if constant and re.fullmatch(r"\w+", asked):
+    if constant and (re.fullmatch(r"\w+", asked) or asked.strip().casefold() in map(str.casefold, header)):
         expected = f"one of {_names(header)}, or a sentence that is asked about every row"
         raise DataError(f"no column {asked!r} for the question", expected, where=where)
     return Columns(images, asked, answers, video, constant, isinstance(answer, (list, tuple)), suffix)
@@ -80,7 +80,7 @@ def _usual(header, names, role, where):
     by_name = {name.casefold(): name for name in reversed(header)}
     found = [by_name[name] for name in names if name in by_name]
     if not found:
-        raise DataError(f"{where}: no {role} column among {_names(header)}; name it: {role}=…")
+        raise DataError(f"{where}: no {role} column among {_names(header)}; name it: {role}=… (from_csv, convert)")
     return (found[0],)
 
 
@@ -107,9 +107,19 @@ def row_from_cells(cells, columns, where):
     if columns.video:
         value = _filled(cells, columns.video, where)
         row["video"] = value if isinstance(value, list) else str(value)
+        if not is_nothing(cells.get("clip")):
+            row["clip"] = _clip(cells["clip"])
     used, plain = {*columns.images, columns.question, columns.video, *RESERVED, *_OF_ROWS}, (str, int, float, bool)
     others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
     return others | row  # a report can be sliced by them
+
+
+def _clip(cell):
+    """[start, end] of a list, or of a cell that reads "[0, 2.5]"; what is neither is said where the row is read."""
+    try:
+        return json.loads(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return cell
 
 
 def _filled(cells, name, where):
