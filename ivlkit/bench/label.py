@@ -118,8 +118,8 @@ def _items(pictures, question, suggest, folder):
         names = visible_files(pictures) if os.path.isdir(pictures) else ()
         pictures = [Path(pictures, name) for name in names if name.suffix.lower() in PICTURE_SUFFIXES - {".pdf"}]
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
-    asked = [without_places(item.question or question or "").strip() for item in items]  # as a table gives it back
-    items = [one._replace(picture=os.path.abspath(one.picture), question=q) for one, q in zip(items, asked, strict=True)]
+    items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
+    items = [item._replace(question=without_places(item.question or "").strip()) for item in items]  # as a table has it
     items = list({(item.picture, item.question): item for item in items}.values())
     if not items:
         raise DataError("no picture", "some", "check the folder", where="ivl.label")

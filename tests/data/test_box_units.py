@@ -229,11 +229,12 @@ def test_boxes_in_messages_are_found_and_mended(as_parts, save, root):
     rows = []
     for (number, _), box in zip(truths(count), boxes, strict=True):
         answer, name = json.dumps([{"bbox_2d": box, "label": "cup"}]), f"{number}.png"
+        content = [{"type": "text", "text": answer}] if as_parts else answer
         parts = [{"type": "image", "image": name}, {"type": "text", "text": "Where?"}]
         row = {"messages": [{"role": "user", "content": parts}]}
         if not as_parts:
             row = {"messages": [{"role": "user", "content": "<image>Where?"}], "images": [name]}
-        row["messages"].append({"role": "assistant", "content": [{"type": "text", "text": answer}] if as_parts else answer})
+        row["messages"].append({"role": "assistant", "content": content})
         rows.append(row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = diagnose(path, root=root).by_code("box_unit")

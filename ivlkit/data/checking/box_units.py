@@ -91,7 +91,7 @@ def rescaler(index, root):
 
 
 def texts_of(row):
-    """[(role, what holds a text, its key there), …] of a row as it was parsed; the role of one of several parts is None."""
+    """[(role, what holds a text, its key there), …] of a row as it was parsed; one of several parts has no role."""
     turns, found = row.get("conversations") or row.get("messages"), []
     for turn in filter(_is_dict, turns if isinstance(turns, list) else ()):
         parts = turn["content"] if isinstance(turn.get("content"), list) else ()
