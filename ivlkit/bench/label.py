@@ -82,7 +82,7 @@ def label(
     if before := _open.pop(path, None):
         before.close()
     labels = Labels(path, by=_user() if by is None else by)
-    form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
+    form = {"columns": list(columns or ()), "choices": list(map(str, choices or ())), "boxes": boxes}
     _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[path]
 
@@ -131,6 +131,7 @@ def _items(pictures, question, suggest, folder):
             raise DataError(f"not below {folder}, the table's folder", "it there", todo, where=item.picture)
     known = {} if suggest is None else _suggested(suggest, folder)
     found = (known.get(item.picture, (item.suggestion, item.confidence)) for item in items)
+    found = ((text if text is None else str(text), sure) for text, sure in found)
     return [item._replace(suggestion=text, confidence=sure) for item, (text, sure) in zip(items, found, strict=True)]
 
 

@@ -404,3 +404,10 @@ def test_a_question_with_a_mark_or_space_around_it_is_the_same_one_when_opened_a
 def test_a_journal_of_questions_with_space_around_them_gives_each_row_once(photos):
     Labels("labels.csv").add("photos/a.png", "Which number? ", id="1", how="typed", answer="17")
     assert list(Labels("labels.csv").state) == [("photos/a.png", "Which number?")]
+
+
+def test_choices_and_suggestions_may_be_numbers(photos, begin):
+    opened = begin(photos, "Q", choices=[0, 1], suggest={photos / "a.png": 0})
+    assert opened.form["choices"] == ["0", "1"] and opened._suggestion(0)["suggestion"] == ["0"]
+    answer(opened, 0, opened.form["choices"][1])
+    assert table()[0]["answer"] == "1"
