@@ -460,6 +460,34 @@ def test_labels_of_yolo_are_read_or_listed_line_by_line(save, tmp_path):
     assert rows_of(ivl.open_data(done.meta))[0][2] == "<ref>pen</ref><box>[[100, 100, 300, 300]]</box>"
 
 
+def test_a_crowd_of_a_category_with_a_space_behind_its_name_is_not_asked_about(save, tmp_path):
+    save("set/a.jpg")
+    content = coco({"a.jpg": BOXES["a.jpg"]})
+    content["categories"] = [each | {"name": f"{each['name']} "} for each in content["categories"]]
+    content["annotations"][0]["iscrowd"] = 1
+    done = convert(save("set/labels.json", content), tmp_path / "out", shares={"rows": 1})
+    assert done.rejected == 1 and rows_of(ivl.open_data(done.meta)) == [ROWS[1]]
+
+
+def test_a_picture_named_without_its_suffix_is_looked_at(save, tmp_path):
+    save("set/JPEGImages/a.jpg")
+    save("set/Annotations/a.xml", voc("a", BOXES["a.jpg"]).replace("<width>200", "<width>400"))
+    with pytest.raises(DataError, match="a.jpg: labelled as 400 x 100 px, the file has 200 x 100"):
+        convert(tmp_path / "set", tmp_path / "out")
+    save("set/Annotations/a.xml", voc("a", BOXES["a.jpg"]))
+    assert convert(tmp_path / "set", tmp_path / "out").rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"), [(0, "0"), ([["animal", "dog"], ["animal", "cat"]], "animal / dog, animal / cat")]
+)
+def test_a_zero_and_a_taxonomy_of_label_studio_are_answers(value, answer, save, tmp_path):
+    save("photos/a.jpg")
+    path = save("min.json", [studio_rows()[0] | {"kind": value}])
+    done = convert(path, tmp_path / "out", question="Q?", answer="kind", shares={"rows": 1})
+    assert rows_of(ivl.open_data(done.meta))[0][2] == answer
+
+
 @pytest.mark.parametrize("names", ["[off, pen]", "{0: off, 1: pen}"])
 def test_a_pose_of_yolo_is_its_box_and_a_name_is_what_is_written(names, save, tmp_path):
     save("set/images/a.jpg")

@@ -71,12 +71,17 @@ def _labelled(row, where):
             picture = found
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             regions += value
-        elif key not in _OWN and value:
-            texts[str(key)] = ", ".join(map(str, _listed(value)))
+        elif key not in _OWN and value not in (None, "", [], {}):  # 0 is a number that was typed
+            texts[str(key)] = ", ".join(map(_text, _listed(value)))
     if picture is None:
         raise ValueError("no field that names a picture")
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
     return Labelled(where, picture, _boxes(regions), per=100, size=size, texts=texts)
+
+
+def _text(value):
+    """A value as text; ["animal", "dog"], a path in a taxonomy, is "animal / dog"."""
+    return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _boxes(regions):
