@@ -411,3 +411,15 @@ def test_choices_and_suggestions_may_be_numbers(photos, begin):
     assert opened.form["choices"] == ["0", "1"] and opened._suggestion(0)["suggestion"] == ["0"]
     answer(opened, 0, opened.form["choices"][1])
     assert table()[0]["answer"] == "1"
+
+
+def test_suggestions_may_be_named_from_the_folder_of_the_pictures(photos, begin, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "answers.csv").write_text("file,answer,confidence\nb.jpg,18,0.5\n")
+    opened = begin(photos, "Q", suggest="runs/answers.csv")
+    assert opened._suggestion(1) == {"suggestion": ["18"], "confidence": 0.5}
+
+
+def test_suggestions_for_none_of_the_pictures_are_refused(photos):
+    with pytest.raises(DataError, match="1 suggestions, none of these pictures, such as of .*gone.png; expected"):
+        ivl.label(photos, "Q", suggest={"gone.png": "18"})

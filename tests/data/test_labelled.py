@@ -692,3 +692,12 @@ def test_the_command_asks_what_it_is_told_and_says_what_it_took(save, tmp_path, 
     questions = [question for _, question, _ in rows_of(ivl.open_data(to / "meta.json"))]
     assert questions[:2] == ["Where is the <ref>cup</ref>?", "How many objects of the kind cup are there?"]
     assert (questions[2], len(questions)) == ("Where is the <ref>pen</ref>?", 6)
+
+
+def test_a_table_with_an_annotator_and_a_meta_with_a_set_named_images_are_no_tools(save):
+    save("photos/a.jpg")
+    table = save("labels.csv", "image,question,answer,annotator\nphotos/a.jpg,Q,A,Anna\n")
+    assert ivl.open_data(table)[0].extra["annotator"] == "Anna"
+    rows = table.with_name("labels_ivlkit") / "rows.jsonl"
+    meta = save("meta.json", {"images": {"root": str(table.parent), "annotation": str(rows)}})
+    assert ivl.open_data(meta)[0].answer == "A"
