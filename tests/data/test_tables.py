@@ -11,6 +11,7 @@ import ivlkit as ivl
 from ivlkit.data.datasets.opening import from_dataset, open_data
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
+from ivlkit.data.rows.records import accepted_truth
 from ivlkit.errors import DataError
 
 QUESTION = "What is it?"
@@ -474,3 +475,9 @@ def test_a_file_that_is_no_text_is_not_opened_as_rows(tmp_path):
     (tmp_path / "labels.xls").write_bytes(b"\xd0\xcf\x11\xe0\0\0")
     with pytest.raises(DataError, match="labels.xls: no text; expected a .jsonl, .*; save it as one of these"):
         open_data(tmp_path / "labels.xls")
+
+
+def test_the_accepted_answers_of_a_json_table_are_kept(write_csv, photos):
+    row = {"image": "p0.jpg", "question": "Q", "answer": "A", "answers": ["A", "B"]}
+    (record,) = ivl.from_csv(write_csv(json.dumps([row]), "a.json"), images=photos)
+    assert accepted_truth(record) == ("A", "B")

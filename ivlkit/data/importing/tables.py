@@ -111,6 +111,7 @@ def row_from_cells(cells, columns, where):
             row["clip"] = _clip(cells["clip"])
     used, plain = {*columns.images, columns.question, columns.video, *RESERVED, *_OF_ROWS}, (str, int, float, bool)
     others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
+    others |= {"answers": cells["answers"]} if isinstance(cells.get("answers"), list) else {}  # all are right
     return others | row  # a report can be sliced by them
 
 
