@@ -298,7 +298,7 @@ def test_remote_pictures_are_fetched_only_when_asked_for(tmp_path, write_rows, s
         ("a.json", "[]", "a.json: a list of 0; expected a list of rows"),
         ("a.json", "[1]", "none of 1 rows can be used:\n  a.json: row 1: a int; expected an object"),
         ("a.txt", "x", "a.txt: suffix '.txt'; expected .jsonl, .json, .csv"),
-        ("a.csv", "image,question,answer\n", "a.csv: no rows; expected one at least"),
+        ("a.csv", "image,question,answer\n", "a.csv: none of 0 rows can be used: it has none; expected one at least"),
         ("a.jsonl", "{\n", "none of 1 rows can be used:\n  a.jsonl:1: broken JSON"),
     ],
 )

@@ -106,9 +106,8 @@ def convert(
         taker = PictureTaker(root, folder, fetch=fetch)
         sorted_out = _sort_out(rows, folder, taker, format=format, group=group)
         if not sorted_out.keys.own:
-            if not sorted_out.rejected:
-                raise DataError("no rows", "one at least", "is it complete?", where=name)
             listed = listed_text(sorted_out.first_rejects, sorted_out.rejected)
+            listed = listed or " it has none; expected one at least; is it complete?"
             raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{listed}")
         if is_file and detected.startswith("JSON"):
             counts = sorted_out.formats.most_common()
