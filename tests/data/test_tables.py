@@ -471,12 +471,6 @@ def test_a_column_in_other_capitals_is_not_asked_as_a_sentence(write_csv, photos
         ivl.from_csv(path, images=photos, question="full question")
 
 
-def test_a_file_that_is_no_text_is_not_opened_as_rows(tmp_path):
-    (tmp_path / "labels.xls").write_bytes(b"\xd0\xcf\x11\xe0\0\0")
-    with pytest.raises(DataError, match="labels.xls: no text; expected a .jsonl, .*; save it as one of these"):
-        open_data(tmp_path / "labels.xls")
-
-
 def test_the_accepted_answers_of_a_json_table_are_kept(write_csv, photos):
     row = {"image": "p0.jpg", "question": "Q", "answer": "A", "answers": ["A", "B"]}
     (record,) = ivl.from_csv(write_csv(json.dumps([row]), "a.json"), images=photos)

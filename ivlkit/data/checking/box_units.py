@@ -92,18 +92,14 @@ def rescaler(index, root):
 
 def texts_of(row):
     """[(role, what holds a text, its key there), …] of a row as it was parsed; one of several parts has no role."""
-    turns, found = row.get("conversations") or row.get("messages"), []
-    for turn in filter(_is_dict, turns if isinstance(turns, list) else ()):
-        parts = turn["content"] if isinstance(turn.get("content"), list) else ()
-        role = turn.get("from", turn.get("role"))
-        places = [(role, turn, "value"), (role, turn, "content")]
-        places += [(role if len(parts) == 1 else None, part, "text") for part in filter(_is_dict, parts)]
-        found += [place for place in places if isinstance(place[1].get(place[2]), str)]
-    return found
-
-
-def _is_dict(value):
-    return isinstance(value, dict)
+    turns, places = row.get("conversations") or row.get("messages"), []
+    for turn in turns if isinstance(turns, list) else ():
+        role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        parts = turn.get("content") if isinstance(turn, dict) else None
+        parts = parts if isinstance(parts, list) else ()
+        places += [(role, turn, "value"), (role, turn, "content")]
+        places += [(role if len(parts) == 1 else None, part, "text") for part in parts]
+    return [place for place in places if isinstance(place[1], dict) and isinstance(place[1].get(place[2]), str)]
 
 
 def pictures_of(row):

@@ -99,9 +99,6 @@ def openable(path, root=None):
     elif path.is_dir() or path.suffix.lower() in TABLE_SUFFIXES or _is_json_list(path) or find_tool(path)[0]:
         return _converted(path, images=root), None
     if path.suffix != ".json":
-        if path.suffix not in (".jsonl", ".ndjson") and b"\0" in _head(path):
-            expected, todo = "a .jsonl, .json, .csv, .tsv, .xlsx or a folder", "save it as one of these"
-            raise DataError("no text", expected, todo, where=path)
         return path, Path(root) if root else path.parent
     if root is not None:
         raise DataError(f"{path}: a meta file has its own `root`s; leave out root={root!r}")
@@ -111,12 +108,8 @@ def openable(path, root=None):
 def _is_json_list(path):
     if path.suffix.lower() != ".json":
         return False
-    return bool(re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", _head(path)))
-
-
-def _head(path):
     with open(path, "rb") as file:
-        return file.read(1000)
+        return bool(re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", file.read(1000)))
 
 
 def _converted(source, to=None, rejects="refuse", **options):

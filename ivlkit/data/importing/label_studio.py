@@ -72,16 +72,12 @@ def _labelled(row, where):
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             regions += value
         elif key not in _OWN and value not in (None, "", [], {}):  # 0 is a number that was typed
-            texts[str(key)] = ", ".join(map(_text, _listed(value)))
+            several = (one if isinstance(one, list) else [one] for one in _listed(value))  # a taxonomy's are paths
+            texts[str(key)] = ", ".join(" / ".join(map(str, one)) for one in several)
     if picture is None:
         raise ValueError("no field that names a picture")
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
     return Labelled(where, picture, _boxes(regions), per=100, size=size, texts=texts)
-
-
-def _text(value):
-    """A value as text; ["animal", "dog"], a path in a taxonomy, is "animal / dog"."""
-    return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _boxes(regions):

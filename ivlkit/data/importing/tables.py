@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
@@ -107,20 +108,14 @@ def row_from_cells(cells, columns, where):
     if columns.video:
         value = _filled(cells, columns.video, where)
         row["video"] = value if isinstance(value, list) else str(value)
-        if not is_nothing(cells.get("clip")):
-            row["clip"] = _clip(cells["clip"])
+        if not is_nothing(clip := cells.get("clip")):
+            with suppress(ValueError, TypeError):  # what is no "[0, 2.5]" is said where the row is read
+                clip = json.loads(clip)
+            row["clip"] = clip
     used, plain = {*columns.images, columns.question, columns.video, *RESERVED, *_OF_ROWS}, (str, int, float, bool)
     others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
     others |= {"answers": cells["answers"]} if isinstance(cells.get("answers"), list) else {}  # all are right
     return others | row  # a report can be sliced by them
-
-
-def _clip(cell):
-    """[start, end] of a list, or of a cell that reads "[0, 2.5]"; what is neither is said where the row is read."""
-    try:
-        return json.loads(cell) if isinstance(cell, str) else cell
-    except ValueError:
-        return cell
 
 
 def _filled(cells, name, where):
