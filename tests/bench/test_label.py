@@ -423,3 +423,15 @@ def test_suggestions_may_be_named_from_the_folder_of_the_pictures(photos, begin,
 def test_suggestions_for_none_of_the_pictures_are_refused(photos):
     with pytest.raises(DataError, match="1 suggestions, none of these pictures, such as of .*gone.png; expected"):
         ivl.label(photos, "Q", suggest={"gone.png": "18"})
+
+
+def test_an_earlier_answer_that_is_written_back_by_hand_counts(photos):
+    labels, row = Labels("labels.csv"), ("photos/a.png", "Q")
+    labels.add(*row, id="1", how="typed", answer="cow", at="2026-01-01T00:00:01+00:00")
+    stale = Path("labels.csv").read_text()
+    labels.add(*row, id="2", how="corrected", answer="dog", at="2026-01-01T00:00:02+00:00")
+    newest = Path("labels.csv").read_text()
+    Path("labels.csv").write_text(stale)  # as after a kill between journal and table
+    assert Labels("labels.csv").state[row]["answer"] == "dog"
+    Path("labels.csv").write_text(newest.replace(",dog,", ",cow,"))
+    assert Labels("labels.csv").state[row]["answer"] == "cow"
