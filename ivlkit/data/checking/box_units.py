@@ -93,9 +93,9 @@ def rescaler(index, root):
 def texts_of(row):
     """[(role, what holds a text, its key there), …] of a row as it was parsed; one of several parts has no role."""
     turns, places = row.get("conversations") or row.get("messages"), []
-    for turn in turns if isinstance(turns, list) else ():
-        role = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
-        parts = turn.get("content") if isinstance(turn, dict) else None
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    for turn in turns:
+        role, parts = turn.get("from", turn.get("role")), turn.get("content")
         parts = parts if isinstance(parts, list) else ()
         places += [(role, turn, "value"), (role, turn, "content")]
         places += [(role if len(parts) == 1 else None, part, "text") for part in parts]
@@ -110,8 +110,7 @@ def pictures_of(row):
 
 
 def _only_picture(row):
-    released, _ = all_faults(release(row))
-    names = pictures_of(released or {})
+    names = pictures_of(all_faults(release(row))[0] or {})
     return names[0] if len(names) == 1 else ""
 
 

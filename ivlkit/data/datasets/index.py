@@ -75,8 +75,7 @@ class LineIndex:
         if len(offsets) == 1:
             raise self._fault("no rows", code="no_rows")
         if self.path.suffix.lower() not in (".jsonl", ".ndjson") and not _begins_with_an_object(self.path):
-            said = "no JSON lines", "one object a line", "write them: ivlkit convert"
-            raise self._fault(*said, code="not_an_object")
+            raise self._fault("no JSON lines", "one object a line", "write them: ivlkit convert", code="not_an_object")
         head = np.array([_VERSION, size, changed_ns, len(offsets) - 1], np.int64)
         parts = [head, np.frombuffer(digest, np.int64), offsets, blanks]
         return store_array(self.path, "index", parts) if size >= STORED_FROM_BYTES else np.concatenate(parts)

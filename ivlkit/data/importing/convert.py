@@ -106,8 +106,7 @@ def convert(
         taker = PictureTaker(root, folder, fetch=fetch)
         sorted_out = _sort_out(rows, folder, taker, format=format, group=group)
         if not sorted_out.keys.own:
-            listed = listed_text(sorted_out.first_rejects, sorted_out.rejected)
-            listed = listed or " it has none; expected one at least; is it complete?"
+            listed = listed_text(sorted_out.first_rejects, sorted_out.rejected) or " it has none; expected one at least"
             raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{listed}")
         if is_file and detected.startswith("JSON"):
             counts = sorted_out.formats.most_common()
@@ -231,8 +230,7 @@ def _writing(to, name, source):
     note = conversion_note(to)
     earlier = to / note["path"] if source and note.get("source") == name and note.get("path") else None
     if earlier and earlier.exists() and not earlier.samefile(source):  # train/labels.csv and test/labels.csv
-        found, expected = f"holds the rows of {os.path.relpath(earlier)}", "a new folder"
-        raise DataError(found, expected, "name another", where=to)
+        raise DataError(f"holds the rows of {os.path.relpath(earlier)}", "a new folder", "name another", where=to)
     if to.exists() and not (to.is_dir() and (note.get("source") == name or not any(to.iterdir()))):
         expected = f"a new folder or one of an earlier conversion of {name}"
         raise DataError("holds other files", expected, "name another", where=to)
