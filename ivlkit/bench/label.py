@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..data.groups import file_digest
 from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
+from ..data.rows.formats import without_places
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
 from ..data.splits import default_file, read_split
 from ..errors import DataError, IvlkitError
@@ -81,7 +82,7 @@ def label(
     if before := _open.pop(path, None):
         before.close()
     labels = Labels(path, by=_user() if by is None else by)
-    form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
+    form = {"columns": list(columns or ()), "choices": list(map(str, choices or ())), "boxes": boxes}
     _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[path]
 
@@ -113,11 +114,14 @@ def _user():
 
 def _items(pictures, question, suggest, folder):
     """`Item`s with absolute paths, each with a question and what is suggested for it."""
+    starts = [folder]  # of names in a table of suggestions, beside its own
     if isinstance(pictures, (str, os.PathLike)):
         names = visible_files(pictures) if os.path.isdir(pictures) else ()
+        starts.append(Path(pictures))
         pictures = [Path(pictures, name) for name in names if name.suffix.lower() in PICTURE_SUFFIXES - {".pdf"}]
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
     items = [item._replace(picture=os.path.abspath(item.picture), question=item.question or question) for item in items]
+    items = [item._replace(question=without_places(item.question or "").strip()) for item in items]  # as a table has it
     items = list({(item.picture, item.question): item for item in items}.values())
     if not items:
         raise DataError("no picture", "some", "check the folder", where="ivl.label")
@@ -127,22 +131,28 @@ def _items(pictures, question, suggest, folder):
         if os.path.relpath(item.picture, folder).startswith(".."):
             todo = f"write to={str(Path(item.picture).parent.parent / 'labels.csv')!r}"
             raise DataError(f"not below {folder}, the table's folder", "it there", todo, where=item.picture)
-    known = {} if suggest is None else _suggested(suggest, folder)
+    known = {} if suggest is None else _suggested(suggest, starts)
+    if known and known.keys().isdisjoint(item.picture for item in items):
+        found = f"{len(known):,} suggestions, none of these pictures, such as of {next(iter(known))}"
+        raise DataError(found, f"names such as {items[0].picture}", "correct them", where="ivl.label")
     found = (known.get(item.picture, (item.suggestion, item.confidence)) for item in items)
+    found = ((text if text is None else str(text), sure) for text, sure in found)
     return [item._replace(suggestion=text, confidence=sure) for item, (text, sure) in zip(items, found, strict=True)]
 
 
-def _suggested(suggest, folder):
-    """{absolute path: (answer, confidence)} of a mapping or a table."""
+def _suggested(suggest, starts):
+    """{absolute path: (answer, confidence)} of a mapping or a table, as `predict` writes it: from its folder on."""
     if isinstance(suggest, Mapping):
         pairs = ((key, one if isinstance(one, tuple) else (one, None)) for key, one in suggest.items())
         return {os.path.abspath(key): one for key, one in pairs}
-    folder, found = Path(suggest).absolute().parent, {}
+    starts, found = [Path(suggest).absolute().parent, *starts], {}
     for _, row in table_rows(suggest, question="Suggested?")[1]:
         if isinstance(row, DataError):
             raise row
         told, sure = row["conversations"][1]["value"], row.get("confidence")
-        found[os.path.abspath(folder / row["image"])] = told, float(sure) if sure else None
+        files = [start / row["image"] for start in starts]
+        file = next(filter(os.path.exists, files), files[0])
+        found[os.path.abspath(file)] = told, float(sure) if sure else None
     return found
 
 

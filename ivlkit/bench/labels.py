@@ -72,9 +72,9 @@ class Labels:
             self._digest = _digest(self.path)
 
     def _apply(self, line):
-        key = line["file"], line["question"]
+        key = line["file"], line["question"].strip()  # as a table gives it back
         self.ids.add(line["id"])
-        self._told.add((*key, line["answer"]))
+        self._told |= {(*key, line["answer"]), (*key, line["answer"], line["at"])}
         self.last = key
         if line["how"] == UNDONE:
             self.state.pop(key, None)
@@ -89,7 +89,7 @@ class Labels:
             os.fsync(file.fileno())
 
     def _take_edits(self):
-        """An answer in the table that the journal never held was written there by hand: it counts."""
+        """An answer in the table that the journal never held at that time was written there by hand: it counts."""
         if self._digest is None:
             return
         for where, row in table_rows(self.path, image="file", question="question", answer="answer")[1]:
@@ -100,7 +100,8 @@ class Labels:
                 raise DataError(f"a column {min(lost)!r}", f"only {', '.join(FIELDS)}", todo, where=where)
             asked, told = (turn["value"] for turn in row["conversations"])
             key = row["image"], asked.removeprefix("<image>\n")
-            if (*key, told) not in self._told:
+            seen = (*key, told, row["at"]) if row.get("at") else (*key, told)
+            if seen not in self._told and told != self.state.get(key, {}).get("answer"):
                 told_by = {name: row[name] for name in FIELDS[3:] if row.get(name)} if key not in self.state else {}
                 last = self.last
                 self.add(*key, id=f"{self._digest}:{where}", **{"how": TYPED} | told_by | {"answer": told})

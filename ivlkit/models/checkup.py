@@ -23,7 +23,7 @@ def check(data, model=None, **options):
 
 def mend_all(data, *, root=None):
     """Write a mended copy of every file of a data set that has something to mend; yields a line about each."""
-    sources = readable_sources(data, root)
+    sources = {source.annotation: source for source in readable_sources(data, root)}.values()  # a file may be two sets
     spellings = spellings_of(sources)
     for source in sources:
         path, changed = mend(source, spellings)

@@ -389,3 +389,49 @@ def test_the_saved_notebook_keeps_a_line_and_no_picture(photos, begin, monkeypat
     opened._ipython_display_()
     assert "0 of 3 labelled: &lt;b&gt;.csv" in shown[1]["text/html"]
     assert "data:image" not in json.dumps(shown)
+
+
+def test_a_question_with_a_mark_or_space_around_it_is_the_same_one_when_opened_again(photos, begin):
+    asked = "<image>\nWhich number?\n"
+    answer(begin(photos, asked), 0, "17")
+    Labels("labels.csv").write()
+    again = begin(photos, asked)
+    assert [row["how"] for row in again.rows] == ["typed", None, None]
+    answer(again, 1, "18")
+    assert [(row["question"], row["answer"]) for row in table()] == [("Which number?", "17"), ("Which number?", "18")]
+
+
+def test_a_journal_of_questions_with_space_around_them_gives_each_row_once(photos):
+    Labels("labels.csv").add("photos/a.png", "Which number? ", id="1", how="typed", answer="17")
+    assert list(Labels("labels.csv").state) == [("photos/a.png", "Which number?")]
+
+
+def test_choices_and_suggestions_may_be_numbers(photos, begin):
+    opened = begin(photos, "Q", choices=[0, 1], suggest={photos / "a.png": 0})
+    assert opened.form["choices"] == ["0", "1"] and opened._suggestion(0)["suggestion"] == ["0"]
+    answer(opened, 0, opened.form["choices"][1])
+    assert table()[0]["answer"] == "1"
+
+
+def test_suggestions_may_be_named_from_the_folder_of_the_pictures(photos, begin, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "answers.csv").write_text("file,answer,confidence\nb.jpg,18,0.5\n")
+    opened = begin(photos, "Q", suggest="runs/answers.csv")
+    assert opened._suggestion(1) == {"suggestion": ["18"], "confidence": 0.5}
+
+
+def test_suggestions_for_none_of_the_pictures_are_refused(photos):
+    with pytest.raises(DataError, match="1 suggestions, none of these pictures, such as of .*gone.png; expected"):
+        ivl.label(photos, "Q", suggest={"gone.png": "18"})
+
+
+def test_an_earlier_answer_that_is_written_back_by_hand_counts(photos):
+    labels, row = Labels("labels.csv"), ("photos/a.png", "Q")
+    labels.add(*row, id="1", how="typed", answer="cow", at="2026-01-01T00:00:01+00:00")
+    stale = Path("labels.csv").read_text()
+    labels.add(*row, id="2", how="corrected", answer="dog", at="2026-01-01T00:00:02+00:00")
+    newest = Path("labels.csv").read_text()
+    Path("labels.csv").write_text(stale)  # as after a kill between journal and table
+    assert Labels("labels.csv").state[row]["answer"] == "dog"
+    Path("labels.csv").write_text(newest.replace(",dog,", ",cow,"))
+    assert Labels("labels.csv").state[row]["answer"] == "cow"

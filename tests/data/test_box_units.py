@@ -219,3 +219,38 @@ def test_a_row_with_half_a_character_stays_and_the_others_are_mended(save, root)
     fixed, changed = mend(open_data(path, root=root).sources[0])
     assert changed == 40
     assert fixed.read_bytes().splitlines()[-1] == path.read_bytes().splitlines()[-1]
+
+
+@pytest.mark.parametrize("as_parts", [False, True], ids=["texts", "parts"])
+def test_boxes_in_messages_are_found_and_mended(as_parts, save, root):
+    count = 12
+    boxes = [written(box, SIZES[number], "pixels", "xyxy") for number, box in truths(count)]
+    path = save(["A"] * count)
+    rows = []
+    for (number, _), box in zip(truths(count), boxes, strict=True):
+        answer, name = json.dumps([{"bbox_2d": box, "label": "cup"}]), f"{number}.png"
+        content = [{"type": "text", "text": answer}] if as_parts else answer
+        parts = [{"type": "image", "image": name}, {"type": "text", "text": "Where?"}]
+        row = {"messages": [{"role": "user", "content": parts}]}
+        if not as_parts:
+            row = {"messages": [{"role": "user", "content": "<image>Where?"}], "images": [name]}
+        row["messages"].append({"role": "assistant", "content": content})
+        rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = diagnose(path, root=root).by_code("box_unit")
+    assert "12 boxes as Qwen's bbox_2d" in found.found and "pixels as [x1, y1, x2, y2]" in found.found
+    (source,) = open_data(path, root=root).sources
+    mended, changed = mend(source)
+    assert changed == count and not diagnose(mended, root=root).by_code("box_unit")
+    answers = [record.answer for record in read_records(mended, root)]
+    assert answers[0].startswith("<ref>cup</ref><box>[[") and parse_boxes(answers[0])[0][2] == 1000
+
+
+@pytest.mark.parametrize("answer", [" Yes ", [{"type": "text", "text": " Yes "}]], ids=["text", "part"])
+def test_answers_in_messages_are_mended(answer, save, root):
+    path = save(["Yes"] * 3)
+    row = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer}]}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    (source,) = open_data(path, root=root).sources
+    mended, changed = mend(source)
+    assert changed == 1 and " Yes" not in mended.read_text().splitlines()[3]

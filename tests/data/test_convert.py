@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -142,6 +143,17 @@ def test_another_source_does_not_write_over_it(llava, tmp_path, write_rows, turn
     convert(llava, tmp_path / "out")
     with pytest.raises(DataError, match="out: holds other files; .* of an earlier conversion of train.jsonl; name"):
         convert(write_rows([{"conversations": turns("Q", "A")}]), tmp_path / "out")
+
+
+def test_a_source_of_the_same_name_in_another_folder_does_not_write_over_it(llava, tmp_path):
+    before = convert(llava, tmp_path / "out").meta.read_bytes()
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(llava, tmp_path / "other")
+    with pytest.raises(DataError, match="out: holds the rows of .*llava.json; expected a new folder; name another"):
+        convert(other, tmp_path / "out", images=tmp_path)
+    assert (tmp_path / "out" / "meta.json").read_bytes() == before
+    llava.rename(llava.with_name("gone.json"))
+    assert convert(other, tmp_path / "out", images=tmp_path).rejected == 0  # the same source, moved
 
 
 def test_a_failed_conversion_leaves_the_earlier_one(llava, tmp_path):
@@ -286,6 +298,7 @@ def test_remote_pictures_are_fetched_only_when_asked_for(tmp_path, write_rows, s
         ("a.json", "[]", "a.json: a list of 0; expected a list of rows"),
         ("a.json", "[1]", "none of 1 rows can be used:\n  a.json: row 1: a int; expected an object"),
         ("a.txt", "x", "a.txt: suffix '.txt'; expected .jsonl, .json, .csv"),
+        ("a.csv", "image,question,answer\n", "a.csv: none of 0 rows can be used: it has none; expected one at least"),
         ("a.jsonl", "{\n", "none of 1 rows can be used:\n  a.jsonl:1: broken JSON"),
     ],
 )

@@ -460,6 +460,45 @@ def test_labels_of_yolo_are_read_or_listed_line_by_line(save, tmp_path):
     assert rows_of(ivl.open_data(done.meta))[0][2] == "<ref>pen</ref><box>[[100, 100, 300, 300]]</box>"
 
 
+def test_a_crowd_of_a_category_with_a_space_behind_its_name_is_not_asked_about(save, tmp_path):
+    save("set/a.jpg")
+    content = coco({"a.jpg": BOXES["a.jpg"]})
+    content["categories"] = [each | {"name": f"{each['name']} "} for each in content["categories"]]
+    content["annotations"][0]["iscrowd"] = 1
+    done = convert(save("set/labels.json", content), tmp_path / "out", shares={"rows": 1})
+    assert done.rejected == 1 and rows_of(ivl.open_data(done.meta)) == [ROWS[1]]
+
+
+def test_a_picture_named_without_its_suffix_is_looked_at(save, tmp_path):
+    save("set/JPEGImages/a.jpg")
+    save("set/Annotations/a.xml", voc("a", BOXES["a.jpg"]).replace("<width>200", "<width>400"))
+    with pytest.raises(DataError, match="a.jpg: labelled as 400 x 100 px, the file has 200 x 100"):
+        convert(tmp_path / "set", tmp_path / "out")
+    save("set/Annotations/a.xml", voc("a", BOXES["a.jpg"]))
+    assert convert(tmp_path / "set", tmp_path / "out").rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"), [(0, "0"), ([["animal", "dog"], ["animal", "cat"]], "animal / dog, animal / cat")]
+)
+def test_a_zero_and_a_taxonomy_of_label_studio_are_answers(value, answer, save, tmp_path):
+    save("photos/a.jpg")
+    path = save("min.json", [studio_rows()[0] | {"kind": value}])
+    done = convert(path, tmp_path / "out", question="Q?", answer="kind", shares={"rows": 1})
+    assert rows_of(ivl.open_data(done.meta))[0][2] == answer
+
+
+@pytest.mark.parametrize("names", ["[off, pen]", "{0: off, 1: pen}"])
+def test_a_pose_of_yolo_is_its_box_and_a_name_is_what_is_written(names, save, tmp_path):
+    save("set/images/a.jpg")
+    points = " 0.2 0.2 2" * 4  # eighteen numbers with the class: an outline would be read from as many
+    save("set/labels/a.txt", f"1 0.5 0.5 0.5 0.5{points}\n0 0.5 0.5 0.2 0.2{points}\n")
+    path = save("set/data.yaml", f"train: images\ntest: null\nkpt_shape: [4, 3]\nnames: {names}\n")
+    answers = sorted(answer for _, _, answer in rows_of(ivl.open_data(path)))
+    assert answers[0] == "<ref>off</ref><box>[[400, 400, 600, 600]]</box>"
+    assert answers[1] == "<ref>pen</ref><box>[[250, 250, 750, 750]]</box>"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -653,3 +692,12 @@ def test_the_command_asks_what_it_is_told_and_says_what_it_took(save, tmp_path, 
     questions = [question for _, question, _ in rows_of(ivl.open_data(to / "meta.json"))]
     assert questions[:2] == ["Where is the <ref>cup</ref>?", "How many objects of the kind cup are there?"]
     assert (questions[2], len(questions)) == ("Where is the <ref>pen</ref>?", 6)
+
+
+def test_a_table_with_an_annotator_and_a_meta_with_a_set_named_images_are_no_tools(save):
+    save("photos/a.jpg")
+    table = save("labels.csv", "image,question,answer,annotator\nphotos/a.jpg,Q,A,Anna\n")
+    assert ivl.open_data(table)[0].extra["annotator"] == "Anna"
+    rows = table.with_name("labels_ivlkit") / "rows.jsonl"
+    meta = save("meta.json", {"images": {"root": str(table.parent), "annotation": str(rows)}})
+    assert ivl.open_data(meta)[0].answer == "A"

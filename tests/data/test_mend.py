@@ -11,6 +11,7 @@ from ivlkit.data.checking.findings import KINDS
 from ivlkit.data.checking.mend import LINE_MENDERS, ROW_MENDERS, mend, mend_line
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import DataError
+from ivlkit.models.checkup import mend_all
 
 
 @pytest.fixture
@@ -105,3 +106,11 @@ def test_the_command_writes_pages_problems_and_copies(root, capsys):
     assert "train.fixed.jsonl: 1 rows mended; name it in place of train.jsonl" in printed.err
     assert (root / "r.html").stat().st_size > 1000
     assert json.loads((root / "p.jsonl").read_text())["code"] == "outer_whitespace"
+
+
+def test_a_file_that_is_two_sets_is_mended_once(root):
+    (root / "train.jsonl").write_bytes(line(**turns(("human", "Q"), ("gpt", " A"))))
+    entry = {"root": str(root), "annotation": str(root / "train.jsonl")}
+    (root / "meta.json").write_text(json.dumps({"one": entry, "two": entry | {"max_dynamic_patch": 2}}))
+    (said,) = mend_all(root / "meta.json")
+    assert "train.fixed.jsonl: 1 rows mended" in said

@@ -377,3 +377,16 @@ def test_the_ready_mix_names_nine_sets_with_their_counts():
     with pytest.raises(DataError, match="9 of 9 data sets are missing"):
         open_data(path)
     assert all(entry["annotation"].startswith("playground/opensource/") for entry in entries.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.json", '\n[\n{"conversations": []}]'), ("a.csv", "image,label\n"), ("a.parquet", "PAR1\0")],
+)
+def test_a_file_that_is_no_json_lines_is_said_to_be_none(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    (tmp_path / "meta.json").write_text(json.dumps({"a": {"root": ".", "annotation": str(tmp_path / name)}}))
+    with pytest.raises(DataError, match=f"{name}: no JSON lines; expected one object a line; write them: "):
+        open_data(tmp_path / "meta.json")
+    (problem,) = diagnose(tmp_path / "meta.json").problems
+    assert "no JSON lines" in str(problem)

@@ -11,6 +11,7 @@ import ivlkit as ivl
 from ivlkit.data.datasets.opening import from_dataset, open_data
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
+from ivlkit.data.rows.records import accepted_truth
 from ivlkit.errors import DataError
 
 QUESTION = "What is it?"
@@ -439,3 +440,38 @@ def test_the_mark_of_an_encoding_is_no_part_of_a_name(write_csv, photos):
     path = write_csv("file,label\np0.jpg,a\n")
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
     assert len(ivl.from_csv(path, images=photos, question=QUESTION)) == 1
+
+
+def test_columns_named_as_fields_of_other_formats_refuse_no_row(write_csv, photos):
+    path = write_csv("image,question,answer,objects,audio\np0.jpg,Q,A,3,no\n")
+    (record,) = ivl.from_csv(path, images=photos)
+    assert record.answer == "A" and record.extra.keys() == {"answer", "source"}
+
+
+def test_a_list_of_pictures_in_one_field_becomes_one_row(write_csv, photos):
+    rows = [{"image": ["p0.jpg", "p1.jpg"], "question": "Q", "answer": "A"}, {"image": [], "question": "Q"}]
+    data = ivl.from_csv(write_csv(json.dumps(rows[:1]), "a.json"), images=photos)
+    assert data[0].question == "Image-1: <image>\nImage-2: <image>\nQ"
+    assert [path.name for path in data[0].images] == ["p0.jpg", "p1.jpg"]
+    with pytest.raises(DataError, match="b.json: row 2: the cell 'image' is empty"):
+        ivl.from_csv(write_csv(json.dumps(rows), "b.json"), images=photos)
+
+
+@pytest.mark.parametrize("clip", ["[0, 1]", ""])
+def test_a_clip_of_a_table_is_the_clip_of_its_video(clip, write_csv, tmp_path, draw_picture):
+    frames = [draw_picture(40, 30, seed=number) for number in range(4)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=500)
+    path = write_csv(f'video,question,answer,clip\na.gif,Q,A,"{clip}"\n')
+    assert ivl.from_csv(path, video="video")[0].video.clip == ((0.0, 1.0) if clip else None)
+
+
+def test_a_column_in_other_capitals_is_not_asked_as_a_sentence(write_csv, photos):
+    path = write_csv("image,Full question,answer\np0.jpg,Q,A\n")
+    with pytest.raises(DataError, match="no column 'full question' for the question; expected one of 'image', 'Full"):
+        ivl.from_csv(path, images=photos, question="full question")
+
+
+def test_the_accepted_answers_of_a_json_table_are_kept(write_csv, photos):
+    row = {"image": "p0.jpg", "question": "Q", "answer": "A", "answers": ["A", "B"]}
+    (record,) = ivl.from_csv(write_csv(json.dumps([row]), "a.json"), images=photos)
+    assert accepted_truth(record) == ("A", "B")

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, all_faults
 from ..rows.boxes import TAGGED, box_text, parse_boxes
+from ..rows.formats import release
 from ..rows.media import upright_size
 from ..rows.records import parse_row, path_inside
 
@@ -57,7 +58,7 @@ def guess_units(index, root):
             with suppress(DataError):
                 row = parse_row(line, "")
         size, is_turn = look(_only_picture(row))
-        found = [each for turn in texts_of(row) for each in boxes_in(turn["value"])]
+        found = [each for _, turn, key in texts_of(row) for each in boxes_in(turn[key])]
         boxes += [box for _, box in found]
         sizes += [size] * len(found)
         notations |= {notation for notation, _ in found}
@@ -80,8 +81,8 @@ def rescaler(index, root):
 
     def rescale(row):
         size, _ = look(_only_picture(row))
-        for turn in texts_of(row):
-            turn["value"] = with_boxes(turn["value"], lambda _, box: thousandths(box, size))
+        for _, turn, key in texts_of(row):
+            turn[key] = with_boxes(turn[key], lambda _, box: thousandths(box, size))
 
     return rescale if units and units.unit else lambda row: None
 
@@ -90,10 +91,15 @@ def rescaler(index, root):
 
 
 def texts_of(row):
-    """The turns of a row as it was parsed, those that are turns."""
-    turns = row.get("conversations")
-    turns = turns if isinstance(turns, list) else []
-    return [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
+    """[(role, what holds a text, its key there), …] of a row as it was parsed; one of several parts has no role."""
+    turns, places = row.get("conversations") or row.get("messages"), []
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    for turn in turns:
+        role, parts = turn.get("from", turn.get("role")), turn.get("content")
+        parts = parts if isinstance(parts, list) else ()
+        places += [(role, turn, "value"), (role, turn, "content")]
+        places += [(role if len(parts) == 1 else None, part, "text") for part in parts]
+    return [place for place in places if isinstance(place[1], dict) and isinstance(place[1].get(place[2]), str)]
 
 
 def pictures_of(row):
@@ -104,7 +110,7 @@ def pictures_of(row):
 
 
 def _only_picture(row):
-    names = pictures_of(row)
+    names = pictures_of(all_faults(release(row))[0] or {})
     return names[0] if len(names) == 1 else ""
 
 

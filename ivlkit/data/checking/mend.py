@@ -52,7 +52,7 @@ def spellings_of(sources):
     counts = Counter()
     for line in (line for source in sources for line in LineIndex(source.annotation)):
         with suppress(DataError):
-            answers = [turn["value"].strip() for turn in _last_answers(parse_row(line, ""))]
+            answers = [turn[key].strip() for _, turn, key in _last_answers(parse_row(line, ""))]
             counts.update(answer for answer in answers if len(answer) <= LONGEST)
     return common_spellings(counts)
 
@@ -78,35 +78,34 @@ def mend_line(line, root, spellings=MappingProxyType({}), rescale=lambda row: No
     return line
 
 
-def _is_answer(turn):
-    return isinstance(turn.get("from"), str) and ROLES.get(turn["from"]) == "assistant"
+def _is_answer(place):
+    return isinstance(place[0], str) and ROLES.get(place[0]) == "assistant"
 
 
 def _last_answers(row):
-    """The last turn, if it is an answer."""
+    """The place of the last turn's text, if it is an answer."""
     return list(filter(_is_answer, texts_of(row)[-1:]))
 
 
 def _mend_spelling(row, root, spellings):
-    for turn in _last_answers(row):
-        turn["value"] = spellings.get(turn["value"].strip(), turn["value"])
+    for _, turn, key in _last_answers(row):
+        turn[key] = spellings.get(turn[key].strip(), turn[key])
 
 
 def _mend_roles(row, *_):
-    for turn in texts_of(row):
-        role = turn.get("from")
-        if isinstance(role, str) and role not in ROLES:
+    for role, turn, key in texts_of(row):
+        if key == "value" and "from" in turn and isinstance(role, str) and role not in ROLES:
             turn["from"] = _SPELLINGS.get(role.strip().lower(), role)
 
 
 def _mend_characters(row, *_):
-    for turn in texts_of(row):
-        turn["value"] = control_characters.sub("", turn["value"])
+    for _, turn, key in texts_of(row):
+        turn[key] = control_characters.sub("", turn[key])
 
 
 def _mend_whitespace(row, *_):
-    for turn in filter(_is_answer, texts_of(row)):
-        turn["value"] = turn["value"].strip()
+    for _, turn, key in filter(_is_answer, texts_of(row)):
+        turn[key] = turn[key].strip()
 
 
 def _mend_slashes(row, root, _):

@@ -74,6 +74,8 @@ class LineIndex:
             raise self._fault("changed while it was read", "a finished file", "try again later")
         if len(offsets) == 1:
             raise self._fault("no rows", code="no_rows")
+        if self.path.suffix.lower() not in (".jsonl", ".ndjson") and not _begins_with_an_object(self.path):
+            raise self._fault("no JSON lines", "one object a line", "write them: ivlkit convert", code="not_an_object")
         head = np.array([_VERSION, size, changed_ns, len(offsets) - 1], np.int64)
         parts = [head, np.frombuffer(digest, np.int64), offsets, blanks]
         return store_array(self.path, "index", parts) if size >= STORED_FROM_BYTES else np.concatenate(parts)
@@ -105,6 +107,11 @@ def _is_whole(stored):
     """Whether an index that was found is complete: its length and its last offset say so."""
     rows = int(stored[3]) if len(stored) > 8 else 0
     return rows > 0 and stored[0] == _VERSION and len(stored) >= 9 + rows and stored[8 + rows] == stored[1]
+
+
+def _begins_with_an_object(path):
+    with open(path, "rb") as file:
+        return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"")
 
 
 def _scan(path):

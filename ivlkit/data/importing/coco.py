@@ -14,7 +14,7 @@ def read_coco(path, name):
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
         of_image = {entry["id"]: [] for entry in content["images"]}
         if len(of_image) < len(content["images"]):
             raise ValueError("an id twice in `images`")

@@ -102,11 +102,11 @@ def convert(
         raise DataError("no folder", "the one that picture paths start from", "name it with images=", where=root)
     is_file = isinstance(source, (str, os.PathLike))
     name = Path(source).name if is_file else "dataset"
-    with _writing(Path(to), name) as folder:
+    with _writing(Path(to), name, Path(source) if is_file else None) as folder:
         taker = PictureTaker(root, folder, fetch=fetch)
         sorted_out = _sort_out(rows, folder, taker, format=format, group=group)
         if not sorted_out.keys.own:
-            listed = listed_text(sorted_out.first_rejects, sorted_out.rejected)
+            listed = listed_text(sorted_out.first_rejects, sorted_out.rejected) or " it has none; expected one at least"
             raise DataError(f"{name}: none of {sorted_out.rejected} rows can be used:{listed}")
         if is_file and detected.startswith("JSON"):
             counts = sorted_out.formats.most_common()
@@ -188,7 +188,7 @@ def _open_source(source, images, columns):
     if suffix == ".json":
         return *_rows_of_json("JSON list", _json_rows(path), columns), home
     expected = ".jsonl, .json, .csv, .tsv, .xlsx or a folder"
-    raise DataError(f"suffix {path.suffix!r}", expected, "rename it", where=path)
+    raise DataError(f"suffix {path.suffix!r}", expected, "save it as one of these", where=path)
 
 
 def _only(columns, allowed, what):
@@ -225,9 +225,13 @@ def _json_rows(path):
 
 
 @contextmanager
-def _writing(to, name):
+def _writing(to, name, source):
     """Files are written with `.part` behind their names and take their places together, when all is well."""
-    if to.exists() and not (to.is_dir() and (conversion_note(to).get("source") == name or not any(to.iterdir()))):
+    note = conversion_note(to)
+    earlier = to / note["path"] if source and note.get("source") == name and note.get("path") else None
+    if earlier and earlier.exists() and not earlier.samefile(source):  # train/labels.csv and test/labels.csv
+        raise DataError(f"holds the rows of {os.path.relpath(earlier)}", "a new folder", "name another", where=to)
+    if to.exists() and not (to.is_dir() and (note.get("source") == name or not any(to.iterdir()))):
         expected = f"a new folder or one of an earlier conversion of {name}"
         raise DataError("holds other files", expected, "name another", where=to)
     is_new = not to.exists()

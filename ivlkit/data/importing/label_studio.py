@@ -71,8 +71,9 @@ def _labelled(row, where):
             picture = found
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             regions += value
-        elif key not in _OWN and value:
-            texts[str(key)] = ", ".join(map(str, _listed(value)))
+        elif key not in _OWN and value not in (None, "", [], {}):  # 0 is a number that was typed
+            several = (one if isinstance(one, list) else [one] for one in _listed(value))  # a taxonomy's are paths
+            texts[str(key)] = ", ".join(" / ".join(map(str, one)) for one in several)
     if picture is None:
         raise ValueError("no field that names a picture")
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)

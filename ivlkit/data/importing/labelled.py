@@ -58,11 +58,12 @@ class Pictures:
 
     @cached_property
     def _by_name(self):
-        """{name: [parts of its path, …]}."""
+        """{name: [parts of its path, …], (name without its suffix,): …}."""
         found = defaultdict(list)
         for path in files_below(self.root):
             if path.suffix.lower() in PICTURE_SUFFIXES:
-                found[_folded(path.name)].append(path.relative_to(self.root).parts)
+                for key in (_folded(path.name), (_folded(path.stem),)):
+                    found[key].append(path.relative_to(self.root).parts)
         return found
 
     def find(self, name, where):
@@ -74,7 +75,8 @@ class Pictures:
         if not parts or name == "/".join(parts) and (self.root / name).is_file():
             return name
         plain = _folded(parts[-1])
-        found = self._by_name.get(plain) or self._by_name.get(_UPLOAD.sub("", plain), [])
+        keys = (plain, _UPLOAD.sub("", plain), (plain,))
+        found = next((self._by_name[key] for key in keys if key in self._by_name), [])
 
         def rank(each):
             return len(os.path.commonprefix([parts[::-1], each[::-1]])), len({*parts} & {*each})

@@ -9,12 +9,14 @@ import json
 import os
 import re
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
 
 from ...errors import DataError
-from ..rows.formats import VIDEO_PLACEHOLDER, with_places
+from ..rows.fields import REFUSED_IN_ROW
+from ..rows.formats import VIDEO_PLACEHOLDER, is_nothing, with_places
 from ..rows.video import FRAME_SUFFIXES
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".xlsx"}
@@ -28,6 +30,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can
 _NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # such bytes are in latin-1, which has all
 _WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
+_OF_ROWS = {"objects", *REFUSED_IN_ROW}  # fields of other formats; a column of such a name is none of these
 FOLDER_QUESTION = "What is it?"
 PARTS = ("train", "validation", "test")
 PART_OF = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
@@ -62,7 +65,7 @@ def choose_columns(header, where, *, image=None, video=None, question=None, answ
         if name not in header:
             raise DataError(f"no column {name!r}", f"one of {_names(header)}", where=where)
     constant = asked not in header
-    if constant and re.fullmatch(r"\w+", asked):
+    if constant and (re.fullmatch(r"\w+", asked) or asked.strip().casefold() in map(str.casefold, header)):
         expected = f"one of {_names(header)}, or a sentence that is asked about every row"
         raise DataError(f"no column {asked!r} for the question", expected, where=where)
     return Columns(images, asked, answers, video, constant, isinstance(answer, (list, tuple)), suffix)
@@ -78,7 +81,7 @@ def _usual(header, names, role, where):
     by_name = {name.casefold(): name for name in reversed(header)}
     found = [by_name[name] for name in names if name in by_name]
     if not found:
-        raise DataError(f"{where}: no {role} column among {_names(header)}; name it: {role}=…")
+        raise DataError(f"{where}: no {role} column among {_names(header)}; name it: {role}=… (from_csv, convert)")
     return (found[0],)
 
 
@@ -91,7 +94,7 @@ def row_from_cells(cells, columns, where):
 
     Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
     """
-    images = [_filled(cells, name, where) for name in columns.images]
+    images = [name for column in columns.images for name in _listed(_filled(cells, column, where))]
     images = [str(name) if isinstance(name, (int, float)) else name for name in images]  # a spreadsheet's 0017
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
     question = "\n".join(filter(None, (question, columns.suffix)))
@@ -103,15 +106,21 @@ def row_from_cells(cells, columns, where):
     if images:
         row["image"] = images if len(images) > 1 else images[0]
     if columns.video:
-        row["video"] = str(_filled(cells, columns.video, where))
-    used, plain = {*columns.images, columns.question, columns.video, *RESERVED}, (str, int, float, bool)
+        value = _filled(cells, columns.video, where)
+        row["video"] = value if isinstance(value, list) else str(value)
+        if not is_nothing(clip := cells.get("clip")):
+            with suppress(ValueError, TypeError):  # what is no "[0, 2.5]" is said where the row is read
+                clip = json.loads(clip)
+            row["clip"] = clip
+    used, plain = {*columns.images, columns.question, columns.video, *RESERVED, *_OF_ROWS}, (str, int, float, bool)
     others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
+    others |= {"answers": cells["answers"]} if isinstance(cells.get("answers"), list) else {}  # all are right
     return others | row  # a report can be sliced by them
 
 
 def _filled(cells, name, where):
     value = cells.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_nothing(value.strip() if isinstance(value, str) else value):
         raise DataError(f"{where}: the cell {name!r} is empty; expected a value; fill it or remove the row")
     return value.strip() if isinstance(value, str) else value
 

@@ -15,7 +15,7 @@ from .yolo import read_yolo
 
 # (tool, its reader, names of its files, what they begin with), in the order in which they are looked for: an export
 # often has the same boxes in several forms.
-_COCO = rb'\A\s*\{\s*"(info|images|annotations|categories|licenses|videos|type)"\s*:'
+_COCO = rb'\A\s*\{\s*("info"\s*:|"(images|annotations|categories|licenses|videos|type)"\s*:\s*[\["])'  # sets are { … }
 TOOLS = (
     ("YOLO", read_yolo, "*.y*ml", rb"(?m)^(names|nc)\s*:"),
     ("YOLO", read_yolo, "classes.txt", rb""),
@@ -23,7 +23,7 @@ TOOLS = (
     ("COCO", read_coco, "*.json", _COCO),
     ("Pascal VOC", read_voc, "*.xml", rb"\A[^\0]{,500}<annotation"),
     ("Label Studio", read_label_studio, "*.json", rb'\A\s*\[.*"(result"\s*:\s*\[|annotation_id"\s*:)'),
-    ("Label Studio", read_label_studio, "*.csv", rb"\A[^\r\n]*\bannotator\b"),
+    ("Label Studio", read_label_studio, "*.csv", rb"\A(?=[^\r\n]*\bannotation_id\b)[^\r\n]*\bannotator\b"),
     ("a table of boxes", read_box_table, "*.csv", rb"\A[^\r\n]*\bfilename\b[^\r\n]*\bxmin\b"),
 )
 HEAD_BYTES = 1 << 20

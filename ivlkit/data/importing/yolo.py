@@ -12,9 +12,10 @@ from .tables import PART_OF, PICTURE_SUFFIXES, files_below
 def read_yolo(path, name):
     """Yield `Labelled` of every picture, and a DataError of every label file without one."""
     text = path.read_text(encoding="utf-8-sig")
-    try:
+    try:  # a class "off" is no False: names are read as they are written
         config = yaml.safe_load(text) if path.suffix != ".txt" else {"names": text.split("\n")}
-        names = config["names"] if isinstance(config["names"], dict) else dict(enumerate(config["names"]))
+        listed = yaml.load(text, Loader=yaml.BaseLoader)["names"] if path.suffix != ".txt" else config["names"]
+        names = listed if isinstance(listed, dict) else {str(number): name for number, name in enumerate(listed)}
     except (yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         said = f"no `names` ({type(error).__name__})", "a name for each class", "add them"
         raise DataError(*said, where=name) from error
@@ -24,7 +25,8 @@ def read_yolo(path, name):
             yield picture
             continue
         used.add(label := _label_of(picture))
-        yield Labelled(_named(picture, path), str(picture), list(_boxes(label, names)), per=1, part=part)
+        boxes = list(_boxes(label, names, is_pose="kpt_shape" in config))
+        yield Labelled(_named(picture, path), str(picture), boxes, per=1, part=part)
     for folder in sorted({label.parent for label in used}):
         for label in sorted({*folder.glob("*.txt")} - used):
             if folder.name == "labels" or folder.parent.name == "labels":
@@ -61,15 +63,16 @@ def _label_of(picture):
     return label if label.exists() or not picture.with_suffix(".txt").exists() else picture.with_suffix(".txt")
 
 
-def _boxes(label, names):
-    """Yield (name, box) of each line of a label file, or what is wrong with it; of an outline the box around it."""
+def _boxes(label, names, *, is_pose):
+    """Yield (name, box) of each line, or what is wrong with it; of an outline the box around it, of a pose its own."""
     lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.exists() else ()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             thing, *values = map(float, line.split())
-            thing, xs, ys = str(names[int(thing)]), values[::2], values[1::2]
+            values = values[:4] if is_pose else values
+            thing, xs, ys = str(names[str(int(thing))]), values[::2], values[1::2]
             if len(values) == 4:
                 x, y, width, height = values
                 yield thing, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
