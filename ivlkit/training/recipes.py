@@ -11,6 +11,7 @@ import yaml
 
 from ..errors import RecipeError
 from ..views import shown
+from .functions import function_name
 from .methods import TUNINGS, WHOLE
 
 FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
@@ -125,6 +126,9 @@ class Recipe:
     def __post_init__(self):
         if isinstance(self.gradient_checkpointing, bool):  # as older recipes say it
             object.__setattr__(self, "gradient_checkpointing", "full" if self.gradient_checkpointing else "none")
+        for name in ("loss", "order"):
+            if callable(getattr(self, name)):
+                object.__setattr__(self, name, function_name(getattr(self, name), name))
         for field in fields(self):  # 1 and 1.0 are the same recipe, and the same run
             if field.type in (float, float | None) and type(getattr(self, field.name)) is int:
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))

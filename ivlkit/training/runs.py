@@ -47,8 +47,8 @@ def train(
         validation: the same, of rows apart: every `eval_steps` their loss and answers to `eval_samples` of them, and
             the best weights are the run's final ones. Default: the entries of a meta file whose split is "validation".
         metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
-            the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it:
-            `ivlkit.evaluation.metrics.exact_match`.
+            the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it,
+            or its name: "anls" of `ivlkit.evaluation.metrics.METRICS`, "metrics_of_mine:score".
         folder: default `runs/<recipe>-<hash of recipe and data>`.
         overfit: so many rows of the data, learned by heart as a test of labels, template and learning rate: the run's
             notices say how many of them it answers at its end.
@@ -57,10 +57,7 @@ def train(
             it. A run that such a row has ended goes on from its checkpoint with it. Otherwise it ends the run.
     Raises: RecipeError, DataError before anything starts.
     """
-    if overfit is not None:
-        recipe, data = _few_rows(recipe, data, overfit)
-        validation = data
-    beside = {"report_to": report_to, "skip_unusable": skip_unusable}
+    beside = {"overfit": overfit, "report_to": report_to, "skip_unusable": skip_unusable}
     run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True, **beside)
     if run.state not in ("running", "finished"):
         with alone(run.folder):
@@ -69,7 +66,7 @@ def train(
     return run
 
 
-def _few_rows(recipe, data, rows):
+def few_rows(recipe, data, rows):
     """(the recipe that learns them by heart, rows spread over the data)."""
     recipe = named_recipe(recipe)
     data = open_data(data)
@@ -80,15 +77,29 @@ def _few_rows(recipe, data, rows):
 
 
 def describe(
-    recipe, data, *, validation=None, metric=None, folder=None, report_to=None, skip_unusable=False, here=False
+    recipe,
+    data,
+    *,
+    validation=None,
+    metric=None,
+    folder=None,
+    overfit=None,
+    report_to=None,
+    skip_unusable=False,
+    here=False,
 ):
     """Check and write a run as `train` does, and start nothing: for a launcher, on hosts that share the folder.
 
     Args: here: whether this machine is the one that has to have the GPUs.
     """
+    if overfit is not None:
+        recipe, data = few_rows(recipe, data, overfit)
+        validation = data
     recipe = named_recipe(recipe)
     data = open_data(data)
     validation = open_data(validation) if validation else validation_of(data)
+    if isinstance(metric, str):
+        metric = functions.find_metric(metric)
     _check(recipe, data, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}

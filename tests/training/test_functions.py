@@ -93,6 +93,7 @@ def test_rows_as_they_are_written(mine):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"order": lambda tokens, tiles, *, seed, epoch: range(len(tokens))}, "expected a function of a module"),
         ({"loss": "focal"}, "loss='focal'; expected one of cross_entropy, or module:function"),
         ({"order": "no_such_module:one"}, "order no_such_module:one: can't be imported"),
     ],
@@ -106,6 +107,11 @@ def test_a_function_of_the_notebook_itself_is_refused(tiny, data, monkeypatch):
     monkeypatch.setitem(ivlkit.LOSSES, "here", lambda hidden, head, batch: cross_entropy(hidden, head, batch))
     with pytest.raises(RecipeError, match="expected a function of a module; write it into a file"):
         describe(recipe("nano-lora", model=str(tiny), loss="here", **SMALL), data)
+
+
+def test_a_function_itself_is_taken_by_its_name(mine):
+    assert recipe("nano-lora", loss=mine.doubled).loss == "my_functions:doubled"
+    assert recipe("nano-lora", order=mine.backwards) == recipe("nano-lora", order="my_functions:backwards")
 
 
 def test_the_defaults_leave_the_names_of_older_runs_as_they_were():

@@ -17,7 +17,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.errors import RecipeError
 from ivlkit.evaluation.evaluate import evaluate
-from ivlkit.evaluation.metrics import exact_match
+from ivlkit.evaluation.metrics import anls, exact_match
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
 from ivlkit.training.functions import find_function, function_name
@@ -26,7 +26,7 @@ from ivlkit.training.loop import validation
 from ivlkit.training.loop.validation import find_best
 from ivlkit.training.recipes import recipe
 from ivlkit.training.run import open_again
-from ivlkit.training.runs import execute, train, write_run
+from ivlkit.training.runs import describe, execute, train, write_run
 
 SCORES = {}  # step → what `scripted` gives
 seen = []
@@ -266,6 +266,15 @@ def test_patience_or_a_metric_without_validation_data_is_refused(chosen, mixed_r
         with pytest.raises(RecipeError, match="a metric or patience, and no validation data; give validation="):
             train(replace(chosen, **changes), mixed_rows, **options)
     assert not os.path.exists("runs")
+
+
+def test_a_metric_is_named_as_in_an_evaluation(mixed_rows, chosen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = describe(chosen, mixed_rows, validation=mixed_rows, metric="anls")
+    assert named.spec["metric"] == "ivlkit.evaluation.metrics:anls"
+    assert named.folder == describe(chosen, mixed_rows, validation=mixed_rows, metric=anls).folder
+    with pytest.raises(RecipeError, match="metric='anlz'; expected one of exact_match, .*, or module:function"):
+        describe(chosen, mixed_rows, validation=mixed_rows, metric="anlz")
 
 
 def test_a_metric_is_found_again_by_its_name():
