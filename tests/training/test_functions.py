@@ -25,6 +25,9 @@ def backwards(tokens, tiles, *, seed, epoch):
 
 def repeated(tokens, tiles, *, seed, epoch):
     return [0] * len(tokens)
+
+def broken(hidden, head, batch):
+    return batch["lables"]
 """
 
 
@@ -65,6 +68,13 @@ def test_an_edited_loss_makes_another_run_and_does_not_go_on_with_the_old_one(mi
     assert describe(chosen, data).folder != first.folder
     with pytest.raises(TrainingError, match="my_functions:doubled has changed since this run was described"):
         execute(first.folder)
+
+
+def test_what_a_loss_of_ones_own_raises_is_said_with_its_line(mine, tiny, data):
+    run = describe(recipe("nano-lora", model=str(tiny), loss=mine.broken, **SMALL), data)
+    with pytest.raises(KeyError):
+        execute(run.folder)
+    assert run.error == f"{mine.__file__}:14: KeyError: 'lables'"
 
 
 def test_an_order_of_ones_own_decides_which_rows_a_step_has(mine):
