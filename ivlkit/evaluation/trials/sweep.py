@@ -78,7 +78,8 @@ class Sweep:
 
     @property
     def _failed(self):
-        return [f"; {value} failed: {run.error}" for value, run in self.runs.items() if run.error]
+        ended = [(value, run) for value, run in self.runs.items() if run.state in ("failed", "stopped")]
+        return [f"; {value} {run.state}: {run.error or 'call again to go on'}" for value, run in ended]
 
     def __repr__(self):
         lines = [
