@@ -84,8 +84,8 @@ def adamw(model, recipe):
         if part and not (groups[True, part] or groups[False, part]):
             ways = " or ".join(name for name, one in TUNINGS.items() if part in one.parts and name != "frozen")
             raise RecipeError(
-                f"{recipe.name}: {part}_learning_rate={rate}, but no tensor of the {part} trains; set {part} to {ways}, "
-                "or leave the rate out"
+                f"{recipe.name}: {part}_learning_rate={rate}, but no tensor of the {part} trains; set {part} to {ways}"
+                ", or leave the rate out"
             )
     groups = [
         {"params": values, "lr": rates[part], "weight_decay": recipe.weight_decay if decays else 0.0}
