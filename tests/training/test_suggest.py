@@ -51,6 +51,8 @@ def test_what_was_decided_already_is_said_as_it_was_decided():
         "LoRA of rank 8, α 32, vision tower lora",
     ]
     assert suggest_module._for_rows("2b", 100, {"language": "full"})[1][3] == "no adapters, vision tower frozen"
+    fixed = {"gpus": 2, "vision_offload": True}  # which ZeRO, as released, does not take
+    assert suggest_module._for_rows("2b", 100, fixed)[1][3].endswith("as 2b-lora")
     assert suggest_module._for_rows("2b", 100, {})[1][3].endswith("vision tower frozen: as 2b-lora")
 
 

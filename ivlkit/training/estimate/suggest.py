@@ -99,7 +99,7 @@ def _for_rows(key, rows, fixed):
     """(fields, reasons): rate, batch, epochs and warm-up of so many rows."""
     rate, batch, least, warmup, source = PRACTICES[key]
     released, batch = named_recipe(f"{key}-lora"), fixed.get("total_batch", batch)
-    asked = named_recipe(released, **{"warmup_ratio": warmup} | fixed)
+    asked = named_recipe(released, **{"warmup_ratio": warmup, "zero_stage": 0} | fixed)
     adapters = f"LoRA of rank {asked.lora_rank}, α {asked.lora_alpha}" if asked.has_adapters else "no adapters"
     epochs = fixed.get("epochs", min(max(-(-least * batch // rows), PASSES[0]), PASSES[1]))
     updates = -(-round(rows * epochs) // batch)
