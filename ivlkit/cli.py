@@ -199,7 +199,7 @@ def _run_train(options):
         print(f"# accumulation: {chosen.accumulation} micro-batches a step and GPU; the guide names: {chosen.hardware}")
         return None
     validation = options.validation
-    if validation and not validation.endswith(".json"):  # a meta file has its own roots
+    if validation and options.root and not validation.endswith(".json"):  # a meta file has its own roots
         validation = ivl.open_data(validation, root=options.root)
     start = runs.describe if options.only_write else runs.train
     beside = _named(options, "metric overfit report_to skip_unusable")

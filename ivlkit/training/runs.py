@@ -45,7 +45,8 @@ def train(
         recipe: a `Recipe` or its name.
         data: what `open_data` gives, or a path.
         validation: the same, of rows apart: every `eval_steps` their loss and answers to `eval_samples` of them, and
-            the best weights are the run's final ones. Default: the entries of a meta file whose split is "validation".
+            the best weights are the run's final ones. Of a meta file its entries whose split is "validation", if there
+            are some. Default: those of the data's own meta file.
         metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
             the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it,
             or its name: "anls" of `ivlkit.evaluation.metrics.METRICS`, "metrics_of_mine:score".
@@ -97,7 +98,7 @@ def describe(
         validation = data
     recipe = named_recipe(recipe)
     data = open_data(data)
-    validation = open_data(validation) if validation else validation_of(data)
+    validation = validation_of(data, validation)
     if isinstance(metric, str):
         metric = functions.find_metric(metric)
     _check(recipe, data, validation, metric, report_to)
@@ -155,8 +156,13 @@ def _own_part(folder):
     return {key: existing[key] for key in existing if key not in BESIDE_SPEC}
 
 
-def validation_of(data):
-    """The validation split of a meta file whose training split is trained on, or None."""
+def validation_of(data, given=None):
+    """Rows apart: those that are given, of a meta file's path its validation split, if it has one; else that of the
+    meta file whose training split is trained on, or None.
+    """
+    if given:
+        found = open_data(given)
+        return found if found is given else validation_of(found) or found
     if data.path.suffix != ".json" or data.part != TRAIN or data.selection is not None:
         return None
     has_one = any(source.split == VALIDATION for source in read_meta(data.path))

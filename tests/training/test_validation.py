@@ -260,6 +260,20 @@ def test_the_validation_split_of_a_meta_file_is_found(mixed_rows, chosen, tmp_pa
         train(chosen, meta, folder=other.folder)
 
 
+def test_of_a_meta_file_that_is_given_its_validation_split_is_taken(mixed_rows, chosen, tmp_path, monkeypatch):
+    """The one that is trained on, above all: its training rows would choose the best weights."""
+    monkeypatch.chdir(tmp_path)
+    entry = {"root": str(tmp_path), "annotation": str(mixed_rows)}
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"a": entry, "b": entry | {"split": "validation", "repeat_time": 0.5}}))
+    for given in (meta, str(meta), tmp_path):  # a folder that holds a meta.json is that meta file
+        spec = describe(chosen, mixed_rows, validation=given).spec["validation"]
+        assert (spec["split"], spec["rows"]) == ("validation", 4)
+    assert "split" not in describe(chosen, mixed_rows, validation=open_data(meta)).spec["validation"]
+    meta.write_text(json.dumps({"a": entry}))
+    assert describe(chosen, mixed_rows, validation=meta).spec["validation"]["rows"] == 7
+
+
 def test_patience_or_a_metric_without_validation_data_is_refused(chosen, mixed_rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for changes, options in (({"patience": 2}, {}), ({}, {"metric": exact_match})):
