@@ -38,11 +38,6 @@ def find_function(name, what="metric"):
     return found
 
 
-def find_metric(name):
-    """The function of "anls", one of the kit's METRICS, or of "module:function". Raises: RecipeError for neither."""
-    return choose(find_function("ivlkit.evaluation.metrics:METRICS"), name, "metric")
-
-
 def choose(table, name, what):
     """The table's entry of a name, or the function of a module. Raises: RecipeError for neither."""
     if name in table:

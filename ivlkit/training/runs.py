@@ -29,6 +29,7 @@ from .recipes import recipe as named_recipe
 from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children, rewrite
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+METRICS = "ivlkit.evaluation.metrics:METRICS"  # found by name, as the child finds one: evaluation imports training
 # of run.yaml: neither recipe nor data
 BESIDE_SPEC = ("versions", "model_fingerprint", "report_to", "skip_unusable", "skipped")
 
@@ -100,7 +101,7 @@ def describe(
     data = open_data(data)
     validation = validation_of(data, validation)
     if isinstance(metric, str):
-        metric = functions.find_metric(metric)
+        metric = functions.choose(functions.find_function(METRICS), metric, "metric")
     _check(recipe, data, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}
