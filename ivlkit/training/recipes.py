@@ -11,7 +11,6 @@ import yaml
 
 from ..errors import RecipeError
 from ..views import shown
-from .functions import function_name
 from .methods import TUNINGS, WHOLE
 
 FEW_UPDATES = 100  # a run with fewer teaches next to nothing at the released learning rates
@@ -61,6 +60,8 @@ _CHOICES = {
 def _check_value(where, value, field):
     """Type and range of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
     spoken, kinds = _KINDS[field.type]
+    if callable(value) and field.name in ("loss", "order"):
+        spoken = "the name of that function, as another process finds it, such as 'my_module:my_function'"
     if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
         raise RecipeError(f"{where}={value!r}; expected {spoken}")
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -126,9 +127,6 @@ class Recipe:
     def __post_init__(self):
         if isinstance(self.gradient_checkpointing, bool):  # as older recipes say it
             object.__setattr__(self, "gradient_checkpointing", "full" if self.gradient_checkpointing else "none")
-        for name in ("loss", "order"):
-            if callable(getattr(self, name)):
-                object.__setattr__(self, name, function_name(getattr(self, name), name))
         for field in fields(self):  # 1 and 1.0 are the same recipe, and the same run
             if field.type in (float, float | None) and type(getattr(self, field.name)) is int:
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))

@@ -71,7 +71,7 @@ def test_an_edited_loss_makes_another_run_and_does_not_go_on_with_the_old_one(mi
 
 
 def test_what_a_loss_of_ones_own_raises_is_said_with_its_line(mine, tiny, data):
-    run = describe(recipe("nano-lora", model=str(tiny), loss=mine.broken, **SMALL), data)
+    run = describe(recipe("nano-lora", model=str(tiny), loss="my_functions:broken", **SMALL), data)
     with pytest.raises(KeyError):
         execute(run.folder)
     assert run.error == f"{mine.__file__}:14: KeyError: 'lables'"
@@ -103,7 +103,6 @@ def test_rows_as_they_are_written(mine):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"order": lambda tokens, tiles, *, seed, epoch: range(len(tokens))}, "expected a function of a module"),
         ({"loss": "focal"}, "loss='focal'; expected one of cross_entropy, or module:function"),
         ({"order": "no_such_module:one"}, "order no_such_module:one: can't be imported"),
     ],
@@ -119,9 +118,9 @@ def test_a_function_of_the_notebook_itself_is_refused(tiny, data, monkeypatch):
         describe(recipe("nano-lora", model=str(tiny), loss="here", **SMALL), data)
 
 
-def test_a_function_itself_is_taken_by_its_name(mine):
-    assert recipe("nano-lora", loss=mine.doubled).loss == "my_functions:doubled"
-    assert recipe("nano-lora", order=mine.backwards) == recipe("nano-lora", order="my_functions:backwards")
+def test_a_function_in_its_name_s_place_is_told_so(mine):
+    with pytest.raises(RecipeError, match="expected the name of that function, .*, such as 'my_module:my_function'"):
+        recipe("nano-lora", loss=mine.doubled)
 
 
 def test_the_defaults_leave_the_names_of_older_runs_as_they_were():
