@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 
 import ivlkit as ivl
@@ -185,25 +184,26 @@ def _run_plan(options):
 def _run_train(options):
     from .training import runs
     from .training.engine.distributed import leave
-    from .training.functions import find_function
 
     if (options.what or "").endswith((".yaml", ".yml")):
         runs.execute(_described(options))
         return leave()
     data = _rows_from(options)
     chosen = _recipe_from(options, data)
+    if data is None and (options.overfit is not None or not options.dry_run):
+        raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
     if options.dry_run:
+        if options.overfit is not None:
+            chosen, _ = runs.few_rows(chosen, data, options.overfit)
         print(chosen.to_yaml(), end="")
         print(f"# accumulation: {chosen.accumulation} micro-batches a step and GPU; the guide names: {chosen.hardware}")
         return None
-    if data is None:
-        raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
-    validation, metric = options.validation, find_function(options.metric) if options.metric else None
-    if validation and not validation.endswith(".json"):  # a meta file has its own roots
+    validation = options.validation
+    if validation and options.root and not validation.endswith(".json"):  # a meta file has its own roots
         validation = ivl.open_data(validation, root=options.root)
-    start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
-    beside = _named(options, "report_to skip_unusable")
-    run = start(chosen, data, validation=validation, metric=metric, folder=options.to, **beside)
+    start = runs.describe if options.only_write else runs.train
+    beside = _named(options, "metric overfit report_to skip_unusable")
+    run = start(chosen, data, validation=validation, folder=options.to, **beside)
     if options.only_write:
         return print(run.folder / "run.yaml")
     print(run.folder)

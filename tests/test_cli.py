@@ -40,6 +40,8 @@ def test_every_option_that_is_declared_belongs_to_a_command():
             "128 is not a multiple of gpus 7 x per_device_batch 2 = 14",
         ),
         (["train", "nano-lora"], "no data; expected --data"),
+        (["train", "nano-lora", "--overfit", "8", "--dry-run"], "no data; expected --data"),
+        (["plan", "nano-lora", "--set", "total_batch=24"], "such as --per-device-batch-size 8"),
         (["train", "nano-lora", "--data", "nowhere.json"], "nowhere.json: does not exist"),
         (["train", "nano-lora", "--set", "lora_rank"], "expected FIELD=VALUE"),
         (["train", "nano-lora", "--set", "lora_rank=many", "--dry-run"], "expected a number"),
@@ -68,6 +70,23 @@ def test_the_guides_command_line_gives_accumulation_8(capsys):
     assert main(["train", "26b-full", "--gpus", "8", "--per-device-batch-size", "2", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "accumulation: 8 micro-batches" in printed and "total_batch: 128" in printed and "zero_stage: 3" in printed
+
+
+def test_settings_that_are_given_one_by_one_all_hold(capsys):
+    assert main(["train", "nano-lora", "--set", "lora_rank=8", "--set", "epochs=2", "seed=1", "--dry-run"]) == 0
+    assert {"lora_rank: 8", "epochs: 2.0", "seed: 1"} <= set(capsys.readouterr().out.splitlines())
+
+
+def test_rows_to_learn_by_heart_are_described_for_a_launcher_and_shown_dry(write_rows, turns, tmp_path, capsys):
+    rows = str(write_rows([{"conversations": turns("Q", "A")}] * 3))
+    overfit = ["train", "nano-lora", "--data", rows, "--overfit", "2"]
+    assert main([*overfit, "--only-write", "--to", str(tmp_path / "run")]) == 0
+    run = Run(tmp_path / "run")
+    assert (run.recipe.name, run.recipe.epochs, run.recipe.total_batch) == ("nano-lora-overfit", 100, 2)
+    assert run.spec["data"]["rows"] == run.spec["validation"]["rows"] == 2
+    capsys.readouterr()
+    assert main([*overfit, "--dry-run"]) == 0
+    assert "name: nano-lora-overfit" in capsys.readouterr().out
 
 
 def test_a_plan_says_whether_it_fits_and_what_to_change(capsys):

@@ -115,6 +115,7 @@ def run_html(run):
     parts = [f"<b>{text_html(run)}</b>"]
     if run.error:
         parts.append(f'<div class="card bad">{text_html(run.error)}</div>')
+    parts += [f'<div class="dim">{text_html(notice)}</div>' for notice in run.notices]
     if len(history) > 1:
         parts.append(_numbers(history, is_running=state == "running"))
         parts.append(run_figure(run.folder.name, history, validation).to_html())

@@ -60,6 +60,8 @@ _CHOICES = {
 def _check_value(where, value, field):
     """Type and range of one field: YAML reads `1e-4` as text, and a batch of 0 rows would train nothing."""
     spoken, kinds = _KINDS[field.type]
+    if callable(value) and field.name in ("loss", "order"):
+        spoken = "the name of that function, as another process finds it, such as 'my_module:my_function'"
     if not isinstance(value, kinds) or (isinstance(value, bool) and field.type is not bool):
         raise RecipeError(f"{where}={value!r}; expected {spoken}")
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -29,6 +29,7 @@ from .recipes import recipe as named_recipe
 from .run import ROWS_FILE, RUNS_FOLDER, VALIDATION, VALIDATION_ROWS_FILE, Run, alone, children, rewrite
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
+METRICS = "ivlkit.evaluation.metrics:METRICS"  # found by name, as the child finds one: evaluation imports training
 # of run.yaml: neither recipe nor data
 BESIDE_SPEC = ("versions", "model_fingerprint", "report_to", "skip_unusable", "skipped")
 
@@ -45,10 +46,11 @@ def train(
         recipe: a `Recipe` or its name.
         data: what `open_data` gives, or a path.
         validation: the same, of rows apart: every `eval_steps` their loss and answers to `eval_samples` of them, and
-            the best weights are the run's final ones. Default: the entries of a meta file whose split is "validation".
+            the best weights are the run's final ones. Of a meta file its entries whose split is "validation", if there
+            are some. Default: those of the data's own meta file.
         metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
-            the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it:
-            `ivlkit.evaluation.metrics.exact_match`.
+            the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it,
+            or its name: "anls" of `ivlkit.evaluation.metrics.METRICS`, "metrics_of_mine:score".
         folder: default `runs/<recipe>-<hash of recipe and data>`.
         overfit: so many rows of the data, learned by heart as a test of labels, template and learning rate: the run's
             notices say how many of them it answers at its end.
@@ -57,10 +59,7 @@ def train(
             it. A run that such a row has ended goes on from its checkpoint with it. Otherwise it ends the run.
     Raises: RecipeError, DataError before anything starts.
     """
-    if overfit is not None:
-        recipe, data = _few_rows(recipe, data, overfit)
-        validation = data
-    beside = {"report_to": report_to, "skip_unusable": skip_unusable}
+    beside = {"overfit": overfit, "report_to": report_to, "skip_unusable": skip_unusable}
     run = describe(recipe, data, validation=validation, metric=metric, folder=folder, here=True, **beside)
     if run.state not in ("running", "finished"):
         with alone(run.folder):
@@ -69,7 +68,7 @@ def train(
     return run
 
 
-def _few_rows(recipe, data, rows):
+def few_rows(recipe, data, rows):
     """(the recipe that learns them by heart, rows spread over the data)."""
     recipe = named_recipe(recipe)
     data = open_data(data)
@@ -80,15 +79,29 @@ def _few_rows(recipe, data, rows):
 
 
 def describe(
-    recipe, data, *, validation=None, metric=None, folder=None, report_to=None, skip_unusable=False, here=False
+    recipe,
+    data,
+    *,
+    validation=None,
+    metric=None,
+    folder=None,
+    overfit=None,
+    report_to=None,
+    skip_unusable=False,
+    here=False,
 ):
     """Check and write a run as `train` does, and start nothing: for a launcher, on hosts that share the folder.
 
     Args: here: whether this machine is the one that has to have the GPUs.
     """
+    if overfit is not None:
+        recipe, data = few_rows(recipe, data, overfit)
+        validation = data
     recipe = named_recipe(recipe)
     data = open_data(data)
-    validation = open_data(validation) if validation else validation_of(data)
+    validation = validation_of(data, validation)
+    if isinstance(metric, str):
+        metric = functions.choose(functions.find_function(METRICS), metric, "metric")
     _check(recipe, data, validation, metric, report_to)
     recipe = _portable(recipe)
     described = {"data": data, "validation": validation, "metric": metric}
@@ -144,8 +157,13 @@ def _own_part(folder):
     return {key: existing[key] for key in existing if key not in BESIDE_SPEC}
 
 
-def validation_of(data):
-    """The validation split of a meta file whose training split is trained on, or None."""
+def validation_of(data, given=None):
+    """Rows apart: those that are given, of a meta file's path its validation split, if it has one; else that of the
+    meta file whose training split is trained on, or None.
+    """
+    if given:
+        found = open_data(given)
+        return found if found is given else validation_of(found) or found
     if data.path.suffix != ".json" or data.part != TRAIN or data.selection is not None:
         return None
     has_one = any(source.split == VALIDATION for source in read_meta(data.path))

@@ -82,9 +82,10 @@ def adamw(model, recipe):
             groups[name in decaying, part if part in rates else None].append(value)
     for part, rate in rates.items():
         if part and not (groups[True, part] or groups[False, part]):
+            ways = " or ".join(name for name, one in TUNINGS.items() if part in one.parts and name != "frozen")
             raise RecipeError(
-                f"{recipe.name}: {part}_learning_rate={rate}, but no tensor of the {part} trains; set {part} to lora "
-                "or full, or leave the rate out"
+                f"{recipe.name}: {part}_learning_rate={rate}, but no tensor of the {part} trains; set {part} to {ways}"
+                ", or leave the rate out"
             )
     groups = [
         {"params": values, "lr": rates[part], "weight_decay": recipe.weight_decay if decays else 0.0}

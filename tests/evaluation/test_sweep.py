@@ -73,6 +73,12 @@ def test_a_run_that_failed_is_named_and_never_wins(make_sweep):
         make_sweep({2e-1: None}).run  # noqa: B018
 
 
+def test_a_run_that_was_stopped_is_named_in_the_verdict(make_sweep):
+    found = make_sweep({1e-1: None, 1e-4: HARD})
+    (found.runs[1e-1].folder / "error.txt").unlink()
+    assert found.said == "learning_rate: 0.0001; 0.1 stopped: call again to go on"
+
+
 @pytest.mark.parametrize(
     "grid",
     [

@@ -99,6 +99,11 @@ class TestWatching:
         assert len(pages) >= 3 and "left" in pages[0]
         assert "finished" in pages[-1] and ">left<" not in pages[-1] and 'alt="loss of' in pages[-1]
 
+    def test_what_should_be_known_of_a_run_stands_above_its_curves(self, make_run):
+        run = make_run(["finished"])
+        (run.folder / "notices.txt").write_text("2 rows were masked\n")
+        assert "2 rows were masked" in run_html(run)
+
     def test_drawing_takes_a_tenth_of_the_time_at_most(self, make_run, shown, monkeypatch):
         monkeypatch.setattr(show_run, "run_html", lambda _: time.sleep(0.02) or "drawn")
         began = time.monotonic()

@@ -25,6 +25,9 @@ def backwards(tokens, tiles, *, seed, epoch):
 
 def repeated(tokens, tiles, *, seed, epoch):
     return [0] * len(tokens)
+
+def broken(hidden, head, batch):
+    return batch["lables"]
 """
 
 
@@ -67,6 +70,13 @@ def test_an_edited_loss_makes_another_run_and_does_not_go_on_with_the_old_one(mi
         execute(first.folder)
 
 
+def test_what_a_loss_of_ones_own_raises_is_said_with_its_line(mine, tiny, data):
+    run = describe(recipe("nano-lora", model=str(tiny), loss="my_functions:broken", **SMALL), data)
+    with pytest.raises(KeyError):
+        execute(run.folder)
+    assert run.error == f"{mine.__file__}:14: KeyError: 'lables'"
+
+
 def test_an_order_of_ones_own_decides_which_rows_a_step_has(mine):
     tokens, tiles = np.arange(10) + 5, np.zeros(10, int)
     chosen = recipe("nano-lora", packing=True, order="my_functions:backwards", **SMALL)
@@ -106,6 +116,11 @@ def test_a_function_of_the_notebook_itself_is_refused(tiny, data, monkeypatch):
     monkeypatch.setitem(ivlkit.LOSSES, "here", lambda hidden, head, batch: cross_entropy(hidden, head, batch))
     with pytest.raises(RecipeError, match="expected a function of a module; write it into a file"):
         describe(recipe("nano-lora", model=str(tiny), loss="here", **SMALL), data)
+
+
+def test_a_function_in_its_name_s_place_is_told_so(mine):
+    with pytest.raises(RecipeError, match="expected the name of that function, .*, such as 'my_module:my_function'"):
+        recipe("nano-lora", loss=mine.doubled)
 
 
 def test_the_defaults_leave_the_names_of_older_runs_as_they_were():

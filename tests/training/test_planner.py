@@ -179,7 +179,7 @@ class TestOnData:
         assert found.cases[0].steps == -(-len(data) // 8)
 
     def test_minutes_need_a_card(self, mixed_rows):
-        chosen = recipe("nano-lora", total_batch=8)
+        chosen = recipe("nano-lora", total_batch=8, per_device_batch=8)
         assert plan(chosen, data=mixed_rows, gpu_gib=80).minutes is None
         assert plan(chosen, data=mixed_rows, card="A100").minutes > plan(chosen, data=mixed_rows, card="H200").minutes
 

@@ -44,6 +44,24 @@ def test_the_rows_decide_how_long_and_the_model_how_fast(key, rate, count, epoch
     assert all("published practice, not measured here" in line for line in reasons[:3])
 
 
+def test_what_was_decided_already_is_said_as_it_was_decided():
+    fixed = {"warmup_ratio": 0.2, "lora_rank": 8, "vision": "lora"}
+    assert suggest_module._for_rows("2b", 100, fixed)[1][2:] == [
+        "warm-up over 20% of them",
+        "LoRA of rank 8, α 32, vision tower lora",
+    ]
+    assert suggest_module._for_rows("2b", 100, {"language": "full"})[1][3] == "no adapters, vision tower frozen"
+    fixed = {"gpus": 2, "vision_offload": True}  # which ZeRO, as released, does not take
+    assert suggest_module._for_rows("2b", 100, fixed)[1][3].endswith("as 2b-lora")
+    assert suggest_module._for_rows("2b", 100, {})[1][3].endswith("vision tower frozen: as 2b-lora")
+
+
+def test_a_batch_that_was_decided_is_not_called_the_largest(rows, to):
+    found = suggest("2b", rows(60), gpu_gib=80, bin_tokens=5000, **to)
+    assert "bins of 5,000 tokens" in found.reasons
+    assert "padded batches of 2 rows" in suggest("nano", rows(60), gpu_gib=8, per_device_batch=2, **to).reasons
+
+
 WAYS = {  # GiB → recomputation, tokens of a bin, language, tower on the host
     ("2b", 8): ("full", 4096, "lora", False),
     ("2b", 22): ("none", 4096, "lora", False),

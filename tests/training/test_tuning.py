@@ -245,6 +245,9 @@ def test_a_rate_for_a_part_that_does_not_train_is_refused(tiny):
     _, chosen, model = prepared(tiny, vision="frozen", vision_learning_rate=1e-6)
     with pytest.raises(RecipeError, match="vision_learning_rate=1e-06, but no tensor of the vision trains"):
         adamw(model, chosen)
+    _, chosen, model = prepared(tiny, projector_learning_rate=1e-3)
+    with pytest.raises(RecipeError, match="no tensor of the projector trains; set projector to full, or leave"):
+        adamw(model, chosen)
 
 
 class TestQuantised:

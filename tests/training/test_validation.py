@@ -17,7 +17,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.errors import RecipeError
 from ivlkit.evaluation.evaluate import evaluate
-from ivlkit.evaluation.metrics import exact_match
+from ivlkit.evaluation.metrics import anls, exact_match
 from ivlkit.models.load import load
 from ivlkit.training import runs as runs_module
 from ivlkit.training.functions import find_function, function_name
@@ -26,7 +26,7 @@ from ivlkit.training.loop import validation
 from ivlkit.training.loop.validation import find_best
 from ivlkit.training.recipes import recipe
 from ivlkit.training.run import open_again
-from ivlkit.training.runs import execute, train, write_run
+from ivlkit.training.runs import describe, execute, train, write_run
 
 SCORES = {}  # step → what `scripted` gives
 seen = []
@@ -260,12 +260,35 @@ def test_the_validation_split_of_a_meta_file_is_found(mixed_rows, chosen, tmp_pa
         train(chosen, meta, folder=other.folder)
 
 
+def test_of_a_meta_file_that_is_given_its_validation_split_is_taken(mixed_rows, chosen, tmp_path, monkeypatch):
+    """The one that is trained on, above all: its training rows would choose the best weights."""
+    monkeypatch.chdir(tmp_path)
+    entry = {"root": str(tmp_path), "annotation": str(mixed_rows)}
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({"a": entry, "b": entry | {"split": "validation", "repeat_time": 0.5}}))
+    for given in (meta, str(meta), tmp_path):  # a folder that holds a meta.json is that meta file
+        spec = describe(chosen, mixed_rows, validation=given).spec["validation"]
+        assert (spec["split"], spec["rows"]) == ("validation", 4)
+    assert "split" not in describe(chosen, mixed_rows, validation=open_data(meta)).spec["validation"]
+    meta.write_text(json.dumps({"a": entry}))
+    assert describe(chosen, mixed_rows, validation=meta).spec["validation"]["rows"] == 7
+
+
 def test_patience_or_a_metric_without_validation_data_is_refused(chosen, mixed_rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for changes, options in (({"patience": 2}, {}), ({}, {"metric": exact_match})):
         with pytest.raises(RecipeError, match="a metric or patience, and no validation data; give validation="):
             train(replace(chosen, **changes), mixed_rows, **options)
     assert not os.path.exists("runs")
+
+
+def test_a_metric_is_named_as_in_an_evaluation(mixed_rows, chosen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = describe(chosen, mixed_rows, validation=mixed_rows, metric="anls")
+    assert named.spec["metric"] == "ivlkit.evaluation.metrics:anls"
+    assert named.folder == describe(chosen, mixed_rows, validation=mixed_rows, metric=anls).folder
+    with pytest.raises(RecipeError, match="metric='anlz'; expected one of exact_match, .*, or module:function"):
+        describe(chosen, mixed_rows, validation=mixed_rows, metric="anlz")
 
 
 def test_a_metric_is_found_again_by_its_name():

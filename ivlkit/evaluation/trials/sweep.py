@@ -78,7 +78,8 @@ class Sweep:
 
     @property
     def _failed(self):
-        return [f"; {value} failed: {run.error}" for value, run in self.runs.items() if run.error]
+        ended = [(value, run) for value, run in self.runs.items() if run.state in ("failed", "stopped")]
+        return [f"; {value} {run.state}: {run.error or 'call again to go on'}" for value, run in ended]
 
     def __repr__(self):
         lines = [
@@ -110,7 +111,7 @@ def sweep(recipe, data, *, validation=None, test=None, metric="exact_match", fol
     recipe = named_recipe(recipe)
     trials = _trials(recipe, grid)
     data = open_data(data)
-    validation = open_data(validation) if validation else validation_of(data)
+    validation = validation_of(data, validation)
     (field,) = grid
     kept = {name: value for name, value in recipe.to_dict().items() if name != field}
     digest = hashlib.sha256(json.dumps([kept, data.fingerprint]).encode()).hexdigest()[:8]

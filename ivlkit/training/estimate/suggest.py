@@ -19,7 +19,7 @@ from ...data.tiling import choose_grid
 from ...errors import RecipeError
 from ...models.families import match_family
 from ...models.shapes import config_of
-from ..methods import TUNINGS, less_memory
+from ..methods import TUNINGS, WHOLE, less_memory
 from ..recipes import Recipe
 from ..recipes import recipe as named_recipe
 from ..run import RUNS_FOLDER
@@ -35,6 +35,7 @@ RATE_SOURCES = (
     "Thinking Machines, 'LoRA without regret': about ten times that of full fine-tuning"
 )
 FEWER_TILES = (6, 4, 2, 1)
+ADAPTED = {"lora_rank", "lora_alpha", *WHOLE}
 
 
 # What small sets are trained with by LoRA: rate, total batch, updates at least (within `PASSES`), warm-up, source.
@@ -98,6 +99,8 @@ def _for_rows(key, rows, fixed):
     """(fields, reasons): rate, batch, epochs and warm-up of so many rows."""
     rate, batch, least, warmup, source = PRACTICES[key]
     released, batch = named_recipe(f"{key}-lora"), fixed.get("total_batch", batch)
+    asked = named_recipe(released, **{"warmup_ratio": warmup, "zero_stage": 0} | fixed)
+    adapters = f"LoRA of rank {asked.lora_rank}, α {asked.lora_alpha}" if asked.has_adapters else "no adapters"
     epochs = fixed.get("epochs", min(max(-(-least * batch // rows), PASSES[0]), PASSES[1]))
     updates = -(-round(rows * epochs) // batch)
     fields = {"learning_rate": rate, "total_batch": batch, "epochs": float(epochs), "warmup_ratio": warmup}
@@ -107,9 +110,8 @@ def _for_rows(key, rows, fixed):
         f"learning_rate {fixed.get('learning_rate', f'{rate:g} ({source}{sources})')}",
         f"total_batch {batch}, {epochs:g} epochs: {updates:,} updates; each of {rows:,} rows is seen {epochs:g} times "
         f"({source}: {least} updates or more, {PASSES[0]} to {PASSES[1]} passes)" + (few if updates < least else ""),
-        f"warm-up over {warmup:.0%} of them ({source})",
-        f"LoRA of rank {released.lora_rank}, α {released.lora_alpha}, vision tower {released.vision}: "
-        f"as {released.name}",
+        f"warm-up over {asked.warmup_ratio:.0%} of them" + ("" if "warmup_ratio" in fixed else f" ({source})"),
+        f"{adapters}, vision tower {asked.vision}" + ("" if ADAPTED & fixed.keys() else f": as {released.name}"),
     ]
     return fields | {"zero_stage": 0}, reasons
 
@@ -128,7 +130,7 @@ def _for_card(base, place, data, fixed):
         for changes in choices:
             needed = _fits(base, changes | fixed, place)
             if needed:
-                return replace(base, **changes | fixed), _why(changes | fixed, needed, place)
+                return replace(base, **changes | fixed), _why(changes | fixed, needed, place, fixed=fixed)
     raise RecipeError(_too_small(base, place, data, fixed))
 
 
@@ -155,12 +157,14 @@ def _fits(base, changes, place):
     return needed if place.free_gib is None or needed * IN_HAND <= place.free_gib else None
 
 
-def _why(changes, needed, place):
+def _why(changes, needed, place, *, fixed):
     yield f"{place.name}: {place.free_gib:.1f} GiB free, {needed:.1f} needed at most (predicted)"
     if "bin_tokens" in changes:
-        yield f"bins of {changes['bin_tokens']:,} tokens, the largest that fit: larger ones compute faster"
+        largest = "" if "bin_tokens" in fixed else ", the largest that fit: larger ones compute faster"
+        yield f"bins of {changes['bin_tokens']:,} tokens{largest}"
     else:
-        yield f"padded batches of {changes['per_device_batch']} rows, the most that fit"
+        most = "" if "per_device_batch" in fixed else ", the most that fit"
+        yield f"padded batches of {changes['per_device_batch']} rows{most}"
     if changes["gradient_checkpointing"] == "none":
         yield "nothing computed again: what backward needs fits"
     else:

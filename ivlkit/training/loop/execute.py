@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+import traceback
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +15,7 @@ import psutil
 import torch
 
 from ...data.files import appearing, write_whole
-from ...errors import DataError, TrainingError
+from ...errors import DataError, IvlkitError, TrainingError
 from ...hardware import GIB
 from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
@@ -54,13 +55,16 @@ TRACKED = ("loss", "learning_rate", "grad_norm", "tokens", "memory_gib", "epoch"
 
 
 def execute(folder, *, advise):
-    """Train the run of this folder in this process. Resumes from its last checkpoint.
+    """Train the run of this folder in this process. Resumes from its last checkpoint; a finished one is left as it is.
 
     Args: advise: a function of the recipe → what to change, said where the GPU's memory ran out.
     Raises: whatever ended it, after it was written into error.txt.
     """
     run = Run(folder)
     folder = run.folder
+    if (folder / "final").exists():  # a launcher's job that was queued again
+        print(f"{folder}: has finished; to train it anew, delete it or choose another folder", flush=True)
+        return
     if rank() == 0:
         _check_free(run)
         (folder / "error.txt").unlink(missing_ok=True)
@@ -85,11 +89,16 @@ def _check_free(run):
 
 
 def _reason(error, folder):
-    """The error in a line; of one that a worker process raised, its own last line."""
+    """The error in a line, with its place where its text names none; of one of a worker process, its own last line."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {folder} is full; make room and train again: it goes on from its last checkpoint"
     text = f"{type(error).__name__}: {error}"
-    return text.strip().splitlines()[-1] if "Original Traceback" in text else text
+    if "Original Traceback" in text:
+        return text.strip().splitlines()[-1]
+    if isinstance(error, (IvlkitError, OSError, torch.OutOfMemoryError)):
+        return text
+    raised = traceback.extract_tb(error.__traceback__)[-1]  # of a metric, a loss or an order of the user's own
+    return f"{raised.filename}:{raised.lineno}: {text}"
 
 
 def _execute(run):
