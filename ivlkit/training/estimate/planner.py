@@ -186,7 +186,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
     place = find_place(gpu_gib, card)
     recipe = on_gpus(recipe, 1) if recipe.gpus is None and place.is_named else settle_gpus(recipe)
     if not recipe.packing:
-        assert recipe.accumulation >= 1  # it refuses a batch that training would
+        _ = recipe.accumulation  # raises for a batch that training would refuse
     job = Job(recipe, data, place)
     counts = [job.max_tiles, *(count for count in TILE_CASES if count != job.max_tiles)]
     cases = [_case(job, count) for count in counts]
