@@ -1,6 +1,7 @@
 """Rows that deserve a look: their order, what was decided, both scores."""
 
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,29 @@ class TestDecisions:
             "after, old truths": 0.333,
             "after, new truths": 1.0,
         }
+
+    def test_a_function_of_one_s_own_scores_again(self):
+        mine = replace(REPORT, metric="mine")
+        assert mine.review(order="random").rescored(metric=lambda reply, truth: 0.25).score == 0.25
+
+    def test_an_answer_that_is_no_text_is_refused(self):
+        with pytest.raises(DataError, match=r"t\.csv:3: corrected to 7; expected a text"):
+            REPORT.review(order="sure").correct("t.csv:3", 7)
+
+    def test_a_field_source_of_one_s_own_is_no_place(self):
+        rows = tuple(replace(one, extra={"source": "web"}) for one in REPORT.rows)
+        review = replace(REPORT, rows=rows).review(order="random")
+        review.correct("rows.jsonl:3", "7")
+        assert [line["source"] for line in review.rows if line["decision"]] == ["rows.jsonl:3"]
+        assert [one.truth for one in review.rescored().rows] == ["1", "7", "2"]
+
+    def test_rows_of_two_files_of_one_name_are_not_decided_together(self):
+        rows = (row(2, "1", "1"), row(2, "9", "1"))
+        review = replace(REPORT, rows=rows).review(order="random")
+        with pytest.raises(DataError, match=r"t\.csv:2: 2 rows of this report, from files of one name"):
+            review.drop("t.csv:2")
+        review = replace(REPORT, rows=(rows[0], rows[0])).review(order="random")  # `repeat_time`: 2
+        review.keep("t.csv:2")
 
     def test_rows_that_the_model_chose_give_no_new_score(self):
         with pytest.raises(DataError, match='a review in the order "sure"; expected "random"'):

@@ -1,6 +1,7 @@
 """Which rows deserve a look: those whose truth the model finds least likely; what a person decided about them."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from ...training.run import VALIDATION, Run, loaded, open_again
 from ...training.runs import train
 from ...views import shown
 from ..metrics import score_rows
+from ..pictures import media_key
 from .corrections import Decision, write_decisions
 
 REVIEW_ORDERS = ("loss", "sure", "random")
@@ -96,6 +98,13 @@ def source_of(row):
     return str(row.extra.get("source") or row.where)
 
 
+def sources_of(report):
+    """`source_of` each row, but the places of rows that share one: a field of one's own may say {"source": "web"}."""
+    places = [(source_of(row), row.where) for row in report.rows]
+    rows_at = Counter(source for source, _ in set(places))
+    return [source if rows_at[source] == 1 else where for source, where in places]
+
+
 def records_of(report):
     """The rows of a report as records to be encoded.
 
@@ -162,11 +171,11 @@ class Review:
 
         `reply` is None while it is hidden, `loss` where it was not computed, `decision` where nothing is decided.
         """
-        return [self._line(number) for number in self.numbers]
+        sources = sources_of(self.report)
+        return [self._line(number, sources[number]) for number in self.numbers]
 
-    def _line(self, number):
-        row, source = self.report.rows[number], source_of(self.report.rows[number])
-        decision = self.decisions.get(source)
+    def _line(self, number, source):
+        row, decision = self.report.rows[number], self.decisions.get(source)
         return {
             **{"number": number, "source": source, "images": row.images, "video": row.video},
             **{"question": row.question, "truth": row.truth, "decision": decision},
@@ -180,6 +189,8 @@ class Review:
 
     def correct(self, source, answer):
         """Its truth should be this text."""
+        if not isinstance(answer, str):
+            raise DataError(f"{source}: corrected to {answer!r:.60}; expected a text; write it in quotes")
         self._decide(source, "correct", answer)
 
     def drop(self, source):
@@ -187,19 +198,26 @@ class Review:
         self._decide(source, "drop")
 
     def _decide(self, source, action, answer=None):
-        truths = {source_of(row): row.truth for row in self.report.rows}
-        if source not in truths:
-            raise DataError(f"{source}: no row of this report; expected a source such as {next(iter(truths))}")
-        self.decisions[source] = Decision(action, truths[source], answer)
+        sources = sources_of(self.report)
+        rows = [row for row, own in zip(self.report.rows, sources, strict=True) if own == source]
+        if not rows:
+            raise DataError(f"{source}: no row of this report; expected a source such as {sources[0]}")
+        if len({(row.question, row.truth, media_key(row)) for row in rows}) > 1:
+            raise DataError(
+                f"{source}: {len(rows)} rows of this report, from files of one name; expected one; evaluate and review "
+                "these files one by one"
+            )
+        self.decisions[source] = Decision(action, rows[0].truth, answer)
 
     def save(self, table, *, to=None, answer=None):
         """Write the decisions as `labels.corrected.csv` beside labels.csv; see `write_decisions`."""
         return write_decisions(table, self.decisions, to=to, answer=answer)
 
-    def rescored(self, report=None):
+    def rescored(self, report=None, *, metric=None):
         """A report of the same rows with the truths as decided: dropped rows are left out.
 
-        Args: report: the one reviewed, or another of the same rows, such as before training.
+        Args: report: the one reviewed, or another of the same rows, such as before training; metric: the function that
+            scored it, if that was one of your own.
         Raises: DataError unless rows were drawn at random: looking only where the model disagrees raises its score.
         """
         if self.order != "random":
@@ -208,23 +226,26 @@ class Review:
                 "replies would raise its score"
             )
         report = report or self.report
-        rows = [row for row in map(self._as_decided, report.rows) if row]
-        scores, numbers = score_rows(report.metric, rows)
+        rows = [row for row in map(self._as_decided, report.rows, sources_of(report)) if row]
+        scores, numbers = score_rows(metric or report.metric, rows)
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
         return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
-    def _as_decided(self, row):
+    def _as_decided(self, row, source):
         """The row with its truth as decided, None for a dropped one."""
-        decision = self.decisions.get(source_of(row))
+        decision = self.decisions.get(source)
         if decision is None or decision.action == "keep":
             return row
         return None if decision.action == "drop" else replace(row, truth=decision.answer, answers=())
 
-    def scores(self, before=None):
-        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones."""
+    def scores(self, before=None, *, metric=None):
+        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones.
+
+        Args: metric: as in `rescored`.
+        """
         found = {}
         for name, report in {"before": before, "after": self.report}.items():
-            for truths, each in (("old", report), ("new", report and self.rescored(report))):
+            for truths, each in (("old", report), ("new", report and self.rescored(report, metric=metric))):
                 if each is not None:
                     found[f"{name}, {truths} truths"] = (each.score, *each.interval)
         return found
