@@ -23,7 +23,7 @@ from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
 from ..models.load import read_origin
-from ..models.options import check_options
+from ..models.options import check_count, check_options
 from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
@@ -223,8 +223,8 @@ def row_of(record, reply, **known):
 
 def _check_as_trained(vlm, max_tiles):
     """Tiles, template and system prompt of the loaded model are those that its checkpoint names."""
-    if max_tiles is not None and max_tiles < 1:
-        raise DataError(f"max_tiles={max_tiles}; expected 1 or more, or None for the model's own")
+    if max_tiles is not None:
+        check_count("max_tiles", max_tiles, ", or None for the model's own")
     stored = vlm.config | (read_origin(vlm.folder) or {})
     trained = {
         "max_tiles": None if max_tiles else stored.get("max_tiles", stored.get("max_dynamic_patch")),
