@@ -198,12 +198,10 @@ def _run_train(options):
         return None
     if data is None:
         raise RecipeError("train: no data; expected --data meta.json or --data train.jsonl --root images/")
-    validation, metric = options.validation, find_function(options.metric) if options.metric else None
-    if validation and not validation.endswith(".json"):  # a meta file has its own roots
-        validation = ivl.open_data(validation, root=options.root)
+    metric = find_function(options.metric) if options.metric else None
     start = runs.describe if options.only_write else partial(runs.train, overfit=options.overfit)
     beside = _named(options, "report_to skip_unusable")
-    run = start(chosen, data, validation=validation, metric=metric, folder=options.to, **beside)
+    run = start(chosen, data, validation=_validation_of(options), metric=metric, folder=options.to, **beside)
     if options.only_write:
         return print(run.folder / "run.yaml")
     print(run.folder)
@@ -236,6 +234,12 @@ def _described(options):
 
 def _rows_from(options):
     return ivl.open_data(options.data, root=options.root) if options.data else None
+
+
+def _validation_of(options):
+    """The rows of --validation; a meta file has its own roots."""
+    path = options.validation
+    return path if not path or path.endswith(".json") else ivl.open_data(path, root=options.root)
 
 
 def _recipe_from(options, data, **where):
@@ -297,8 +301,8 @@ def _run_evaluate(options):
 
 
 def _run_predict(options):
-    named = _named(options, "question to root validation max_tiles batch_size max_new_tokens")
-    found = ivl.predict(options.model, options.data, **named)
+    named = _named(options, "question to root max_tiles batch_size max_new_tokens")
+    found = ivl.predict(options.model, options.data, validation=_validation_of(options), **named)
     if options.html:
         found.save_html(options.html)
     _print(found.table() if options.json else found, options.json)

@@ -61,7 +61,10 @@ class Predictions:
         return {"source": row.where} | own | said | scores
 
     def save(self, path):
-        """Write the table as .csv or .jsonl, in one step; a field of a JSON answer gets a column "confidence of …"."""
+        """Write the table as .csv or .jsonl, in one step; a field of a JSON answer gets a column "confidence of …".
+
+        Answers stand as they are, to be read by programs: a spreadsheet may run one that begins with "=" as a formula.
+        """
         lines, fields = self.table(), dict.fromkeys(name for row in self.rows for name in row.field_scores)
         if check_ending(path) == ".jsonl":
             text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
@@ -124,12 +127,14 @@ def predict(
             They may not be among the rows that are asked about.
         max_tiles, seed, generation: as in `evaluate`.
     Returns: `Predictions`.
-    Raises: DataError that names the row, and for a `to` that holds answers of another model, other rows or settings.
+    Raises: DataError that names the row, and for a `to` that holds answers of another model, other rows or settings, or
+        something else.
     """
     check_options(generation, "predict", predict)
     journal = to and f"{to}{JOURNAL}"
     if to:
         check_ending(to)
+        _check_own(to, journal)
     check_seed(seed)
     records, home = questions_of(data, question=question, root=root)
     if not records:
@@ -178,6 +183,15 @@ def check_ending(path):
     if suffix not in (".csv", ".jsonl"):
         raise DataError(f"{path}: ends with {suffix!r}; expected .csv or .jsonl; rename it")
     return suffix
+
+
+def _check_own(to, journal):
+    """Raises: DataError for a file that is no earlier table of answers: the rows themselves, at worst."""
+    if os.path.exists(to) and not os.path.isdir(journal):
+        raise DataError(
+            f"{to}: is there, without the replies that predict keeps in {journal}; expected a new file, or one to go on "
+            "with; choose another name, or remove it"
+        )
 
 
 def _row(record, reply, home):
