@@ -65,7 +65,7 @@ def _settle(folder, settings):
         if found.get(key) != settings.get(key):
             digest = " (a digest of questions, pictures and tile budgets)" if key == "questions" else ""
             raise DataError(
-                f"{folder}: holds an evaluation with {key} {found.get(key)!r}{digest}; now it is {settings.get(key)!r}; "
+                f"{folder}: holds an evaluation with {key} {found.get(key)!r}; now it is {settings.get(key)!r}{digest}; "
                 "expected the same model, data and settings to go on; choose another folder"
             )
 

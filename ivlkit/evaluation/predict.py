@@ -189,8 +189,8 @@ def _check_own(to, journal):
     """Raises: DataError for a file that is no earlier table of answers: the rows themselves, at worst."""
     if os.path.exists(to) and not os.path.isdir(journal):
         raise DataError(
-            f"{to}: is there, without the replies that predict keeps in {journal}; expected a new file, or one to go on "
-            "with; choose another name, or remove it"
+            f"{to}: is there, without the replies that predict keeps in {journal}; expected a new file, or one to go "
+            "on with; choose another name, or remove it"
         )
 
 
