@@ -30,6 +30,7 @@ from .journal import open_journal
 from .metrics import metric_name, score_replies
 from .pictures import arrange, content_key, media_key, not_shuffled
 from .report import Report, Row
+from .review.review import EARLIER_TURNS
 
 MAX_NEW_TOKENS = 64
 LISTED = 10  # rows that can't be used
@@ -81,6 +82,8 @@ def evaluate(
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
     rows, numbers = _score(metric, records, asked, replies)
     details = {"data": name_of_data(data)} | details | not_shuffled(records, asked, pictures)
+    if earlier := sum(len(record.turns) > 2 for record in records):
+        details[EARLIER_TURNS] = earlier  # a `Row` does not keep them
     report = Report(name, rows, details, numbers)
     if to:
         report.save_json(Path(to) / "report.json")

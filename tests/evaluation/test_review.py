@@ -9,10 +9,11 @@ import pytest
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
+from ivlkit.evaluation.compare import compare
 from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.report import Report, Row
 from ivlkit.evaluation.review import review as module
-from ivlkit.evaluation.review.review import records_of, source_of, truth_losses
+from ivlkit.evaluation.review.review import EARLIER_TURNS, records_of, source_of, truth_losses
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 
@@ -80,6 +81,14 @@ class TestOrders:
         pictures = (draw_picture(), draw_picture())
         with pytest.raises(DataError, match=r"rows\.jsonl:2: 2 pictures; expected the data beside the report"):
             records_of(Report("exact_match", (row(2, "1", "1", images=pictures),), {}))
+
+    def test_rows_with_earlier_turns_ask_for_the_data(self, tiny_vlm):
+        turns = tuple(Turn(role, "x") for role in ("user", "assistant") * 2)
+        report = evaluate(tiny_vlm, [Record(0, turns, (), "a:1")], progress=False, max_new_tokens=2)
+        with pytest.raises(DataError, match="1 of 1 rows have turns before their question; expected the data"):
+            report.review(tiny_vlm)
+        assert len(report.review(tiny_vlm, data=[Record(0, turns, (), "a:1")]).losses) == 1
+        assert compare(report, replace(report, details={})).measured_differently.keys().isdisjoint({EARLIER_TURNS})
 
     def test_a_row_says_where_it_stands_in_the_table_it_came_from(self):
         assert source_of(REPORT.rows[0]) == "t.csv:2"

@@ -25,6 +25,7 @@ from ..pictures import media_key
 from .corrections import Decision, write_decisions
 
 REVIEW_ORDERS = ("loss", "sure", "random")
+EARLIER_TURNS = "rows with earlier turns"  # of a report's details
 
 
 @torch.inference_mode()
@@ -108,8 +109,13 @@ def sources_of(report):
 def records_of(report):
     """The rows of a report as records to be encoded.
 
-    Raises: DataError for a row of several pictures: their places in the question are not kept.
+    Raises: DataError for rows of several pictures, whose places in the question are not kept, or with earlier turns.
     """
+    if earlier := report.details.get(EARLIER_TURNS):
+        raise DataError(
+            f"{earlier} of {len(report.rows)} rows have turns before their question; expected the data beside the "
+            "report, which has them; write report.review(data=…)"
+        )
     records = []
     for row in report.rows:
         if len(row.images) > 1:
