@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..data.checking.lengths import measure
 from ..data.datasets.mixture import Data
 from ..data.datasets.opening import open_data
+from ..data.datasets.questions import records_in
 from ..data.encode import picture_sizes
 from ..data.importing.convert import listed_text
 from ..data.rows.formats import without_places
@@ -129,7 +130,7 @@ def _usable_records(data, processor, metric, *, progress):
     """The rows. Raises: DataError for what would fail during the replies, or once all are there."""
     if isinstance(data, Data):
         measure(data, processor, draw=None, progress=progress).check(data.path)
-    records = list(data)
+    records = records_in(data)
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:

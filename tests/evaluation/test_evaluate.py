@@ -16,6 +16,7 @@ from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, DataError
 from ivlkit.evaluation.evaluate import evaluate, fingerprint
 from ivlkit.evaluation.metrics import METRICS, metric_name
+from ivlkit.evaluation.predict import predict
 from ivlkit.evaluation.report import Report
 from ivlkit.models.chat import Reply
 from ivlkit.models.load import ORIGIN_FILE
@@ -74,6 +75,15 @@ class TestEvaluate:
     def test_no_rows_are_an_error(self, tiny_vlm):
         with pytest.raises(DataError, match="no rows"):
             evaluate(tiny_vlm, [])
+
+    @pytest.mark.parametrize("rows", [[{"image": "a.png"}], ["a.png"], 5])
+    def test_rows_that_are_no_records_are_refused(self, tiny_vlm, rows):
+        with pytest.raises(
+            DataError, match="a (dict|str|int) in a row's place; expected a record, as open_data has them"
+        ):
+            evaluate(tiny_vlm, rows)
+        with pytest.raises(DataError, match="a (dict|str|int) in a row's place"):
+            predict(tiny_vlm, rows, question="What?")
 
     @pytest.mark.parametrize("seed", [-5, 1.5, None])
     def test_a_seed_that_is_none_is_refused(self, tiny_vlm, seed):

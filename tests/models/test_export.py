@@ -382,6 +382,13 @@ def test_what_the_hub_refuses_is_said_and_the_folder_stays(tiny, tmp_path, monke
     assert (folder / "README.md").exists()
 
 
+def test_a_released_model_is_refused(tiny, tmp_path):
+    vlm = load(tiny)
+    vlm.release()
+    with pytest.raises(CheckpointError, match="released; expected a loaded model"):
+        export(vlm, tmp_path / "out")
+
+
 def test_scores_without_names_are_refused_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(ExportError, match="scores of type float; expected names and numbers"):
         export(tiny, tmp_path / "out", scores=0.5)
