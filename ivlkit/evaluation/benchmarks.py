@@ -85,8 +85,7 @@ class Task:
         return evaluate(vlm, self, **settings | options)
 
     def scores(self, report):
-        """`Scores` of a report of these rows. Raises: DataError for other rows or another metric, or if the truths are
-        hidden."""
+        """`Scores` of a report of these rows. Raises: DataError for other rows or metrics, or if truths are hidden."""
         check_rows_of(report, self.records)
         if not self.has_truth:
             raise DataError(
@@ -152,13 +151,6 @@ class Scores:
         by_model = {name: zip(MODELS, known.get(name, ()), strict=False) for name in self.measured}
         return {name: {model: score for model, score in pairs if score is not None} for name, pairs in by_model.items()}
 
-    @property
-    def title(self):
-        """The task, and the tile budget of the report where that is not the task's."""
-        tiles = self.report.details.get("max_tiles")
-        asked = "" if tiles in (None, self.task.benchmark.max_tiles) else f", asked with at most {tiles}"
-        return f"{self.task!r}{asked}"
-
     def lines(self):
         """Cells of a table: set, measured, 95 % interval, then the published score of each of MODELS."""
         published, intervals = self.published, self.intervals
@@ -185,7 +177,7 @@ class Scores:
         table = [HEADER, *self.lines()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table)
-        return "\n".join([self.title, *("  ".join(line).rstrip() for line in cells)])
+        return "\n".join([repr(self.task), *("  ".join(line).rstrip() for line in cells)])
 
     _repr_html_ = shown("answers:scores_html")
 

@@ -13,9 +13,7 @@ from .report import Gallery, Report, Row, beside
 from .review.review import EARLIER_TURNS
 
 GROUPS = ("won", "lost", "both", "neither")
-MEASURED_APART = {  # details that may differ in any case
-    *("model", "weights", "seconds", "rows asked in them", "device", EARLIER_TURNS),
-}
+MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device", EARLIER_TURNS}  # may always differ
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,8 @@ def _settle(folder, settings):
         raise DataError(f"{path}: broken JSON ({error}); expected settings; choose another folder") from error
     for key in sorted(found.keys() | settings.keys()):
         if found.get(key) != settings.get(key):
-            digest = ", a digest of texts, pictures and tile budgets" if key == "questions" else ""
             raise DataError(
-                f"{folder}: holds an evaluation with {key} {found.get(key)!r}{digest}; "
-                f"now it is {settings.get(key)!r}; "
+                f"{folder}: holds an evaluation with {key} {found.get(key)!r}; now it is {settings.get(key)!r}; "
                 "expected the same model, data and settings to go on; choose another folder"
             )
 

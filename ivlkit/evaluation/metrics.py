@@ -415,10 +415,7 @@ EXACT_METRICS = {"pope": yes_no} | _by_name(
 
 
 def metric_name(metric):
-    """What a report calls a metric. Raises: DataError for a name that is none; a function may have any.
-
-    One of your own that has a name of METRICS is "mine.f1": scored again, the report would else take the other.
-    """
+    """What a report calls a metric; your own f1 "mine.f1". Raises: DataError for a name that is none."""
     known = METRICS | CORPUS_METRICS
     if callable(metric):
         name = getattr(metric, "__name__", "score")

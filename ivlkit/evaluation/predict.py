@@ -61,10 +61,7 @@ class Predictions:
         return {"source": row.where} | own | said | scores
 
     def save(self, path):
-        """Write the table as .csv or .jsonl, in one step; a field of a JSON answer gets a column "confidence of …".
-
-        Answers stand as they are, to be read by programs: a spreadsheet may run one that begins with "=" as a formula.
-        """
+        """Write the table as .csv or .jsonl, in one step; a field of a JSON answer gets a column "confidence of …"."""
         lines, fields = self.table(), dict.fromkeys(name for row in self.rows for name in row.field_scores)
         if check_ending(path) == ".jsonl":
             text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
@@ -127,14 +124,16 @@ def predict(
             They may not be among the rows that are asked about.
         max_tiles, seed, generation: as in `evaluate`.
     Returns: `Predictions`.
-    Raises: DataError that names the row, and for a `to` that holds answers of another model, other rows or settings, or
-        something else.
+    Raises: DataError that names the row, and for a `to` that holds anything but answers of this model to these rows.
     """
     check_options(generation, "predict", predict)
     journal = to and f"{to}{JOURNAL}"
     if to:
         check_ending(to)
-        _check_own(to, journal)
+        if os.path.exists(to) and not os.path.isdir(journal):  # the rows themselves, at worst
+            raise DataError(
+                f"{to}: is there, but not {journal}, as predict keeps it; expected a new file; name another"
+            )
     check_seed(seed)
     records, home = questions_of(data, question=question, root=root)
     if not records:
@@ -183,15 +182,6 @@ def check_ending(path):
     if suffix not in (".csv", ".jsonl"):
         raise DataError(f"{path}: ends with {suffix!r}; expected .csv or .jsonl; rename it")
     return suffix
-
-
-def _check_own(to, journal):
-    """Raises: DataError for a file that is no earlier table of answers: the rows themselves, at worst."""
-    if os.path.exists(to) and not os.path.isdir(journal):
-        raise DataError(
-            f"{to}: is there, without the replies that predict keeps in {journal}; expected a new file, or one to go "
-            "on with; choose another name, or remove it"
-        )
 
 
 def _row(record, reply, home):

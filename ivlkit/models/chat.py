@@ -97,10 +97,8 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
     check_loaded(vlm)
     check_question(question, images)
     if history is not None and not isinstance(history, Reply):
-        raise DataError(
-            f"chat: a history of type {type(history).__name__}; expected the `Reply` to go on from; write "
-            "history=reply, after a stream history=stream.reply"
-        )
+        found = type(history).__name__
+        raise DataError(f"chat: a history of type {found}; expected the `Reply` to go on from, of a stream its .reply")
     pictures = _as_list(images)
     if video is None:
         asked = _ask(question, len(pictures))

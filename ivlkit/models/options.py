@@ -48,8 +48,7 @@ def check_count(name, value, otherwise=""):
 
 
 def check_options(generation, where, function):
-    """Raises: DataError for an option that neither the function nor transformers' `generate` has, with the nearest; and
-    for one with which `generate` would not give one text a question."""
+    """Raises: DataError for an option of neither the function nor `generate`, or that gives no one text a question."""
     parameters = inspect.signature(function).parameters
     own = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY or name == "images"]
     known = {*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters}

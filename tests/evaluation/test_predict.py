@@ -206,7 +206,7 @@ class TestTheTable:
         rows = write_rows([{"conversations": turns("What?", "x")}])
         before = rows.read_bytes()
         with pytest.raises(
-            DataError, match=r"\.jsonl: is there, without the replies that predict keeps in .*\.replies"
+            DataError, match=r"\.jsonl: is there, but not .*\.replies, as predict keeps it; expected a new file"
         ):
             predict(tiny_vlm, rows, to=rows, **NEW)
         assert rows.read_bytes() == before

@@ -390,7 +390,7 @@ def test_a_released_model_is_refused(tiny, tmp_path):
 
 
 def test_scores_without_names_are_refused_before_anything_is_written(tiny, tmp_path):
-    with pytest.raises(ExportError, match="scores of type float; expected names and numbers"):
+    with pytest.raises(ExportError, match="scores=0.5; expected names and numbers"):
         export(tiny, tmp_path / "out", scores=0.5)
     assert not (tmp_path / "out").exists()
 

@@ -48,11 +48,9 @@ def questions_of(data, *, question=None, root=None):
 def records_in(data):
     """The rows of a `Data`, a benchmark or a list. Raises: DataError for what is no record."""
     rows = list(data) if hasattr(data, "__getitem__") or hasattr(data, "__iter__") else [data]
-    for row in rows:
-        if not isinstance(row, Record):
-            todo = "name their file, or a folder of pictures; "
-            todo += "rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
-            raise DataError(f"a {type(row).__name__} in a row's place", "a record, as open_data has them", todo)
+    for kind in {type(row).__name__ for row in rows if not isinstance(row, Record)}:
+        todo = "name their file or folder; rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
+        raise DataError(f"a {kind} in a row's place", "a record, as open_data has them", todo)
     return rows
 
 

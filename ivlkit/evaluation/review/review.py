@@ -112,10 +112,7 @@ def records_of(report):
     Raises: DataError for rows of several pictures, whose places in the question are not kept, or with earlier turns.
     """
     if earlier := report.details.get(EARLIER_TURNS):
-        raise DataError(
-            f"{earlier} of {len(report.rows)} rows have turns before their question; expected the data beside the "
-            "report, which has them; write report.review(data=…)"
-        )
+        raise DataError(f"{earlier} rows have earlier turns; expected the data beside the report; write review(data=…)")
     records = []
     for row in report.rows:
         if len(row.images) > 1:
@@ -209,21 +206,17 @@ class Review:
         if not rows:
             raise DataError(f"{source}: no row of this report; expected a source such as {sources[0]}")
         if len({(row.question, row.truth, media_key(row)) for row in rows}) > 1:
-            raise DataError(
-                f"{source}: {len(rows)} rows of this report, from files of one name; expected one; evaluate and review "
-                "these files one by one"
-            )
+            raise DataError(f"{source}: {len(rows)} rows, from files of one name; expected one; review them one by one")
         self.decisions[source] = Decision(action, rows[0].truth, answer)
 
     def save(self, table, *, to=None, answer=None):
         """Write the decisions as `labels.corrected.csv` beside labels.csv; see `write_decisions`."""
         return write_decisions(table, self.decisions, to=to, answer=answer)
 
-    def rescored(self, report=None, *, metric=None):
+    def rescored(self, report=None):
         """A report of the same rows with the truths as decided: dropped rows are left out.
 
-        Args: report: the one reviewed, or another of the same rows, such as before training; metric: the function that
-            scored it, if that was one of your own.
+        Args: report: the one reviewed, or another of the same rows, such as before training.
         Raises: DataError unless rows were drawn at random: looking only where the model disagrees raises its score.
         """
         if self.order != "random":
@@ -233,7 +226,7 @@ class Review:
             )
         report = report or self.report
         rows = [row for row in map(self._as_decided, report.rows, sources_of(report)) if row]
-        scores, numbers = score_rows(metric or report.metric, rows)
+        scores, numbers = score_rows(report.metric, rows)
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
         return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
@@ -244,14 +237,11 @@ class Review:
             return row
         return None if decision.action == "drop" else replace(row, truth=decision.answer, answers=())
 
-    def scores(self, before=None, *, metric=None):
-        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones.
-
-        Args: metric: as in `rescored`.
-        """
+    def scores(self, before=None):
+        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones."""
         found = {}
         for name, report in {"before": before, "after": self.report}.items():
-            for truths, each in (("old", report), ("new", report and self.rescored(report, metric=metric))):
+            for truths, each in (("old", report), ("new", report and self.rescored(report))):
                 if each is not None:
                     found[f"{name}, {truths} truths"] = (each.score, *each.interval)
         return found

@@ -50,10 +50,7 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
     if layout not in _LAYOUTS:
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
     if scores is not None and not isinstance(scores, dict):
-        raise ExportError(
-            f"scores of type {type(scores).__name__}; expected names and numbers for the model card; write "
-            'scores={"exact match on test.jsonl": report.score}'
-        )
+        raise ExportError(f'scores={scores!r:.60}; expected names and numbers; write scores={{"exact match": 0.61}}')
     to = Path(to)
     test = None if test is None else open_data(test)
     if handover:
@@ -102,7 +99,7 @@ def push_to_hub(folder, repo_id, *, private=True):
     except (HTTP_ERROR, OSError, ValueError) as error:
         raise ExportError(
             f"{folder}: is complete, but was not uploaded to {repo_id!r} ({error}); expected your name/model and a "
-            "token that may write (hf auth login); go on with ivlkit.models.export.export.push_to_hub"
+            "token that may write (hf auth login); upload it again with push_to_hub"
         ) from error
     return str(address)
 

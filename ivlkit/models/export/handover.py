@@ -110,7 +110,6 @@ def _write_report(folder, report, pictures):
 
 
 def _write_notebook(folder, report, record, images, *, max_tiles):
-    """Args: max_tiles: the model's; a report of another budget was asked for it."""
     known = report.details
     asked = json.loads(known["generation"]) | {"batch_size": known["batch_size"]}
     budget = known["max_tiles"] if known["max_tiles"] != max_tiles else record.max_tiles
