@@ -198,12 +198,9 @@ def _run_train(options):
         print(chosen.to_yaml(), end="")
         print(f"# accumulation: {chosen.accumulation} micro-batches a step and GPU; the guide names: {chosen.hardware}")
         return None
-    validation = options.validation
-    if validation and options.root and not validation.endswith(".json"):  # a meta file has its own roots
-        validation = ivl.open_data(validation, root=options.root)
     start = runs.describe if options.only_write else runs.train
     beside = _named(options, "metric overfit report_to skip_unusable")
-    run = start(chosen, data, validation=validation, folder=options.to, **beside)
+    run = start(chosen, data, validation=_validation_of(options), folder=options.to, **beside)
     if options.only_write:
         return print(run.folder / "run.yaml")
     print(run.folder)
@@ -236,6 +233,12 @@ def _described(options):
 
 def _rows_from(options):
     return ivl.open_data(options.data, root=options.root) if options.data else None
+
+
+def _validation_of(options):
+    """The rows of --validation; a meta file has its own roots."""
+    path, root = options.validation, options.root
+    return ivl.open_data(path, root=root) if path and root and not path.endswith(".json") else path
 
 
 def _recipe_from(options, data, **where):
@@ -297,8 +300,8 @@ def _run_evaluate(options):
 
 
 def _run_predict(options):
-    named = _named(options, "question to root validation max_tiles batch_size max_new_tokens")
-    found = ivl.predict(options.model, options.data, **named)
+    named = _named(options, "question to root max_tiles batch_size max_new_tokens")
+    found = ivl.predict(options.model, options.data, validation=_validation_of(options), **named)
     if options.html:
         found.save_html(options.html)
     _print(found.table() if options.json else found, options.json)

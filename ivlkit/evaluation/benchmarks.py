@@ -85,12 +85,17 @@ class Task:
         return evaluate(vlm, self, **settings | options)
 
     def scores(self, report):
-        """`Scores` of a report of these rows. Raises: DataError for other rows, or if the truths are hidden."""
+        """`Scores` of a report of these rows. Raises: DataError for other rows or metrics, or if truths are hidden."""
         check_rows_of(report, self.records)
         if not self.has_truth:
             raise DataError(
                 f"{self.name}: only the benchmark's server has the truths; expected a split with answers; write a "
                 "submission (save_submission, --submission) and send it there"
+            )
+        if not self.benchmark.number and report.metric != self.benchmark.metric:
+            raise DataError(
+                f"{self.name}: a report scored by {report.metric}; expected {self.benchmark.metric}, as the published "
+                "scores are; write task.evaluate(vlm)"
             )
         return Scores(self, report)
 

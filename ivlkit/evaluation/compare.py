@@ -10,9 +10,10 @@ from ..data.files import write_whole
 from ..views import shown
 from .intervals import bootstrap_interval
 from .report import Gallery, Report, Row, beside
+from .review.review import EARLIER_TURNS
 
 GROUPS = ("won", "lost", "both", "neither")
-MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device"}  # details that may differ in any case
+MEASURED_APART = {"model", "weights", "seconds", "rows asked in them", "device", EARLIER_TURNS}  # may always differ
 
 
 @dataclass(frozen=True)

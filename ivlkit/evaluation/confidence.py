@@ -148,7 +148,7 @@ def calibrate(report):
     if len(rows) < len(report.rows):
         raise DataError(
             f"{len(report.rows) - len(rows)} of {len(report.rows)} rows have no confidence; expected replies of this "
-            "version; evaluate again, into another folder"
+            "version, without beams; evaluate again, into another folder"
         )
     why = _why_not(rows)
     whole = [row for row in rows if row.confidence is not None]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..data.checking.lengths import measure
 from ..data.datasets.mixture import Data
 from ..data.datasets.opening import open_data
+from ..data.datasets.questions import records_in
 from ..data.encode import picture_sizes
 from ..data.importing.convert import listed_text
 from ..data.rows.formats import without_places
@@ -23,13 +24,14 @@ from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
 from ..models.load import read_origin
-from ..models.options import check_options
+from ..models.options import check_count, check_options
 from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
 from .metrics import metric_name, score_replies
 from .pictures import arrange, content_key, media_key, not_shuffled
 from .report import Report, Row
+from .review.review import EARLIER_TURNS
 
 MAX_NEW_TOKENS = 64
 LISTED = 10  # rows that can't be used
@@ -81,6 +83,8 @@ def evaluate(
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
     rows, numbers = _score(metric, records, asked, replies)
     details = {"data": name_of_data(data)} | details | not_shuffled(records, asked, pictures)
+    if earlier := sum(len(record.turns) > 2 for record in records):
+        details[EARLIER_TURNS] = earlier  # a `Row` does not keep them
     report = Report(name, rows, details, numbers)
     if to:
         report.save_json(Path(to) / "report.json")
@@ -126,7 +130,7 @@ def _usable_records(data, processor, metric, *, progress):
     """The rows. Raises: DataError for what would fail during the replies, or once all are there."""
     if isinstance(data, Data):
         measure(data, processor, draw=None, progress=progress).check(data.path)
-    records = list(data)
+    records = records_in(data)
     if not records:
         raise DataError("no rows to evaluate; expected at least one")
     for record in records:
@@ -223,8 +227,8 @@ def row_of(record, reply, **known):
 
 def _check_as_trained(vlm, max_tiles):
     """Tiles, template and system prompt of the loaded model are those that its checkpoint names."""
-    if max_tiles is not None and max_tiles < 1:
-        raise DataError(f"max_tiles={max_tiles}; expected 1 or more, or None for the model's own")
+    if max_tiles is not None:
+        check_count("max_tiles", max_tiles, ", or None for the model's own")
     stored = vlm.config | (read_origin(vlm.folder) or {})
     trained = {
         "max_tiles": None if max_tiles else stored.get("max_tiles", stored.get("max_dynamic_patch")),

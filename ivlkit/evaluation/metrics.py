@@ -415,11 +415,13 @@ EXACT_METRICS = {"pope": yes_no} | _by_name(
 
 
 def metric_name(metric):
-    """What a report calls a metric. Raises: DataError for a name that is none; a function may have any."""
+    """What a report calls a metric; your own f1 "mine.f1". Raises: DataError for a name that is none."""
+    known = METRICS | CORPUS_METRICS
     if callable(metric):
-        return getattr(metric, "__name__", "score")
-    if metric not in METRICS | CORPUS_METRICS:
-        names = ", ".join([*METRICS, *CORPUS_METRICS])
+        name = getattr(metric, "__name__", "score")
+        return name if known.get(name, metric) is metric else f"{metric.__module__}.{name}"
+    if not isinstance(metric, str) or metric not in known:
+        names = ", ".join(known)
         raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
     return metric
 
@@ -427,14 +429,27 @@ def metric_name(metric):
 def score_replies(metric, replies, truths):
     """(the score of each row, numbers of the whole) by a metric's name or a function. Raises: DataError."""
     name = metric_name(metric)
+    if name in ("yes_no", "pope"):
+        _check_yes_or_no(name, truths)
     if not callable(metric) and metric in CORPUS_METRICS:
         found = CORPUS_METRICS[metric](replies, truths)
         return found.pop("rows"), found
     of_row = metric if callable(metric) else METRICS[metric]
-    scores = [float(of_row(*pair)) for pair in zip(replies, truths, strict=True)]
-    if not all(map(math.isfinite, scores)):
+    scores = [of_row(*pair) for pair in zip(replies, truths, strict=True)]
+    try:
+        numbers = list(map(float, scores))
+    except (TypeError, ValueError):  # None, a dict, "yes"
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
         raise DataError(f"metric {name}: gave {scores!r:.60}; expected finite numbers from 0 to 1")
-    return scores, {}
+    return numbers, {}
+
+
+def _check_yes_or_no(name, truths):
+    """A truth such as "red" or "否" would be a yes, as most replies are then: all of them right."""
+    for truth in truths:
+        if all({"yes", "no", "not"}.isdisjoint(_first_words(answer)) for answer in accepted(truth)):
+            raise DataError(f"{name}: the truth {truth!r:.80} says neither yes nor no; choose another metric")
 
 
 def score_rows(metric, rows):

@@ -124,12 +124,16 @@ def predict(
             They may not be among the rows that are asked about.
         max_tiles, seed, generation: as in `evaluate`.
     Returns: `Predictions`.
-    Raises: DataError that names the row, and for a `to` that holds answers of another model, other rows or settings.
+    Raises: DataError that names the row, and for a `to` that holds anything but answers of this model to these rows.
     """
     check_options(generation, "predict", predict)
     journal = to and f"{to}{JOURNAL}"
     if to:
         check_ending(to)
+        if os.path.exists(to) and not os.path.isdir(journal):  # the rows themselves, at worst
+            raise DataError(
+                f"{to}: is there, but not {journal}, as predict keeps it; expected a new file; name another"
+            )
     check_seed(seed)
     records, home = questions_of(data, question=question, root=root)
     if not records:

@@ -28,7 +28,7 @@ from ..errors import DataError
 from ..views import shown
 from .decoding import Probabilities, decode, prefilled, with_ends
 from .modeling.attention import rope_limits
-from .options import check_loaded, check_options, check_question, check_questions
+from .options import check_count, check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
 WINDOW_BATCHES = 4  # batches that are formed together, by length; they are prepared while the last window is answered
@@ -96,6 +96,9 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
     """The `Prompt` of a question: tokens and tiles, nothing encoded. Arguments as in `chat`."""
     check_loaded(vlm)
     check_question(question, images)
+    if history is not None and not isinstance(history, Reply):
+        found = type(history).__name__
+        raise DataError(f"chat: a history of type {found}; expected the `Reply` to go on from, of a stream its .reply")
     pictures = _as_list(images)
     if video is None:
         asked = _ask(question, len(pictures))
@@ -162,8 +165,8 @@ def iterate_replies(
         probabilities: replies carry those of their `tokens`.
     """
     check_loaded(vlm)
-    if batch_size < 1:
-        raise DataError(f"batch_size={batch_size}; expected 1 or more")
+    check_count("batch_size", batch_size)
+    check_options(generation, "chat_batch", iterate_replies)
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
     done, features = set(done), _Features(vlm)
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
@@ -352,6 +355,8 @@ def _prompt(vlm, turns, images, *, history=None, max_tiles=None):
     """The `Prompt` of turns and the pictures that are new in them, cut into tiles that are no features yet."""
     if history and history.num_tiles and history.features is None:
         raise DataError("chat: this reply keeps no pictures, as all of a batch; expected a reply of `chat` as history")
+    if max_tiles is not None:
+        check_count("max_tiles", max_tiles, ", or None for the model's own")
     processor, rules = vlm.processor, vlm.processor.picture_rules
     if isinstance(images, Video):  # its frames, one tile each; turns of the history have theirs already
         images, max_tiles = list(sample_frames(images, "chat", rules=rules)), 1
@@ -405,6 +410,8 @@ def _generate(vlm, prompts, generation, *, streamer=None, probabilities=False):
     check_options(generation, "chat", chat)
     generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
     limit, boundary = generation.pop("max_new_tokens"), find_short_context(vlm)
+    check_count("max_new_tokens", limit)
+    probabilities = probabilities and generation.get("num_beams") in (None, 1)  # beams change places as they grow
     end = vlm.tokenizer.convert_tokens_to_ids(vlm.processor.template.end)
     embeds = [_embed(vlm, prompt) for prompt in prompts]
     found = [([], []) for _ in prompts]

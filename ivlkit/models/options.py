@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+from numbers import Integral
 
 from transformers import GenerationConfig, GenerationMixin
 
@@ -40,11 +41,20 @@ def check_questions(questions):
         )
 
 
+def check_count(name, value, otherwise=""):
+    """Raises: DataError for what is no whole number from 1 on."""
+    if not isinstance(value, Integral) or value < 1:
+        raise DataError(f"{name}={value!r}; expected 1 or more{otherwise}")
+
+
 def check_options(generation, where, function):
-    """Raises: DataError for an option that neither the function nor transformers' `generate` has, with the nearest."""
+    """Raises: DataError for an option of neither the function nor `generate`, or that gives no one text a question."""
     parameters = inspect.signature(function).parameters
     own = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY or name == "images"]
     known = {*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters}
+    for name, most in {"num_return_sequences": 1, "return_dict_in_generate": False}.items():
+        if generation.get(name, most) not in (None, most):
+            raise DataError(f"{where}: {name}={generation[name]!r}; expected one text a question; leave it out")
     for name in generation:
         if name not in known:
             near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, [*own, *known], n=1)

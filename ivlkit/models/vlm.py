@@ -13,6 +13,7 @@ from ..views import shown
 from . import chat
 from .families import NANO_FOLDER, Family
 from .modeling.float8 import holds_float8
+from .modeling.quantize import count_values
 
 alive = weakref.WeakSet()  # every `VLM` of this process: named when the next one does not fit beside it
 
@@ -87,7 +88,7 @@ class VLM:
     def __repr__(self):
         if self.model is None:
             return f"VLM({self.folder}: released)"
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = sum(map(count_values, self.model.parameters()))
         where = f"{self.model.dtype} on {self.model.device}".replace("torch.", "")
         return f"VLM({self.family.key} from {self.origin}: {parameters / 1e6:,.1f} M parameters, {where})"
 

@@ -165,6 +165,11 @@ class TestDocVqa:
         assert task.scores(report).measured == {"val": pytest.approx(100 * (1 + 5 / 6) / 2)}
         assert report.by("question_types") == {'["handwritten"]': (pytest.approx(11 / 12), 2)}
 
+    def test_another_metric_is_no_published_score(self, docvqa, answer):
+        task = open_benchmark("docvqa", docvqa)
+        with pytest.raises(DataError, match="docvqa val: a report scored by exact_match; expected anls"):
+            task.scores(answer(task, ["4 may", "May 14"], metric="exact_match"))
+
     def test_the_older_archives_are_read_too(self, tmp_path):
         rows = {"dataset_name": "docvqa", "data": [docvqa_entry(0, answers=["May 4"])]}
         write(tmp_path / "val" / "val_v1.0.json", rows)

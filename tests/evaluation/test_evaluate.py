@@ -15,6 +15,8 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, DataError
 from ivlkit.evaluation.evaluate import evaluate, fingerprint
+from ivlkit.evaluation.metrics import METRICS, metric_name
+from ivlkit.evaluation.predict import predict
 from ivlkit.evaluation.report import Report
 from ivlkit.models.chat import Reply
 from ivlkit.models.load import ORIGIN_FILE
@@ -74,6 +76,15 @@ class TestEvaluate:
         with pytest.raises(DataError, match="no rows"):
             evaluate(tiny_vlm, [])
 
+    @pytest.mark.parametrize("rows", [[{"image": "a.png"}], ["a.png"], 5])
+    def test_rows_that_are_no_records_are_refused(self, tiny_vlm, rows):
+        with pytest.raises(
+            DataError, match="a (dict|str|int) in a row's place; expected a record, as open_data has them"
+        ):
+            evaluate(tiny_vlm, rows)
+        with pytest.raises(DataError, match="a (dict|str|int) in a row's place"):
+            predict(tiny_vlm, rows, question="What?")
+
     @pytest.mark.parametrize("seed", [-5, 1.5, None])
     def test_a_seed_that_is_none_is_refused(self, tiny_vlm, seed):
         with pytest.raises(DataError, match=f"seed={seed}; expected a whole number, 0 or more"):
@@ -93,6 +104,22 @@ class TestEvaluate:
     def test_a_metric_that_gives_no_number_is_refused(self, tiny_vlm):
         with pytest.raises(DataError, match="metric broken: gave"):
             evaluate(tiny_vlm, [record(0, "Hi", "x")], metric=broken, **NEW)
+        with pytest.raises(DataError, match=r"metric <lambda>: gave \[None\]; expected finite numbers"):
+            evaluate(tiny_vlm, [record(0, "Hi", "x")], metric=lambda reply, truth: None, **NEW)
+
+    def test_a_function_is_not_taken_for_a_metric_of_its_name(self, tiny_vlm):
+        def f1(reply, truth):
+            return 0.25
+
+        found = evaluate(tiny_vlm, [record(0, "Hi", "x")], metric=f1, **NEW)
+        assert found.metric == f"{__name__}.f1" and found.score == 0.25
+        assert metric_name(METRICS["f1"]) == "f1"
+
+    @pytest.mark.parametrize("metric", ["yes_no", "pope"])
+    def test_a_truth_that_says_neither_yes_nor_no_stops_before_the_first_reply(self, tiny_vlm, metric):
+        rows = [record(1, "Is it?", "No."), record(2, "Is it?", "否")]
+        with pytest.raises(DataError, match=f"{metric}: the truth '否' says neither yes nor no"):
+            evaluate(tiny_vlm, rows, metric=metric, **NEW)
 
     def test_the_tile_budget_overrides_model_and_rows(self, tiny_vlm, draw_picture, monkeypatch):
         tiles, encode_tiles = [], tiny_vlm.model.encode_tiles

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from ivlkit.cli import main
 from ivlkit.data.datasets.questions import questions_of
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
@@ -163,6 +164,15 @@ class TestWhatAConfidenceIsWorth:
         assert "Uncalibrated: 0 whole answers, expected 50 or more" in repr(found)
         assert (tmp_path / "a.csv.replies" / "validation" / "report.json").exists()
 
+    def test_on_the_command_line_their_pictures_lie_below_the_root(self, tiny, photos, write_rows, turns, capsys):
+        asked, known = (
+            write_rows([{"image": name, "conversations": turns("<image>\nWhat?", "x")}], name=f"{name}.jsonl")
+            for name in ("a.PNG", "b.png")
+        )
+        command = ["predict", str(tiny), str(asked), "--root", str(photos), "--validation", str(known)]
+        assert main([*command, "--max-new-tokens", "4"]) == 0
+        assert "of 1 validation answers" in capsys.readouterr().out
+
     def test_a_report_of_another_model_is_refused(self, tiny_vlm):
         known = evaluate(tiny_vlm, self.rows(0), **NEW)
         other = replace(known, details=known.details | {"weights": "abc"})
@@ -191,6 +201,15 @@ class TestTheTable:
     def test_another_ending_is_refused_before_the_first_question(self, photos):
         with pytest.raises(DataError, match=r"answers\.txt: ends with '\.txt'; expected \.csv or \.jsonl"):
             predict(None, photos, to="answers.txt", **ASKED)
+
+    def test_a_file_that_predict_did_not_write_is_never_written_over(self, tiny_vlm, photos, write_rows, turns):
+        rows = write_rows([{"conversations": turns("What?", "x")}])
+        before = rows.read_bytes()
+        with pytest.raises(
+            DataError, match=r"\.jsonl: is there, but not .*\.replies, as predict keeps it; expected a new file"
+        ):
+            predict(tiny_vlm, rows, to=rows, **NEW)
+        assert rows.read_bytes() == before
 
     def test_the_page_marks_the_least_sure_token_and_shows_hostile_text_as_text(self, tiny_vlm, photos, tmp_path):
         found = predict(tiny_vlm, photos, question="<script>alert(1)</script>", to=tmp_path / "a.csv", **NEW)

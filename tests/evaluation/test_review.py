@@ -1,6 +1,7 @@
 """Rows that deserve a look: their order, what was decided, both scores."""
 
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import pytest
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
+from ivlkit.evaluation.compare import compare
 from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.report import Report, Row
 from ivlkit.evaluation.review import review as module
-from ivlkit.evaluation.review.review import records_of, source_of, truth_losses
+from ivlkit.evaluation.review.review import EARLIER_TURNS, records_of, source_of, truth_losses
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run
 
@@ -79,6 +81,14 @@ class TestOrders:
         pictures = (draw_picture(), draw_picture())
         with pytest.raises(DataError, match=r"rows\.jsonl:2: 2 pictures; expected the data beside the report"):
             records_of(Report("exact_match", (row(2, "1", "1", images=pictures),), {}))
+
+    def test_rows_with_earlier_turns_ask_for_the_data(self, tiny_vlm):
+        turns = tuple(Turn(role, "x") for role in ("user", "assistant") * 2)
+        report = evaluate(tiny_vlm, [Record(0, turns, (), "a:1")], progress=False, max_new_tokens=2)
+        with pytest.raises(DataError, match="1 rows have earlier turns; expected the data"):
+            report.review(tiny_vlm)
+        assert len(report.review(tiny_vlm, data=[Record(0, turns, (), "a:1")]).losses) == 1
+        assert compare(report, replace(report, details={})).measured_differently.keys().isdisjoint({EARLIER_TURNS})
 
     def test_a_row_says_where_it_stands_in_the_table_it_came_from(self):
         assert source_of(REPORT.rows[0]) == "t.csv:2"
@@ -181,6 +191,25 @@ class TestDecisions:
             "after, old truths": 0.333,
             "after, new truths": 1.0,
         }
+
+    def test_an_answer_that_is_no_text_is_refused(self):
+        with pytest.raises(DataError, match=r"t\.csv:3: corrected to 7; expected a text"):
+            REPORT.review(order="sure").correct("t.csv:3", 7)
+
+    def test_a_field_source_of_one_s_own_is_no_place(self):
+        rows = tuple(replace(one, extra={"source": "web"}) for one in REPORT.rows)
+        review = replace(REPORT, rows=rows).review(order="random")
+        review.correct("rows.jsonl:3", "7")
+        assert [line["source"] for line in review.rows if line["decision"]] == ["rows.jsonl:3"]
+        assert [one.truth for one in review.rescored().rows] == ["1", "7", "2"]
+
+    def test_rows_of_two_files_of_one_name_are_not_decided_together(self):
+        rows = (row(2, "1", "1"), row(2, "9", "1"))
+        review = replace(REPORT, rows=rows).review(order="random")
+        with pytest.raises(DataError, match=r"t\.csv:2: 2 rows, from files of one name"):
+            review.drop("t.csv:2")
+        review = replace(REPORT, rows=(rows[0], rows[0])).review(order="random")  # `repeat_time`: 2
+        review.keep("t.csv:2")
 
     def test_rows_that_the_model_chose_give_no_new_score(self):
         with pytest.raises(DataError, match='a review in the order "sure"; expected "random"'):

@@ -378,6 +378,31 @@ def test_a_batch_with_too_few_pictures_is_refused(tiny_vlm):
 # options -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("history", [[("Hi", "Hello")], "Hi"])
+def test_a_history_that_is_no_reply_is_refused(tiny_vlm, history):
+    with pytest.raises(DataError, match="chat: a history of type (list|str); expected the `Reply`"):
+        tiny_vlm.chat("And?", history=history)
+
+
+@pytest.mark.parametrize("name", ["max_tiles", "max_new_tokens"])
+@pytest.mark.parametrize("count", [0, -1, "6"])
+def test_a_count_below_one_is_refused(tiny_vlm, name, count):
+    for ask, question in ((tiny_vlm.chat, "Q"), (tiny_vlm.chat_batch, ["Q"])):
+        with pytest.raises(DataError, match=f"{name}={count!r}; expected 1 or more"):
+            ask(question, **{name: count})
+
+
+@pytest.mark.parametrize("option", [{"num_return_sequences": 2}, {"return_dict_in_generate": True}])
+def test_more_than_a_text_is_refused(tiny_vlm, option):
+    with pytest.raises(DataError, match=f"chat: {next(iter(option))}=.*; expected one text a question"):
+        tiny_vlm.chat("Q", **option)
+
+
+def test_a_batch_does_not_name_options_of_one_question(tiny_vlm):
+    with pytest.raises(DataError, match="chat_batch: unknown option 'history'; expected one of batch_size, max_tiles"):
+        tiny_vlm.chat_batch(["Q"], history=None)
+
+
 def test_the_callers_options_are_not_changed(tiny_vlm):
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": 5}
     config = GenerationConfig(max_new_tokens=4, pad_token_id=7)
@@ -459,3 +484,9 @@ class TestProbabilities:
             iterate_replies(tiny_vlm, asked, probabilities=chosen, max_new_tokens=8) for chosen in (True, False)
         )
         assert with_them[0][1].text == without[0][1].text and without[0][1].tokens == ()
+
+    def test_beams_have_none(self, tiny_vlm):
+        asked = [((Turn("user", text),), ()) for text in ("Hi", "Who?")]
+        (batch,) = iterate_replies(tiny_vlm, asked, probabilities=True, num_beams=2, **NEW)
+        assert [reply.tokens for _, reply in batch] == [(), ()]
+        assert [reply for _, reply in batch] == tiny_vlm.chat_batch(["Hi", "Who?"], num_beams=2, **NEW)

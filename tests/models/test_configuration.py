@@ -124,6 +124,7 @@ def test_a_field_that_is_missing_is_named(tiny_config, field):
         ("{", r"config\.json: broken JSON"),
         ("[]", r"config\.json: a list; expected"),
         ('{"model_type": "llama"}', "model_type 'llama'; expected 'internvl_chat', the released InternVL 1.5 kind"),
+        ('{"model_type": "internvl"}', 'InternVL 1.5 kind; export again with layout="released"'),
         ("{}", "model_type None; expected 'internvl_chat'"),
         ('{"model_type": "internvl_chat"}', "no `llm_config`; expected the released fields; copy the file again"),
     ],

@@ -373,6 +373,28 @@ def test_the_hub_is_asked_only_on_request_and_only_for_an_export(tiny, tmp_path,
         push_to_hub(tiny, "me/ships")
 
 
+def test_what_the_hub_refuses_is_said_and_the_folder_stays(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    folder = export(tiny, tmp_path / "out")
+    for name in ("me/ships", "no name/of/a model"):
+        with pytest.raises(ExportError, match=f"out: is complete, but was not uploaded to '{name}'"):
+            push_to_hub(folder, name)
+    assert (folder / "README.md").exists()
+
+
+def test_a_released_model_is_refused(tiny, tmp_path):
+    vlm = load(tiny)
+    vlm.release()
+    with pytest.raises(CheckpointError, match="released; expected a loaded model"):
+        export(vlm, tmp_path / "out")
+
+
+def test_scores_without_names_are_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(ExportError, match="scores=0.5; expected names and numbers"):
+        export(tiny, tmp_path / "out", scores=0.5)
+    assert not (tmp_path / "out").exists()
+
+
 # adapters ------------------------------------------------------------------------------------------------------------
 
 

@@ -126,10 +126,20 @@ def test_opened_elsewhere_by_someone_else_it_gives_the_same_score(made, rows, tm
     assert found["predicted"] == found["replies"] == [row.reply for row in report.rows]
 
 
+def test_the_notebook_asks_with_the_tiles_and_the_seed_of_the_report(made, rows):
+    run, test, _, _ = made
+    report = evaluate(run, test, max_tiles=2, seed=7, max_new_tokens=8, progress=False)
+    given = export(run, rows / "given2", handover=True, test=test, report=report)
+    cells = json.loads((given / "handover" / "ask_and_score.ipynb").read_text())["cells"]
+    asked = "{'max_new_tokens': 8, 'batch_size': 16, 'max_tiles': 2, 'seed': 7}"
+    assert [asked in cell["source"] for cell in cells] == [False, False, True, True]
+
+
 def test_what_is_missing_for_it_is_named_and_nothing_is_left(made, rows):
     run, test, report, _ = made
     for source, options in (
         (run, {"test": test}),
+        (run, {"test": test, "report": rows / "given" / "handover" / "report.json"}),
         (run, {"report": report}),
         (run.folder, {"test": test, "report": report}),
     ):

@@ -398,6 +398,11 @@ def tensors_of(vlm):
 def test_released_memory_can_not_be_asked(tiny):
     vlm = load(tiny)
     assert "M parameters, float32 on cpu" in repr(vlm)
+    weight = torch.nn.Parameter(torch.zeros(500_000, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = SimpleNamespace(shape=torch.Size((1000, 1000)))  # of NF4: two values share a byte
+    before = sum(one.numel() for one in vlm.model.parameters())
+    vlm.model.register_parameter("packed", weight)
+    assert f": {(before + 1_000_000) / 1e6:,.1f} M parameters" in repr(vlm)
     vlm.release()
     assert repr(vlm).endswith("released)")
 

@@ -25,8 +25,9 @@ def questions_of(data, *, question=None, root=None):
     Raises: DataError that names the row, and for pictures without a question.
     """
     if not isinstance(data, (str, os.PathLike)):
+        records = records_in(data)
         _no_question(question, "records")
-        return [_asking(record) for record in data], None
+        return [_asking(record) for record in records], None
     path = Path(data)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected pictures, a table or rows; check the path")
@@ -42,6 +43,15 @@ def questions_of(data, *, question=None, root=None):
         return [_asking(record) for record in _of_rows(path, root, question)], root
     _no_question(question, path)
     return list(open_data(path)), None
+
+
+def records_in(data):
+    """The rows of a `Data`, a benchmark or a list. Raises: DataError for what is no record."""
+    rows = list(data) if hasattr(data, "__getitem__") or hasattr(data, "__iter__") else [data]
+    for kind in {type(row).__name__ for row in rows if not isinstance(row, Record)}:
+        todo = "name their file or folder; rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
+        raise DataError(f"a {kind} in a row's place", "a record, as open_data has them", todo)
+    return rows
 
 
 def _no_question(question, where):

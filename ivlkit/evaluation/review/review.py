@@ -1,6 +1,7 @@
 """Which rows deserve a look: those whose truth the model finds least likely; what a person decided about them."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,9 +21,11 @@ from ...training.run import VALIDATION, Run, loaded, open_again
 from ...training.runs import train
 from ...views import shown
 from ..metrics import score_rows
+from ..pictures import media_key
 from .corrections import Decision, write_decisions
 
 REVIEW_ORDERS = ("loss", "sure", "random")
+EARLIER_TURNS = "rows with earlier turns"  # of a report's details
 
 
 @torch.inference_mode()
@@ -96,11 +99,20 @@ def source_of(row):
     return str(row.extra.get("source") or row.where)
 
 
+def sources_of(report):
+    """`source_of` each row, but the places of rows that share one: a field of one's own may say {"source": "web"}."""
+    places = [(source_of(row), row.where) for row in report.rows]
+    rows_at = Counter(source for source, _ in set(places))
+    return [source if rows_at[source] == 1 else where for source, where in places]
+
+
 def records_of(report):
     """The rows of a report as records to be encoded.
 
-    Raises: DataError for a row of several pictures: their places in the question are not kept.
+    Raises: DataError for rows of several pictures, whose places in the question are not kept, or with earlier turns.
     """
+    if earlier := report.details.get(EARLIER_TURNS):
+        raise DataError(f"{earlier} rows have earlier turns; expected the data beside the report; write review(data=…)")
     records = []
     for row in report.rows:
         if len(row.images) > 1:
@@ -162,11 +174,11 @@ class Review:
 
         `reply` is None while it is hidden, `loss` where it was not computed, `decision` where nothing is decided.
         """
-        return [self._line(number) for number in self.numbers]
+        sources = sources_of(self.report)
+        return [self._line(number, sources[number]) for number in self.numbers]
 
-    def _line(self, number):
-        row, source = self.report.rows[number], source_of(self.report.rows[number])
-        decision = self.decisions.get(source)
+    def _line(self, number, source):
+        row, decision = self.report.rows[number], self.decisions.get(source)
         return {
             **{"number": number, "source": source, "images": row.images, "video": row.video},
             **{"question": row.question, "truth": row.truth, "decision": decision},
@@ -180,6 +192,8 @@ class Review:
 
     def correct(self, source, answer):
         """Its truth should be this text."""
+        if not isinstance(answer, str):
+            raise DataError(f"{source}: corrected to {answer!r:.60}; expected a text; write it in quotes")
         self._decide(source, "correct", answer)
 
     def drop(self, source):
@@ -187,10 +201,13 @@ class Review:
         self._decide(source, "drop")
 
     def _decide(self, source, action, answer=None):
-        truths = {source_of(row): row.truth for row in self.report.rows}
-        if source not in truths:
-            raise DataError(f"{source}: no row of this report; expected a source such as {next(iter(truths))}")
-        self.decisions[source] = Decision(action, truths[source], answer)
+        sources = sources_of(self.report)
+        rows = [row for row, own in zip(self.report.rows, sources, strict=True) if own == source]
+        if not rows:
+            raise DataError(f"{source}: no row of this report; expected a source such as {sources[0]}")
+        if len({(row.question, row.truth, media_key(row)) for row in rows}) > 1:
+            raise DataError(f"{source}: {len(rows)} rows, from files of one name; expected one; review them one by one")
+        self.decisions[source] = Decision(action, rows[0].truth, answer)
 
     def save(self, table, *, to=None, answer=None):
         """Write the decisions as `labels.corrected.csv` beside labels.csv; see `write_decisions`."""
@@ -208,14 +225,14 @@ class Review:
                 "replies would raise its score"
             )
         report = report or self.report
-        rows = [row for row in map(self._as_decided, report.rows) if row]
+        rows = [row for row in map(self._as_decided, report.rows, sources_of(report)) if row]
         scores, numbers = score_rows(report.metric, rows)
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
         return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
-    def _as_decided(self, row):
+    def _as_decided(self, row, source):
         """The row with its truth as decided, None for a dropped one."""
-        decision = self.decisions.get(source_of(row))
+        decision = self.decisions.get(source)
         if decision is None or decision.action == "keep":
             return row
         return None if decision.action == "drop" else replace(row, truth=decision.answer, answers=())

@@ -9,6 +9,7 @@ from ...data.datasets.opening import open_data
 from ...errors import ExportError
 from ..families import DOWNLOAD_FILE, FAMILIES
 from ..hub.download import read_record
+from ..hub.files import HTTP_ERROR
 from ..layouts.configuration import read_json, write_json
 from ..layouts.safetensors_files import fingerprint, new_folder, total_bytes, write_shards
 from ..layouts.weight_files import fused, read_weight_files
@@ -48,6 +49,8 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
     """
     if layout not in _LAYOUTS:
         raise ExportError(f"layout {layout!r}; expected one of {', '.join(_LAYOUTS)}")
+    if scores is not None and not isinstance(scores, dict):
+        raise ExportError(f'scores={scores!r:.60}; expected names and numbers; write scores={{"exact match": 0.61}}')
     to = Path(to)
     test = None if test is None else open_data(test)
     if handover:
@@ -82,7 +85,7 @@ def push_to_hub(folder, repo_id, *, private=True):
     """Upload an exported folder to the hub: the only thing here that sends anything, and only when it is called.
 
     Args: repo_id: "name/model"; private: of a repository that doesn't exist yet.
-    Returns: its address. Raises: ExportError for a folder that `export` did not write.
+    Returns: its address. Raises: ExportError for a folder that `export` did not write, and for what the hub refused.
     """
     from huggingface_hub import HfApi
 
@@ -90,8 +93,14 @@ def push_to_hub(folder, repo_id, *, private=True):
     if not (folder / "README.md").exists() or not list(folder.glob("*.safetensors")):
         raise ExportError(f"{folder}: no model card beside weights; expected an exported folder; export first")
     api = HfApi()
-    address = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=repo_id)
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repo_id)
+    except (HTTP_ERROR, OSError, ValueError) as error:
+        raise ExportError(
+            f"{folder}: is complete, but was not uploaded to {repo_id!r} ({error}); expected your name/model and a "
+            "token that may write (hf auth login); upload it again with push_to_hub"
+        ) from error
     return str(address)
 
 

@@ -27,7 +27,7 @@ _CELLS = (
 
 def check_handover(source, test, report):
     """Raise ExportError for what can't be handed over, before a model is written. Arguments as of `export`."""
-    if not hasattr(source, "spec") or report is None or test is None:
+    if not hasattr(source, "spec") or not hasattr(report, "rows") or test is None:
         raise ExportError(
             "handover=True without a run, its test rows and their report; expected all three; write "
             "export(run, to, handover=True, test=test, report=ivlkit.evaluate(run, test))"
@@ -52,7 +52,7 @@ def write_handover(folder, run, opened, *, test, report):
     text = yaml.safe_dump(_without_folders(run.spec), sort_keys=False, allow_unicode=True)
     (folder / "run.yaml").write_text(text, encoding="utf-8")
     _write_report(folder, report, pictures)
-    _write_notebook(folder, report, test[0], pictures[0])
+    _write_notebook(folder, report, test[0], pictures[0], max_tiles=opened.processor.max_tiles)
 
 
 def _write_pictures(folder, number, record, opened):
@@ -109,9 +109,12 @@ def _write_report(folder, report, pictures):
     showing(Path()).save_json(folder / "report.json")
 
 
-def _write_notebook(folder, report, record, images):
-    asked = json.loads(report.details["generation"]) | {"batch_size": report.details["batch_size"]}
-    asked |= {"max_tiles": record.max_tiles} if record.max_tiles else {}
+def _write_notebook(folder, report, record, images, *, max_tiles):
+    known = report.details
+    asked = json.loads(known["generation"]) | {"batch_size": known["batch_size"]}
+    budget = known["max_tiles"] if known["max_tiles"] != max_tiles else record.max_tiles
+    asked |= {"max_tiles": budget} if budget else {}
+    asked |= {"seed": known["seed"]} if known["seed"] else {}
     filled = {"question": without_places(record.question), "images": images or None}
     filled |= {"metric": report.metric, "options": asked}
     cells = [

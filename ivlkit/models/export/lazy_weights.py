@@ -26,6 +26,7 @@ from ..load import (
     released_root,
 )
 from ..modeling.float8 import holds_float8
+from ..options import check_loaded
 from .merge_lora import Loaded, Merged
 
 
@@ -60,6 +61,7 @@ def open_source(source):
     """
     vlm = source if isinstance(source, VLM) else None
     if vlm:
+        check_loaded(vlm)
         if holds_float8(source.model):
             raise CheckpointError(
                 f"{source.folder}: a model in memory, in float8; expected its original weights, which an adapter is "

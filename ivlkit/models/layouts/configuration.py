@@ -38,6 +38,7 @@ def read_released_config(folder):
     if config.get("model_type") != "internvl_chat":
         raise CheckpointError(
             f"{path}: model_type {config.get('model_type')!r}; expected 'internvl_chat', the released InternVL 1.5 kind"
+            + ('; export again with layout="released"' if config.get("model_type") == "internvl" else "")
         )
     for key in ("llm_config", "vision_config", "template"):
         if not config.get(key):
