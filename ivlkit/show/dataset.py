@@ -39,12 +39,22 @@ def gallery_html(data, *, rows=8, start=0, report=None):
 
 def gallery_live(data, *, rows=8, start=0, report=None):
     """`gallery_html` under a picker of the first row."""
-    limits = {"value": start, "min": 0, "max": max(0, len(data) - 1), "step": rows}
+    start = row_number(data, start)
+    limits = {"value": start, "min": 0, "max": len(data) - 1, "step": rows}
     return live_under(
         lambda first: gallery_html(data, rows=rows, start=first, report=report),
         lambda widgets: widgets.BoundedIntText(**limits, description="first row"),
         start,
     )
+
+
+def row_number(data, row):
+    """`row` as `data[row]` counts, from 0 on: a picker would move one outside of its limits to another row.
+
+    Raises: IndexError for a row that is not there.
+    """
+    data.where(row)
+    return row % len(data)
 
 
 def _card(record):
