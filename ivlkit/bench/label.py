@@ -69,7 +69,7 @@ def label(
         boxes: rectangles are drawn and named: <ref>cat</ref><box>[[x1, y1, x2, y2]]</box>, in 0–1000 of the picture.
         to: the table, a .csv in or above the pictures' folder; its journal lies beside it.
         suggest: instead of `vlm`: {picture: answer or (answer, confidence)}, or a table with `file`, `answer` and
-            maybe `confidence`.
+            maybe `confidence`, such as `ivl.predict` writes. Names may also start from the pictures' folder.
         by: who labels; default the user's name.
     Raises: DataError for a picture outside the table's folder or a table of another program; IvlkitError without
     anywidget.
@@ -77,11 +77,15 @@ def label(
     if columns and (choices or boxes):
         raise DataError("columns beside choices or boxes", "one of them", "leave out the others", where="ivl.label")
     widget, path = _widget_class(), Path(os.path.abspath(to))
+    for name, given in {"choices": choices, "columns": columns}.items():
+        if isinstance(given, str):  # a list would be made of its letters
+            todo = f"write {name}={[part.strip() for part in given.split(',')]}"
+            raise DataError(f"{name}={given!r}", "a list", todo, where="ivl.label")
     items = _items(pictures, question, suggest, path.parent)
     if before := _open.pop(path, None):
         before.close()
     labels = Labels(path, by=_user() if by is None else by)
-    form = {"columns": list(columns or ()), "choices": list(choices or ()), "boxes": boxes}
+    form = {"columns": list(columns or ()), "choices": [*map(str, choices or ())], "boxes": boxes}
     _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[path]
 
@@ -113,7 +117,9 @@ def _user():
 
 def _items(pictures, question, suggest, folder):
     """`Item`s with absolute paths, each with a question and what is suggested for it."""
+    home = ""
     if isinstance(pictures, (str, os.PathLike)):
+        home = os.path.abspath(pictures)
         names = visible_files(pictures) if os.path.isdir(pictures) else ()
         pictures = [Path(pictures, name) for name in names if name.suffix.lower() in PICTURE_SUFFIXES - {".pdf"}]
     items = [Item(*one) if isinstance(one, tuple) else Item(one) for one in pictures]
@@ -127,23 +133,30 @@ def _items(pictures, question, suggest, folder):
         if os.path.relpath(item.picture, folder).startswith(".."):
             todo = f"write to={str(Path(item.picture).parent.parent / 'labels.csv')!r}"
             raise DataError(f"not below {folder}, the table's folder", "it there", todo, where=item.picture)
-    known = {} if suggest is None else _suggested(suggest, folder)
+    known = {} if suggest is None else _suggested(suggest, home)
+    if known and not any(item.picture in known for item in items):
+        found, wanted = (
+            f"suggest names none of the pictures, but {next(iter(known))}",
+            f"names such as {items[0].picture}",
+        )
+        raise DataError(found, wanted, "rename them in suggest, or leave it out", where="ivl.label")
     found = (known.get(item.picture, (item.suggestion, item.confidence)) for item in items)
-    return [item._replace(suggestion=text, confidence=sure) for item, (text, sure) in zip(items, found, strict=True)]
+    told = ((None if text is None else str(text), sure) for text, sure in found)
+    return [item._replace(suggestion=text, confidence=sure) for item, (text, sure) in zip(items, told, strict=True)]
 
 
-def _suggested(suggest, folder):
-    """{absolute path: (answer, confidence)} of a mapping or a table."""
+def _suggested(suggest, home):
+    """{absolute path: (answer, confidence)} of a mapping or a table, whose names may also start from `home`."""
     if isinstance(suggest, Mapping):
-        pairs = ((key, one if isinstance(one, tuple) else (one, None)) for key, one in suggest.items())
-        return {os.path.abspath(key): one for key, one in pairs}
+        found = {key: one if isinstance(one, tuple) else (one, None) for key, one in suggest.items()}
+        return {os.path.abspath(os.path.join(base, key)): one for base in (home, "") for key, one in found.items()}
     folder, found = Path(suggest).absolute().parent, {}
     for _, row in table_rows(suggest, question="Suggested?")[1]:
         if isinstance(row, DataError):
             raise row
         told, sure = row["conversations"][1]["value"], row.get("confidence")
-        found[os.path.abspath(folder / row["image"])] = told, float(sure) if sure else None
-    return found
+        found[row["image"]] = told, float(sure) if sure else None
+    return {os.path.abspath(base / name): one for base in (folder / home, folder) for name, one in found.items()}
 
 
 def _reply(vlm, item):
