@@ -135,11 +135,9 @@ def _items(pictures, question, suggest, folder):
             raise DataError(f"not below {folder}, the table's folder", "it there", todo, where=item.picture)
     known = {} if suggest is None else _suggested(suggest, home)
     if known and not any(item.picture in known for item in items):
-        found, wanted = (
-            f"suggest names none of the pictures, but {next(iter(known))}",
-            f"names such as {items[0].picture}",
-        )
-        raise DataError(found, wanted, "rename them in suggest, or leave it out", where="ivl.label")
+        found = f"suggest names none of the pictures, but {next(iter(known))}"
+        todo = "rename them in suggest, or leave it out"
+        raise DataError(found, f"names such as {items[0].picture}", todo, where="ivl.label")
     found = (known.get(item.picture, (item.suggestion, item.confidence)) for item in items)
     told = ((None if text is None else str(text), sure) for text, sure in found)
     return [item._replace(suggestion=text, confidence=sure) for item, (text, sure) in zip(items, told, strict=True)]
