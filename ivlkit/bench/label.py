@@ -70,7 +70,7 @@ def label(
         boxes: rectangles are drawn and named: <ref>cat</ref><box>[[x1, y1, x2, y2]]</box>, in 0–1000 of the picture.
         to: the table, a .csv in or above the pictures' folder; its journal lies beside it.
         suggest: instead of `vlm`: {picture: answer or (answer, confidence)}, or a table with `file`, `answer` and
-            maybe `confidence`.
+            maybe `confidence`, such as `ivl.predict` writes. Names may also start from the pictures' folder.
         by: who labels; default the user's name.
     Raises: DataError for a picture outside the table's folder or a table of another program; IvlkitError without
     anywidget.
@@ -78,6 +78,10 @@ def label(
     if columns and (choices or boxes):
         raise DataError("columns beside choices or boxes", "one of them", "leave out the others", where="ivl.label")
     widget, path = _widget_class(), Path(os.path.abspath(to))
+    for name, given in {"choices": choices, "columns": columns}.items():
+        if isinstance(given, str):  # a list would be made of its letters
+            todo = f"write {name}={[part.strip() for part in given.split(',')]}"
+            raise DataError(f"{name}={given!r}", "a list", todo, where="ivl.label")
     items = _items(pictures, question, suggest, path.parent)
     if before := _open.pop(path, None):
         before.close()
@@ -133,7 +137,7 @@ def _items(pictures, question, suggest, folder):
             raise DataError(f"not below {folder}, the table's folder", "it there", todo, where=item.picture)
     known = {} if suggest is None else _suggested(suggest, starts)
     if known and known.keys().isdisjoint(item.picture for item in items):
-        found = f"{len(known):,} suggestions, none of these pictures, such as of {next(iter(known))}"
+        found = f"suggest names none of the pictures, but {next(iter(known))}"
         raise DataError(found, f"names such as {items[0].picture}", "correct them", where="ivl.label")
     found = (known.get(item.picture, (item.suggestion, item.confidence)) for item in items)
     found = ((text if text is None else str(text), sure) for text, sure in found)
@@ -141,19 +145,27 @@ def _items(pictures, question, suggest, folder):
 
 
 def _suggested(suggest, starts):
-    """{absolute path: (answer, confidence)} of a mapping or a table, as `predict` writes it: from its folder on."""
+    """{absolute path: (answer, confidence)} of a mapping or a table; names may also be as seen from `starts`."""
     if isinstance(suggest, Mapping):
-        pairs = ((key, one if isinstance(one, tuple) else (one, None)) for key, one in suggest.items())
-        return {os.path.abspath(key): one for key, one in pairs}
-    starts, found = [Path(suggest).absolute().parent, *starts], {}
-    for _, row in table_rows(suggest, question="Suggested?")[1]:
+        told = {name: one if isinstance(one, tuple) else (one, None) for name, one in suggest.items()}
+        starts = [Path(), *starts]
+    else:
+        told = dict(_told_in(suggest))
+        starts = [Path(suggest).absolute().parent, *starts]
+    found = {}
+    for name, one in told.items():
+        files = [start / name for start in starts]
+        found[os.path.abspath(next(filter(os.path.exists, files), files[0]))] = one
+    return found
+
+
+def _told_in(table):
+    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote."""
+    for _, row in table_rows(table, question="Suggested?")[1]:
         if isinstance(row, DataError):
             raise row
-        told, sure = row["conversations"][1]["value"], row.get("confidence")
-        files = [start / row["image"] for start in starts]
-        file = next(filter(os.path.exists, files), files[0])
-        found[os.path.abspath(file)] = told, float(sure) if sure else None
-    return found
+        sure = row.get("confidence")
+        yield row["image"], (row["conversations"][1]["value"], float(sure) if sure else None)
 
 
 def _reply(vlm, item):

@@ -15,6 +15,7 @@ from ..data.checking.doctor import diagnose
 from ..data.checking.findings import ERROR
 from ..data.datasets.opening import open_data
 from ..data.files import write_if_changed
+from ..data.importing.tables import TABLE_SUFFIXES
 from ..data.rows.formats import with_places
 from ..data.rows.records import read_records
 from ..errors import DataError, IvlkitError
@@ -42,7 +43,10 @@ def playground(model, to="mine.jsonl", *, pictures=(), question=QUESTION, answer
         pictures: a path or several, to begin with; question, answer: the same. `<image>` in the question says where a
             picture goes, without it the pictures come first.
     Returns: `Playground`; a notebook shows it.
+    Raises: DataError for a `to` that would be read as a table or a meta file.
     """
+    if Path(to).suffix.lower() in (*TABLE_SUFFIXES, ".json"):
+        raise DataError(f"{to}", "a name that ends in .jsonl", 'write to="mine.jsonl"', where="ivl.playground")
     pictures = [pictures] if isinstance(pictures, (str, os.PathLike)) else pictures
     return Playground(model, Path(os.path.abspath(to)), pictures, question, answer)
 
@@ -93,7 +97,9 @@ class Playground:
         self.said.append((self.to.name, f"row {len(before.splitlines()) + 1:,} was added"))
 
     def ask(self):
-        """Ask the model, or the copy that was taught, and note the reply."""
+        """Ask the model, or the copy that was taught, and note the reply. Raises: DataError if none was loaded."""
+        if self.vlm is None:
+            raise DataError("no weights", "a loaded model", "give ivl.load(…) and not a name", where="ivl.playground")
         taught = self._pupil is not None and self._taught == self.line
         name = f"after step {self._pupil.step}" if taught else self.vlm.family.key
         asked = self._reader if taught else self.vlm

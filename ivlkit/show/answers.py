@@ -43,11 +43,11 @@ def _body(report, before, examples):
     parts += [_scores(reports), *(_slices(field, reports) for field in report.slice_fields)]
     if before:
         parts += _groups(Comparison(before, report), ROWS_OF_A_GROUP)
-    else:  # half of the examples wrong where there are that many, the rest right
+    else:  # half of the examples wrong and half right, where there are that many of both
         order = report.worst(len(report.rows))
-        wrong = [row for row in order if not row.is_right][: examples // 2]
-        right = [row for row in order if row.is_right][: examples - len(wrong)]
-        parts.append(f"<h3>Examples</h3>{cards_html(map(_card, wrong + right))}")
+        right = [row for row in order if row.is_right]
+        wrong = [row for row in order if not row.is_right][: max(examples // 2, examples - len(right))]
+        parts.append(f"<h3>Examples</h3>{cards_html(map(_card, wrong + right[: examples - len(wrong)]))}")
     return "".join([*parts, table_html(report.details.items(), title="How this was measured")])
 
 
@@ -111,8 +111,8 @@ def _kinds_of_rows(report, before):
         kinds["turned right"] = [n for n in kinds["right"] if not right[n]]
         kinds["turned wrong"] = [n for n in order if right[n] and not report.rows[n].is_right]
     for field in report.slice_fields:
-        groups = report.groups(field)
-        kinds |= {f"{field}: {value}": [n for n in order if groups[n] == value] for value in report.by(field)}
+        groups = [str(value) for value in report.groups(field)]  # a picker can't tell 1 from "1"
+        kinds |= {f"{field}: {value}": [n for n in order if groups[n] == value] for value in map(str, report.by(field))}
     return kinds
 
 

@@ -1,5 +1,6 @@
 """Rows of a data set as pictures with their questions and answers, boxes drawn where a text names them."""
 
+from matplotlib.font_manager import findfont, get_font
 from PIL import ImageDraw, ImageFont
 
 from ..data.rows.boxes import named_boxes
@@ -12,6 +13,7 @@ from .html import cards_html, fragment, line_html, picture_html, text_html
 from .live import live_under
 
 BOX_COLOURS = (RED, BLUE, GREEN, ORANGE, PINK)
+_FONT = findfont("DejaVu Sans")  # matplotlib's own: Latin, Greek and Cyrillic, where Pillow's stops at ASCII
 
 
 def record_html(record):
@@ -39,12 +41,22 @@ def gallery_html(data, *, rows=8, start=0, report=None):
 
 def gallery_live(data, *, rows=8, start=0, report=None):
     """`gallery_html` under a picker of the first row."""
-    limits = {"value": start, "min": 0, "max": max(0, len(data) - 1), "step": rows}
+    start = row_number(data, start)
+    limits = {"value": start, "min": 0, "max": len(data) - 1, "step": rows}
     return live_under(
         lambda first: gallery_html(data, rows=rows, start=first, report=report),
         lambda widgets: widgets.BoundedIntText(**limits, description="first row"),
         start,
     )
+
+
+def row_number(data, row):
+    """`row` as `data[row]` counts, from 0 on: a picker would move one outside of its limits to another row.
+
+    Raises: IndexError for a row that is not there.
+    """
+    data.where(row)
+    return row % len(data)
 
 
 def _card(record):
@@ -85,21 +97,24 @@ def pictures_html(images, where, *, max_px=320, boxes=()):
 def draw_boxes(image, boxes, *, shown_px=320):
     """A copy of a picture with named boxes, drawn to be seen at a size of `shown_px`.
 
-    Each has a white rim, a colour and a number or its name, so that it shows on any picture and to any eye.
+    Each has a white rim, a colour and its name, so that it shows on any picture and to any eye. A number stands for no
+    name, and for one with letters that the font lacks, such as Chinese ones.
 
     Args: boxes: as `named_boxes` gives them; what lies outside of the picture is drawn at its edge.
     """
     image = image.copy()
     image.thumbnail((2 * shown_px, 2 * shown_px))
     pen, line = ImageDraw.Draw(image), max(2, round(max(image.size) / shown_px * 2))
-    font = ImageFont.load_default(size=6 * line)
+    font = ImageFont.truetype(_FONT, size=6 * line)
     for number, (name, box) in enumerate(boxes):
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
         inside = [min(max(value, 0), 1000) * (image.size[place % 2] - 1) / 1000 for place, value in enumerate(box)]
         (left, right), (top, bottom) = sorted(inside[0::2]), sorted(inside[1::2])
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
         pen.rectangle((left, top, right, bottom), outline=colour, width=line)
-        label = "".join(filter(str.isprintable, name))[:24] or str(number + 1)
+        label = "".join(filter(str.isprintable, name))[:24]
+        if not label or not all(map(get_font(_FONT).get_char_index, map(ord, label))):
+            label = str(number + 1)
         place = pen.textbbox((left + 2 * line, top + line), label, font=font)
         pen.rectangle((place[0] - line, place[1] - line, place[2] + line, place[3] + line), fill="white")
         pen.text((left + 2 * line, top + line), label, fill="black", font=font)

@@ -23,7 +23,7 @@ def text_html(text, limit=1500):
 
     Half a surrogate pair, which no file can hold, becomes visible too.
     """
-    return f'<span dir="auto" style="white-space:pre-wrap">{escape_text(text, limit)}</span>'
+    return f'<span dir="auto" style="white-space:pre-wrap;unicode-bidi:plaintext">{escape_text(text, limit)}</span>'
 
 
 def escape_text(text, limit=1500):

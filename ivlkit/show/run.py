@@ -43,7 +43,7 @@ def run_figure(name, history, validation=()):
     _draw_losses(first, history, validation)
     _over_steps(first, "loss")
     for axes, (title, colour, pairs) in zip(others, panels, strict=True):
-        axes.plot(*zip(*pairs, strict=True), color=colour)
+        axes.plot(*zip(*pairs, strict=True), color=colour, marker="o" if len(pairs) == 1 else None)
         axes.set_ylim(0, 1.15 * max(value for _, value in pairs) or 1)
         _over_steps(axes, title)
     for axes in (first, *others):
@@ -233,10 +233,15 @@ class Watching:
 
 
 def watch(run, *, every_seconds=REDRAWN_EVERY_SECONDS):
-    """Show a run here and keep it up to date until it ends. See `Run.watch`.
+    """Show a run here and keep it up to date until it ends; in a script with a bar of progress. See `Run.watch`.
 
     Returns: `Watching` in a notebook; where no event loop runs, nothing, once the run has ended.
     """
+    from IPython import get_ipython
+
+    if get_ipython() is None:  # a display would print its HTML, every second
+        run.wait()
+        return None
 
     def stop(button):
         button.disabled, button.description = True, "stopping …"

@@ -14,7 +14,7 @@ from PIL import Image
 from ..data.collate import collate
 from ..data.encode import IGNORE_INDEX, encode
 from ..data.rows.conversation import IMAGE_CONTEXT
-from .dataset import media_html
+from .dataset import media_html, row_number
 from .html import escape_text, fragment, picture_html, table_html, text_html
 from .live import live_under
 
@@ -115,6 +115,7 @@ def batch_html(batch, processor, *, records=(), notes=(), focus=0):
 
 def tokens_live(data, processor, *, row=0, max_length=None):
     """`tokens_html` of a data set's row, with a row picker."""
+    row = row_number(data, row)
     return live_under(
         lambda number: tokens_html(data[number], processor, max_length=max_length),
         lambda widgets: widgets.BoundedIntText(value=row, min=0, max=len(data) - 1, description="row"),

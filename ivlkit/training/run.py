@@ -221,7 +221,7 @@ class Run:
         `run.watch()` leaves the notebook free and stands still while another cell computes. `await run.watch()` keeps
         the cell until the run has ended; its button then needs ipykernel 7.4, and with an older one: interrupt the cell
         and call `stop`. Interrupting, closing the notebook or losing its kernel does not touch the run:
-        `ivlkit.attach()` finds it again. What stays is a picture.
+        `ivlkit.attach()` finds it again. What stays is a picture. In a script it is `wait`.
 
         Raises: TrainingError with the reason if it failed, when awaited.
         """

@@ -96,6 +96,20 @@ class TestTable:
         ]
         assert all(row["at"].endswith("+00:00") for row in rows)
 
+    def test_what_predict_wrote_beside_the_pictures_folder_is_suggested(self, photos, begin):
+        """Its names start from the folder of the pictures, those of labels.csv from its own."""
+        Path("answers.csv").write_text("file,answer,confidence\na.png,17,0.9\nmore/c.png,0,\n", encoding="utf-8")
+        assert begin("photos/", "What?", suggest="answers.csv").suggested == {0: ("17", 0.9), 2: ("0", None)}
+        assert begin("photos/", "What?", suggest={"b.jpg": 18}).suggested == {1: ("18", None)}
+        with pytest.raises(DataError, match=r"none of the pictures, but .*z\.png; expected .*photos/a\.png"):
+            begin("photos/", "What?", suggest={"z.png": "18"})
+
+    def test_numbers_are_choices_and_answers_too(self, photos, begin):
+        opened = begin("photos/", "What?", choices=range(3), suggest={"photos/a.png": 2})
+        assert opened.form["choices"] == ["0", "1", "2"] and opened._suggestion(0)["suggestion"] == ["2"]
+        answer(opened, 0, "2")
+        assert opened.rows[0]["values"] == ["2"] and table()[0]["answer"] == "2"
+
     def test_an_answer_taken_back_is_gone_and_an_unusable_picture_is_not_in_it(self, photos, begin):
         opened = begin("photos/", "What?")
         answer(opened, 0, "17")
@@ -360,6 +374,8 @@ class TestRefused:
             ({"pictures": []}, "no picture"),
             ({"question": None}, "no question"),
             ({"columns": ["make"], "boxes": True}, "columns beside choices or boxes"),
+            ({"choices": "yes, no"}, r"choices='yes, no'; expected a list; write choices=\['yes', 'no'\]"),
+            ({"columns": "make"}, r"write columns=\['make'\]"),
             ({"to": "labels.xlsx"}, "ends in .csv"),
             ({"to": "elsewhere/labels.csv"}, "not below .*elsewhere.*to='.*labels.csv'"),
         ],
@@ -421,7 +437,7 @@ def test_suggestions_may_be_named_from_the_folder_of_the_pictures(photos, begin,
 
 
 def test_suggestions_for_none_of_the_pictures_are_refused(photos):
-    with pytest.raises(DataError, match="1 suggestions, none of these pictures, such as of .*gone.png; expected"):
+    with pytest.raises(DataError, match="none of the pictures, but .*gone.png; expected"):
         ivl.label(photos, "Q", suggest={"gone.png": "18"})
 
 

@@ -50,6 +50,15 @@ class TestRow:
         assert f"<b>{len(example):,} tokens</b>" in html and f"{len(example.tiles)} tiles" in html
         assert f"{sample.count('trained'):,} trained" in html and sample.count("trained") == example.num_supervised
 
+    @pytest.mark.parametrize("to", ["mine.csv", "mine.json", "mine.XLSX"])
+    def test_a_file_of_other_rows_is_refused(self, to):
+        with pytest.raises(DataError, match=r"playground: mine.*; expected a name that ends in .jsonl; write to="):
+            ivl.playground("nano", to)
+
+    def test_a_processor_alone_is_not_asked(self):
+        with pytest.raises(DataError, match=r"no weights; expected a loaded model; give ivl.load"):
+            ivl.playground("nano").ask()
+
     def test_the_doctors_findings_stand_there_with_their_fix(self, picture):
         opened = ivl.playground("nano", pictures=picture, question="What? <image> <image>")
         html = body(opened.to_html())

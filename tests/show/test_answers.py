@@ -51,6 +51,13 @@ class TestPageOfTwoReports:
         assert "only the reply after is right (50 rows, 40 shown)" in page and page.count('class="card good"') == 40
 
 
+@pytest.mark.parametrize(("rights", "wrongs_shown"), [(0, 48), (10, 38), (40, 24), (60, 24)])
+def test_half_of_the_examples_are_wrong_and_more_where_few_are_right(rights, wrongs_shown):
+    page = report_page(make_report([1] * rights + [0] * 60))
+    assert page.count('class="card bad"') == wrongs_shown
+    assert page.count('class="card good"') == 48 - wrongs_shown
+
+
 class TestPicker:
     @pytest.fixture(autouse=True)
     def widgets(self):
@@ -72,6 +79,12 @@ class TestPicker:
         live = answers_live(make_report([1, 0, 1, 0]))
         live.controls[0].value = "task: b"
         assert "reply-1." in live.to_html() and "reply-0." not in live.to_html()
+
+    def test_values_that_read_alike_share_a_slice(self):
+        live = answers_live(make_report([0, 0, 0, 0], tasks=[1, "1", None, "None"]))
+        for name, numbers in {"task: 1": "01", "task: None": "23"}.items():
+            live.controls[0].value = name
+            assert re.findall(r"reply-(\d)", live.to_html()) == [*numbers]
 
     def test_reports_of_other_rows_are_refused(self):
         with pytest.raises(DataError, match="different rows"):

@@ -32,6 +32,13 @@ class TestBoxes:
         assert abs(cols.min() - 100) <= 1 and abs(cols.max() - 299) <= 1
         assert abs(rows.min() - 100) <= 1 and rows.max() >= 198
 
+    def test_a_name_that_cannot_be_drawn_becomes_a_number(self):
+        def drawn(name):
+            return draw_boxes(Image.new("RGB", (200, 200)), [(name, (0, 0, 900, 900))]).tobytes()
+
+        assert drawn("猫") == drawn("a猫") == drawn("") == drawn("1")
+        assert len({drawn("Ä"), drawn("Ö"), drawn("Я"), drawn("1")}) == 4
+
     def test_swapped_corners_and_numbers_outside_are_drawn_inside(self):
         drawn = draw_boxes(Image.new("RGB", (50, 50), "black"), [("a", (2000, 900, -5, 100))])
         assert drawn.size == (50, 50) and np.asarray(drawn).any()

@@ -42,6 +42,10 @@ class TestCurves:
         history = [{"step": n, "steps": 3, "loss": 1.0, "seconds": float(n)} for n in (1, 2, 3)]
         assert titles(run_figure("old", history)) == ["loss"]
 
+    def test_a_single_number_is_seen(self):
+        rate = run_figure("run", make_history(2)).axes[2].lines[0]
+        assert list(rate.get_xdata()) == [2] and rate.get_marker() == "o"
+
     def test_tokens_a_second_are_those_of_a_step(self):
         assert token_rates(make_history(3)) == [(2, 50.0), (3, 50.0)]
 
@@ -88,6 +92,7 @@ def shown(monkeypatch):
         return Handle() if options.get("display_id") else None
 
     monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr("IPython.get_ipython", lambda: "a notebook's shell")
     monkeypatch.setattr(show_run, "REDRAWN_EVERY_SECONDS", 0.01)
     return found
 
@@ -150,6 +155,13 @@ class TestWatching:
         first, last = asyncio.run(cells())
         assert first == (2 if WIDGETS else 1) and last > first
         assert "finished" in shown[-1]["text/html"]
+
+    def test_in_a_script_it_is_a_bar_of_progress(self, make_run, capfd):
+        make_run(["running", "finished"]).watch()
+        printed = capfd.readouterr()
+        assert printed.out == "" and "4/10" in printed.err
+        with pytest.raises(TrainingError, match="no memory"):
+            make_run(["failed"], error="no memory").watch()
 
     def test_before_the_first_step_it_says_what_it_waits_for(self, make_run, monkeypatch):
         run = make_run(["running"])

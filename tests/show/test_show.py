@@ -42,6 +42,10 @@ class TestText:
     def test_a_joiner_inside_a_word_stays(self):
         assert "می\u200cخواهم" in text_html("می\u200cخواهم")
 
+    def test_each_line_has_the_direction_of_its_own_script(self):
+        """`<image>` before a question in Arabic would else turn the question's order."""
+        assert "unicode-bidi:plaintext" in text_html("<image>\nما هو الرقم؟")
+
     def test_a_table_escapes_every_cell(self):
         assert "<script" not in visible(table_html([(HOSTILE, HOSTILE)], header=(HOSTILE,), title=HOSTILE))
 

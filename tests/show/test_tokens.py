@@ -13,6 +13,7 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
+from ivlkit.show.dataset import gallery_live
 from ivlkit.show.tokens import batch_html, read_batch, tokens_html, tokens_live
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil\u2066"
@@ -128,6 +129,14 @@ class TestPicker:
         assert "train.jsonl:1" in live.to_html()
         live.controls[0].value = 2
         assert "train.jsonl:3" in live.to_html() and "train.jsonl:1" not in live.to_html()
+
+    def test_it_begins_at_the_row_that_data_gives_for_a_number(self, data, processor):
+        assert "train.jsonl:3" in tokens_live(data, processor, row=-1).to_html()
+        assert "train.jsonl:2" in gallery_live(data, rows=1, start=-2).to_html()
+        with pytest.raises(IndexError, match="row 3 of 3"):
+            tokens_live(data, processor, row=3)
+        with pytest.raises(IndexError, match="row 3 of 3"):
+            gallery_live(data, start=3)
 
     def test_an_unusable_row_is_named_in_its_place(self, write_rows, turns, processor):
         row = {"image": "gone.png", "conversations": turns("Q", "A")}

@@ -67,7 +67,7 @@ def download(name, *, revision=None, to=None):
     named = os.environ.get("IVLKIT_MODELS")
     root = Path(named) if named and os.access(named, os.W_OK) else Path("pretrained")
     target = Path(to) if to else root / family.name
-    places = [target] if to else [target, *(root / family.name for root in model_roots())]
+    places = [target] if to else list(dict.fromkeys((target, *(root / family.name for root in model_roots()))))
     try:
         if here := _recorded(places, revision):
             return here
