@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from ivlkit.cli import main
@@ -359,8 +360,10 @@ def test_the_hub_is_asked_only_on_request_and_only_for_an_export(tiny, tmp_path,
             sent.append((repo_id, private, exist_ok))
             return f"address of {repo_id}"
 
-        def upload_folder(self, *, folder_path, repo_id):
+        def upload_folder(self, *, folder_path, repo_id, ignore_patterns):
             sent.append((folder_path, repo_id))
+            left = filter_repo_objects(["README.md", "handover/test/1.png"], ignore_patterns=ignore_patterns)
+            assert list(left) == ["README.md"]  # a colleague's pictures are not the world's
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     folder = export(tiny, tmp_path / "out")

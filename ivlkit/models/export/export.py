@@ -84,6 +84,8 @@ def save_released(vlm, folder):
 def push_to_hub(folder, repo_id, *, private=True):
     """Upload an exported folder to the hub: the only thing here that sends anything, and only when it is called.
 
+    `handover/` stays here, since it holds rows and pictures.
+
     Args: repo_id: "name/model"; private: of a repository that doesn't exist yet.
     Returns: its address. Raises: ExportError for a folder that `export` did not write, and for what the hub refused.
     """
@@ -95,7 +97,7 @@ def push_to_hub(folder, repo_id, *, private=True):
     api = HfApi()
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repo_id)
+        api.upload_folder(folder_path=folder, repo_id=repo_id, ignore_patterns="handover/*")
     except (HTTP_ERROR, OSError, ValueError) as error:
         raise ExportError(
             f"{folder}: is complete, but was not uploaded to {repo_id!r} ({error}); expected your name/model and a "
