@@ -137,13 +137,16 @@ def test_a_child_whose_command_line_is_still_empty_is_running(tmp_path, monkeypa
     assert Run(tmp_path).state == "failed"
 
 
-def test_a_finished_run_that_a_launcher_starts_again_is_left_as_it_is(finished, tmp_path, capsys):
+def test_a_finished_run_that_a_launcher_starts_again_is_left_as_it_is(finished, tmp_path, capsys, monkeypatch):
     folder = shutil.copytree(finished[0].folder, tmp_path / "run")
     shutil.rmtree(next(folder.glob("checkpoint-*")))  # without it, it began anew
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     execute(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert f"{folder}: has finished" in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="gpus=1 in run.yaml, but 2 processes started"):
+        execute(folder)
 
 
 def test_a_child_is_stopped_and_goes_on_to_the_bits_of_an_undisturbed_run(rows, chosen, here, tmp_path, tiny):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -21,7 +22,7 @@ from ...models.families import FAMILIES, find_model
 from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
 from ..checkpoints import check_finite, find_damage, keep_newest, last_whole, tidy, writing_checkpoint
-from ..engine.distributed import broadcast_from_rank0, is_initialized, join, loading, rank
+from ..engine.distributed import broadcast_from_rank0, check_launch, is_initialized, join, loading, rank
 from ..functions import find_function, source_digest
 from ..log import append_line, append_step
 from ..recipes import FEW_UPDATES, OVERFIT, RELEASED, few_updates
@@ -63,6 +64,7 @@ def execute(folder, *, advise):
     run = Run(folder)
     folder = run.folder
     if (folder / "final").exists():  # a launcher's job that was queued again
+        check_launch(run.recipe, os.environ)
         print(f"{folder}: has finished; to train it anew, delete it or choose another folder", flush=True)
         return
     if rank() == 0:
