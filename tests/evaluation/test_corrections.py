@@ -121,6 +121,11 @@ class TestTables:
         with pytest.raises(DataError, match="is the table itself"):
             write_decisions(path, {"labels.csv:2": drop("1")}, to=path.parent / "." / "labels.csv")
 
+    def test_a_folder_that_is_not_there_is_made(self, write):
+        path = write("labels.csv", TABLE)
+        to = path.parent / "mine" / "later" / "labels.csv"
+        assert write_decisions(path, {}, to=to).path == to and to.read_bytes() == path.read_bytes()
+
     def test_an_answer_that_the_encoding_lacks_is_refused(self, write):
         path = write("t.csv", "file,label\nä.png,7\n".encode("cp1252"))
         with pytest.raises(DataError, match="can't be written as cp1252; save the table as CSV in UTF-8"):

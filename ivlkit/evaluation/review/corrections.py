@@ -69,6 +69,7 @@ def write_decisions(table, decisions, *, to=None, answer=None):
     if suffix not in _EDITORS:
         raise DataError(f"{table}: ends with {suffix!r}; expected {', '.join(_EDITORS)}; save it as CSV")
     content = _EDITORS[suffix](table, wanted, answer) if wanted else table.read_bytes()
+    to.parent.mkdir(parents=True, exist_ok=True)
     with replacing(to) as aside:
         aside.write_bytes(content)
     changes = ((line, each.action, each.truth, each.answer) for line, each in sorted(wanted.items()))
