@@ -11,8 +11,6 @@ SIZE-WAY:
     lora                     DDP, LoRA of rank 16, activations recomputed
     zero1, zero2, zero3      language model and projector in full; on one GPU float32 masters instead
     lora-zero3               LoRA, the frozen weights divided too
-    zero3-whole, lora-zero3-whole
-                             the same, but DeepSpeed fetches a layer's weights at once, not each for its own product
     float8                   `lora`, compiled, the frozen weights in float8: a whole copy a GPU
     mixed, mixed-zero3       LoRA and projector; a row a GPU and step, so that now and then a rank has text alone beside
                              one with pictures: it must not hang, and fails if that never happened
@@ -69,15 +67,13 @@ WAYS = {
     "zero2": FULL | {"zero_stage": 2},
     "zero3": FULL | {"zero_stage": 3},
     "lora-zero3": RECOMPUTED | {"zero_stage": 3},
-    "zero3-whole": FULL | {"zero_stage": 3},
-    "lora-zero3-whole": RECOMPUTED | {"zero_stage": 3},
     "float8": RECOMPUTED | {"compile": True, "weights": "float8"},
     "mixed": MIXED,
     "mixed-zero3": MIXED | {"zero_stage": 3},
 }
 VARIANTS = (
-    *("2b-lora", "2b-zero1", "2b-zero2", "4b-zero2", "4b-zero3", "4b-zero3-whole", "26b-lora-zero3"),
-    *("26b-lora-zero3-whole", "26b-float8", "2b-mixed", "2b-mixed-zero3"),
+    *("2b-lora", "2b-zero1", "2b-zero2", "4b-zero2", "4b-zero3"),
+    *("26b-lora-zero3", "26b-float8", "2b-mixed", "2b-mixed-zero3"),
 )
 HALF_TEXT = {0: 50, 1: 25, 13: 25}  # per cent of rows by tiles
 MIXED_STEPS = 8
@@ -187,8 +183,6 @@ def measure(variant, what, gpus, options):
         vlm = random_vlm(folder, processor, ReleasedInternVLForConditionalGeneration, full=in_float32, device=device)
         if chosen.weights == "float8":
             to_float8(vlm.model)
-        if variant.endswith("whole") and chosen.stage:
-            fetch_whole(vlm.model.model)
         training, attention = ours(vlm, chosen, data, cast=False)
     saved = folder.parent / f"saved-{variant}"
     if what == "reload":
@@ -208,18 +202,6 @@ def measure(variant, what, gpus, options):
     training.accelerator.wait_for_everyone()
     training.accelerator.end_training()
     return told
-
-
-def fetch_whole(model):
-    """A layer's weights come at once and stay for its whole forward, and from recomputation to the end of backward.
-
-    The first that trains stays as it is: DeepSpeed tells the end of a whole layer by the gradient of its input, which
-    it has none of where nothing before it trains.
-    """
-    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
-
-    for layer in (*model.language_model.layers[1:], *model.vision_tower.encoder.layer):
-        set_z3_leaf_module(layer, True)
 
 
 def loss_of_first(training):

@@ -87,6 +87,7 @@ distributed.leave()
 """
 FULL = {"vision": "full", "projector": "full", "language": "full", "weighting": "square"}
 LORA = {"vision": "frozen", "projector": "full", "lora_dropout": 0.0}
+FAST = {"learning_rate": 3e-4}  # a tower of two layers beside random weights
 KEEP = {"keep_features": 4 * 6300 / 2**30}  # four of the six kinds of tiles: ranks go on to see unequal numbers
 PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text alone, or none
     "lora in bins": ("nano-lora", {"weighting": "sample", "vision": "lora", "lora_dropout": 0.0}),
@@ -98,6 +99,8 @@ PLANS = {  # of two ranks; rows of a step, so that now and then a rank has text 
     "full by ZeRO-2": ("nano-full", FULL | {"zero_stage": 2}),
     "full by ZeRO-3": ("nano-full", FULL | {"zero_stage": 3}),
     "lora by ZeRO-3": ("nano-lora", LORA | {"zero_stage": 3, "zero_offload": True}),
+    "a tower alone by ZeRO-3": ("nano-lora", {"vision": "lora", "language": "frozen", "zero_stage": 3, **FAST}),
+    "layers of the tower by ZeRO-3": ("nano-full", {"vision": "frozen", "unfreeze_vit_layers": -1, "zero_stage": 3}),
     "lora by DDP that keeps features": ("nano-lora", LORA | KEEP),
     "lora by ZeRO-3 that keeps features": ("nano-lora", LORA | KEEP | {"zero_stage": 3, "zero_offload": True}),
 }

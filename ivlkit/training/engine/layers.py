@@ -6,6 +6,7 @@ tower's too, and so back-propagates into it.
 """
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch._dynamo import mark_static, maybe_mark_dynamic
@@ -31,9 +32,12 @@ def wrap_layers(model, recipe):
     stands for the bin's own (`collate.collate_packed`), since an int would be a constant.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if recipe.stage != 3:  # which fetches a weight for its own layer alone
-        share_inputs(base)
     language, vision = base.model.language_model.layers, base.model.vision_tower.encoder.layer
+    if recipe.stage == 3:
+        for layers in (language, vision):
+            _fetch_whole(layers)
+    else:  # whose linear layers may take each other's input
+        share_inputs(base)
     if recipe.compile:
         kinds = [(language, 1)]  # hidden states: tokens [1, L, H]
         if not recipe.vision_offload:  # whose layers take turns in two buffers; a compiled one is bound to its weights
@@ -47,6 +51,19 @@ def wrap_layers(model, recipe):
     if options is not None:
         for layer in (*language, *(() if base.vision_is_frozen else vision)):
             layer.forward = partial(_recomputed, layer.forward, options)
+
+
+def _fetch_whole(layers):
+    """Have DeepSpeed fetch a layer's weights at once, for its forward and from recomputation to the end of backward.
+
+    Each weight fetched for its own product costs a third of a step. The first layer that trains stays as it is: the end
+    of a whole layer's backward is told by its input's gradient, and where nothing before it trains, there is none.
+    """
+    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
+    train = [any(weight.requires_grad for weight in layer.parameters()) for layer in layers]
+    for layer, (before_trains, trains) in zip(layers, pairwise([False, *train]), strict=True):
+        set_z3_leaf_module(layer, before_trains or not trains)
 
 
 def _of_any_size(compiled, varying, hidden_states, **kwargs):
