@@ -5,8 +5,8 @@
 
 The same four steps are trained by two runs that nobody disturbs and, once for each rank, by one whose rank gets SIGKILL
 while the second checkpoint lies half written; trained again it goes on from the first, or from the second where rank 0
-still made it whole. "Unequal" are tensors of the final weights that are not the same bits as the first run's, "apart" is
-their largest difference: what the second undisturbed run has is this machine's own.
+still made it whole. "Unequal" are tensors of the final weights that are not the same bits as the first run's, "apart"
+is their largest difference: what the second undisturbed run has is this machine's own.
 """
 
 import argparse

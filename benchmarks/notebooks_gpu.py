@@ -114,6 +114,7 @@ LESSONS = {
         "waste less.",
     ),
     "13_many_gpus": Lesson(
+        {"ZERO": "0"},
         cards=2,
         change='`MODEL = "2b"`, and `GPUS` to what `nvidia-smi` counts',
         note="Two processes need two cards. For full fine-tuning take "

@@ -1,5 +1,6 @@
 """Layers that are recomputed and compiled: the same steps, few graphs, no way into a frozen tower."""
 
+import sys
 from collections import Counter
 
 import pytest
@@ -214,6 +215,25 @@ def bytes_kept(trainer, batch):
     with torch.autograd.graph.saved_tensors_hooks(lambda one: (sizes.append(one.nbytes), one)[1], lambda one: one):
         trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1.0))
     return sum(sizes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no DeepSpeed there")
+@pytest.mark.parametrize(
+    ("changes", "whole"),  # of two vision layers and two decoder layers
+    [
+        (FROZEN_TOWER, [True, True, False, True]),
+        (FULL, [False, True, False, True]),
+        ({"vision": "frozen", "language": "frozen", "projector": "full"}, [True, True, True, True]),
+        (FULL | {"vision": "frozen", "unfreeze_vit_layers": -1}, [True, False, False, True]),
+    ],
+)
+def test_zero_3_fetches_layers_whole_but_the_first_that_trains(tiny, changes, whole):
+    chosen = recipe("nano-lora", gpus=2, zero_stage=3, **SMALL | changes)
+    model = prepare(load(tiny), chosen)
+    layers.wrap_layers(model, chosen)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = (base.model.vision_tower.encoder.layer, base.model.language_model.layers)
+    assert [layer._z3_leaf for part in parts for layer in part] == whole
 
 
 def test_recomputing_keeps_the_layers_inputs_only(start):

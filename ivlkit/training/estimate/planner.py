@@ -372,4 +372,4 @@ def _notes(job, steps, features):
     if place.device_type == "cpu":
         yield "on a CPU: memory is what torch allocates; minutes follow a short test of its speed, to a factor of two"
     if job.recipe.processes > 1:
-        yield f"each of {job.recipe.processes} GPUs; never measured on several"
+        yield f"each of {job.recipe.processes} GPUs; more than two were never measured"
