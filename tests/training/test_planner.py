@@ -50,6 +50,27 @@ def test_a_measured_run_is_predicted_within_10_percent_of_its_peak_and_25_of_its
     assert f"{point.peak_gib} GiB" in find_measured(chosen)
 
 
+@pytest.mark.parametrize(
+    ("name", "stage", "bin_tokens", "changes", "peak_gib"),  # of each of two H200
+    [
+        ("2b-lora", 0, 14336, {}, 7.69),
+        ("2b-full", 1, 14336, {}, 25.68),
+        ("2b-full", 2, 14336, {}, 22.36),
+        ("4b-full", 2, 8192, {}, 43.61),
+        ("4b-full", 3, 8192, {}, 37.14),
+        ("26b-lora", 3, 8192, {}, 36.26),
+        ("26b-lora", 0, 8192, {"weights": "float8", "compile": True}, 33.2),
+    ],
+)
+def test_what_each_of_two_gpus_held_is_predicted_within_10_percent(name, stage, bin_tokens, changes, peak_gib):
+    kept = {"vision": "frozen", "gradient_checkpointing": "full", "lora_dropout": 0.0, "packing": True}
+    chosen = recipe(name, gpus=2, zero_stage=stage, bin_tokens=bin_tokens, **kept | changes)
+    model, wrapped = prepared_shape(chosen, RELEASED[name.partition("-")[0]])
+    batch = SimpleNamespace(tokens=bin_tokens, tiles=round(bin_tokens * ROW_TILES / ROW_TOKENS))
+    parts = batch_parts(wrapped, model.config, chosen, batch, device_type="cuda")
+    assert sum(parts.values()) / GIB == pytest.approx(peak_gib, rel=0.1)
+
+
 def test_a_plan_with_settings_that_were_measured_says_so():
     said = plan(setting(MEASURED[0]), card="H100").measured
     assert said.startswith("measured with these settings: 8.16 GiB allocated and 18,363 tokens/s by the kit on an H100")

@@ -4,6 +4,7 @@ Memory is added up from parts by layer shapes (`footprint`). Time is the arithme
 rate, and the activations' bytes moved a number of times at its bandwidth.
 """
 
+import math
 from types import SimpleNamespace
 
 from ...hardware import GIB
@@ -42,17 +43,18 @@ def batch_parts(model, config, recipe, batch, *, device_type):
     kept, working = _activations(config, recipe, batch, how, copies)
     held = {"weights": frozen + trained, "gradients": trained, "optimizer": state}
     if zero:
-        held, moving = _sharded(recipe, frozen=frozen, trained=trained, state=state)
-        working += moving
+        held, moving, step = _sharded(recipe, frozen=frozen, trained=trained, state=state)
+        working = max(working + moving, step - kept)
     elif recipe.processes > 1:
         held["gradients"] *= 2  # DDP's buckets
     return {**held, "activations": kept, "working": working}
 
 
 def _sharded(recipe, *, frozen, trained, state):
-    """(bytes held, bytes on their way): DeepSpeed trains in bf16, with float32 masters beside the optimizer's state.
+    """(bytes held, on their way, of a step): DeepSpeed trains in bf16, with float32 masters beside the optimizer's state.
 
-    Each stage divides one more part. On their way are bf16 gradients, and at stage 3 the weights that were fetched.
+    Each stage divides one more part. On their way are bf16 gradients, and at stage 3 the weights that were fetched. A
+    step lays a share's gradients end to end and casts them to float32, at stage 3 a group of values after another.
     """
     held = {"weights": frozen + trained // 2, "gradients": trained // 2, "optimizer": state + trained}
     for part, first_stage in {"optimizer": 1, "gradients": 2, "weights": 3}.items():
@@ -60,7 +62,8 @@ def _sharded(recipe, *, frozen, trained, state):
             held[part] //= recipe.processes
     zero = zero_config(recipe.zero_stage)["zero_optimization"]
     fetched = zero.get("stage3_max_live_parameters", 0)
-    return held, round(2 * (min(zero["reduce_bucket_size"], trained // 4) + fetched))
+    stepped = min(trained // 4 // recipe.processes, zero.get("sub_group_size", math.inf))
+    return held, round(2 * (min(zero["reduce_bucket_size"], trained // 4) + fetched)), round((2 + 4) * stepped)
 
 
 def _layers(recipe, precision, *, sdpa=False):
