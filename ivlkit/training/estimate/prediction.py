@@ -51,7 +51,7 @@ def batch_parts(model, config, recipe, batch, *, device_type):
 
 
 def _sharded(recipe, *, frozen, trained, state):
-    """(bytes held, on their way, of a step): DeepSpeed trains in bf16, with float32 masters beside the optimizer's state.
+    """Bytes held, on their way, and of a step: DeepSpeed trains in bf16, with float32 masters beside the state.
 
     Each stage divides one more part. On their way are bf16 gradients, and at stage 3 the weights that were fetched. A
     step lays a share's gradients end to end and casts them to float32, at stage 3 a group of values after another.
