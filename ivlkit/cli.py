@@ -133,7 +133,9 @@ def _run_check(options):
 
 
 def _run_chat(options):
-    vlm = ivl.load(options.model, device=options.device)
+    from .training.run import loaded
+
+    vlm = loaded(options.model, "chat", device=options.device)
     generation = _named(options, "max_tiles max_new_tokens")
     if options.question and options.json:
         reply = vlm.chat(options.question, options.image, video=options.video, **generation)
@@ -289,7 +291,7 @@ def _run_evaluate(options):
     is_control = options.data == TEXT_CONTROL
     data = text_control() if is_control else ivl.open_data(options.data, root=options.root)
     report = ivl.evaluate(
-        ivl.load(options.model),
+        options.model,
         data,
         metric=options.metric or ("contains" if is_control else "exact_match"),
         **_named(options, "pictures max_tiles to batch_size max_new_tokens"),
@@ -322,7 +324,7 @@ def _run_benchmark(options):
         task.check_submission()
     elif not task.has_truth:
         raise DataError(f"{task.name}: only the benchmark's server has the truths; expected --submission FILE for it")
-    report = task.evaluate(ivl.load(options.model), to=options.to, batch_size=options.batch_size)
+    report = task.evaluate(options.model, to=options.to, batch_size=options.batch_size)
     if options.submission:
         print(task.save_submission(report, options.submission), file=sys.stderr)
     if task.has_truth:

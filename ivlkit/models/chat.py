@@ -6,6 +6,7 @@ Decoding follows the released defaults: greedy, at most 1,024 new tokens, stoppe
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -168,15 +169,19 @@ def iterate_replies(
     check_count("batch_size", batch_size)
     check_options(generation, "chat_batch", iterate_replies)
     budgets = max_tiles if isinstance(max_tiles, list) else [max_tiles] * len(conversations)
-    done, features = set(done), _Features(vlm)
+    done, features, at_once = set(done), _Features(vlm), batch_size
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
     for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, windows):
         lengths = [len(prompt.input_ids) for prompt in prompts]
         for batch in alike_batches(lengths, batch_size, find_short_context(vlm)):
             if not done.issuperset(numbers[place] for place in batch):
-                with _seeded(vlm, seed, numbers[batch[0]]):
-                    asked = features.fill([prompts[place] for place in batch])
-                    replies = _reply_all(vlm, asked, generation, probabilities)
+                asked, replies = features.fill([prompts[place] for place in batch]), []
+                while len(replies) < len(asked):
+                    part = asked[len(replies) : len(replies) + at_once]
+                    with _seeded(vlm, seed, numbers[batch[len(replies)]]):
+                        found = _reply_if_they_fit(vlm, part, generation, probabilities)
+                    at_once = at_once if found else len(part) // 2
+                    replies += found
                 yield list(zip((numbers[place] for place in batch), replies, strict=True))
 
 
@@ -208,6 +213,19 @@ def _prepare(vlm, turns, images, *, max_tiles):
     prompt = _prompt(vlm, turns, images, max_tiles=max_tiles)
     parts = prompt.tiles.split(list(prompt.num_tiles))
     return replace(prompt, digests=tuple(hashlib.sha256(tiles.numpy()).digest() for tiles in parts))
+
+
+def _reply_if_they_fit(vlm, prompts, generation, probabilities):
+    """`_reply_all`; [] where the card's memory ended, which is said, and fewer may fit."""
+    try:
+        return _reply_all(vlm, prompts, generation, probabilities)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()
+    count, device = len(prompts), vlm.model.device
+    warnings.warn(f"{count} replies at once take more memory than {device} has free; now {count // 2}", stacklevel=2)
+    return []
 
 
 def _reply_all(vlm, prompts, generation, probabilities):

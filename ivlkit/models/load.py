@@ -23,6 +23,7 @@ from .layouts.weight_files import check_shapes, open_weights, read_headers, read
 from .modeling.float8 import to_float8
 from .modeling.internvl import ReleasedInternVLForConditionalGeneration
 from .modeling.quantize import keep_scales, nf4_config
+from .modeling.streaming import stream_tower
 from .processor import load_processor
 from .vlm import VLM, alive
 
@@ -50,8 +51,8 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
         dtype: default: bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
         quantize: "4bit": the language model in NF4 (bitsandbytes), a third of the memory; "float8": its matrices and
             the tower's in e4m3, half of the memory, read by way of the computer's own memory; None: as it is.
-        tower_device: where the layers of the vision tower go without ever being on `device`; None: to `device`. From
-            elsewhere they have to be streamed before the model sees anything (a recipe's `vision_offload`).
+        tower_device: where the layers of the vision tower stay, to visit `device` one after the other each time that
+            the model sees something; None: to `device`.
     Returns: `VLM`.
     Raises: CheckpointError with file, what was found, what was expected; before anything is read also for weights that
         would take more than half of the free memory of a CPU, or more than a GPU has free. No code of the folder is
@@ -71,7 +72,7 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     root = released_root(base or folder)  # first of all: a chain may lead back to its start
     is_adapter = origin is not None and (folder / ADAPTER_CONFIG).exists()
     below = find_base(folder, base) if is_adapter else folder
-    if quantize and read_origin(below) is not None:
+    if quantize and read_origin(below) is not None and not (is_adapter and (below / ADAPTER_CONFIG).exists()):
         raise CheckpointError(
             f"{folder}: what a run wrote, to be quantised; expected a released folder, or an adapter on one; "
             f"ivlkit export {folder} --to merged, then load that"
@@ -83,7 +84,7 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
         vlm.merge_adapter()  # trained on what a run left: never two adapters on one layer
         _add_adapter(vlm, folder)
     vlm.processor = as_trained(vlm.processor, origin or {})
-    return vlm
+    return _streamed(vlm, tower_device)
 
 
 def _load_by_way(folder, base, *, device, dtype, quantize, tower_device):
@@ -99,6 +100,14 @@ def _load_by_way(folder, base, *, device, dtype, quantize, tower_device):
         encoder.layer = torch.nn.ModuleList()
     vlm.model.to(device)
     encoder.layer = layers
+    return _streamed(vlm, tower_device)
+
+
+def _streamed(vlm, tower_device):
+    """Have the tower's layers visit the model's device where they are elsewhere."""
+    if tower_device is not None and torch.device(tower_device).type != vlm.model.device.type:
+        vlm.model.model.vision_tower.requires_grad_(False)
+        stream_tower(vlm.model)
     return vlm
 
 

@@ -238,6 +238,11 @@ class Recipe:
         return TUNINGS[self.language].quantize or ("float8" if self.weights == "float8" else None)
 
     @property
+    def loading(self):
+        """How a run loads its model, as options of `load`: so a card that could train it can ask it too."""
+        return {"quantize": self.quantize, "tower_device": "cpu" if self.vision_offload else None}
+
+    @property
     def float8_parts(self):
         """The parts whose frozen matrices become float8: of "language" and "vision", none, one or both."""
         kept = {"language": self.language == "qlora", "vision": self.vision_offload}

@@ -227,14 +227,17 @@ class Run:
         """
 
     def load(self, **options):
-        """The trained model, ready to answer: `ivlkit.load` on this run."""
+        """The trained model, ready to answer: `ivlkit.load` on this run, by default quantised as it was trained.
+
+        Args: options: of `ivlkit.load`; `quantize=None` is the original weights with what was trained.
+        """
         if self.state != "finished":
             raise TrainingError(
                 f"{self.folder}: {self.state}, not finished; expected a finished run; wait for it first"
             )
         from ..models.load import load
 
-        return load(self.folder, **options)
+        return load(self.folder, **self.recipe.loading | options)
 
     def parts(self):
         """{"train": `Data` of its rows, "validation": of those apart, if it has some}."""
@@ -332,15 +335,19 @@ def open_again(run, part="data"):
     return data
 
 
-def loaded(model, caller):
-    """A model as it may be given: loaded, a key or a folder, a finished run. Raises: DataError for anything else."""
+def loaded(model, caller, **options):
+    """A model as it may be given: loaded, a key or a folder, a finished run or its folder.
+
+    Args: options: of `load`, for what is not loaded yet.
+    Raises: DataError for anything else.
+    """
     from ..models.load import load
     from ..models.options import check_loaded
 
     if isinstance(model, (str, os.PathLike)):
-        return load(model)
+        model = Run(Path(model)) if (Path(model) / "run.yaml").exists() else load(model, **options)
     if isinstance(model, Run):
-        return model.load()
+        return model.load(**options)
     if not hasattr(model, "processor"):
         raise DataError(f"{caller}: a {type(model).__name__} in the model's place; expected {caller}(model, data)")
     check_loaded(model)

@@ -9,7 +9,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from ..errors import RecipeError
 from ..models.modeling.float8 import to_float8
 from ..models.modeling.quantize import count_values
-from .engine.streaming import leave_out_of_ddp, stream_tower
+from ..models.modeling.streaming import leave_out_of_ddp, stream_tower
 from .methods import PARTS, TUNINGS, part_of
 
 NO_DECAY = [r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)"]  # names whose values never decay

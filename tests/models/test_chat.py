@@ -287,6 +287,27 @@ def asked(draw_picture):
     return questions, [None, wide, [wide, tall], [], tall]
 
 
+def test_a_batch_that_the_card_can_not_hold_is_asked_in_parts(tiny_vlm, asked, monkeypatch):
+    """Two fit: the first five as 2, 2 and 1, the next without trying again. One that doesn't fit is an error."""
+    generate, sizes, most = chat._generate, [], 2
+
+    def on_a_small_card(vlm, prompts, *rest, **options):
+        sizes.append(len(prompts))
+        if len(prompts) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(vlm, prompts, *rest, **options)
+
+    questions, images = asked
+    expected = [tiny_vlm.chat(*each, **NEW).text for each in zip(questions, images, strict=True)]
+    monkeypatch.setattr(chat, "_generate", on_a_small_card)
+    with pytest.warns(UserWarning, match="5 replies at once take more memory than cpu has free; now 2"):
+        replies = tiny_vlm.chat_batch(questions * 2, images * 2, batch_size=5, **NEW)
+    assert ([reply.text for reply in replies], sizes) == (expected * 2, [5, 2, 2, 1, 2, 2, 1])
+    most = 0
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+        tiny_vlm.chat_batch(questions, images, batch_size=5, **NEW)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_a_batch_gives_the_replies_of_one_by_one(tiny_vlm, asked, batch_size):
     questions, images = asked

@@ -25,6 +25,7 @@ from ivlkit.training.estimate import footprint
 from ivlkit.training.estimate.planner import plan, prepared_shape
 from ivlkit.training.loop.build import build_training
 from ivlkit.training.recipes import Recipe, recipe
+from ivlkit.training.run import loaded
 from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import prepare, summary_text
 
@@ -84,6 +85,18 @@ def test_it_answers_on_float8_as_it_was_trained_and_on_the_original_weights(runs
         vlm = load(folder, quantize=quantize)
         assert vlm.adapter is not None and holds_float8(vlm.model) == bool(quantize)
         assert vlm.chat("Q", picture, max_new_tokens=4).num_tiles == (1,)
+
+
+def test_a_run_loads_as_it_trained(runs):
+    """So a card that could train it can ask it too; by its folder as well."""
+    run = runs["float8"]
+    for vlm, is_float8 in (
+        (run.load(), True),
+        (loaded(str(run.folder), "evaluate"), True),
+        (run.load(quantize=None), False),
+        (runs["bf16"].load(), False),
+    ):
+        assert holds_float8(vlm.model) == is_float8
 
 
 def test_an_export_is_the_original_weights_with_the_adapter_folded_in(runs, tmp_path):

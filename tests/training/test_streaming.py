@@ -11,8 +11,8 @@ from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import RecipeError
 from ivlkit.models.load import load
 from ivlkit.models.modeling import internvl as architecture
-from ivlkit.training.engine import streaming
-from ivlkit.training.engine.streaming import STREAMED_TILES, CudaLane, Lane, StreamedEncoder, padded, stream_tower
+from ivlkit.models.modeling import streaming
+from ivlkit.models.modeling.streaming import STREAMED_TILES, CudaLane, Lane, StreamedEncoder, padded, stream_tower
 from ivlkit.training.loop.build import build_training
 from ivlkit.training.recipes import recipe
 from ivlkit.training.runs import execute, write_run

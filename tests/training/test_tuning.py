@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from ivlkit.data.collate import normalise_tiles
+from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import CheckpointError, RecipeError
 from ivlkit.models.load import load
 from ivlkit.training import recipes
 from ivlkit.training.estimate.planner import plan
 from ivlkit.training.methods import TUNINGS, add_adapters, lora_pattern
 from ivlkit.training.recipes import recipe
+from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import adamw, prepare, summarise, summary_text
 
 # Parameters of the tiny model, by hand. Vision, two layers of D = 24 and F = 40: embeddings 24 (CLS) + 65 · 24
@@ -280,6 +282,17 @@ class TestQuantised:
             both = [vlm.model(input_ids=input_ids).logits.softmax(-1) for vlm in (plain, small)]
         distance = (both[0] - both[1]).abs().sum(-1).mean() / 2
         assert 0 < distance < 0.35
+
+    def test_a_run_that_went_on_from_a_run_loads_as_it_trained(self, mixed_rows, tmp_path):
+        pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
+        started_from = "nano"
+        for name in ("first", "second"):
+            chosen = recipe("nano-lora", model=str(started_from), language="qlora", epochs=1, learning_rate=1e-5)
+            run = write_run(chosen, open_data(mixed_rows), tmp_path / name)
+            execute(run.folder)
+            started_from = run.folder
+        kinds = {type(value).__name__ for value in run.load().model.parameters()}
+        assert "Params4bit" in kinds and run.load(quantize=None).model.lm_head.weight.dtype == torch.float32
 
     def test_what_a_run_wrote_in_full_is_refused(self, tiny, tmp_path):
         (tmp_path / "ivlkit.json").write_text('{"base": "nano"}')

@@ -90,7 +90,7 @@ def learning_curve(recipe, data, test, *, rows=ROWS, metric="exact_match", folde
         vlm.release()
         return report
 
-    points = [CurvePoint(0, score(load(recipe.model), 0))]
+    points = [CurvePoint(0, score(load(recipe.model, **recipe.loading), 0))]
     for size in sizes:
         run = train(recipe, data.select(order[:size]), folder=folder / f"run-{size}").wait()
         points.append(CurvePoint(size, score(run.load(), size), run))

@@ -21,7 +21,7 @@ def count_calls(tiles):
 class ReleasedInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     """InternVL 1.5 on transformers' own layers. Inputs: input_ids [B, L] and pixel_values [T, 3, S, S]."""
 
-    sees_all_tiles = False  # in one call of the tower, whose memory `training.engine.streaming` then bounds
+    sees_all_tiles = False  # in one call of the tower, whose memory `streaming` then bounds
     # Of a call of the tower, with blank tiles if need be. A compiled one needs two: torch treats a size of one as a
     # constant.
     least_tiles = 1

@@ -8,8 +8,8 @@ import math
 from types import SimpleNamespace
 
 from ...hardware import GIB
+from ...models.modeling.streaming import STREAMED_TILES
 from ..engine.distributed import is_sharded, zero_config
-from ..engine.streaming import STREAMED_TILES
 from ..loop.loss import HEAD_CHUNK
 from ..loop.schedule import operations
 from ..tuning import optimizer_bytes

@@ -289,13 +289,7 @@ def _load_base(recipe, device, dtype):
             f"{folder}: an adapter to go on from under ZeRO-3, which divides weights before it could be merged; "
             f"ivlkit export {recipe.model} --to merged, then train on that"
         )
-    vlm = load(
-        recipe.model,
-        device=device,
-        dtype=dtype,
-        quantize=recipe.quantize,
-        tower_device="cpu" if recipe.vision_offload else None,
-    )
+    vlm = load(recipe.model, device=device, dtype=dtype, **recipe.loading)
     vlm.merge_adapter()  # going on from a LoRA run: its adapter becomes part of the base, never a second layer
     return vlm
 
