@@ -283,6 +283,7 @@ class TestQuantised:
         distance = (both[0] - both[1]).abs().sum(-1).mean() / 2
         assert 0 < distance < 0.35
 
+    @pytest.mark.filterwarnings("ignore:Merge lora module to 4-bit linear:UserWarning")
     def test_a_run_that_went_on_from_a_run_loads_as_it_trained(self, mixed_rows, tmp_path):
         pytest.importorskip("bitsandbytes", reason="weights in few bits need it: pip install 'ivlkit[quant]'")
         started_from = "nano"
