@@ -9,9 +9,10 @@ import pytest
 
 import ivlkit as ivl
 from ivlkit.data.datasets.opening import from_dataset, open_data
+from ivlkit.data.datasets.questions import questions_of
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
-from ivlkit.data.rows.records import accepted_truth
+from ivlkit.data.rows.records import Turn, accepted_truth
 from ivlkit.errors import DataError
 
 QUESTION = "What is it?"
@@ -463,6 +464,21 @@ def test_a_clip_of_a_table_is_the_clip_of_its_video(clip, write_csv, tmp_path, d
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=500)
     path = write_csv(f'video,question,answer,clip\na.gif,Q,A,"{clip}"\n')
     assert ivl.from_csv(path, video="video")[0].video.clip == ((0.0, 1.0) if clip else None)
+
+
+def test_a_column_system_is_the_system_message_of_its_row(write_csv, photos):
+    path = write_csv("image,question,answer,system\np0.jpg,Q,A,Be brief.\np1.jpg,Q,A, \n")
+    first, second = ivl.from_csv(path, images=photos)
+    assert (first.turns[0], len(first.turns)) == (Turn("system", "Be brief."), 3)
+    assert [turn.role for turn in second.turns] == ["user", "assistant"]
+    asked, _ = questions_of(path, root=photos)
+    assert [record.turns for record in asked] == [first.turns[:2], second.turns[:1]]
+
+
+def test_a_column_system_that_is_the_answer_is_no_system_message(write_csv, photos):
+    path = write_csv("image,system\np0.jpg,Linux\n")
+    (record,) = ivl.from_csv(path, images=photos, question=QUESTION, answer="system")
+    assert [(turn.role, turn.text) for turn in record.turns][1:] == [("assistant", "Linux")]
 
 
 def test_a_column_in_other_capitals_is_not_asked_as_a_sentence(write_csv, photos):

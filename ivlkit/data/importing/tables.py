@@ -112,7 +112,10 @@ def row_from_cells(cells, columns, where):
             with suppress(ValueError, TypeError):  # what is no "[0, 2.5]" is said where the row is read
                 clip = json.loads(clip)
             row["clip"] = clip
-    used, plain = {*columns.images, columns.question, columns.video, *RESERVED, *_OF_ROWS}, (str, int, float, bool)
+    used, plain = {*columns.images, columns.question, columns.video}, (str, int, float, bool)
+    if "system" not in used.union(columns.answer) and str(cells.get("system") or "").strip():
+        row["system"] = _text(cells, "system", where)
+    used |= RESERVED | _OF_ROWS
     others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
     others |= {"answers": cells["answers"]} if isinstance(cells.get("answers"), list) else {}  # all are right
     return others | row  # a report can be sliced by them
