@@ -446,7 +446,7 @@ def metric_of(report, metric=None):
 
     Raises: DataError where the function is not given, is another, or was edited since.
     """
-    if metric is None and report.metric in METRICS | CORPUS_METRICS:
+    if metric is None and not report.has_own_metric:
         return report.metric
     if metric is None:
         found = f"a report whose metric, {report.metric}, is a function of your own"
