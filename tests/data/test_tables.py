@@ -2,8 +2,10 @@
 
 import codecs
 import datetime
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -286,6 +288,30 @@ def test_class_folders_work_alone(tmp_path, draw_picture):
         DataError, match="2 of 5 rows(.|\n)*cat/notes.txt: no picture by its name(.|\n)*lies beside the"
     ):
         ivl.from_folder(tmp_path / "animals")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_the_one_to_write(tmp_path, draw_picture, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        draw_picture(40, 40).save(tmp_path / "pets" / name / "1.png")
+    iterate = Path.iterdir
+
+    def refusing(folder):
+        if folder.name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return iterate(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    (tmp_path / "labels.csv").write_text("file,label\ncat/1.png,a\ndog/1,b\n")
+    said = r"pets/dog: can't be read \(Permission denied\); expected one that can be; change its permissions"
+    with pytest.raises(DataError, match=said):
+        ivl.from_csv(tmp_path / "labels.csv", images=tmp_path / "pets", question=QUESTION)
+    with pytest.raises(DataError, match=said):
+        ivl.from_folder(tmp_path / "pets")
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/rows: can't be written \(Not a directory\); .*another folder with to="):
+        ivl.from_folder(tmp_path / "pets", to=tmp_path / "file" / "rows")
 
 
 def test_linked_classes_and_pictures_are_rows_too(tmp_path, draw_picture):
