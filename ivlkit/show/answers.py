@@ -150,7 +150,7 @@ def _slice(report, field, value):
 
 def scores_html(scores):
     """What was measured beside what was published: a line for each set of a `Scores`."""
-    return table_html(scores.lines(), header=HEADER, title=repr(scores.task))
+    return table_html(scores.lines(), header=HEADER, title=scores.heading)
 
 
 def rows_html(rows):
