@@ -513,6 +513,16 @@ def test_a_column_in_other_capitals_is_not_asked_as_a_sentence(write_csv, photos
         ivl.from_csv(path, images=photos, question="full question")
 
 
+@pytest.mark.parametrize("more", [{}, {"images": ["p0.jpg"], "image": None}])
+def test_json_lines_with_columns_name_the_door_that_takes_them(write_csv, photos, more):
+    row = {"image": "p0.jpg", "question": "Q", "answer": "A"} | more
+    path = write_csv(json.dumps(row) + "\n", "a.jsonl")
+    with pytest.raises(DataError, match="a.jsonl:1: no `conversations`; .* it has `question`.*: take ivl.from_csv or"):
+        open_data(path, root=photos)[0]
+    (record,) = ivl.from_csv(path, images=photos, image="images" if more else None)
+    assert (record.question, record.answer, record.images) == ("<image>\nQ", "A", (photos / "p0.jpg",))
+
+
 def test_the_accepted_answers_of_a_json_table_are_kept(write_csv, photos):
     row = {"image": "p0.jpg", "question": "Q", "answer": "A", "answers": ["A", "B"]}
     (record,) = ivl.from_csv(write_csv(json.dumps([row]), "a.json"), images=photos)

@@ -16,14 +16,12 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..rows.fields import REFUSED_IN_ROW
-from ..rows.formats import VIDEO_PLACEHOLDER, is_nothing, with_places
+from ..rows.formats import ANSWER_COLUMNS, QUESTION_COLUMNS, VIDEO_PLACEHOLDER, is_nothing, with_places
 from ..rows.video import FRAME_SUFFIXES
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".xlsx"}
 PICTURE_SUFFIXES = FRAME_SUFFIXES | {".gif", ".jfif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pdf"}
 IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "file", "image_path", "path", "picture", "photo", "img")
-QUESTION_COLUMNS = ("question", "prompt", "instruction")
-ANSWER_COLUMNS = ("answer", "label", "caption", "text")
 DELIMITERS = (",", ";", "\t", "|")
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...data.files import replacing, write_whole
-from ...data.importing.tables import ANSWER_COLUMNS, csv_rows, delimiter_of, encoding_of, xlsx_table
+from ...data.importing.tables import csv_rows, delimiter_of, encoding_of, xlsx_table
+from ...data.rows.formats import ANSWER_COLUMNS
 from ...data.rows.records import parse_line
 from ...errors import DataError
 
