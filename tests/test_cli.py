@@ -218,7 +218,7 @@ class TestEnds:
             (["evaluate", "nano", "rows.jsonl", "--coco", "rows.jsonl"], "can't be written in "),
             (["predict", "nano", "rows.jsonl", "--html", "rows.jsonl/a.html"], "can't be written in "),
             (["benchmark", "docvqa", "nano", ".", "--submission", "closed/new/a.json"], "can't be written in "),
-            (["compare", "rows.jsonl", "rows.jsonl", "--csv", "closed"], "is a folder; expected a file's name"),
+            (["compare", "rows.jsonl", "rows.jsonl", "--csv", "/"], "is a folder; expected a file's name"),
         ],
     )
     def test_a_place_that_takes_no_file_is_named_before_a_model_is_loaded(

@@ -251,15 +251,15 @@ def _writing(to, name, source):
                 shutil.rmtree(to)
             raise
     except OSError as error:
+        # A full disk names no file.
         if is_made and error.filename and not Path(error.filename).absolute().is_relative_to(to.absolute()):
             raise _unreadable(error) from error
         raise DataError(f"{to}: can't be written ({error.strerror}); name another folder with to=") from error
 
 
 def _unreadable(error):
-    """What an OSError of the source says; one of a full disk names no file."""
-    todo = "change its permissions, or leave it out"
-    return DataError(f"can't be read ({error.strerror})", "one that can be", todo, where=error.filename)
+    found, todo = f"can't be read ({error.strerror})", "change its permissions, or leave it out"
+    return DataError(found, "one that can be", todo, where=error.filename)
 
 
 def _put_in_place(folder):
