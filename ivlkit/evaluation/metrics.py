@@ -450,7 +450,7 @@ def metric_of(report, metric=None):
         return report.metric
     if metric is None:
         found = f"a report whose metric, {report.metric}, is a function of your own"
-        raise DataError(found, "the function beside it", f"add metric={report.metric.rpartition('.')[2]}")
+        raise DataError(found, "the function beside it", "pass it too: metric=…")
     if metric_name(metric) != report.metric:
         found = f"the metric {metric_name(metric)} for a report that has {report.metric}"
         raise DataError(found, "the same metric", "pass what it was evaluated with")

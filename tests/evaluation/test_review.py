@@ -200,7 +200,7 @@ class TestDecisions:
         own = replace(REPORT, metric="same", details={"metric_source": metric_source(same)})
         review = own.review(order="random")
         review.correct("t.csv:3", "7")
-        with pytest.raises(DataError, match="metric, same, is a function of your own; .* add metric=same"):
+        with pytest.raises(DataError, match="metric, same, is a function of your own; .* pass it too: metric=…"):
             review.scores()
         assert round(review.scores(metric=same)["after, new truths"][0], 3) == 0.667
         with pytest.raises(DataError, match="the metric exact_match for a report that has same; expected the same"):

@@ -244,7 +244,7 @@ class Review:
     def scores(self, before=None, *, metric=None):
         """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones.
 
-        Args and raises: as `rescored`.
+        Args: before: another report of the same rows; metric and what is raised as in `rescored`.
         """
         found = {}
         for name, report in {"before": before, "after": self.report}.items():
