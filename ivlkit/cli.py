@@ -9,6 +9,7 @@ from pathlib import Path
 import ivlkit as ivl
 
 from .cli_options import OTHER_NAMES, as_typed, declared, destination
+from .data.files import check_writable
 from .errors import DataError, IvlkitError, RecipeError, ended
 
 
@@ -20,6 +21,9 @@ def main(arguments=None):
 def _run(arguments):
     options = _parse(arguments)
     try:
+        for name in ("html", "csv", "submission"):  # not only once every reply is there
+            if path := getattr(options, name, None):
+                check_writable(path)
         return options.run(options) or 0
     except IvlkitError as error:
         names = COMMANDS[options.command][2]
@@ -288,6 +292,8 @@ def _run_evaluate(options):
     from .evaluation.coco import save_coco
     from .evaluation.control import TEXT_CONTROL, text_control
 
+    if options.coco:
+        check_writable(Path(options.coco) / "results.json")
     is_control = options.data == TEXT_CONTROL
     data = text_control() if is_control else ivl.open_data(options.data, root=options.root)
     report = ivl.evaluate(

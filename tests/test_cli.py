@@ -211,6 +211,28 @@ class TestEnds:
                 out.seek(0)
                 assert name in out.read()
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["evaluate", "nano", "rows.jsonl", "--html", "."], "is a folder; expected a file's name"),
+            (["evaluate", "nano", "rows.jsonl", "--coco", "rows.jsonl"], "can't be written in "),
+            (["predict", "nano", "rows.jsonl", "--html", "rows.jsonl/a.html"], "can't be written in "),
+            (["benchmark", "docvqa", "nano", ".", "--submission", "closed/new/a.json"], "can't be written in "),
+            (["compare", "rows.jsonl", "rows.jsonl", "--csv", "/"], "is a folder; expected a file's name"),
+        ],
+    )
+    def test_a_place_that_takes_no_file_is_named_before_a_model_is_loaded(
+        self, arguments, said, write_rows, turns, tmp_path, monkeypatch, capsys
+    ):
+        write_rows([{"conversations": turns("Hi", "x")}], "rows.jsonl")
+        (tmp_path / "closed").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("ivlkit.load", None)
+        monkeypatch.setattr("ivlkit.predict", None)
+        monkeypatch.setattr("os.access", lambda path, mode: "closed" not in str(path))
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+
     @pytest.mark.parametrize(("code", "todo"), [(errno.ENOSPC, "free some of the disk"), (errno.EROFS, "may write")])
     def test_a_page_that_can_not_be_written_is_named(
         self, code, todo, tiny_vlm, write_rows, turns, capsys, monkeypatch

@@ -7,7 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import DataError
+
 PART = ".part"  # ends the name of what is being written, or removed
+
+
+def check_writable(path):
+    """Raise DataError if no file can be written at a path, whose folders may have to be made; nothing is changed."""
+    path = Path(path).absolute()
+    if os.path.isdir(path):
+        raise DataError("is a folder", "a file's name", "add one", where=path)
+    above = next(folder for folder in path.parents if os.path.exists(folder))  # Path.exists raises in a closed one
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise DataError(f"can't be written in {above}", "a folder that is open to you", "name another", where=path)
 
 
 def write_if_changed(path, content):

@@ -25,6 +25,7 @@ from .review.review import check_rows_of
 
 MODELS = ("26b", "4b", "2b")
 MEAN = "mean"  # name of the line over several sets
+ASKED = ("max_tiles", "max_new_tokens", "min_new_tokens")  # as a benchmark says, and as the report of a run does
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class Task:
         Args: options: those of `ivl.evaluate`, on top of the benchmark's own; `to` keeps the replies.
         Returns: `Report`, scored by the benchmark's metric; a split whose truths are hidden has the metric "unscored".
         """
-        names = ("max_tiles", "max_new_tokens", "min_new_tokens")
-        settings = {name: getattr(self.benchmark, name) for name in names}
+        settings = {name: getattr(self.benchmark, name) for name in ASKED}
         settings["metric"] = self.benchmark.metric if self.has_truth else unscored
         return evaluate(vlm, self, **settings | options)
 
@@ -133,6 +133,15 @@ class Scores:
     report: Report
 
     @property
+    def heading(self):
+        """The task, and how the report was asked where that is not the benchmark's way."""
+        details = self.report.details
+        asked = {"max_tiles": details.get("max_tiles")} | json.loads(details.get("generation", "{}"))
+        own = {name: asked[name] for name in ASKED if asked.get(name) not in (None, getattr(self.task.benchmark, name))}
+        said = ", ".join(f"{name} {value}" for name, value in own.items())
+        return f"{self.task!r}; but asked with {said}" if said else repr(self.task)
+
+    @property
     def measured(self):
         """{set: score}, and with several sets their "mean"."""
         found = {name: 100 * self._score(self.report.select(set=name)) for name in self._sets()}
@@ -177,7 +186,7 @@ class Scores:
         table = [HEADER, *self.lines()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in table)
-        return "\n".join([repr(self.task), *("  ".join(line).rstrip() for line in cells)])
+        return "\n".join([self.heading, *("  ".join(line).rstrip() for line in cells)])
 
     _repr_html_ = shown("answers:scores_html")
 

@@ -9,6 +9,7 @@ import numpy as np
 from ..data.files import write_whole
 from ..views import shown
 from .intervals import bootstrap_interval
+from .metrics import SOURCE
 from .report import Gallery, Report, Row, beside
 from .review.review import EARLIER_TURNS
 
@@ -133,9 +134,11 @@ class Comparison:
     def __repr__(self):
         low, high = self.interval
         counts = ", ".join(f"{number} {name}" for name, number in self.counts.items())
+        edited = f"\n{self.after.metric} was edited in between, or its source then is not known: evaluate both again."
         return (
             f"Comparison({self.after.metric} {self.before.score:.1%} → {self.after.score:.1%}, "
             f"{100 * self.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}); {counts})"
+            f"{edited if SOURCE in self.measured_differently else ''}"
         )
 
     _repr_html_ = shown("answers:comparison_html")

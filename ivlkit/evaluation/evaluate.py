@@ -28,7 +28,7 @@ from ..models.options import check_count, check_options
 from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
-from .metrics import metric_name, score_replies
+from .metrics import SOURCE, metric_name, metric_source, score_replies
 from .pictures import arrange, content_key, media_key, not_shuffled
 from .report import Report, Row
 from .review.review import EARLIER_TURNS
@@ -83,6 +83,8 @@ def evaluate(
     replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
     rows, numbers = _score(metric, records, asked, replies)
     details = {"data": name_of_data(data)} | details | not_shuffled(records, asked, pictures)
+    if source := metric_source(metric):
+        details[SOURCE] = source
     if earlier := sum(len(record.turns) > 2 for record in records):
         details[EARLIER_TURNS] = earlier  # a `Row` does not keep them
     report = Report(name, rows, details, numbers)

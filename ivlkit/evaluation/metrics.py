@@ -7,7 +7,9 @@ numbers that no mean of rows gives, such as precision or CIDEr.
 """
 
 import functools
+import hashlib
 import importlib
+import inspect
 import json
 import math
 import re
@@ -403,6 +405,7 @@ def _by_name(*functions):
     return {function.__name__: function for function in functions}
 
 
+SOURCE = "metric_source"  # in a report's details: of a function of one's own
 METRICS = _by_name(
     *(exact_match, lenient_match, contains, f1, vqa_accuracy, anls, relaxed_accuracy, number, character_accuracy),
     *(rouge_l, bleu, multiple_choice, yes_no, iou, iou_at_50, json_fields),
@@ -423,6 +426,37 @@ def metric_name(metric):
     if not isinstance(metric, str) or metric not in known:
         names = ", ".join(known)
         raise DataError(f"metric {metric!r}; expected one of {names}, or a function of (reply, truth)")
+    return metric
+
+
+def metric_source(metric):
+    """16 hex digits of the source of a function of one's own, by which an edited one is seen; None where none is known:
+    of the kit's metrics, of a lambda, whose lines hold other things, and of what no Python file has.
+    """
+    if not callable(metric) or metric_name(metric) in {*METRICS, *CORPUS_METRICS, "<lambda>"}:
+        return None
+    try:
+        return hashlib.sha256(inspect.getsource(metric).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None
+
+
+def metric_of(report, metric=None):
+    """What scores a report's rows again: its metric's name, or the function of one's own that it was made with.
+
+    Raises: DataError where the function is not given, is another, or was edited since.
+    """
+    if metric is None and not report.has_own_metric:
+        return report.metric
+    if metric is None:
+        found = f"a report whose metric, {report.metric}, is a function of your own"
+        raise DataError(found, "the function beside it", "pass it too: metric=…")
+    if metric_name(metric) != report.metric:
+        found = f"the metric {metric_name(metric)} for a report that has {report.metric}"
+        raise DataError(found, "the same metric", "pass what it was evaluated with")
+    if (own := metric_source(metric)) and own != report.details.get(SOURCE, own):
+        found = f"the metric {report.metric}, edited since the report was made"
+        raise DataError(found, "the source as it was", "evaluate the rows again; to=… of evaluate keeps the replies")
     return metric
 
 

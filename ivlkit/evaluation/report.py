@@ -83,6 +83,11 @@ class Report:
         return float(np.mean([row.score for row in self.rows]))
 
     @property
+    def has_own_metric(self):
+        """Whether its metric is a function of one's own: its name alone can't score again."""
+        return self.metric not in METRICS | CORPUS_METRICS
+
+    @property
     def interval(self):
         """95 % interval of the score: 2,000 bootstrap draws of the rows, seed 0."""
         return bootstrap_interval([row.score for row in self.rows])

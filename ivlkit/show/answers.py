@@ -4,7 +4,7 @@ from ..evaluation.benchmarks import HEADER
 from ..evaluation.compare import Comparison
 from ..evaluation.report import RIGHT, said_of_baseline
 from .dataset import media_html
-from .figure import BLUE, ShownFigure, bars_of, plain_text
+from .figure import BLUE, ShownFigure, bars_of, drawn_names, plain_text
 from .html import cards_html, fragment, line_html, page_html, table_html, text_html
 from .live import live_under
 
@@ -62,10 +62,11 @@ def slices_figure(report, field, *, before=None):
     """
     reports = [("before", before, "#999999"), ("after", report, BLUE)] if before else [("score", report, BLUE)]
     values = report.by(field)
-    names = [plain_text("(none)" if value is None else value) for value in values]
-    told = [f"{name} {_slice(report, field, value)}" for name, value in zip(names, values, strict=True)]
+    names = ["(none)" if value is None else str(value) for value in values]
+    labels, below = drawn_names(names)
+    told = [f"{plain_text(name)} {_slice(report, field, value)}" for name, value in zip(names, values, strict=True)]
     size, alt = (7, 0.9 + 0.3 * len(values) * len(reports)), f"{report.metric} by {field}: {'; '.join(told)}"
-    figure = ShownFigure(figsize=size, layout="constrained", alt=alt)
+    figure = ShownFigure(figsize=size, layout="constrained", alt=alt, below=below)
     axes = figure.subplots()
     for place, (name, each, colour) in enumerate(reports):
         parts = [each.select(**{field: value}) for value in values]
@@ -74,7 +75,7 @@ def slices_figure(report, field, *, before=None):
         axes.barh(at, scores, height=0.36, color=colour, label=name, hatch="//" if name == "before" else "", alpha=0.85)
         axes.errorbar(scores, at, xerr=spread, fmt="none", ecolor="black", capsize=3)
     rows = [count for _, count in values.values()]
-    axes.set_yticks(range(len(rows)), [f"{name} ({count})" for name, count in zip(names, rows, strict=True)])
+    axes.set_yticks(range(len(rows)), [f"{name} ({count})" for name, count in zip(labels, rows, strict=True)])
     axes.set(xlabel=f"{report.metric}, with its 95 % interval", xlim=(0, max(1, report.score)))
     axes.set_title(plain_text(f"by {field} (rows)"))
     axes.invert_yaxis()
@@ -150,7 +151,7 @@ def _slice(report, field, value):
 
 def scores_html(scores):
     """What was measured beside what was published: a line for each set of a `Scores`."""
-    return table_html(scores.lines(), header=HEADER, title=repr(scores.task))
+    return table_html(scores.lines(), header=HEADER, title=scores.heading)
 
 
 def rows_html(rows):

@@ -1,19 +1,17 @@
 """Rows of a data set as pictures with their questions and answers, boxes drawn where a text names them."""
 
-from matplotlib.font_manager import findfont, get_font
 from PIL import ImageDraw, ImageFont
 
 from ..data.rows.boxes import named_boxes
 from ..data.rows.media import open_image
 from ..data.rows.video import sample_frames
 from ..errors import DataError
-from .figure import BLUE, GREEN, ORANGE, PINK, RED
+from .figure import BLUE, FONT, GREEN, ORANGE, PINK, RED, has_letters
 from .findings import figures_html, kind_table, problems_of_rows, remarks_html, row_anchor
 from .html import cards_html, fragment, line_html, picture_html, text_html
 from .live import live_under
 
 BOX_COLOURS = (RED, BLUE, GREEN, ORANGE, PINK)
-_FONT = findfont("DejaVu Sans")  # matplotlib's own: Latin, Greek and Cyrillic, where Pillow's stops at ASCII
 
 
 def record_html(record):
@@ -105,7 +103,7 @@ def draw_boxes(image, boxes, *, shown_px=320):
     image = image.copy()
     image.thumbnail((2 * shown_px, 2 * shown_px))
     pen, line = ImageDraw.Draw(image), max(2, round(max(image.size) / shown_px * 2))
-    font = ImageFont.truetype(_FONT, size=6 * line)
+    font = ImageFont.truetype(FONT, size=6 * line)
     for number, (name, box) in enumerate(boxes):
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
         inside = [min(max(value, 0), 1000) * (image.size[place % 2] - 1) / 1000 for place, value in enumerate(box)]
@@ -113,7 +111,7 @@ def draw_boxes(image, boxes, *, shown_px=320):
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=line + 2)
         pen.rectangle((left, top, right, bottom), outline=colour, width=line)
         label = "".join(filter(str.isprintable, name))[:24]
-        if not label or not all(map(get_font(_FONT).get_char_index, map(ord, label))):
+        if not label or not has_letters(label):
             label = str(number + 1)
         place = pen.textbbox((left + 2 * line, top + line), label, font=font)
         pen.rectangle((place[0] - line, place[1] - line, place[2] + line, place[3] + line), fill="white")

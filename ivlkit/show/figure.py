@@ -5,21 +5,26 @@ import warnings
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
-from .html import embed_html, turned_html
+from .html import embed_html, text_html, turned_html
 
 # Okabe and Ito's palette: told apart by the colour-blind, and readable on white and on black.
 BLUE, ORANGE, GREEN, PINK, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
+FONT = findfont("DejaVu Sans")  # matplotlib's own: Latin, Greek and Cyrillic, where Pillow's stops at ASCII
 PIXELS_PER_INCH = 128  # as drawn; shown at 96, so that a sharp screen has something to show
 
 
 class ShownFigure(Figure):
-    """matplotlib's Figure; as the value of a cell it is its picture. `alt` says in words what it shows."""
+    """matplotlib's Figure; as the value of a cell it is its picture, with a line of text `below`.
 
-    def __init__(self, *, alt, **options):
+    `alt` says in words what it shows.
+    """
+
+    def __init__(self, *, alt, below="", **options):
         super().__init__(**options)
-        self.alt = alt
+        self.alt, self.below = alt, below
 
     def to_image(self):
         """The figure as a PIL image in RGB, on white."""
@@ -33,7 +38,8 @@ class ShownFigure(Figure):
         """The figure as an embedded picture with its alternative text; dark in a dark theme, but for photos."""
         image = self.to_image()
         html = embed_html(image, alt=self.alt, width_px=round(image.width * 96 / PIXELS_PER_INCH))
-        return html if any(axes.images for axes in self.axes) else turned_html(html)
+        html = html if any(axes.images for axes in self.axes) else turned_html(html)
+        return html + (f"<div>{text_html(self.below)}</div>" if self.below else "")
 
     _repr_html_ = to_html
 
@@ -47,6 +53,22 @@ def bars_of(points):
     """[(score, low, high)] → how far each interval reaches below and above its score, as `errorbar` takes it."""
     scores, lows, highs = np.transpose(points)
     return [scores - lows, highs - scores]
+
+
+def has_letters(text):
+    """Whether the font has every letter of a text: Chinese ones it lacks, and would draw as boxes."""
+    return all(map(get_font(FONT).get_char_index, map(ord, text)))
+
+
+def drawn_names(texts):
+    """(what matplotlib writes for each text, a line that says what numbers stand for).
+
+    A number, "#2" for the second, stands for a text with letters that the font lacks.
+    """
+    labels = [plain_text(text) for text in texts]
+    numbered = {place: f"#{place + 1}" for place, label in enumerate(labels) if not has_letters(label)}
+    below = ", ".join(f"{number} {texts[place]:.40}" for place, number in numbered.items())
+    return [numbered.get(place, label) for place, label in enumerate(labels)], below
 
 
 def plain_text(text, limit=24):

@@ -5,7 +5,7 @@ import hashlib
 from matplotlib.ticker import MaxNLocator
 
 from ..data.checking.findings import PLACES, grouped
-from .figure import ShownFigure, plain_text
+from .figure import ShownFigure, drawn_names
 from .html import escape_text, text_html
 
 LEVEL_COLOURS = {"error": "#d55e00", "warning": "#b07b00", "info": "#0072b2"}
@@ -81,7 +81,8 @@ def figures_html(report):
     lengths = f"; tokens of a row: median {stats['tokens']['median']}" if "tokens" in stats else ""
     alt = f"{stats['good']:,} usable rows, {stats['distinct_pictures']:,} pictures{lengths}"
     down = (len(drawn) + 1) // 2
-    figure = ShownFigure(figsize=(10, 3 * down), layout="constrained", alt=alt)
+    _, below = drawn_names(_most_frequent(stats["answers"]))
+    figure = ShownFigure(figsize=(10, 3 * down), layout="constrained", alt=alt, below=below)
     for place, (key, title, _, draw, labels) in enumerate(drawn, start=1):
         axes = figure.add_subplot(down, 2, place)
         axes.set_title(title, fontsize=10)
@@ -109,9 +110,14 @@ def _draw_aspects(axes, aspects):
 
 
 def _draw_answers(axes, answers):
-    top = answers["top"][:10][::-1]
-    axes.barh(range(len(top)), [count for _, count in top])
-    axes.set_yticks(range(len(top)), [plain_text(text) for text, _ in top], fontsize=7)
+    labels, _ = drawn_names(_most_frequent(answers))
+    axes.barh(range(len(labels)), [count for _, count in answers["top"][: len(labels)]])
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.invert_yaxis()
+
+
+def _most_frequent(answers):
+    return [text for text, _ in answers["top"][:10]]
 
 
 _PANELS = (  # (key of the figures, title, its counts, what draws it, (across, upwards))

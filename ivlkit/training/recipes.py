@@ -122,7 +122,7 @@ class Recipe:
     seed: int = 42
     hardware: str = ""  # what the guide names
 
-    reasons = ()  # why `suggest` chose what it did, a line each; no field: not a part of what is trained
+    reasons = ()  # why `suggest` chose what it did, or what surprises; no field: not a part of what is trained
 
     def __post_init__(self):
         if isinstance(self.gradient_checkpointing, bool):  # as older recipes say it
@@ -347,7 +347,11 @@ def recipe(name, /, **changes):
     if name not in RECIPES:
         raise RecipeError(f"recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}")
     _check_known(name, changes)
-    return replace(RECIPES[name], **changes)
+    found, own = replace(RECIPES[name], **changes), RECIPES[name].model
+    if found.model in {each.model for each in RECIPES.values()} - {own}:  # legal, and rarely meant
+        said = f"trains {found.model}, as model={found.model!r} asks, with the values that {name} has for {own}"
+        object.__setattr__(found, "reasons", (said,))
+    return found
 
 
 if recipe.__doc__:  # not under python -OO

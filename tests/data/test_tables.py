@@ -2,16 +2,19 @@
 
 import codecs
 import datetime
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 import ivlkit as ivl
 from ivlkit.data.datasets.opening import from_dataset, open_data
+from ivlkit.data.datasets.questions import questions_of
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
-from ivlkit.data.rows.records import accepted_truth
+from ivlkit.data.rows.records import Turn, accepted_truth
 from ivlkit.errors import DataError
 
 QUESTION = "What is it?"
@@ -287,6 +290,30 @@ def test_class_folders_work_alone(tmp_path, draw_picture):
         ivl.from_folder(tmp_path / "animals")
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_not_the_one_to_write(tmp_path, draw_picture, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        draw_picture(40, 40).save(tmp_path / "pets" / name / "1.png")
+    iterate = Path.iterdir
+
+    def refusing(folder):
+        if folder.name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return iterate(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    (tmp_path / "labels.csv").write_text("file,label\ncat/1.png,a\ndog/1,b\n")
+    said = r"pets/dog: can't be read \(Permission denied\); expected one that can be; change its permissions"
+    with pytest.raises(DataError, match=said):
+        ivl.from_csv(tmp_path / "labels.csv", images=tmp_path / "pets", question=QUESTION)
+    with pytest.raises(DataError, match=said):
+        ivl.from_folder(tmp_path / "pets")
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/rows: can't be written \(Not a directory\); .*another folder with to="):
+        ivl.from_folder(tmp_path / "pets", to=tmp_path / "file" / "rows")
+
+
 def test_linked_classes_and_pictures_are_rows_too(tmp_path, draw_picture):
     for number, name in enumerate(("animals/cat", "dogs/young")):
         (tmp_path / name).mkdir(parents=True)
@@ -465,10 +492,35 @@ def test_a_clip_of_a_table_is_the_clip_of_its_video(clip, write_csv, tmp_path, d
     assert ivl.from_csv(path, video="video")[0].video.clip == ((0.0, 1.0) if clip else None)
 
 
+def test_a_column_system_is_the_system_message_of_its_row(write_csv, photos):
+    path = write_csv("image,question,answer,system\np0.jpg,Q,A,Be brief.\np1.jpg,Q,A, \n")
+    first, second = ivl.from_csv(path, images=photos)
+    assert (first.turns[0], len(first.turns)) == (Turn("system", "Be brief."), 3)
+    assert [turn.role for turn in second.turns] == ["user", "assistant"]
+    asked, _ = questions_of(path, root=photos)
+    assert [record.turns for record in asked] == [first.turns[:2], second.turns[:1]]
+
+
+def test_a_column_system_that_is_the_answer_is_no_system_message(write_csv, photos):
+    path = write_csv("image,system\np0.jpg,Linux\n")
+    (record,) = ivl.from_csv(path, images=photos, question=QUESTION, answer="system")
+    assert [(turn.role, turn.text) for turn in record.turns][1:] == [("assistant", "Linux")]
+
+
 def test_a_column_in_other_capitals_is_not_asked_as_a_sentence(write_csv, photos):
     path = write_csv("image,Full question,answer\np0.jpg,Q,A\n")
     with pytest.raises(DataError, match="no column 'full question' for the question; expected one of 'image', 'Full"):
         ivl.from_csv(path, images=photos, question="full question")
+
+
+@pytest.mark.parametrize("more", [{}, {"images": ["p0.jpg"], "image": None}])
+def test_json_lines_with_columns_name_the_door_that_takes_them(write_csv, photos, more):
+    row = {"image": "p0.jpg", "question": "Q", "answer": "A"} | more
+    path = write_csv(json.dumps(row) + "\n", "a.jsonl")
+    with pytest.raises(DataError, match="a.jsonl:1: no `conversations`; .* it has `question`.*: take ivl.from_csv or"):
+        open_data(path, root=photos)[0]
+    (record,) = ivl.from_csv(path, images=photos, image="images" if more else None)
+    assert (record.question, record.answer, record.images) == ("<image>\nQ", "A", (photos / "p0.jpg",))
 
 
 def test_the_accepted_answers_of_a_json_table_are_kept(write_csv, photos):

@@ -382,6 +382,13 @@ class TestOpening:
         html = task.scores(answer(task, ["May 4", "x"]))._repr_html_()
         assert "26b published" in html and "90.5" in html
 
+    def test_a_run_with_other_tiles_says_so_above_its_scores(self, docvqa, answer):
+        task = open_benchmark("docvqa", docvqa)
+        asked = "at most 18 tiles); but asked with max_tiles 4, max_new_tokens 9"
+        other = task.scores(answer(task, ["May 4", "x"], max_tiles=4, max_new_tokens=9))
+        assert asked in repr(other) and asked in other._repr_html_()
+        assert "but asked" not in repr(task.scores(answer(task, ["May 4", "x"])))
+
 
 class TestWithAModel:
     def test_replies_are_kept_and_the_loaded_report_gives_the_same_scores(self, docvqa, tiny_vlm, tmp_path):

@@ -116,6 +116,29 @@ class TestTables:
         with pytest.raises(DataError, match="is no row of labels.csv"):
             write_decisions(write("labels.csv", TABLE), {source: drop("1")})
 
+    def test_what_an_earlier_session_decided_stays(self, write):
+        path = write("labels.csv", TABLE)
+        write_decisions(path, {"labels.csv:2": correct("1", "4"), "labels.csv:3": correct("7", "5")})
+        write_decisions(path, {"labels.csv:3": Decision("keep", "7"), "labels.csv:4": drop("3")})
+        done = write_decisions(path, {"labels.csv:4": correct("3", "6")})
+        assert done.path.read_bytes() == b"file,label,note\na.png,4,x\nb.png,7,y\nc.png,6,z\n"
+        assert done.changes == (("labels.csv:2", "correct", "1", "4"), ("labels.csv:4", "correct", "3", "6"))
+        done.path.unlink()  # whoever removes the copy begins anew
+        assert write_decisions(path, {}).path.read_bytes() == TABLE
+
+    def test_a_copy_whose_decisions_are_unknown_is_not_replaced(self, write):
+        path, copy = write("labels.csv", TABLE), write("labels.corrected.csv", TABLE.replace(b"7", b"1"))
+        with pytest.raises(DataError, match=r"labels\.corrected\.csv: .*; expected .*; move it .* to=…"):
+            write_decisions(path, {"labels.csv:2": correct("1", "4")})
+        assert write_decisions(path, {"labels.csv:3": correct("7", "1")}).path == copy  # it says the same
+
+    def test_an_earlier_decision_about_a_table_that_changed_is_named(self, write):
+        path = write("labels.csv", TABLE)
+        write_decisions(path, {"labels.csv:3": correct("7", "1")})
+        path.write_bytes(TABLE.replace(b"7", b"8"))
+        with pytest.raises(DataError, match=r"labels\.csv:3: holds .*, but '7' was looked at.* new file \(to=…\)"):
+            write_decisions(path, {"labels.csv:4": drop("3")})
+
     def test_the_table_itself_is_never_written(self, write):
         path = write("labels.csv", TABLE)
         with pytest.raises(DataError, match="is the table itself"):

@@ -14,8 +14,9 @@ from PIL import Image
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import CheckpointError, DataError
+from ivlkit.evaluation.compare import compare
 from ivlkit.evaluation.evaluate import evaluate, fingerprint
-from ivlkit.evaluation.metrics import METRICS, metric_name
+from ivlkit.evaluation.metrics import METRICS, metric_name, metric_source
 from ivlkit.evaluation.predict import predict
 from ivlkit.evaluation.report import Report
 from ivlkit.models.chat import Reply
@@ -67,6 +68,15 @@ class TestEvaluate:
 
         found = evaluate(tiny_vlm, [record(0, "Hi", "x")], metric=half, progress=False, max_new_tokens=2)
         assert (found.metric, found.score) == ("half", 0.5)
+        earlier, source = found, found.details["metric_source"]
+
+        def half(reply, truth):
+            return 0.25
+
+        found = evaluate(tiny_vlm, [record(0, "Hi", "x")], metric=half, **NEW)
+        assert compare(earlier, found).measured_differently["metric_source"] == (source, metric_source(half))
+        assert "half was edited in between" in repr(compare(earlier, found))
+        assert "edited" not in repr(compare(found, found))
 
     def test_an_unknown_metric_is_named(self, tiny_vlm):
         with pytest.raises(DataError, match="'exact'; expected one of exact_match"):

@@ -11,6 +11,7 @@ from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.evaluation.compare import compare
 from ivlkit.evaluation.evaluate import evaluate
+from ivlkit.evaluation.metrics import metric_source
 from ivlkit.evaluation.report import Report, Row
 from ivlkit.evaluation.review import review as module
 from ivlkit.evaluation.review.review import EARLIER_TURNS, records_of, source_of, truth_losses
@@ -191,6 +192,21 @@ class TestDecisions:
             "after, old truths": 0.333,
             "after, new truths": 1.0,
         }
+
+    def test_a_metric_of_one_s_own_is_asked_for_and_has_to_be_the_same(self):
+        def same(reply, truth):
+            return float(reply == truth)
+
+        own = replace(REPORT, metric="same", details={"metric_source": metric_source(same)})
+        review = own.review(order="random")
+        review.correct("t.csv:3", "7")
+        with pytest.raises(DataError, match="metric, same, is a function of your own; .* pass it too: metric=…"):
+            review.scores()
+        assert round(review.scores(metric=same)["after, new truths"][0], 3) == 0.667
+        with pytest.raises(DataError, match="the metric exact_match for a report that has same; expected the same"):
+            review.scores(metric="exact_match")
+        with pytest.raises(DataError, match="the metric same, edited since the report was made"):
+            review.rescored(replace(own, details={"metric_source": "another"}), metric=same)
 
     def test_an_answer_that_is_no_text_is_refused(self):
         with pytest.raises(DataError, match=r"t\.csv:3: corrected to 7; expected a text"):

@@ -135,6 +135,26 @@ def test_the_notebook_asks_with_the_tiles_and_the_seed_of_the_report(made, rows)
     assert [asked in cell["source"] for cell in cells] == [False, False, True, True]
 
 
+def half(reply, truth):
+    return 0.5
+
+
+def test_a_metric_of_one_s_own_is_asked_for_and_the_rest_runs(made, rows, monkeypatch):
+    run, test, _, _ = made
+    report = evaluate(run, test, metric=half, max_new_tokens=8, progress=False)
+    given = export(run, rows / "given3", handover=True, test=test, report=report)
+    monkeypatch.chdir(given / "handover")
+    cells = [cell["source"] for cell in json.loads(Path("ask_and_score.ipynb").read_text())["cells"]]
+    found = {}
+    for cell in cells:
+        exec(cell, found)
+    assert found["scores"].metric == "exact_match"
+    assert cells[-1].startswith("metric = None  # half")
+    found["half"] = half
+    exec(cells[-1].replace("None", "half", 1), found)
+    assert (found["scores"].difference, found["report"].score) == (0.0, 0.5)
+
+
 def test_what_is_missing_for_it_is_named_and_nothing_is_left(made, rows):
     run, test, report, _ = made
     for source, options in (

@@ -38,6 +38,11 @@ class TestSlices:
     def test_a_value_with_a_dollar_starts_no_formula(self):
         assert slices_figure(make_report([1, 0], tasks=["$x$", "日本"]), "task").to_image().width > 100
 
+    def test_a_value_whose_letters_the_font_lacks_is_a_number_that_is_told_below(self):
+        figure = slices_figure(make_report([1, 0], tasks=["é", "日本"]), "task")
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["é (1)", "#2 (1)"]
+        assert ">#2 日本<" in figure.to_html()
+
 
 class TestPageOfTwoReports:
     def test_rows_won_come_first_then_lost_then_wrong_in_both(self):

@@ -1,6 +1,8 @@
 """Galleries: rows with questions, answers and boxes; the doctor's findings beside the rows they are about."""
 
+import io
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from ivlkit.data.rows.records import Record, Turn
 from ivlkit.models.checkup import check
 from ivlkit.show.dataset import draw_boxes, gallery_html, gallery_live, named_boxes, record_html
 from ivlkit.show.doctor import report_html
+from ivlkit.show.figure import ShownFigure
+from ivlkit.show.findings import _draw_answers
 
 HOSTILE = "<script>alert(1)</script></div>\u202eevil"
 
@@ -84,6 +88,18 @@ class TestFindings:
         html = gallery_html(open_data(folder), report=report)
         assert re.search(r'alt="1 usable rows, \d+ pictures?; tokens of a row: median \d+', html)
         assert "usable rows" in report_html(report)
+
+    def test_answers_whose_letters_the_font_lacks_are_numbers_that_are_told_below(self, write_rows, turns, tiny):
+        report = check(write_rows([{"conversations": turns("Q", answer)} for answer in ("猫", "é", "猫", "か")]), tiny)
+        html = report_html(report)
+        assert ">#1 猫, #3 か<" in html
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # "Glyph 29483 missing"
+            figure = ShownFigure(alt="")
+            _draw_answers(figure.subplots(), report.stats["answers"])
+            figure.savefig(io.BytesIO())
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert labels == ["#1", "é", "#3"] and figure.axes[0].yaxis_inverted()
 
     def test_nothing_usable_draws_no_empty_axes(self, write_rows, turns, tiny):
         report = check(write_rows([{"image": "gone.png", "conversations": turns("Q", "A")}]), tiny)

@@ -102,6 +102,13 @@ def test_changes_leave_the_named_recipe_alone():
     assert recipe("2b-lora").gpus is None
 
 
+def test_a_recipe_of_another_model_says_so_where_reasons_are_shown():
+    mixed = recipe("2b-lora", model="nano")
+    assert mixed.reasons == ("trains nano, as model='nano' asks, with the values that 2b-lora has for 2b",)
+    assert mixed.reasons[0].split(",")[0] in mixed._repr_html_()
+    assert recipe("2b-lora", model="2b").reasons == recipe("2b-lora", model="a/folder").reasons == ()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_yaml_gives_the_same_object_back(name):
     assert Recipe.from_yaml(recipe(name).to_yaml()) == recipe(name)

@@ -97,7 +97,10 @@ def convert(
     """
     _check_shares(shares)
     columns = {name: value for name, value in columns.items() if value is not None}
-    detected, rows, root = _open_source(source, images and Path(images), columns)
+    try:
+        detected, rows, root = _open_source(source, images and Path(images), columns)
+    except OSError as error:
+        raise _unreadable(error) from error
     if not root.is_dir():
         raise DataError("no folder", "the one that picture paths start from", "name it with images=", where=root)
     is_file = isinstance(source, (str, os.PathLike))
@@ -234,9 +237,10 @@ def _writing(to, name, source):
     if to.exists() and not (to.is_dir() and (note.get("source") == name or not any(to.iterdir()))):
         expected = f"a new folder or one of an earlier conversion of {name}"
         raise DataError("holds other files", expected, "name another", where=to)
-    is_new = not to.exists()
+    is_new, is_made = not to.exists(), False
     try:
         to.mkdir(parents=True, exist_ok=True)
+        is_made = True
         try:
             yield to
             _put_in_place(to)
@@ -247,7 +251,15 @@ def _writing(to, name, source):
                 shutil.rmtree(to)
             raise
     except OSError as error:
+        # A full disk names no file.
+        if is_made and error.filename and not Path(error.filename).absolute().is_relative_to(to.absolute()):
+            raise _unreadable(error) from error
         raise DataError(f"{to}: can't be written ({error.strerror}); name another folder with to=") from error
+
+
+def _unreadable(error):
+    found, todo = f"can't be read ({error.strerror})", "change its permissions, or leave it out"
+    return DataError(found, "one that can be", todo, where=error.filename)
 
 
 def _put_in_place(folder):

@@ -16,14 +16,12 @@ from pathlib import Path
 
 from ...errors import DataError
 from ..rows.fields import REFUSED_IN_ROW
-from ..rows.formats import VIDEO_PLACEHOLDER, is_nothing, with_places
+from ..rows.formats import ANSWER_COLUMNS, QUESTION_COLUMNS, VIDEO_PLACEHOLDER, is_nothing, with_places
 from ..rows.video import FRAME_SUFFIXES
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".xlsx"}
 PICTURE_SUFFIXES = FRAME_SUFFIXES | {".gif", ".jfif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pdf"}
 IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "file", "image_path", "path", "picture", "photo", "img")
-QUESTION_COLUMNS = ("question", "prompt", "instruction")
-ANSWER_COLUMNS = ("answer", "label", "caption", "text")
 DELIMITERS = (",", ";", "\t", "|")
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
@@ -112,7 +110,10 @@ def row_from_cells(cells, columns, where):
             with suppress(ValueError, TypeError):  # what is no "[0, 2.5]" is said where the row is read
                 clip = json.loads(clip)
             row["clip"] = clip
-    used, plain = {*columns.images, columns.question, columns.video, *RESERVED, *_OF_ROWS}, (str, int, float, bool)
+    used, plain = {*columns.images, columns.question, columns.video}, (str, int, float, bool)
+    if "system" not in used.union(columns.answer) and str(cells.get("system") or "").strip():
+        row["system"] = _text(cells, "system", where)
+    used |= RESERVED | _OF_ROWS
     others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
     others |= {"answers": cells["answers"]} if isinstance(cells.get("answers"), list) else {}  # all are right
     return others | row  # a report can be sliced by them

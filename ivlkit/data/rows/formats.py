@@ -7,10 +7,12 @@ an address, an object.
 
 from collections.abc import Mapping
 
-from ...errors import DataError
+from ...errors import KINDS, DataError
 from .fields import REFUSED_IN_ROW, REFUSED_IN_TURN, TRAINED, UNUSED_IN_TURN, refused
 from .media import FRAME_SUFFIXES, written_out
 
+QUESTION_COLUMNS = ("question", "prompt", "instruction")  # of a table
+ANSWER_COLUMNS = ("answer", "label", "caption", "text")
 IMAGE_PLACEHOLDER = "<image>"
 VIDEO_PLACEHOLDER = "<video>"
 SHAREGPT_ROLES = {
@@ -90,13 +92,14 @@ def from_released(row):
 def from_sharegpt(row):
     """ShareGPT and its relatives: `conversations` or `messages`, from/value or role/content, `images`, `system`."""
     turns = row["messages"] if row.get("conversations") is None and "messages" in row else row.get("conversations")
-    return (yield from _turns(turns, "conversations", word="turn", roles=SHAREGPT_ROLES)), {}
+    return (yield from _turns(row, turns, "conversations", word="turn", roles=SHAREGPT_ROLES)), {}
 
 
 def from_openai(row):
     """OpenAI's `messages`: role and content, content a text or a list of parts of text, pictures or a video."""
     found = {"image": [], "video": []}
-    return (yield from _turns(row.get("messages"), "messages", word="message", roles=OPENAI_ROLES, found=found)), found
+    how = {"word": "message", "roles": OPENAI_ROLES, "found": found}
+    return (yield from _turns(row, row.get("messages"), "messages", **how)), found
 
 
 FORMATS = {"released": from_released, "llava": from_released, "sharegpt": from_sharegpt, "openai": from_openai}
@@ -105,10 +108,18 @@ _MEDIUM_OF = {"image_url": "image", "input_image": "image", "image": "image", "v
 _REWRITTEN = {"conversations", "messages", "image", "images", "video", "videos", *REFUSED_IN_ROW}
 
 
-def _turns(turns, field, *, word, **how):
+def no_turns(row, field="conversations"):
+    """The fault of a row without turns. One with columns is a table's, which another door takes."""
+    known = KINDS["no_conversations"]
+    columns = [name for name in (*QUESTION_COLUMNS, *ANSWER_COLUMNS) if not is_nothing(row.get(name))]
+    todo = f"it has `{columns[0]}`, as a table does: take ivl.from_csv or ivlkit convert" if columns else known.todo
+    return DataError(f"no `{field}`", known.expected, todo, code="no_conversations")
+
+
+def _turns(row, turns, field, *, word, **how):
     """The turns of a list in the released shape, or None if one of them has none."""
     if not isinstance(turns, list) or not turns:
-        yield DataError(f"no `{field}`", code="no_conversations")
+        yield no_turns(row, field)
         return None
     released = []
     for number, turn in enumerate(turns, start=1):

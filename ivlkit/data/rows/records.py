@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import DataError, first_raised
 from ...views import shown
 from .fields import REFUSED_IN_TURN, read_trained, refused
-from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, release, short, with_places
+from .formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, are_frames, no_turns, release, short, with_places
 from .media import is_data_uri, is_remote, remote
 from .objects import fill_objects
 
@@ -174,7 +174,7 @@ def read_released(row, where, root):
     images = yield from _image_sources(row.get("image"), root)
     if video and images:
         yield DataError("both `image` and `video`", "one of them", "split the row")
-    turns, system = (yield from _read_turns(row.get("conversations"))), row.get("system")
+    turns, system = (yield from _read_turns(row)), row.get("system")
     if row.get("objects") and turns and None not in images:
         turns = yield from fill_objects(row["objects"], turns, images)
     if system and (not isinstance(system, str) or _HALF_CHARACTER.search(system)):
@@ -259,9 +259,10 @@ def in_its_form(path):
     return found
 
 
-def _read_turns(conversations):
+def _read_turns(row):
+    conversations = row.get("conversations")
     if not isinstance(conversations, list) or not conversations:
-        yield DataError("no `conversations`", code="no_conversations")
+        yield no_turns(row)
         return ()
     turns = []
     for number, turn in enumerate(conversations, start=1):

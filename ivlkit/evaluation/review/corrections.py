@@ -7,11 +7,12 @@ import codecs
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...data.files import replacing
-from ...data.importing.tables import ANSWER_COLUMNS, csv_rows, delimiter_of, encoding_of, xlsx_table
+from ...data.files import replacing, write_whole
+from ...data.importing.tables import csv_rows, delimiter_of, encoding_of, xlsx_table
+from ...data.rows.formats import ANSWER_COLUMNS
 from ...data.rows.records import parse_line
 from ...errors import DataError
 
@@ -47,6 +48,8 @@ def write_decisions(table, decisions, *, to=None, answer=None):
     """Write a copy of a table with the truths as decided; all else stays as it is.
 
     The split that is kept beside the table (labels.csv.split.csv) holds for the copy too: no row changes its part.
+    Decisions are kept beside the copy (labels.corrected.csv.decisions.json) and hold when it is written again, until
+    another one is made about their row. Remove the copy to begin anew.
 
     Args:
         table: the .csv, .tsv, .xlsx or .jsonl that the rows came from; it is never changed. In a spreadsheet the cells
@@ -56,24 +59,39 @@ def write_decisions(table, decisions, *, to=None, answer=None):
         to: default `labels.corrected.csv` beside it.
         answer: the column of the truth; default the one that holds them.
     Returns: `Corrections`.
-    Raises: DataError for a source that is not in the table, where a truth is no longer what was looked at, and for a
-    cell to be written that a formula fills.
+    Raises: DataError for a source that is not in the table, where a truth is no longer what was looked at, for a cell
+    to be written that a formula fills, and for another copy that is there without its decisions.
     """
     table = Path(table)
     to = Path(to) if to else table.with_name(f"{table.stem}.corrected{table.suffix}")
     if to.resolve() == table.resolve():
         raise DataError(f"{to}: is the table itself; expected a new file; your own is never changed")
+    kept = to.with_name(f"{to.name}.decisions.json")
+    is_known = to.exists() and kept.exists()
+    decisions = (_read_decisions(kept) if is_known else {}) | decisions
     by_line = _by_line(table, decisions)
     wanted = {line: each for line, each in by_line.items() if each.action != "keep"}
     suffix = table.suffix.lower()
     if suffix not in _EDITORS:
         raise DataError(f"{table}: ends with {suffix!r}; expected {', '.join(_EDITORS)}; save it as CSV")
     content = _EDITORS[suffix](table, wanted, answer) if wanted else table.read_bytes()
-    to.parent.mkdir(parents=True, exist_ok=True)
+    if to.exists() and not is_known and to.read_bytes() != content:
+        found = f"is there, and what was decided for it is not in {kept.name}"
+        raise DataError(found, "a new file", "move it away, or name another with to=…", where=to)
+    saved = {source: asdict(decision) for source, decision in decisions.items()}
+    write_whole(kept, json.dumps(saved, ensure_ascii=False, indent=1) + "\n")
     with replacing(to) as aside:
         aside.write_bytes(content)
     changes = ((line, each.action, each.truth, each.answer) for line, each in sorted(wanted.items()))
     return Corrections(to, tuple((f"{table.name}:{line}", *change) for line, *change in changes))
+
+
+def _read_decisions(path):
+    """{source: `Decision`} as an earlier call kept them."""
+    try:
+        return {source: Decision(**each) for source, each in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: no decisions ({error}); expected what an earlier call kept; move it away") from error
 
 
 def _by_line(table, decisions):
@@ -89,7 +107,7 @@ def _by_line(table, decisions):
 def _changed(where, found, decision):
     return DataError(
         f"{where}: holds {found!r:.60}, but {decision.truth!r:.60} was looked at; expected the same; the table has "
-        "changed since: review it again"
+        "changed since: review it again and write a new file (to=…)"
     )
 
 

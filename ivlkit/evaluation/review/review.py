@@ -20,7 +20,7 @@ from ...training.loop.loss import weighted_cross_entropy
 from ...training.run import VALIDATION, Run, loaded, open_again
 from ...training.runs import train
 from ...views import shown
-from ..metrics import score_rows
+from ..metrics import metric_of, score_rows
 from ..pictures import media_key
 from .corrections import Decision, write_decisions
 
@@ -213,11 +213,14 @@ class Review:
         """Write the decisions as `labels.corrected.csv` beside labels.csv; see `write_decisions`."""
         return write_decisions(table, self.decisions, to=to, answer=answer)
 
-    def rescored(self, report=None):
+    def rescored(self, report=None, *, metric=None):
         """A report of the same rows with the truths as decided: dropped rows are left out.
 
-        Args: report: the one reviewed, or another of the same rows, such as before training.
-        Raises: DataError unless rows were drawn at random: looking only where the model disagrees raises its score.
+        Args:
+            report: the one reviewed, or another of the same rows, such as before training.
+            metric: the function that it was evaluated with, where that is one of your own.
+        Raises: DataError unless rows were drawn at random: looking only where the model disagrees raises its score; for
+        a function that is not given, or not the same.
         """
         if self.order != "random":
             raise DataError(
@@ -225,8 +228,9 @@ class Review:
                 "replies would raise its score"
             )
         report = report or self.report
+        metric = metric_of(report, metric)
         rows = [row for row in map(self._as_decided, report.rows, sources_of(report)) if row]
-        scores, numbers = score_rows(report.metric, rows)
+        scores, numbers = score_rows(metric, rows)
         rows = tuple(replace(row, score=score) for row, score in zip(rows, scores, strict=True))
         return replace(report, rows=rows, numbers=numbers, controls={}, labellers={})
 
@@ -237,11 +241,14 @@ class Review:
             return row
         return None if decision.action == "drop" else replace(row, truth=decision.answer, answers=())
 
-    def scores(self, before=None):
-        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones."""
+    def scores(self, before=None, *, metric=None):
+        """{"before, old truths": (score, low, high), …}: each report with the old truths and with the new ones.
+
+        Args: before: another report of the same rows; metric and what is raised as in `rescored`.
+        """
         found = {}
         for name, report in {"before": before, "after": self.report}.items():
-            for truths, each in (("old", report), ("new", report and self.rescored(report))):
+            for truths, each in (("old", report), ("new", report and self.rescored(report, metric=metric))):
                 if each is not None:
                     found[f"{name}, {truths} truths"] = (each.score, *each.interval)
         return found

@@ -20,8 +20,16 @@ _CELLS = (
     'import ivlkit as ivl\n\nvlm = ivl.load("..")  # the model: this folder\'s parent\nvlm',
     "reply = vlm.chat({question!r}, images={images!r})\nreply",
     'found = ivl.predict(vlm, "test/rows.jsonl", **{options})  # or a folder of new pictures, with question="…"\nfound',
+)
+_SCORE = (
     'report = ivl.evaluate(vlm, "test/rows.jsonl", metric={metric!r}, **{options})\n'
-    'scores = ivl.compare("report.json", report)  # the score that was handed over beside this one\nscores',
+    'scores = ivl.compare("report.json", report)  # the score that was handed over beside this one\nscores'
+)
+_OWN_METRIC = (  # the function is not in the folder
+    "metric = None  # {metric} of (reply, truth), with which report.json was scored: ask for it and put it here\n"
+    'report = ivl.evaluate(vlm, "test/rows.jsonl", metric=metric or "exact_match", **{options})\n'
+    'scores = ivl.compare("report.json", report) if metric else report  # the score that was handed over beside this\n'
+    "scores"
 )
 
 
@@ -120,7 +128,7 @@ def _write_notebook(folder, report, record, images, *, max_tiles):
     cells = [
         {"cell_type": "code", "id": f"cell-{number}", "metadata": {}, "execution_count": None, "outputs": []}
         | {"source": cell.format(**filled)}
-        for number, cell in enumerate(_CELLS)
+        for number, cell in enumerate((*_CELLS, _OWN_METRIC if report.has_own_metric else _SCORE))
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
