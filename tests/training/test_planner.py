@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from ivlkit.training.recipes import RECIPES, recipe
 from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import optimizer_bytes
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ROW_TOKENS, ROW_TILES = 2260, 8.2  # of the measured mix
 GIB = 2**30
 
@@ -48,6 +50,13 @@ def test_a_measured_run_is_predicted_within_10_percent_of_its_peak_and_25_of_its
     seconds = predict_seconds(wrapped, model.config, chosen, place, **sizes)
     assert 64 * ROW_TOKENS / seconds == pytest.approx(point.tokens_a_second, rel=0.25)
     assert f"{point.peak_gib} GiB" in find_measured(chosen)
+
+
+def test_a_measured_run_stands_in_the_benchmarks_pages():
+    notes, growth = ((BENCHMARKS / name).read_text() for name in ("NOTES.md", "scaling.md"))
+    for one in MEASURED:
+        rate = f"{one.tokens_a_second:,}"
+        assert rate in notes and f"{one.peak_gib} GiB allocated, {rate} tokens/s on an {one.card}" in growth
 
 
 def test_a_plan_with_settings_that_were_measured_says_so():
