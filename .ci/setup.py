@@ -48,7 +48,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", default=str(ROOT / ".venv"), help="where the environment lies")
     parser.add_argument("--torch", default="", help="torch as pip takes it: 'torch==2.13.0'; replaces another")
-    parser.add_argument("--level", default="dev", choices=sorted(LEVELS), help="demo: without what tests and notebooks need")
+    parser.add_argument("--level", default="dev", choices=sorted(LEVELS), help="demo: not what tests or notebooks need")
     return parser.parse_args()
 
 
