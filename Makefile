@@ -16,7 +16,7 @@ help:  ## list what make can do
 setup:  ## make .venv with what the notebooks and the tests need; does nothing when it is there
 	@$(SETUP)
 
-setup-all:  ## the same with bitsandbytes
+setup-all:  ## the same, by its earlier name
 	@$(SETUP) --level all
 
 demo:  ## fine-tune the embedded model on handwritten digits: before, after, a report

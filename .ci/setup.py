@@ -19,8 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_PYTHON = (3, 11)
-# (GB to download, GB on disk), measured with everything installed; PyPI's torch for Linux brings CUDA along.
-SIZES_GB = {"kept": (0.3, 1.1), "cpu": (0.5, 2.0), "cuda": (3.2, 6.7)}
+# (GB to download, GB on disk), measured with everything installed; PyPI's torch for Linux brings CUDA along, which took
+# 2.7 and 4.7 GB more than a CPU build.
+SIZES_GB = {"kept": (0.4, 1.5), "cpu": (0.6, 2.3), "cuda": (3.3, 7.0)}
 DOWNLOAD_MB_PER_S = 12  # a line of 100 Mbit/s
 MINUTES_TO_UNPACK = 2
 LEVELS = {"demo": "", "dev": "[dev,notebooks]", "all": "[dev,all]"}  # extras; each level holds what is before it
@@ -47,7 +48,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", default=str(ROOT / ".venv"), help="where the environment lies")
     parser.add_argument("--torch", default="", help="torch as pip takes it: 'torch==2.13.0'; replaces another")
-    parser.add_argument("--level", default="dev", choices=sorted(LEVELS), help="all: bitsandbytes too")
+    parser.add_argument("--level", default="dev", choices=sorted(LEVELS), help="demo: not what tests or notebooks need")
     return parser.parse_args()
 
 
@@ -115,7 +116,7 @@ def check_disk(venv, torch):
         print(f"torch {torch_version(venv)} is in {venv} and stays")
     if kind == "cuda" and not shutil.which("nvidia-smi"):
         print(
-            "No NVIDIA card? A CPU build of torch takes a quarter of what follows: copy its pip line from "
+            "No NVIDIA card? A CPU build of torch takes a third of what follows: copy its pip line from "
             'pytorch.org/get-started into make setup TORCH="..."'
         )
     minutes = MINUTES_TO_UNPACK + download * 1000 / DOWNLOAD_MB_PER_S / 60

@@ -19,7 +19,7 @@ RECEIPT = (
 
 
 def save_photo(pixels, name):
-    """An RGB array, 448 px wide, as a JPEG of 20 to 35 KB."""
+    """An RGB array, 448 px wide, as a JPEG of 18 to 36 KB."""
     image = Image.fromarray(pixels)
     height_px = round(PHOTO_WIDTH_PX * image.height / image.width)
     image.resize((PHOTO_WIDTH_PX, height_px), Image.Resampling.LANCZOS).save(

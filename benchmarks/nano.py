@@ -6,7 +6,7 @@
     python benchmarks/nano.py curve          # score over 25 to 400 rows
     python benchmarks/nano.py forgetting     # what it still knows after handwriting, alone and with 10 % of old rows
     python benchmarks/nano.py forgetting --recipes nano-lora nano-full --rows 400 --train-rows 1200 --epochs 2 --to \
-        ivlkit/nano/forgetting.json          # the log that notebook 09 shows, about 10 minutes on 2 cores
+        ivlkit/nano/forgetting.json          # the log that notebook 11 shows, about 10 minutes on 2 cores
     python benchmarks/nano.py equality       # greedy replies on CPU and GPU, and after a save and a load
     python benchmarks/nano.py float8         # beside float32: untrained, trained on it, and exported after that
 

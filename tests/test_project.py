@@ -155,7 +155,7 @@ class TestSetup:
     def test_size_and_minutes_are_said_before_anything_is_fetched(self, setup, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 99e9}))
         setup.check_disk(tmp_path / "venv", "torch==2.13.0+cpu")
-        expected = "up to 0.5 GB to download, 2.0 GB on disk (99.0 GB free), about 3 minutes at 100 Mbit/s\n"
+        expected = "up to 0.6 GB to download, 2.3 GB on disk (99.0 GB free), about 3 minutes at 100 Mbit/s\n"
         assert capsys.readouterr().out == expected
 
     def test_a_missing_venv_module_is_named_with_its_package(self, setup, tmp_path, monkeypatch, capsys):

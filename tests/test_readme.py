@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivlkit.cli import main
-from ivlkit.demo import write_rows
+from ivlkit.demo import TEST_ROWS, TRAIN_ROWS, write_rows
 from ivlkit.evaluation.compare import compare
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +81,11 @@ def test_every_file_it_links_to_exists(path):
 def test_it_is_read_in_a_minute():
     assert len(README.splitlines()) <= 120
     assert all(f"](docs/{path.name})" in README for path in DOCS)
+
+
+def test_it_counts_rows_and_notebooks_as_they_are():
+    assert f"![{TEST_ROWS} handwritten" in README and f"LoRA on {TRAIN_ROWS:,} other numbers" in README
+    assert "Fifteen notebooks" in README and len(list((ROOT / "notebooks").glob("*.ipynb"))) == 15
 
 
 def test_its_figures_of_gpus_are_those_of_the_notebook():

@@ -6,7 +6,9 @@ from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.evaluation.metrics import exact_match, iou_at_50
 from ivlkit.models.families import NANO_FOLDER
 from ivlkit.models.load import load
-from ivlkit.nano.curriculum import Curriculum
+from ivlkit.nano.curriculum import TASKS, Curriculum
+from ivlkit.nano.scene import FONTS
+from ivlkit.nano.vocabulary import HELD_OUT_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,13 @@ def nano():
 
 def test_the_weights_are_at_most_8_megabytes():
     assert (NANO_FOLDER / "model.safetensors").stat().st_size <= 8_000_000
+
+
+def test_the_card_counts_as_the_package_does(nano):
+    parameters = sum(one.numel() for one in nano.model.parameters())
+    told = f"{len(TASKS)} tasks", f"{len(FONTS)} fonts", f"{len(HELD_OUT_WORDS)} other words", f"| {parameters:,} |"
+    card = (NANO_FOLDER / "MODEL_CARD.md").read_text()
+    assert [each for each in told if each not in card] == []
 
 
 @pytest.fixture(scope="module")

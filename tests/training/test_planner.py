@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from ivlkit.training.recipes import RECIPES, recipe
 from ivlkit.training.runs import execute, write_run
 from ivlkit.training.tuning import optimizer_bytes
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ROW_TOKENS, ROW_TILES = 2260, 8.2  # of the measured mix
 GIB = 2**30
 
@@ -69,6 +71,13 @@ def test_what_each_of_two_gpus_held_is_predicted_within_10_percent(name, stage, 
     batch = SimpleNamespace(tokens=bin_tokens, tiles=round(bin_tokens * ROW_TILES / ROW_TOKENS))
     parts = batch_parts(wrapped, model.config, chosen, batch, device_type="cuda")
     assert sum(parts.values()) / GIB == pytest.approx(peak_gib, rel=0.1)
+
+
+def test_a_measured_run_stands_in_the_benchmarks_pages():
+    notes, growth = ((BENCHMARKS / name).read_text() for name in ("NOTES.md", "scaling.md"))
+    for one in MEASURED:
+        rate = f"{one.tokens_a_second:,}"
+        assert rate in notes and f"{one.peak_gib} GiB allocated, {rate} tokens/s on an {one.card}" in growth
 
 
 def test_a_plan_with_settings_that_were_measured_says_so():

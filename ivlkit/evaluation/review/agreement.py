@@ -64,7 +64,7 @@ def cohens_kappa(first, second):
 
 
 def said_of_agreement(rows, equal, kappa, **_):
-    """ "Two labellers agree on 27 of 30 rows (74–97 %), kappa 0.87: no score above that means anything."."""
+    """ "Two labellers agree on 27 of 30 rows (74–97 %), kappa 0.80: no score above that means anything."."""
     low, high = share_interval(equal, rows)
     told = "" if kappa is None else f", kappa {kappa:.2f}"
     return (

@@ -37,8 +37,8 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
             they are made whole before it is folded in. An adapter trained on float8 goes into the original weights:
             pass its run; the card tells how far replies are from those on float8.
         to: the new folder; it must not exist. Killed at any moment, there is no such folder, or a complete one.
-        layout: "released", which the original code and the serving tools read; "adapter", tens of MB for someone who
-            has the base; "transformers", which plain transformers reads.
+        layout: "released", which the original code and the serving tools read; "adapter" (the 2B's: 69 MB) for someone
+            who has the base; "transformers", which plain transformers reads.
         scores: {"what was measured": number} for the model card.
         device: of the proof; default the GPU if there is one.
         handover: of a run, also write `handover/` for a colleague: labels and split as tables, run.yaml, the report,

@@ -38,7 +38,7 @@ from .prediction import BUS_RATE, CONTEXT_GIB, batch_parts, bus_seconds, disk_by
 
 TILE_CASES = (12, 6, 1)
 TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
-# Optimizer, log and the launches that small bins wait for: fitted to seven runs of the 2B on one H200, 182 steps of
+# Optimizer, log and the launches that small bins wait for: fitted to seven runs of the 2B on one H200, 188 steps of
 # 3,000 to 18,000 tokens, which it meets within 27 %. Steps of 100,000 tokens don't show it.
 STEP_SECONDS = 0.45
 
