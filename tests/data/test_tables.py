@@ -241,6 +241,18 @@ def test_an_excel_file(tmp_path, photos):
     assert "xlsx, sheet 'Labels', the first of 2 sheets" in repr(data)
 
 
+def test_an_excel_file_is_read_as_it_is_shown(tmp_path, photos):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for sheet, label in ((book.active, "old"), (book.create_sheet("Now"), 0.12345678901234567)):
+        sheet.append(["file", "label"])
+        sheet.append(["p0.jpg", label])
+    book.worksheets[0].sheet_state, book.active = "hidden", 1
+    book.save(tmp_path / "labels.xlsx")
+    data = ivl.from_csv(tmp_path / "labels.xlsx", images=photos, question=QUESTION, answer="label")
+    assert answers(data) == ["0.123456789012346"] and "xlsx, sheet 'Now'" in repr(data)
+
+
 def test_an_excel_file_that_is_none_is_refused(write_csv):
     pytest.importorskip("openpyxl")
     with pytest.raises(

@@ -290,7 +290,8 @@ def xlsx_table(path):
         raise DataError(f"{path}: .xlsx needs a library: pip install openpyxl; or save it as CSV") from error
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheet = book.worksheets[0]
+        shown = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+        sheet = shown[0]  # a hidden one is no one's table: Excel shows none without the others
         rows = [(number, list(cells)) for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
     except Exception as error:  # a damaged archive raises whatever its parser meets first
         raise DataError(f"{path}: can't be read ({error}); expected an Excel file; save it anew or as CSV") from error
@@ -298,14 +299,16 @@ def xlsx_table(path):
     _, header = next(lines, (1, None))
     if header is None:
         raise DataError(f"{path.name}:1: no header (the sheet is empty); expected column names")
-    more = f", the first of {len(book.worksheets)} sheets" if len(book.worksheets) > 1 else ""
+    more = f", the first of {len(shown)} sheets" if len(shown) > 1 else ""
     return header, lines, f"xlsx, sheet {sheet.title!r}{more}"
 
 
 def _plain(cell):
-    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day."""
+    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day, 0.3 for a computed 0.30000000000000004."""
     if isinstance(cell, float) and cell.is_integer():
         return int(cell)
+    if isinstance(cell, float):
+        return float(f"{cell:.15g}")  # the digits that a spreadsheet counts with and shows
     if isinstance(cell, (datetime.date, datetime.time)):
         return cell.isoformat().removesuffix("T00:00:00")
     return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)
