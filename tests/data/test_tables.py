@@ -11,6 +11,7 @@ import ivlkit as ivl
 from ivlkit.data.datasets.opening import from_dataset, open_data
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
+from ivlkit.data.rows.media import open_image
 from ivlkit.data.rows.records import accepted_truth
 from ivlkit.errors import DataError
 
@@ -273,6 +274,16 @@ def test_a_page_of_a_pdf_becomes_a_picture(tmp_path, write_csv, draw_picture):
     errors = (data.path.parent / "rejects.jsonl").read_text().splitlines()
     assert "two.pdf has 2 pages; expected the page, two.pdf#page=1" in errors[0]
     assert "page '3' of " in errors[1] and "which is no PDF; remove #page=" in errors[2]
+
+
+def test_a_page_of_a_tiff_becomes_a_picture(tmp_path, write_csv, draw_picture):
+    first, second = (draw_picture(150, 300, seed=seed) for seed in range(2))
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
+    path = write_csv("file,label\ntwo.tif#page=2,b\ntwo.tif#page=3,c\n")
+    data = ivl.from_csv(path, question=QUESTION, rejects="list")
+    assert answers(data) == ["b"] and open_image(data[0].images[0]).tobytes() == second.tobytes()
+    assert "page '3' of " in (error := (data.path.parent / "rejects.jsonl").read_text())
+    assert "which has 2; expected 1 to 2" in error
 
 
 def test_heic_in_a_table(tmp_path, write_csv, draw_picture):
