@@ -520,6 +520,25 @@ def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, sa
         convert(path, tmp_path / "out", question="Q?", answer="count")
 
 
+def test_a_region_of_label_studio_belongs_to_the_picture_that_it_was_drawn_on(save, tmp_path):
+    for picture in ("a.jpg", "b.jpg"):
+        save(f"photos/{picture}")
+    (task,) = studio({"b.jpg": [("cup", 50, 20, 50, 60), ("pen", 0, 0, 20, 20)]})
+    task["data"] = {"left": "/data/upload/a.jpg", "right": "/data/upload/b.jpg"}
+    cup, pen, *_ = result = task["annotations"][0]["result"]
+    cup["to_name"] = pen["to_name"] = "right"
+    result.append({"type": "relation", "from_id": "1", "to_id": "2", "direction": "right"})
+    data = ivl.open_data(save("project.json", [task]))
+    assert [record.images[0].name for record in data] == ["b.jpg", "b.jpg"]
+    pen["to_name"] = "left"
+    with pytest.raises(DataError, match=r"project.json: task 1: regions of several pictures \(left, right\)"):
+        ivl.open_data(save("project.json", [task]))
+    del cup["to_name"], pen["to_name"]
+    cup["image_rotation"] = pen["image_rotation"] = 90
+    with pytest.raises(DataError, match="a region of cup that is no upright rectangle"):
+        ivl.open_data(save("project.json", [task]))
+
+
 def test_a_label_or_a_text_of_its_own_in_the_same_place_belongs_to_the_rectangle(save):
     path = write_studio(save)
     tasks = studio()
