@@ -86,7 +86,11 @@ def label(
     if before := _open.pop(path, None):
         before.close()
     labels = Labels(path, by=_user() if by is None else by)
-    form = {"columns": list(columns or ()), "choices": list(map(str, choices or ())), "boxes": boxes}
+    form = {
+        "columns": list(columns or ()),
+        "choices": [str(choice).strip() for choice in choices or ()],
+        "boxes": boxes,
+    }
     _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[path]
 
@@ -210,7 +214,8 @@ class Labelling:
     def _values(self, text):
         """What the browser holds of an answer; "Dog." is the choice "dog"."""
         plain = text.strip(" .").casefold()
-        text = next((choice for choice in self.form["choices"] if choice.casefold() == plain), text)
+        if text not in self.form["choices"]:  # there may be "a" beside "A"
+            text = next((choice for choice in self.form["choices"] if choice.casefold() == plain), text)
         return answer_values(text, self.form["columns"], boxes=self.form["boxes"])
 
     def close(self):

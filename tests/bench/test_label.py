@@ -147,6 +147,8 @@ class TestTable:
 
     def test_a_word_cannot_close_its_own_mark(self):
         assert answer_text([["a</ref>", 1, 2, 3, 4]]) == "<ref>a/ref</ref><box>[[1, 2, 3, 4]]</box>"
+        for word, kept in (("<5 mm", "<5 mm"), ("a -> b", "a -> b"), ("<<ref>>", "ref"), ("a</ref", "a</ref")):
+            assert answer_values(answer_text([[word, 1, 2, 3, 4]]), boxes=True) == [[kept, 1, 2, 3, 4]]
 
     def test_a_reply_that_is_no_json_stands_in_the_first_column(self):
         assert answer_values("an Audi", ["make", "colour"]) == ["an Audi", ""]
@@ -420,6 +422,13 @@ def test_a_question_with_a_mark_or_space_around_it_is_the_same_one_when_opened_a
 def test_a_journal_of_questions_with_space_around_them_gives_each_row_once(photos):
     Labels("labels.csv").add("photos/a.png", "Which number? ", id="1", how="typed", answer="17")
     assert list(Labels("labels.csv").state) == [("photos/a.png", "Which number?")]
+
+
+def test_choices_may_differ_in_their_case_only(photos, begin):
+    opened = begin(photos, "Grade?", choices=["A", "a", "b "], suggest={photos / "a.png": "a", photos / "b.jpg": "B."})
+    assert [opened._suggestion(number)["suggestion"] for number in (0, 1)] == [["a"], ["b"]]
+    answer(opened, 0, "a")
+    assert begin(photos, "Grade?", choices=["A", "a", "b "]).rows[0]["values"] == ["a"]
 
 
 def test_choices_and_suggestions_may_be_numbers(photos, begin):
