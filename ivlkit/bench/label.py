@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.groups import file_digest
-from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
+from ..data.importing.tables import (
+    PICTURE_SUFFIXES,
+    TABLE_SUFFIXES,
+    choose_columns,
+    row_from_cells,
+    table_cells,
+    visible_files,
+)
 from ..data.rows.formats import without_places
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
+from ..data.rows.records import numbered_rows
 from ..data.splits import default_file, read_split
 from ..errors import DataError, IvlkitError
 from ..models.vlm import VLM
@@ -164,12 +172,23 @@ def _suggested(suggest, starts):
 
 
 def _told_in(table):
-    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote."""
-    for _, row in table_rows(table, question="Suggested?")[1]:
-        if isinstance(row, DataError):
-            raise row
-        sure = row.get("confidence")
-        yield row["image"], (row["conversations"][1]["value"], float(sure) if sure else None)
+    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote.
+
+    A reply without a word suggests nothing.
+    """
+    table, columns = Path(table), None
+    lines = table_cells(table, table.name)[2] if table.suffix.lower() in TABLE_SUFFIXES else numbered_rows(table)
+    for where, cells in lines:
+        if isinstance(cells, DataError):
+            raise cells
+        columns = columns or choose_columns(list(cells), f"{table.name}:1", question="Suggested?")
+        if cells.get(columns.answer[0]) in (None, ""):
+            continue
+        row, sure = row_from_cells(cells, columns, where), cells.get("confidence")
+        try:
+            yield row["image"], (row["conversations"][1]["value"], None if sure in (None, "") else float(sure))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the confidence {sure!r}", "a number from 0 to 1", "correct it", where=where) from error
 
 
 def _reply(vlm, item):

@@ -101,6 +101,14 @@ class TestTable:
         Path("answers.csv").write_text("file,answer,confidence\na.png,17,0.9\nmore/c.png,0,\n", encoding="utf-8")
         assert begin("photos/", "What?", suggest="answers.csv").suggested == {0: ("17", 0.9), 2: ("0", None)}
         assert begin("photos/", "What?", suggest={"b.jpg": 18}).suggested == {1: ("18", None)}
+        lines = [{"file": "a.png", "answer": 0, "confidence": 0.9}, {"file": "b.jpg", "answer": ""}]
+        Path("answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        assert begin("photos/", "What?", suggest="answers.jsonl").suggested == {
+            0: ("17", 0.9)
+        }  # of a silent reply none
+        Path("answers.csv").write_text("file,answer,confidence\na.png,17,90 %\n", encoding="utf-8")
+        with pytest.raises(DataError, match="answers.csv:2: the confidence '90 %'; expected a number from 0 to 1"):
+            begin("photos/", "What?", suggest="answers.csv")
         with pytest.raises(DataError, match=r"none of the pictures, but .*z\.png; expected .*photos/a\.png"):
             begin("photos/", "What?", suggest={"z.png": "18"})
 

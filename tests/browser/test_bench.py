@@ -224,14 +224,6 @@ def test_suggestions_come_while_one_waits_and_every_key_works_in_the_notebook(op
     assert page.locator(".jp-Notebook.jp-mod-editMode, .jp-Dialog").count() == 0
 
 
-def test_the_last_answer_is_taken_back_where_no_picture_follows(open_label):
-    page, folder = open_label('import ivlkit as ivl\nivl.label(["photos/00.jpg"], "What number?")')
-    answer(page, 0, "17")
-    wait_for((folder / "labels.csv").exists, "the table")
-    page.keyboard.press("Control+z")
-    wait_for(lambda: table(folder) == [], "the answer taken back")
-
-
 def test_the_saved_notebook_keeps_a_line_and_no_picture(open_label):
     page, folder = open_label(LABEL)
     page.keyboard.type("17")
