@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.groups import file_digest
-from ..data.importing.tables import (
-    PICTURE_SUFFIXES,
-    TABLE_SUFFIXES,
-    choose_columns,
-    row_from_cells,
-    table_cells,
-    visible_files,
-)
+from ..data.importing.tables import PICTURE_SUFFIXES, choose_columns, row_from_cells, table_cells, visible_files
 from ..data.rows.formats import without_places
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
 from ..data.rows.records import numbered_rows
@@ -94,11 +87,8 @@ def label(
     if before := _open.pop(path, None):
         before.close()
     labels = Labels(path, by=_user() if by is None else by)
-    form = {
-        "columns": list(columns or ()),
-        "choices": [str(choice).strip() for choice in choices or ()],
-        "boxes": boxes,
-    }
+    choices = [str(choice).strip() for choice in choices or ()]
+    form = {"columns": list(columns or ()), "choices": choices, "boxes": boxes}
     _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[path]
 
@@ -172,23 +162,16 @@ def _suggested(suggest, starts):
 
 
 def _told_in(table):
-    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote.
-
-    A reply without a word suggests nothing.
-    """
+    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote, but empty ones."""
     table, columns = Path(table), None
-    lines = table_cells(table, table.name)[2] if table.suffix.lower() in TABLE_SUFFIXES else numbered_rows(table)
-    for where, cells in lines:
+    is_json = table.suffix.lower() in (".jsonl", ".ndjson")
+    for where, cells in numbered_rows(table) if is_json else table_cells(table, table.name)[2]:
         if isinstance(cells, DataError):
             raise cells
         columns = columns or choose_columns(list(cells), f"{table.name}:1", question="Suggested?")
-        if cells.get(columns.answer[0]) in (None, ""):
-            continue
-        row, sure = row_from_cells(cells, columns, where), cells.get("confidence")
-        try:
-            yield row["image"], (row["conversations"][1]["value"], None if sure in (None, "") else float(sure))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"the confidence {sure!r}", "a number from 0 to 1", "correct it", where=where) from error
+        if cells.get(columns.answer[0]) not in (None, ""):
+            row, sure = row_from_cells(cells, columns, where), cells.get("confidence")
+            yield row["image"], (row["conversations"][1]["value"], float(sure) if sure else None)
 
 
 def _reply(vlm, item):

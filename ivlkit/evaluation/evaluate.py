@@ -9,7 +9,6 @@ from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -132,7 +131,7 @@ def _usable_records(data, processor, metric, *, progress):
     """The rows. Raises: DataError for what would fail during the replies, or once all are there."""
     if isinstance(data, Data):
         measure(data, processor, draw=None, progress=progress).check(data.path)
-        if again := len(data) - len(set(zip(*map(np.ndarray.tolist, data.places()), strict=True))):
+        if again := len(data) - len(set(zip(*(numbers.tolist() for numbers in data.places()), strict=True))):
             said = f"{again:,} of {len(data):,} rows of {data.path} repeat others, as `repeat_time` says: each counts "
             warnings.warn(f"{said}again, and the interval is too narrow; evaluate data without it", stacklevel=3)
     records = records_in(data)

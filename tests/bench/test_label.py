@@ -103,12 +103,7 @@ class TestTable:
         assert begin("photos/", "What?", suggest={"b.jpg": 18}).suggested == {1: ("18", None)}
         lines = [{"file": "a.png", "answer": 0, "confidence": 0.9}, {"file": "b.jpg", "answer": ""}]
         Path("answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        assert begin("photos/", "What?", suggest="answers.jsonl").suggested == {
-            0: ("17", 0.9)
-        }  # of a silent reply none
-        Path("answers.csv").write_text("file,answer,confidence\na.png,17,90 %\n", encoding="utf-8")
-        with pytest.raises(DataError, match="answers.csv:2: the confidence '90 %'; expected a number from 0 to 1"):
-            begin("photos/", "What?", suggest="answers.csv")
+        assert begin("photos/", "What?", suggest="answers.jsonl").suggested == {0: ("0", 0.9)}
         with pytest.raises(DataError, match=r"none of the pictures, but .*z\.png; expected .*photos/a\.png"):
             begin("photos/", "What?", suggest={"z.png": "18"})
 

@@ -7,7 +7,6 @@ of change. Nothing is pickled: the file is a plain `.npy` of int64.
 
 import contextlib
 import hashlib
-import mmap
 import os
 import secrets
 import stat
@@ -109,16 +108,10 @@ class LineIndex:
         """Refuse a file whose rows are others than when it was indexed; more may stand behind them."""
         found = os.fstat(file.fileno())
         seen = found.st_size, found.st_mtime_ns
-        if seen != self._seen and (found.st_size < self.size_bytes or _digest(file, self.size_bytes) != self.sha256):
+        if seen != self._seen and hashlib.sha256(file.read(self.size_bytes)).hexdigest() != self.sha256:
             todo = "open it again; give each conversion of a table a folder of its own, to=…"
             raise self._fault("changed since it was opened", "the rows that it had", todo)
         self._seen = seen
-
-
-def _digest(file, size):
-    """SHA-256 of its first bytes, mapped and not read into memory at once."""
-    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as start:
-        return hashlib.sha256(start).hexdigest()
 
 
 def _is_whole(stored):

@@ -107,11 +107,13 @@ class PictureTaker:
         path = self.find(name, where)
         if path.suffix.lower() == ".pdf":
             return self._write_png(render_page(path, page, where))
-        if not page:
-            return path
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return self._write_png(tiff_page(path, page, where))
-        raise DataError(f"{where}: page {page!r} of {path}, which is no PDF; remove #page=")
+        if page and path.suffix.lower() in (".tif", ".tiff"):
+            with OpenPicture(path, where) as picture:
+                picture.image.seek(_page_number(page, picture.num_pages, path, where) - 1)
+                return self._write_png(picture.take_rgb())
+        if page:
+            raise DataError(f"{where}: page {page!r} of {path}, which is no PDF; remove #page=")
+        return path
 
     def find(self, name, where):
         """The file of this name below the root; backslashes, another case and a missing suffix are seen through."""
@@ -176,14 +178,6 @@ def render_page(path, page, where):
         size_px = (round(side_pt * scale) for side_pt in chosen.get_size())
         check_pixels(*size_px, name=f"page {page or 1} of {path}", where=where)
         return chosen.render(scale=scale).to_pil().convert("RGB")
-
-
-def tiff_page(path, page, where):
-    """A page of a TIFF, counted from 1, as a PIL image. Raises: DataError if it is not there or can't be read."""
-    with OpenPicture(path, where) as picture:
-        picture.image.seek(_page_number(page, getattr(picture.image, "n_frames", 1), path, where) - 1)
-        check_pixels(*picture.image.size, name=f"page {page} of {path}", where=where)
-        return picture.take_rgb()
 
 
 def _page_number(page, count, path, where):

@@ -52,9 +52,7 @@ def _csv_rows(path, name):
 def _values(result):
     """{field: what was chosen or typed, or its regions}."""
     row = {}
-    for found in result:
-        if found.get("type") == "relation":  # of two regions
-            continue
+    for found in (each for each in result if each.get("type") != "relation"):  # of two regions
         value = found["value"] | {key: found[key] for key in _OF_REGIONS if key in found}
         is_region = "x" in value or any(key.endswith("labels") for key in value)
         row.setdefault(found["from_name"], []).extend([value] if is_region else _listed(found["value"]))
@@ -70,7 +68,7 @@ def _listed(value):
 def _labelled(row, where):
     picture, texts, regions = None, {}, []
     for key, value in row.items():
-        if picture is None and (found := _picture(value)):
+        if picture is None and isinstance(value, str) and (found := _picture(value)):
             picture = found
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             regions += value
@@ -80,7 +78,7 @@ def _labelled(row, where):
     shown = {region["to_name"] for region in regions if "to_name" in region}
     if len(shown) > 1:
         raise ValueError(f"regions of several pictures ({', '.join(sorted(shown))})")
-    picture = next((found for name in shown if (found := _picture(row.get(name)))), picture)
+    picture = next((found for name in shown if (found := _picture(str(row.get(name))))), picture)
     if picture is None:
         raise ValueError("no field that names a picture")
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
@@ -105,8 +103,6 @@ def _boxes(regions):
 
 def _picture(address):
     """The path in "/data/upload/7/0a1b2c3d-dog.png", "/data/local-files/?d=media/dog.png" or "s3://bucket/dog.png"."""
-    if not isinstance(address, str):
-        return None
     parts = urlsplit(address)
     path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
     is_picture = path.lower().endswith(tuple(PICTURE_SUFFIXES))

@@ -305,10 +305,8 @@ def xlsx_table(path):
 
 def _plain(cell):
     """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day, 0.3 for a computed 0.30000000000000004."""
-    if isinstance(cell, float) and cell.is_integer():
-        return int(cell)
-    if isinstance(cell, float):
-        return float(f"{cell:.15g}")  # the digits that a spreadsheet counts with and shows
+    if isinstance(cell, float):  # 15 digits are those that a spreadsheet shows
+        return int(cell) if cell.is_integer() else float(f"{cell:.15g}")
     if isinstance(cell, (datetime.date, datetime.time)):
         return cell.isoformat().removesuffix("T00:00:00")
     return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)

@@ -40,7 +40,6 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{8,}(?:=\s*){0,2}")
 _HEAD_BYTES, _TAIL_BYTES = 12, 1024
 _LAST_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82", "gif": b";"}
 _PADDING = b"\0\r\n \xff"  # that some programs write behind a picture
-NEW_SUBFILE_TYPE = 254  # a tag of TIFF
 SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations whose picture is turned by a quarter
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,8 +100,8 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
         is_turned = picture.orientation in TURNS
         odd, kind = picture.darkness(), picture.image.format.lower()
-        if kind == "tiff" and (pages := picture.count_pages()) > 1:
-            odd["several_pages"] = f"has {pages} pages"
+        if kind == "tiff" and picture.num_pages > 1:
+            odd["several_pages"] = f"has {picture.num_pages} pages"
     kind = "jpeg" if kind == "mpo" else kind  # a JPEG with more pictures behind the first
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
@@ -281,15 +280,11 @@ class OpenPicture:
             brightest = int(values.max()) * (257 if values.dtype == np.uint8 else 1)  # Pillow keeps 8 bits of colours
             return {"dark_depth": f"has values up to {brightest:,} of 65,535"} if brightest < DARK else {}
 
-    def count_pages(self):
-        """Pages of a TIFF without the smaller copies of one that some programs put behind it."""
+    @property
+    def num_pages(self):
+        """Pages of a TIFF, smaller copies of a page included; 1 of other pictures, but for animations."""
         with self._explained():
-            marks = []
-            for number in range(self.image.n_frames):
-                self.image.seek(number)
-                marks.append(self.image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1)  # 1 marks a smaller copy
-            self.image.seek(0)
-            return marks.count(0)
+            return getattr(self.image, "n_frames", 1)
 
     def ends(self):
         """(first bytes, last bytes, bytes in all) of a file."""

@@ -140,8 +140,11 @@ def frame_files(video):
 def _animation(video, where, rules):
     with Image.open(video.path, formats=known_formats()) as image:
         check_pixels(*image.size, name=video.path, where=where)
-        total = getattr(image, "n_frames", 1)
-        begins = _begins(image, total) if video.clip else [0.0]
+        total, begins = getattr(image, "n_frames", 1), [0.0]  # the second of each frame, and the end
+        for number in range(total) if video.clip else ():
+            image.seek(number)
+            image.load()  # only then WebP says how long a frame is shown
+            begins.append(begins[-1] + (image.info.get("duration") or 100) / 1000)  # 0.1 s unsaid, as viewers do
         ends = np.interp(video.clip or (), begins, range(len(begins)))
 
         def frames(numbers):
@@ -151,16 +154,6 @@ def _animation(video, where, rules):
                 yield open_image(frame, where, rules=rules)
 
         yield VideoHeader(*_clip_frames(video, total, ends, begins[-1], where), *image.size), frames
-
-
-def _begins(image, total):
-    """The second at which each frame begins, and the end: [0, 5, 5.1] for one frame of 5 s and one of 0.1 s."""
-    begins = [0.0]
-    for number in range(total):
-        image.seek(number)
-        image.load()  # only then WebP says how long a frame is shown
-        begins.append(begins[-1] + (image.info.get("duration") or 100) / 1000)  # as viewers do where nothing is said
-    return begins
 
 
 # Files of frames over time
