@@ -122,7 +122,7 @@ def write_coco(save):
 def write_yolo(save):
     for name, boxes in BOXES.items():
         save(f"set/images/{name}")
-        save(f"set/labels/{name[0]}.txt", yolo_lines(boxes))
+        save(f"set/labels/{name[0]}.txt", "\ufeff" + yolo_lines(boxes))  # a mark as Windows' editors write it
     return save("set/classes.txt", "cup\npen\n").parent
 
 
@@ -320,6 +320,10 @@ def test_voc_has_the_parts_of_its_image_sets_and_all_pictures_have_one_or_are_li
     assert "Annotations/b.xml: in no part of the split; expected train" in done.first_rejects[0]
     save("set/ImageSets/Main/train.txt", "a\nb\n")
     assert convert(folder, tmp_path / "out").rejected == 0
+    save("set/JPEGImages/a ü.jpg")
+    save("set/Annotations/a ü.xml", voc("a ü.jpg", BOXES["a.jpg"]))
+    save("set/ImageSets/Main/val.txt", "a ü\n")
+    assert convert(folder, tmp_path / "out").rows == {"train": 3, "validation": 2}
 
 
 def test_a_single_file_is_split_like_any_other_source(save, tmp_path):
