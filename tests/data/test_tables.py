@@ -112,6 +112,12 @@ def test_one_byte_of_another_encoding_costs_its_row_and_no_other(tmp_path, photo
     assert answers(ivl.from_csv(path, images=photos, question=QUESTION, rejects="list")) == ["café"]
 
 
+def test_a_table_of_ms_dos_is_not_misread_in_silence(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,ein grünes Haus\n", encoding="cp850")
+    with pytest.raises(DataError, match="labels.csv:2: byte 0x81 in cell 2 is not cp1252; .* or save all as UTF-8"):
+        ivl.from_csv(path, images=photos, question=QUESTION)
+
+
 def test_a_tsv_is_cut_at_tabs(write_csv, photos):
     path = write_csv("file\tlabel\np0.jpg\ta,b,c\n", "labels.tsv")
     assert answers(ivl.from_csv(path, images=photos, question=QUESTION)) == ["a,b,c"]

@@ -27,7 +27,6 @@ ANSWER_COLUMNS = ("answer", "label", "caption", "text")
 DELIMITERS = (",", ";", "\t", "|")
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
-_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # such bytes are in latin-1, which has all
 _WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
 _OF_ROWS = {"objects", *REFUSED_IN_ROW}  # fields of other formats; a column of such a name is none of these
@@ -203,7 +202,6 @@ def encoding_of(path):
     character, "°" or "à", says nothing; three in a row, even between ASCII letters, are no Western word.
     """
     right = wrong = words = foreign = 0
-    encoding = "cp1252"
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -217,7 +215,6 @@ def encoding_of(path):
                 right, wrong = right + is_right, wrong + (not is_right)
                 found = [word for word in _WORDS.findall(line) if len(word) > 1 and not word.isascii()]
                 words, foreign = words + len(found), foreign + sum(map(bool, map(_FOREIGN.search, found)))
-                encoding = "latin-1" if _NOT_CP1252.search(line) else encoding
     except OSError as error:
         found = f"can't be read ({error.strerror})"
         raise DataError(found, "a table", "check the path", where=path) from error
@@ -226,7 +223,7 @@ def encoding_of(path):
     if 2 * foreign > words:
         found = "not UTF-8, and its words are not Western ones"
         raise DataError(found, "UTF-8", "save it as CSV in UTF-8", where=path)
-    return encoding
+    return "cp1252"  # a byte that it lacks is its row's fault: in latin-1 it would be a control character
 
 
 def delimiter_of(path, encoding):
@@ -248,7 +245,7 @@ def _csv_lines(path, encoding, delimiter):
                 if isinstance(cells, list) and (wrong := _NOT_UTF8.search(raw)):
                     number = next(number for number, cell in enumerate(cells, start=1) if wrong[0] in cell)
                     said = f"byte 0x{ord(wrong[0]) - 0xDC00:02x} in cell {number} is not {encoding}"
-                    cells = ValueError(f"{said}; type the character anew")
+                    cells = ValueError(f"{said}; type the character anew, or save all as UTF-8")
                 if isinstance(cells, Exception) or any(cell.strip() for cell in cells):
                     yield line, cells
     except UnicodeError as error:
