@@ -287,8 +287,7 @@ def xlsx_table(path):
         raise DataError(f"{path}: .xlsx needs a library: pip install openpyxl; or save it as CSV") from error
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        shown = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
-        sheet = shown[0]  # a hidden one is no one's table: Excel shows none without the others
+        sheet, *others = shown_sheets(book)
         rows = [(number, list(cells)) for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
     except Exception as error:  # a damaged archive raises whatever its parser meets first
         raise DataError(f"{path}: can't be read ({error}); expected an Excel file; save it anew or as CSV") from error
@@ -296,8 +295,13 @@ def xlsx_table(path):
     _, header = next(lines, (1, None))
     if header is None:
         raise DataError(f"{path.name}:1: no header (the sheet is empty); expected column names")
-    more = f", the first of {len(shown)} sheets" if len(shown) > 1 else ""
+    more = f", the first of {1 + len(others)} sheets" if others else ""
     return header, lines, f"xlsx, sheet {sheet.title!r}{more}"
+
+
+def shown_sheets(book):
+    """The sheets of a workbook that a person sees; the first one is the table."""
+    return [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
 
 
 def _plain(cell):
