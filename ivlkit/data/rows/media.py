@@ -145,8 +145,8 @@ def written_out(source):
     if isinstance(source, list):
         return [written_out(one) for one in source]
     text = source
-    if isinstance(source, Mapping) and source.keys() & {"bytes", "path"}:
-        if source.get("bytes") is None:
+    if isinstance(source, Mapping) and "bytes" in source:
+        if source["bytes"] is None:
             return source.get("path")
         text = source["bytes"]
     elif isinstance(source, str) and not source.startswith(_BASE64_STARTS) and len(source) <= LONGEST_PATH:
