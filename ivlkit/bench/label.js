@@ -171,6 +171,7 @@ function render({ model, el }) {
     if (how === "skipped") return;
     done.push({ number: at, values: before, how: was });
     Object.assign(rows[at], { values: kept, how });
+    now.edited = false;  // the last row stays: what Ctrl+Z takes back there is the answer
   }
 
   function howSaved() {

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data.groups import file_digest
-from ..data.importing.tables import PICTURE_SUFFIXES, table_rows, visible_files
+from ..data.importing.tables import PICTURE_SUFFIXES, choose_columns, row_from_cells, table_cells, visible_files
 from ..data.rows.formats import without_places
 from ..data.rows.media import UPRIGHT_ON_WHITE, open_image
+from ..data.rows.records import numbered_rows
 from ..data.splits import default_file, read_split
 from ..errors import DataError, IvlkitError
 from ..models.vlm import VLM
@@ -86,7 +87,8 @@ def label(
     if before := _open.pop(path, None):
         before.close()
     labels = Labels(path, by=_user() if by is None else by)
-    form = {"columns": list(columns or ()), "choices": list(map(str, choices or ())), "boxes": boxes}
+    choices = [str(choice).strip() for choice in choices or ()]
+    form = {"columns": list(columns or ()), "choices": choices, "boxes": boxes}
     _open[path] = Labelling(items, labels, form, vlm=vlm, widget=widget)
     return _open[path]
 
@@ -160,12 +162,16 @@ def _suggested(suggest, starts):
 
 
 def _told_in(table):
-    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote."""
-    for _, row in table_rows(table, question="Suggested?")[1]:
-        if isinstance(row, DataError):
-            raise row
-        sure = row.get("confidence")
-        yield row["image"], (row["conversations"][1]["value"], float(sure) if sure else None)
+    """Yield (name of a picture, (answer, confidence)) of the rows that `predict` or a person wrote, but empty ones."""
+    table, columns = Path(table), None
+    is_json = table.suffix.lower() in (".jsonl", ".ndjson")
+    for where, cells in numbered_rows(table) if is_json else table_cells(table, table.name)[2]:
+        if isinstance(cells, DataError):
+            raise cells
+        columns = columns or choose_columns(list(cells), f"{table.name}:1", question="Suggested?")
+        if cells.get(columns.answer[0]) not in (None, ""):
+            row, sure = row_from_cells(cells, columns, where), cells.get("confidence")
+            yield row["image"], (row["conversations"][1]["value"], float(sure) if sure else None)
 
 
 def _reply(vlm, item):
@@ -210,7 +216,8 @@ class Labelling:
     def _values(self, text):
         """What the browser holds of an answer; "Dog." is the choice "dog"."""
         plain = text.strip(" .").casefold()
-        text = next((choice for choice in self.form["choices"] if choice.casefold() == plain), text)
+        if text not in self.form["choices"]:  # there may be "a" beside "A"
+            text = next((choice for choice in self.form["choices"] if choice.casefold() == plain), text)
         return answer_values(text, self.form["columns"], boxes=self.form["boxes"])
 
     def close(self):

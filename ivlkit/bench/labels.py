@@ -23,6 +23,7 @@ ANSWERED = TYPED, *_ = ("typed", "accepted", "corrected")  # beside these a step
 UNUSABLE, SKIPPED, UNDONE = "unusable", "skipped", "undone"
 FIELDS = ("file", "question", "answer", "how", "suggested", "confidence", "by", "at")
 JOURNAL = ".journal.jsonl"
+_MARK = re.compile("<+(/?(?:ref|box))>+")  # what a box's word can't hold: it would close its own
 
 
 class Labels:
@@ -138,7 +139,7 @@ def answer_text(values, columns=()):
     Args: values: one text; a text for each of several `columns`, which give JSON; or boxes [word, x1, y1, x2, y2].
     """
     if values and isinstance(values[0], list):
-        return "".join(box_text(re.sub("[<>]", "", word).strip(), box) for word, *box in values)
+        return "".join(box_text(_MARK.sub(r"\1", word).strip(), box) for word, *box in values)
     texts = [value.strip() or None for value in values]
     if columns:
         return json.dumps(dict(zip(columns, texts, strict=True)), ensure_ascii=False) if any(texts) else ""

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from ..data.rows.boxes import BOX, parse_boxes
+from ..data.rows.boxes import BOX, NAME, parse_boxes
 from ..errors import DataError
 from .normalise import accepted, best_accepted, collapse, composed
 
@@ -18,7 +18,7 @@ IOU_THRESHOLD = 0.5
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 COCO_RECALLS = np.linspace(0, 1, 101)
 COCO_MOST_BOXES = 100  # of a class in a picture, those with the highest scores
-_PART = re.compile(rf"<ref>(?P<name>[^<]*)</ref>|(?P<box>{BOX.pattern})|</box>")
+_PART = re.compile(rf"{NAME}|(?P<box>{BOX.pattern})|</box>")
 
 
 def intersection_over_union(first, second):

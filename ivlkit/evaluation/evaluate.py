@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -132,6 +133,9 @@ def _usable_records(data, processor, metric, *, progress):
     """The rows. Raises: DataError for what would fail during the replies, or once all are there."""
     if isinstance(data, Data):
         measure(data, processor, draw=None, progress=progress).check(data.path)
+        if again := len(data) - len(set(zip(*(numbers.tolist() for numbers in data.places()), strict=True))):
+            said = f"{again:,} of {len(data):,} rows of {data.path} repeat others, as `repeat_time` says: each counts "
+            warnings.warn(f"{said}again, and the interval is too narrow; evaluate data without it", stacklevel=3)
     records = records_in(data)
     if not records:
         raise DataError("no rows to evaluate; expected at least one")

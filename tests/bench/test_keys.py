@@ -207,6 +207,12 @@ class TestControl:
         assert page.answers[-1] == ("0.jpg", "undone", None)
         assert page.text("counted") == "0 of 6 labelled"
 
+    def test_z_takes_it_back_where_no_picture_follows(self, open_label):
+        page = open_label(rows=1)
+        page.type("17")
+        page.press("Enter", "Control+z")
+        assert page.answers[-1] == ("0.jpg", "undone", None) and page.typed == ""
+
     def test_z_gives_back_the_answer_before_a_correction(self, open_label):
         page = open_label()
         page.type("17")

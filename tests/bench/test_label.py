@@ -101,6 +101,9 @@ class TestTable:
         Path("answers.csv").write_text("file,answer,confidence\na.png,17,0.9\nmore/c.png,0,\n", encoding="utf-8")
         assert begin("photos/", "What?", suggest="answers.csv").suggested == {0: ("17", 0.9), 2: ("0", None)}
         assert begin("photos/", "What?", suggest={"b.jpg": 18}).suggested == {1: ("18", None)}
+        lines = [{"file": "a.png", "answer": 0, "confidence": 0.9}, {"file": "b.jpg", "answer": ""}]
+        Path("answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        assert begin("photos/", "What?", suggest="answers.jsonl").suggested == {0: ("0", 0.9)}
         with pytest.raises(DataError, match=r"none of the pictures, but .*z\.png; expected .*photos/a\.png"):
             begin("photos/", "What?", suggest={"z.png": "18"})
 
@@ -147,6 +150,8 @@ class TestTable:
 
     def test_a_word_cannot_close_its_own_mark(self):
         assert answer_text([["a</ref>", 1, 2, 3, 4]]) == "<ref>a/ref</ref><box>[[1, 2, 3, 4]]</box>"
+        for word, kept in (("<5 mm", "<5 mm"), ("a -> b", "a -> b"), ("<<ref>>", "ref"), ("a</ref", "a</ref")):
+            assert answer_values(answer_text([[word, 1, 2, 3, 4]]), boxes=True) == [[kept, 1, 2, 3, 4]]
 
     def test_a_reply_that_is_no_json_stands_in_the_first_column(self):
         assert answer_values("an Audi", ["make", "colour"]) == ["an Audi", ""]
@@ -420,6 +425,13 @@ def test_a_question_with_a_mark_or_space_around_it_is_the_same_one_when_opened_a
 def test_a_journal_of_questions_with_space_around_them_gives_each_row_once(photos):
     Labels("labels.csv").add("photos/a.png", "Which number? ", id="1", how="typed", answer="17")
     assert list(Labels("labels.csv").state) == [("photos/a.png", "Which number?")]
+
+
+def test_choices_may_differ_in_their_case_only(photos, begin):
+    opened = begin(photos, "Grade?", choices=["A", "a", "b "], suggest={photos / "a.png": "a", photos / "b.jpg": "B."})
+    assert [opened._suggestion(number)["suggestion"] for number in (0, 1)] == [["a"], ["b"]]
+    answer(opened, 0, "a")
+    assert begin(photos, "Grade?", choices=["A", "a", "b "]).rows[0]["values"] == ["a"]
 
 
 def test_choices_and_suggestions_may_be_numbers(photos, begin):

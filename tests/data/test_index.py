@@ -136,6 +136,18 @@ def test_a_file_that_changes_meanwhile_is_refused(large, monkeypatch):
         LineIndex(large)
 
 
+def test_a_file_that_is_written_anew_under_an_open_data_set_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    index = LineIndex(path)
+    with open(path, "a") as file:  # more rows change none
+        file.write('{"a": 4}\n')
+    assert index.line(1)[0] == b'{"a": 2}\n' and len(index) == 2
+    path.write_text('{"a": 1}\n{"a": 3}\n')
+    with pytest.raises(DataError, match="a.jsonl: changed since it was opened; expected the rows that it had; open it"):
+        index.line(1)
+
+
 def test_processes_that_build_at_once_leave_one_whole_index(large):
     code = f"from ivlkit.data.datasets.index import LineIndex; print(len(LineIndex({str(large)!r})))"
     env = os.environ | {"PYTHONPATH": str(Path(ivlkit.__file__).parents[1])}

@@ -122,7 +122,7 @@ def write_coco(save):
 def write_yolo(save):
     for name, boxes in BOXES.items():
         save(f"set/images/{name}")
-        save(f"set/labels/{name[0]}.txt", yolo_lines(boxes))
+        save(f"set/labels/{name[0]}.txt", "\ufeff" + yolo_lines(boxes))  # a mark as Windows' editors write it
     return save("set/classes.txt", "cup\npen\n").parent
 
 
@@ -320,6 +320,10 @@ def test_voc_has_the_parts_of_its_image_sets_and_all_pictures_have_one_or_are_li
     assert "Annotations/b.xml: in no part of the split; expected train" in done.first_rejects[0]
     save("set/ImageSets/Main/train.txt", "a\nb\n")
     assert convert(folder, tmp_path / "out").rejected == 0
+    save("set/JPEGImages/a ü.jpg")
+    save("set/Annotations/a ü.xml", voc("a ü.jpg", BOXES["a.jpg"]))
+    save("set/ImageSets/Main/val.txt", "a ü\n")
+    assert convert(folder, tmp_path / "out").rows == {"train": 3, "validation": 2}
 
 
 def test_a_single_file_is_split_like_any_other_source(save, tmp_path):
@@ -518,6 +522,25 @@ def test_regions_of_label_studio_that_are_no_upright_boxes_are_listed(change, sa
     assert (done.rows, done.rejected) == ({"train": 1}, 0)  # boxes are not asked about
     with pytest.raises(DataError, match="the cell 'count' is empty"):
         convert(path, tmp_path / "out", question="Q?", answer="count")
+
+
+def test_a_region_of_label_studio_belongs_to_the_picture_that_it_was_drawn_on(save, tmp_path):
+    for picture in ("a.jpg", "b.jpg"):
+        save(f"photos/{picture}")
+    (task,) = studio({"b.jpg": [("cup", 50, 20, 50, 60), ("pen", 0, 0, 20, 20)]})
+    task["data"] = {"left": "/data/upload/a.jpg", "right": "/data/upload/b.jpg"}
+    cup, pen, *_ = result = task["annotations"][0]["result"]
+    cup["to_name"] = pen["to_name"] = "right"
+    result.append({"type": "relation", "from_id": "1", "to_id": "2", "direction": "right"})
+    data = ivl.open_data(save("project.json", [task]))
+    assert [record.images[0].name for record in data] == ["b.jpg", "b.jpg"]
+    pen["to_name"] = "left"
+    with pytest.raises(DataError, match=r"project.json: task 1: regions of several pictures \(left, right\)"):
+        ivl.open_data(save("project.json", [task]))
+    del cup["to_name"], pen["to_name"]
+    cup["image_rotation"] = pen["image_rotation"] = 90
+    with pytest.raises(DataError, match="a region of cup that is no upright rectangle"):
+        ivl.open_data(save("project.json", [task]))
 
 
 def test_a_label_or_a_text_of_its_own_in_the_same_place_belongs_to_the_rectangle(save):

@@ -317,6 +317,12 @@ def test_an_array_that_is_no_picture_is_refused(pixels):
         open_image(pixels, WHERE)
 
 
+def test_a_video_in_a_picture_s_place_is_said(tmp_path):
+    (tmp_path / "a.MP4").write_bytes(b"\0\0\0\x1cftypmp42")
+    with pytest.raises(DataError, match="a.MP4 is not a picture Pillow can read; name it in `video`"):
+        open_image(tmp_path / "a.MP4")
+
+
 @pytest.mark.parametrize("read", [open_image, image_size])
 @pytest.mark.parametrize(
     ("content", "message"),

@@ -346,6 +346,8 @@ def test_places_are_where_rows_are_read_from(write_sets):
 def test_a_selection_of_rows_that_are_not_there_is_refused(write_meta, numbers):
     with pytest.raises(DataError, match="a selection of no rows|selected of 10; expected 0 to 9"):
         open_data(write_meta()).select(numbers)
+    with pytest.raises(DataError, match="rows -1 to 5 selected of 10"):
+        open_data(write_meta()).select([5, -1])
 
 
 def test_the_fingerprint_minds_the_root_but_not_where_the_folder_lies(tmp_path, write_rows, turns):

@@ -187,6 +187,15 @@ def test_a_picture_is_of_twelve_bits_if_no_value_needs_more(found, tmp_path, top
     assert bool(found([row("Q", "A", "a.png")], "dark_depth")) == warned
 
 
+def test_a_tiff_of_several_pages_is_said(found, tmp_path, draw_picture):
+    first, second, third = (draw_picture(64, 64, seed=seed) for seed in range(3))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second, third])
+    first.save(tmp_path / "b.tif")
+    assert found([row("Q0", "A", "a.tif"), row("Q1", "B", "b.tif")], "several_pages") == [
+        ("train.jsonl:1", f"{tmp_path / 'a.tif'} has 3 pages")
+    ]
+
+
 def _png_of_16_bit_colours(value):
     import struct
     import zlib

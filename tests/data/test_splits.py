@@ -168,6 +168,13 @@ def test_two_data_sets_in_one_folder_do_not_disturb_each_other(write_noise, writ
     assert sides(opened(write_table(rows)).split()) == first
 
 
+def test_a_part_may_have_any_name(write_noise, write_table):
+    first, others = opened(write_table([(file, "A") for file in write_noise(0, 10)])).split(
+        **{"a b": 0.5, "_rest": 0.5}
+    )
+    assert len(first) + len(others) == 10
+
+
 def test_a_table_saved_under_another_name_begins_with_the_split_of_the_first(tmp_path, write_noise, write_table):
     rows = [(file, "A") for file in write_noise(0, 60)]
     first = sides(opened(write_table(rows)).split(seed=5))

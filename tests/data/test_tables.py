@@ -14,6 +14,7 @@ from ivlkit.data.datasets.opening import from_dataset, open_data
 from ivlkit.data.datasets.questions import questions_of
 from ivlkit.data.importing.convert import convert
 from ivlkit.data.importing.tables import table_rows
+from ivlkit.data.rows.media import open_image
 from ivlkit.data.rows.records import Turn, accepted_truth
 from ivlkit.errors import DataError
 
@@ -112,6 +113,12 @@ def test_one_byte_of_another_encoding_costs_its_row_and_no_other(tmp_path, photo
     with pytest.raises(DataError, match="labels.csv:3: byte 0xf6 in cell 2 is not utf-8; type the character anew"):
         ivl.from_csv(path, images=photos, question=QUESTION)
     assert answers(ivl.from_csv(path, images=photos, question=QUESTION, rejects="list")) == ["café"]
+
+
+def test_a_table_of_ms_dos_is_not_misread_in_silence(write_csv, photos):
+    path = write_csv("file,label\np0.jpg,ein grünes Haus\n", encoding="cp850")
+    with pytest.raises(DataError, match="labels.csv:2: byte 0x81 in cell 2 is not cp1252; .* or save all as UTF-8"):
+        ivl.from_csv(path, images=photos, question=QUESTION)
 
 
 def test_a_tsv_is_cut_at_tabs(write_csv, photos):
@@ -244,6 +251,18 @@ def test_an_excel_file(tmp_path, photos):
     assert "xlsx, sheet 'Labels', the first of 2 sheets" in repr(data)
 
 
+def test_an_excel_file_is_read_as_it_is_shown(tmp_path, photos):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for sheet, label in ((book.active, "old"), (book.create_sheet("Now"), 0.12345678901234567)):
+        sheet.append(["file", "label"])
+        sheet.append(["p0.jpg", label])
+    book.worksheets[0].sheet_state, book.active = "hidden", 1
+    book.save(tmp_path / "labels.xlsx")
+    data = ivl.from_csv(tmp_path / "labels.xlsx", images=photos, question=QUESTION, answer="label")
+    assert answers(data) == ["0.123456789012346"] and "xlsx, sheet 'Now'" in repr(data)
+
+
 def test_an_excel_file_that_is_none_is_refused(write_csv):
     pytest.importorskip("openpyxl")
     with pytest.raises(
@@ -264,6 +283,16 @@ def test_a_page_of_a_pdf_becomes_a_picture(tmp_path, write_csv, draw_picture):
     errors = (data.path.parent / "rejects.jsonl").read_text().splitlines()
     assert "two.pdf has 2 pages; expected the page, two.pdf#page=1" in errors[0]
     assert "page '3' of " in errors[1] and "which is no PDF; remove #page=" in errors[2]
+
+
+def test_a_page_of_a_tiff_becomes_a_picture(tmp_path, write_csv, draw_picture):
+    first, second = (draw_picture(150, 300, seed=seed) for seed in range(2))
+    first.save(tmp_path / "two.tif", save_all=True, append_images=[second])
+    path = write_csv("file,label\ntwo.tif#page=2,b\ntwo.tif#page=3,c\n")
+    data = ivl.from_csv(path, question=QUESTION, rejects="list")
+    assert answers(data) == ["b"] and open_image(data[0].images[0]).tobytes() == second.tobytes()
+    assert "page '3' of " in (error := (data.path.parent / "rejects.jsonl").read_text())
+    assert "which has 2; expected 1 to 2" in error
 
 
 def test_heic_in_a_table(tmp_path, write_csv, draw_picture):

@@ -163,6 +163,17 @@ def test_a_gif_and_other_animations(tmp_path):
         assert [number_of(frame) for frame in clipped] == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_a_clip_of_an_animation_goes_by_the_time_of_each_frame(tmp_path, name):
+    first, *others = [numbered(number) for number in range(6)]
+    times = [5000, *[200] * 5]
+    first.save(tmp_path / name, save_all=True, append_images=others, duration=times, lossless=True)
+    for clip, numbers in (((0.0, 5.0), [0]), ((5.0, 5.4), [1, 2]), ((5.6, 60.0), [4, 5])):
+        assert [number_of(frame) for frame in sample_frames(Video(tmp_path / name, clip))] == numbers
+    with pytest.raises(DataError, match=r"which has 6 frames in 6.00 s, holds none"):
+        read_header(Video(tmp_path / name, (6.0, 7.0)), WHERE)
+
+
 def test_a_folder_of_frames_goes_by_number(tmp_path):
     for number in (0, 1, 2, 9, 10, 11, 100):
         numbered(number).save(tmp_path / f"frame_{number}.png")

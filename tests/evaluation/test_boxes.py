@@ -107,6 +107,12 @@ class TestSeveralBoxes:
         assert iou_at_50(f"<ref>Dog</ref><box>[{RIGHT}]</box> <ref>cat</ref><box>[{LEFT}]</box>", truth) == 1.0
         assert iou_at_50(f"<ref>dog</ref><box>[{LEFT}]</box> <ref>cat</ref><box>[{RIGHT}]</box>", truth) == 0.0
 
+    def test_a_name_may_have_an_angle_bracket(self):
+        truth = f"<ref><5 mm</ref><box>[{LEFT}]</box> <ref>a < b</ref><box>[{RIGHT}]</box>"
+        assert iou_at_50(truth, truth) == 1.0
+        assert iou_at_50(f"<ref><5 mm</ref><box>[{RIGHT}]</box> <ref>a < b</ref><box>[{LEFT}]</box>", truth) == 0.0
+        assert iou_at_50(f"<ref>cat <box>[{LEFT}]</box></ref>", f"<ref>cat</ref><box>[{LEFT}]</box>") == 1.0
+
     def test_one_name_may_be_said_otherwise(self):
         assert iou_at_50(f"<ref>the cat</ref><box>[{LEFT}]</box>", f"<ref>cat</ref><box>[{LEFT}]</box>") == 1.0
 

@@ -225,6 +225,15 @@ class TestSpreadsheets:
         assert sheet.column_dimensions["A"].width == 33 and len(sheet.conditional_formatting) == 1
         assert book.worksheets[1]["A1"].value == "=COUNTIF(Sheet!B:B,7)"
 
+    def test_it_is_written_to_the_sheet_that_is_seen(self, make):
+        import openpyxl
+
+        book = openpyxl.load_workbook(path := make(self.ROWS))
+        book.create_sheet("old", 0).sheet_state, book.active = "hidden", 1
+        book.save(path)
+        done = write_decisions(path, {"t.xlsx:3": correct("7", "17")})
+        assert self.cells(done.path) == [] and self.cells(done.path, 1)[2] == ["b.png", 17, "y"]
+
     @pytest.mark.parametrize(
         ("old", "new", "found"),
         [

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,15 @@ class TestEvaluate:
     def test_no_rows_are_an_error(self, tiny_vlm):
         with pytest.raises(DataError, match="no rows"):
             evaluate(tiny_vlm, [])
+
+    def test_rows_that_a_meta_file_repeats_are_said(self, tiny_vlm, write_rows, turns, tmp_path, recwarn):
+        path = write_rows([{"id": number, "conversations": turns("Hi", str(number))} for number in range(4)])
+        entry = {"root": ".", "annotation": path.name}
+        for repeat, said in ((1, []), (2.5, ["6 of 10 rows of .* repeat others, as `repeat_time` says"])):
+            (tmp_path / "meta.json").write_text(json.dumps({"a": entry | {"repeat_time": repeat}}))
+            evaluate(tiny_vlm, tmp_path / "meta.json", **NEW)
+            found = [str(one.message) for one in recwarn if "repeat_time" in str(one.message)]
+            assert len(found) == len(said) and all(map(re.match, said, found))
 
     @pytest.mark.parametrize("rows", [[{"image": "a.png"}], ["a.png"], 5])
     def test_rows_that_are_no_records_are_refused(self, tiny_vlm, rows):

@@ -28,6 +28,7 @@ class TestBoxes:
         text = "<ref>cup</ref><box>[[100, 200, 300, 400]]</box> and <box>[[0, 0, 10, 10], [5, 5, 9, 9]]</box>"
         found = [("cup", (100, 200, 300, 400)), ("", (0, 0, 10, 10)), ("", (5, 5, 9, 9))]
         assert named_boxes(text) == found
+        assert named_boxes("<ref><5 mm</ref><box>[[0, 0, 10, 10]]</box>") == [("<5 mm", (0, 0, 10, 10))]
 
     def test_a_box_is_drawn_in_thousandths_of_the_picture(self):
         drawn = np.asarray(draw_boxes(Image.new("RGB", (400, 200), "black"), [("", (250, 500, 750, 1000))]))

@@ -41,6 +41,7 @@ class LineIndex:
         self.offsets = stored[8 : 9 + rows]  # the last is the end of the file
         self._blanks = stored[9 + rows :]  # blank line k stands after this many rows
         self.size_bytes = int(stored[1])
+        self._seen = size, changed_ns
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -96,11 +97,21 @@ class LineIndex:
         """The lines of rows start … stop - 1, read at once: [bytes, …]."""
         first, last = int(self.offsets[start]), int(self.offsets[stop])
         with open(self.path, "rb") as file:
+            self._check_unchanged(file)
             file.seek(first)
             block = file.read(last - first)
         edges = (np.asarray(self.offsets[start : stop + 1]) - first).tolist()
         ends = [block.find(b"\n", begin) + 1 or len(block) for begin in edges[:-1]]  # blank lines may follow a row
         return [block[begin:end] for begin, end in zip(edges[:-1], ends, strict=True)]
+
+    def _check_unchanged(self, file):
+        """Refuse a file whose rows are others than when it was indexed; more may stand behind them."""
+        found = os.fstat(file.fileno())
+        seen = found.st_size, found.st_mtime_ns
+        if seen != self._seen and hashlib.sha256(file.read(self.size_bytes)).hexdigest() != self.sha256:
+            todo = "open it again; give each conversion of a table a folder of its own, to=…"
+            raise self._fault("changed since it was opened", "the rows that it had", todo)
+        self._seen = seen
 
 
 def _is_whole(stored):

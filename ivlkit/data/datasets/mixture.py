@@ -149,7 +149,7 @@ class Data:
         elif numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
             said = f"a selection of {numbers.dtype}", "row numbers", "use np.flatnonzero"
         elif numbers.min() < 0 or numbers.max() >= len(self):
-            said = f"row {numbers.max()} selected of {len(self)}", f"0 to {len(self) - 1}"
+            said = f"rows {numbers.min()} to {numbers.max()} selected of {len(self)}", f"0 to {len(self) - 1}"
         if said:
             raise DataError(*said, where=self.path)
         return self._selected(numbers)
@@ -198,7 +198,7 @@ class Data:
         for said in placement.keep():
             warnings.warn(said, stacklevel=2)
         cut = (self._selected(np.flatnonzero(part_of == number), name) for number, name in enumerate(parts))
-        return namedtuple("Split", parts)(*cut)
+        return namedtuple("Split", parts, rename=True)(*cut)
 
     def _split_file(self):
         """Where the split is kept: beside the data, or beside the table or folder that it was converted from."""

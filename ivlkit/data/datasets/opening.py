@@ -46,7 +46,7 @@ def from_csv(
     """A table of pictures and labels (CSV, TSV, XLSX, JSON) as a data set; `ivl.train`, `encode` and `check` take it.
 
     The rows are written as the released JSONL into the folder `to`, which a run can open again. Separator and encoding
-    are detected. A picture may be named without its suffix and with backslashes; a page of a PDF is `scan.pdf#page=2`.
+    are detected. A picture may be named without suffix or with backslashes; a page of a PDF or TIFF is `a.pdf#page=2`.
 
     Args:
         images: folder that the pictures' names start from; default the table's own.

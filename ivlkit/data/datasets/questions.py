@@ -7,11 +7,11 @@ from ...errors import DataError, all_faults
 from ..importing.gather import PictureTaker
 from ..importing.tables import PICTURE_SUFFIXES, TABLE_SUFFIXES, rows_of_cells, table_rows, visible_files
 from ..rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, with_places
+from ..rows.media import VIDEO_SUFFIXES
 from ..rows.records import Record, Turn, Video, numbered_rows, read_row
 from .opening import open_data
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
-MEDIA_SUFFIXES = PICTURE_SUFFIXES - {".pdf"} | VIDEO_SUFFIXES
+MEDIA_SUFFIXES = PICTURE_SUFFIXES - {".pdf"} | {*VIDEO_SUFFIXES}
 
 
 def questions_of(data, *, question=None, root=None):

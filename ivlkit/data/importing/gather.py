@@ -12,7 +12,7 @@ from ...errors import DataError
 from ..files import write_if_changed
 from ..groups import file_digest
 from ..rows.formats import are_frames, is_nothing
-from ..rows.media import check_picture, check_pixels, is_data_uri, is_remote, open_image, remote, uri_bytes
+from ..rows.media import OpenPicture, check_picture, check_pixels, is_data_uri, is_remote, open_image, remote, uri_bytes
 from ..rows.records import path_inside
 from ..rows.video import check_end, frame_files
 from .tables import PICTURE_SUFFIXES
@@ -107,6 +107,10 @@ class PictureTaker:
         path = self.find(name, where)
         if path.suffix.lower() == ".pdf":
             return self._write_png(render_page(path, page, where))
+        if page and path.suffix.lower() in (".tif", ".tiff"):
+            with OpenPicture(path, where) as picture:
+                picture.image.seek(_page_number(page, picture.num_pages, path, where) - 1)
+                return self._write_png(picture.take_rgb())
         if page:
             raise DataError(f"{where}: page {page!r} of {path}, which is no PDF; remove #page=")
         return path
@@ -170,9 +174,13 @@ def render_page(path, page, where):
         count, scale = len(document), PDF_DPI / 72
         if not page and count > 1:
             raise DataError(f"{path} has {count} pages", f"the page, {path.name}#page=1", where=where)
-        if page and not (page.isdecimal() and 1 <= int(page) <= count):
-            raise DataError(f"page {page!r} of {path}, which has {count}", f"1 to {count}", where=where)
-        chosen = document[int(page or 1) - 1]
+        chosen = document[_page_number(page or "1", count, path, where) - 1]
         size_px = (round(side_pt * scale) for side_pt in chosen.get_size())
         check_pixels(*size_px, name=f"page {page or 1} of {path}", where=where)
         return chosen.render(scale=scale).to_pil().convert("RGB")
+
+
+def _page_number(page, count, path, where):
+    if page.isdecimal() and 1 <= int(page) <= count:
+        return int(page)
+    raise DataError(f"page {page!r} of {path}, which has {count}", f"1 to {count}", where=where)

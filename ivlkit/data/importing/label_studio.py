@@ -10,6 +10,7 @@ from .tables import PICTURE_SUFFIXES, table_cells
 
 _OWN = {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time"}
 _SIDES, _SIZE = ("x", "y", "width", "height"), ("original_width", "original_height")
+_OF_REGIONS = (*_SIZE, "to_name", "image_rotation")  # what stands beside the `value` of a region
 
 
 def read_label_studio(path, name):
@@ -51,8 +52,8 @@ def _csv_rows(path, name):
 def _values(result):
     """{field: what was chosen or typed, or its regions}."""
     row = {}
-    for found in result:
-        value = found["value"] | {key: found[key] for key in _SIZE if key in found}
+    for found in (each for each in result if each.get("type") != "relation"):  # of two regions
+        value = found["value"] | {key: found[key] for key in _OF_REGIONS if key in found}
         is_region = "x" in value or any(key.endswith("labels") for key in value)
         row.setdefault(found["from_name"], []).extend([value] if is_region else _listed(found["value"]))
     return row
@@ -74,6 +75,10 @@ def _labelled(row, where):
         elif key not in _OWN and value not in (None, "", [], {}):  # 0 is a number that was typed
             several = (one if isinstance(one, list) else [one] for one in _listed(value))  # a taxonomy's are paths
             texts[str(key)] = ", ".join(" / ".join(map(str, one)) for one in several)
+    shown = {region["to_name"] for region in regions if "to_name" in region}
+    if len(shown) > 1:
+        raise ValueError(f"regions of several pictures ({', '.join(sorted(shown))})")
+    picture = next((found for name in shown if (found := _picture(str(row.get(name))))), picture)
     if picture is None:
         raise ValueError("no field that names a picture")
     size = next((tuple(region[key] for key in _SIZE) for region in regions if region.keys() >= {*_SIZE}), None)
@@ -85,7 +90,7 @@ def _boxes(regions):
     names_at, boxes = {}, []
     for region in regions:
         names = [name for key, found in region.items() if key.endswith("labels") for name in found]
-        if region.keys() >= {*_SIDES} and not region.get("rotation"):
+        if region.keys() >= {*_SIDES} and not region.get("rotation") and not region.get("image_rotation"):
             names_at.setdefault(tuple(float(region[side]) for side in _SIDES), []).extend(names)
         else:
             found = f"a region of {', '.join(map(str, names))} that is no upright rectangle"

@@ -25,7 +25,6 @@ IMAGE_COLUMNS = ("image", "images", "file_name", "filename", "file", "image_path
 DELIMITERS = (",", ";", "\t", "|")
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that it can't decode
-_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # such bytes are in latin-1, which has all
 _WORDS, _FOREIGN = re.compile(rb"[A-Za-z\x80-\xff]+"), re.compile(rb"^[\x80-\xff]+$|[\x80-\xff]{3}")
 RESERVED = {"id", "image", "video", "clip", "conversations", "messages", "images", "videos", "system", "tools"}
 _OF_ROWS = {"objects", *REFUSED_IN_ROW}  # fields of other formats; a column of such a name is none of these
@@ -204,7 +203,6 @@ def encoding_of(path):
     character, "°" or "à", says nothing; three in a row, even between ASCII letters, are no Western word.
     """
     right = wrong = words = foreign = 0
-    encoding = "cp1252"
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -218,7 +216,6 @@ def encoding_of(path):
                 right, wrong = right + is_right, wrong + (not is_right)
                 found = [word for word in _WORDS.findall(line) if len(word) > 1 and not word.isascii()]
                 words, foreign = words + len(found), foreign + sum(map(bool, map(_FOREIGN.search, found)))
-                encoding = "latin-1" if _NOT_CP1252.search(line) else encoding
     except OSError as error:
         found = f"can't be read ({error.strerror})"
         raise DataError(found, "a table", "check the path", where=path) from error
@@ -227,7 +224,7 @@ def encoding_of(path):
     if 2 * foreign > words:
         found = "not UTF-8, and its words are not Western ones"
         raise DataError(found, "UTF-8", "save it as CSV in UTF-8", where=path)
-    return encoding
+    return "cp1252"  # a byte that it lacks is its row's fault: in latin-1 it would be a control character
 
 
 def delimiter_of(path, encoding):
@@ -249,7 +246,7 @@ def _csv_lines(path, encoding, delimiter):
                 if isinstance(cells, list) and (wrong := _NOT_UTF8.search(raw)):
                     number = next(number for number, cell in enumerate(cells, start=1) if wrong[0] in cell)
                     said = f"byte 0x{ord(wrong[0]) - 0xDC00:02x} in cell {number} is not {encoding}"
-                    cells = ValueError(f"{said}; type the character anew")
+                    cells = ValueError(f"{said}; type the character anew, or save all as UTF-8")
                 if isinstance(cells, Exception) or any(cell.strip() for cell in cells):
                     yield line, cells
     except UnicodeError as error:
@@ -291,7 +288,7 @@ def xlsx_table(path):
         raise DataError(f"{path}: .xlsx needs a library: pip install openpyxl; or save it as CSV") from error
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheet = book.worksheets[0]
+        sheet, *others = shown_sheets(book)
         rows = [(number, list(cells)) for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
     except Exception as error:  # a damaged archive raises whatever its parser meets first
         raise DataError(f"{path}: can't be read ({error}); expected an Excel file; save it anew or as CSV") from error
@@ -299,14 +296,19 @@ def xlsx_table(path):
     _, header = next(lines, (1, None))
     if header is None:
         raise DataError(f"{path.name}:1: no header (the sheet is empty); expected column names")
-    more = f", the first of {len(book.worksheets)} sheets" if len(book.worksheets) > 1 else ""
+    more = f", the first of {1 + len(others)} sheets" if others else ""
     return header, lines, f"xlsx, sheet {sheet.title!r}{more}"
 
 
+def shown_sheets(book):
+    """The sheets of a workbook that a person sees; the first one is the table."""
+    return [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+
+
 def _plain(cell):
-    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day."""
-    if isinstance(cell, float) and cell.is_integer():
-        return int(cell)
+    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day, 0.3 for a computed 0.30000000000000004."""
+    if isinstance(cell, float):  # 15 digits are those that a spreadsheet shows
+        return int(cell) if cell.is_integer() else float(f"{cell:.15g}")
     if isinstance(cell, (datetime.date, datetime.time)):
         return cell.isoformat().removesuffix("T00:00:00")
     return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)

@@ -46,8 +46,9 @@ def _refuse(name, *_):
 @lru_cache(maxsize=1)
 def _parts(*lists):
     """{name: part} of lists as they are now: thousands of pictures ask for the same ones."""
-    named = ((line.split(), PART_OF[path.stem]) for path, *_ in lists for line in path.read_text().splitlines())
-    return {words[0]: part for words, part in named if words}
+    texts = ((path.read_text(encoding="utf-8-sig"), PART_OF[path.stem]) for path, *_ in lists)
+    named = {line.strip(): part for text, part in texts for line in text.splitlines() if line.strip()}
+    return {line.split()[0]: part for line, part in named.items()} | named  # "a 1" is a, but for a name with a space
 
 
 def read_box_table(path, name):

@@ -65,7 +65,7 @@ def _label_of(picture):
 
 def _boxes(label, names, *, is_pose):
     """Yield (name, box) of each line, or what is wrong with it; of an outline the box around it, of a pose its own."""
-    lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.exists() else ()
+    lines = label.read_text(encoding="utf-8-sig", errors="replace").splitlines() if label.exists() else ()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -5,7 +5,8 @@ import re
 _NUMBER = r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*"
 BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 TAGGED = re.compile(r"<box>(.*?)</box>", re.S)
-_NAMED = re.compile(rf"(?:<ref>([^<]*)</ref>\s*)?{TAGGED.pattern}", re.S)
+NAME = r"<ref>(?P<name>(?:[^<]|<(?!/?(?:ref|box)>))*)</ref>"  # it may have a "<" of its own: "<5 mm"
+_NAMED = re.compile(rf"(?:{NAME}\s*)?{TAGGED.pattern}", re.S)
 
 
 def parse_boxes(text):

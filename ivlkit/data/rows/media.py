@@ -33,6 +33,7 @@ DARK = 16_384  # a picture of 16 bits that stays below has no brighter value tha
 _DEEP = re.compile(r"\b(I|L|LA|RGB|RGBA|RGBX);16")  # how Pillow names the pixels of such files
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of a video's frames
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 LONGEST_PATH = 4096  # characters
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # of PNG, JPEG, GIF, WebP
@@ -100,6 +101,8 @@ def check_picture(source, where="picture", *, rules=UPRIGHT_ON_WHITE, decode=Fal
         size_px, (head, tail, size_bytes) = picture.size_px, picture.ends()
         is_turned = picture.orientation in TURNS
         odd, kind = picture.darkness(), picture.image.format.lower()
+        if kind == "tiff" and picture.num_pages > 1:
+            odd["several_pages"] = f"has {picture.num_pages} pages"
     kind = "jpeg" if kind == "mpo" else kind  # a JPEG with more pictures behind the first
     if decode or _may_be_cut(kind, head, tail, size_bytes):
         open_image(source, where, rules=rules)
@@ -278,6 +281,12 @@ class OpenPicture:
             brightest = int(values.max()) * (257 if values.dtype == np.uint8 else 1)  # Pillow keeps 8 bits of colours
             return {"dark_depth": f"has values up to {brightest:,} of 65,535"} if brightest < DARK else {}
 
+    @property
+    def num_pages(self):
+        """Pages of a TIFF, smaller copies of a page included; 1 of other pictures, but for animations."""
+        with self._explained():
+            return getattr(self.image, "n_frames", 1)
+
     def ends(self):
         """(first bytes, last bytes, bytes in all) of a file."""
         file = self._file()
@@ -329,7 +338,8 @@ class OpenPicture:
                 raise DataError(found, where=self.where, code="missing_media") from error
             is_known = not isinstance(error, UnidentifiedImageError)
             found = f"can't be decoded ({error})" if is_known else "is not a picture Pillow can read"
-            raise unreadable(f"{self.name} {found}", where=self.where) from error
+            todo = "name it in `video`" if str(self.name).lower().endswith(VIDEO_SUFFIXES) else "replace or remove it"
+            raise unreadable(f"{self.name} {found}", None, todo, where=self.where) from error
 
     def _file(self):
         if is_data_uri(self.source):

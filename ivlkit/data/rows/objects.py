@@ -65,7 +65,7 @@ def _size(images, number):
     """(width_px, height_px). Of a picture that EXIF turns nothing says which way up the box was drawn."""
     size, is_turned = upright_size(images[number])
     if is_turned:
-        found = f"a box in pixels of {short(str(images[number]))}, which its EXIF turns or mirrors"
+        found = f"a box on {short(str(images[number]))}, which its EXIF turns or mirrors"
         raise _fault(found, "a picture that is stored upright", "save it turned, and correct its boxes")
     return size
 

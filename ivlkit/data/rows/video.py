@@ -36,7 +36,7 @@ class VideoHeader:
     last: int
     width_px: int
     height_px: int
-    fps: float | None = None  # None: a folder of frames
+    fps: float | None = None  # None: a folder of frames, an animation
 
     @property
     def num_frames(self):
@@ -140,13 +140,12 @@ def frame_files(video):
 def _animation(video, where, rules):
     with Image.open(video.path, formats=known_formats()) as image:
         check_pixels(*image.size, name=video.path, where=where)
-        total, fps = getattr(image, "n_frames", 1), 1.0
-        if video.clip:
-            seconds = 0.0
-            for number in range(total):
-                image.seek(number)
-                seconds += (image.info.get("duration") or 100) / 1000  # 0.1 s where none is given, as viewers do
-            fps = total / max(seconds, 1e-3)
+        total, begins = getattr(image, "n_frames", 1), [0.0]  # the second of each frame, and the end
+        for number in range(total) if video.clip else ():
+            image.seek(number)
+            image.load()  # only then WebP says how long a frame is shown
+            begins.append(begins[-1] + (image.info.get("duration") or 100) / 1000)  # 0.1 s unsaid, as viewers do
+        ends = np.interp(video.clip or (), begins, range(len(begins)))
 
         def frames(numbers):
             for number in numbers:
@@ -154,7 +153,7 @@ def _animation(video, where, rules):
                 frame = image.convert("RGBA" if image.has_transparency_data else "RGB")
                 yield open_image(frame, where, rules=rules)
 
-        yield VideoHeader(*_clip_frames(video, total, fps, where), *image.size, fps=fps), frames
+        yield VideoHeader(*_clip_frames(video, total, ends, begins[-1], where), *image.size), frames
 
 
 # Files of frames over time
@@ -179,7 +178,8 @@ def _file(video, where, rules):
                 total = sum(1 for packet in other.demux(video=0) if packet.size)
         if not total:
             raise unreadable(f"{video.path} has no frames", where=where)
-        header = VideoHeader(*_clip_frames(video, total, fps, where), *size, fps=fps)
+        ends = [second * fps for second in video.clip or ()]
+        header = VideoHeader(*_clip_frames(video, total, ends, total / fps, where), *size, fps=fps)
         yield header, partial(_file_frames, container, stream, header, video.path, where, rules)
 
 
@@ -198,12 +198,13 @@ def _rate_and_frames(container, stream):
     return fps, 0
 
 
-def _clip_frames(video, total, fps, where):
+def _clip_frames(video, total, ends, seconds, where):
+    """(first, last) of the clip. Args: ends: its own, counted in frames; seconds: of the whole video."""
     if video.clip is None:
         return 0, total
-    first, last = (min(total, round(second * fps)) for second in video.clip)
+    first, last = (min(total, round(end)) for end in ends)
     if first >= last:
-        has = f"{total} frames in {total / fps:.2f} s"
+        has = f"{total} frames in {seconds:.2f} s"
         found = f"clip {list(video.clip)} of {video.path}, which has {has}, holds none"
         raise DataError(found, None, "correct `clip`", where=where, code="clip")
     return first, last

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...data.files import replacing, write_whole
-from ...data.importing.tables import csv_rows, delimiter_of, encoding_of, xlsx_table
+from ...data.importing.tables import csv_rows, delimiter_of, encoding_of, shown_sheets, xlsx_table
 from ...data.rows.formats import ANSWER_COLUMNS
 from ...data.rows.records import parse_line
 from ...errors import DataError
@@ -257,7 +257,7 @@ def _edited_xlsx(table, wanted, answer):
     from openpyxl.worksheet.cell_range import MultiCellRange
 
     book, content = openpyxl.load_workbook(table, rich_text=True), io.BytesIO()
-    sheet = book.worksheets[0]
+    sheet = shown_sheets(book)[0]
     shared = MultiCellRange(" ".join(area for area in sheet.array_formulae.values() if ":" in area))  # of one formula
     for line, decision in wanted.items():
         is_dropped = decision.action == "drop"
