@@ -55,6 +55,9 @@ def find_model(name):
 
     Raises: CheckpointError with the command that fetches the model.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        found = f"a {type(name).__name__} in the model's place"
+        raise CheckpointError(f"{found}; expected a folder or one of {', '.join(FAMILIES)}; of a run write run.load()")
     if name == "nano":  # a `Path` is always a folder
         return NANO_FOLDER
     if name in FAMILIES:

@@ -58,8 +58,11 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
         ever run.
     """
     folder = final_folder(find_model(name))
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with gpu_named(device):
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"dtype={dtype!r}; expected a dtype of torch, such as torch.bfloat16; leave it out")
     if quantize not in (None, "4bit", "float8"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit', 'float8' or none")
     how = {"device": device, "dtype": dtype, "quantize": quantize, "tower_device": tower_device}
@@ -202,7 +205,7 @@ def _check_memory(folder, *, dtype, device, quantize=None):
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return
     gc.collect()  # models that nobody names any more
-    with _gpu_named(device):
+    with gpu_named(device):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free_gib = (torch.cuda.mem_get_info(device)[0] + cached) / GIB
     if total > free_gib:
@@ -228,8 +231,8 @@ def _weights_gib(files, dtype, quantize=None):
 
 
 @contextmanager
-def _gpu_named(device):
-    """A GPU that torch does not see is the user's mistake, not ours."""
+def gpu_named(device):
+    """A GPU that torch does not see, or a device that it does not know, is the user's mistake, not ours."""
     try:
         yield
     except (AssertionError, RuntimeError) as error:
@@ -257,7 +260,7 @@ def default_dtype(device):
     """float32 on the CPU, bfloat16 where the GPU computes with it, else float16."""
     if torch.device(device).type != "cuda":
         return torch.float32
-    with _gpu_named(device):
+    with gpu_named(device):
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
