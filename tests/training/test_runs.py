@@ -319,6 +319,15 @@ def test_the_tile_budget_of_the_recipe_is_trained_with_kept_and_exported(rows, t
     assert load(export(run, tmp_path / "merged")).processor.max_tiles == 1
 
 
+@pytest.mark.parametrize("name", ["nano-lora", "nano-full"])
+def test_a_checkpoint_is_loaded_as_it_was_trained(rows, tiny, here, name):
+    few = recipe(name, model=str(tiny), max_tiles=1, epochs=2, total_batch=8, per_device_batch=8)
+    run = here(write_run(few, open_data(rows)), stop_at=1)
+    vlm = load(run.folder / "checkpoint-1")
+    assert (run.state, vlm.processor.max_tiles) == ("stopped", 1)
+    assert not torch.equal(logits(vlm), logits(load(tiny)))
+
+
 def test_a_stopped_run_goes_on_after_its_last_checkpoint(rows, chosen, here):
     run = write_run(chosen, open_data(rows))
     here(run, stop_at=3)
@@ -436,6 +445,22 @@ def test_data_that_changed_is_refused_by_the_child_and_makes_a_new_run(rows, cho
     assert train(chosen, rows).folder != run.folder
     with pytest.raises(RecipeError, match="holds a run of another recipe or other data; choose another folder"):
         train(chosen, rows, folder=run.folder)
+
+
+def test_a_stopped_run_goes_on_with_data_that_have_moved(rows, chosen, here, no_child, tmp_path):
+    first = here(train(chosen, rows, validation=open_data(rows).select([0])), stop_at=3)
+    run = Run(first.folder.rename(tmp_path / "renamed"))
+    moved = shutil.copytree(rows.parent, tmp_path.parent / f"{tmp_path.name} elsewhere") / rows.name
+    rows.unlink()
+    with pytest.raises(TrainingError, match=r"train.jsonl: not there any more; .*folder='.*renamed' \(--to\)$"):
+        here(run)
+    assert "skip_unusable" not in run.error
+    run = train(chosen, moved, validation=open_data(moved).select([0]), folder=run.folder)
+    assert run.spec["validation"]["path"] == str(moved)
+    assert steps(here(run)) == list(range(1, 13))
+    moved.write_text(moved.read_text().replace("word 1", "word 9"))
+    with pytest.raises(RecipeError, match="holds a run of another recipe or other data"):
+        train(chosen, moved, validation=open_data(moved).select([0]), folder=run.folder)
 
 
 def test_another_recipe_or_seed_is_another_run(rows, chosen, tmp_path, monkeypatch):
