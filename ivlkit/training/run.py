@@ -307,7 +307,7 @@ def runs(folder=None):
     """All runs under `folder`, the one that started last at the end; default `runs/` here, and the one beside this
     folder, where the notebooks keep theirs."""
     roots = [Path(folder)] if folder else [RUNS_FOLDER, ".." / RUNS_FOLDER]
-    paths = (path for root in roots for path in root.rglob("run.yaml"))
+    paths = (path for root in roots for path in root.rglob("run.yaml") if path.parent.name != "handover")
     return [Run(path.parent) for path in sorted(paths, key=_last_start)]
 
 
@@ -324,6 +324,11 @@ def open_again(run, part="data"):
     spec = run.spec[part]
     path = Path(spec["path"])
     root = spec["root"] if path.suffix != ".json" else None
+    if not path.exists():
+        raise TrainingError(
+            f"{path}: not there any more; expected the rows of {run.folder}; put them back, or train again with their "
+            f"new place and folder={str(run.folder)!r} (--to)"
+        )
     data = open_data(path, root=root, seed=spec["seed"], split=spec.get("split", TRAIN))
     if "selection" in spec:
         data = data.select(np.load(run.folder / spec["selection"], mmap_mode="r", allow_pickle=False))
