@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def _run_train(options):
     from .training import runs
     from .training.engine.distributed import leave
 
-    if (options.what or "").endswith((".yaml", ".yml")):
+    if Path(options.what or "").name == "run.yaml":
         runs.execute(_described(options))
         return leave()
     data = _rows_from(options)
@@ -218,8 +219,6 @@ def _run_train(options):
 def _described(options):
     """The folder of a run.yaml, which says everything: what else is asked for would not be done."""
     path = Path(options.what)
-    if path.name != "run.yaml":
-        raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
     names = [name for name in COMMANDS["train"][2].split() if name.startswith("--")]
     values = {name: getattr(options, destination("train", name)) for name in names}
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
@@ -261,10 +260,12 @@ def _recipe_from(options, data, **where):
 
 
 def _number(name, text):
-    try:
-        return None if text.lower() == "none" else json.loads(text.lower())
-    except ValueError as error:
-        raise RecipeError(f"--set {name}={text!r}; expected a number, none, or true or false") from error
+    if text.lower() == "none":
+        return None
+    for read in (json.loads, float):  # .001 is no JSON
+        with suppress(ValueError):
+            return read(text.lower())
+    raise RecipeError(f"--set {name}={text!r}; expected a number, none, or true or false")
 
 
 def _run_runs(options):

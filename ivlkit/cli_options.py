@@ -80,7 +80,7 @@ OPTIONS = {
     },
     "--split-file": {"help": "where the split is kept; default beside the source, labels.csv.split.csv"},
     "--fetch": {"action": "store_true", "help": "fetch remote pictures; otherwise their rows are rejected"},
-    "what": {"nargs": "?", "help": "a recipe's name; of train also a run.yaml"},
+    "what": {"nargs": "?", "help": "a recipe's name or .yaml, as --dry-run prints it; of train also a run.yaml"},
     "--suggest": {"metavar": "MODEL", "help": "in place of a name: a recipe for this card and these rows"},
     "--data": {"help": "meta .json or .jsonl"},
     "--gpus": {"type": int},
