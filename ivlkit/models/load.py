@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -130,14 +131,26 @@ def find_base(folder, given=None):
     """
     origin = read_origin(folder)
     base = final_folder(find_model(given) if given is not None else _named_base(folder, origin))
-    expected = origin.get("base_fingerprint")
-    if expected and fingerprint(read_weight_files(base)) != expected:
+    if expected := origin.get("base_fingerprint"):
+        files = read_weight_files(base)
+    else:
+        expected, files = _began_with(folder), base.glob("*.safetensors")
+    if expected and fingerprint(files) != expected:
         raise CheckpointError(
             f"{folder}: its adapter belongs to other weights than those in {base}; expected the base it was trained "
             f"on ({origin['base']}{', revision ' + origin['base_revision'] if origin.get('base_revision') else ''}); "
             "fetch that one"
         )
     return base
+
+
+def _began_with(folder):
+    """The fingerprint of the weights that a run's adapter was trained on, by its run.yaml; None of anything else."""
+    path = Path(folder).parent / "run.yaml"
+    if not path.exists() or not (Path(folder) / ADAPTER_CONFIG).exists():
+        return None
+    found = re.search(r"^model_fingerprint: '?(\w{64})", path.read_text(encoding="utf-8"), re.M)
+    return found and found[1]
 
 
 def _named_base(folder, origin):

@@ -319,6 +319,15 @@ def test_the_tile_budget_of_the_recipe_is_trained_with_kept_and_exported(rows, t
     assert load(export(run, tmp_path / "merged")).processor.max_tiles == 1
 
 
+def test_an_adapter_is_loaded_onto_no_other_weights_than_it_was_trained_on(chosen, finished, here, tiny):
+    first, rows = finished
+    second = here(write_run(replace(chosen, model=str(first.folder)), open_data(rows)), stop_at=1)
+    checkpoint = second.folder / "checkpoint-1"
+    assert load(checkpoint, base=first.folder).folder == checkpoint
+    with pytest.raises(CheckpointError, match="its adapter belongs to other weights than those in .*; expected the"):
+        load(checkpoint, base=tiny)
+
+
 @pytest.mark.parametrize("name", ["nano-lora", "nano-full"])
 def test_a_checkpoint_is_loaded_as_it_was_trained(rows, tiny, here, name):
     few = recipe(name, model=str(tiny), max_tiles=1, epochs=2, total_batch=8, per_device_batch=8)
