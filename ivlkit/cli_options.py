@@ -125,6 +125,9 @@ def as_typed(text, command, names, settings=()):
 
     Args: names: of the command's options, as COMMANDS has them; settings: the fields that its --set takes.
     """
+    for name in names.split():
+        if declared(command, name).get("action") == "store_true":
+            text = text.replace(f"{destination(command, name)}=True", name)
     options = {destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
     typed = {name: f"--set {name}=" for name in settings} | options
     pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!\S+ in run\.yaml)"

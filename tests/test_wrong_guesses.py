@@ -209,6 +209,10 @@ class TestCommandLine:
         assert "--epochs -1.0; expected more than 0" in self.said(["train", "2b-lora", "--epochs", "-1"], capsys)
         assert "--set 'lora_rank'; expected" in self.said(["train", "2b-lora", "--set", "lora_rank"], capsys)
 
+    def test_an_option_without_a_value_is_typed_without_one(self):
+        said = as_typed("mend it, or train again with skip_unusable=True: it weighs", "train", "--data --skip-unusable")
+        assert said == "mend it, or train again with --skip-unusable: it weighs"
+
     def test_what_stands_in_a_file_keeps_its_spelling(self):
         said = "gpus=2 in run.yaml, but 1 process started; set gpus=1"
         assert as_typed(said, "train", "--gpus") == "gpus=2 in run.yaml, but 1 process started; set --gpus 1"

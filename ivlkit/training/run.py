@@ -57,8 +57,8 @@ class Run:
 
     @property
     def spec(self):
-        """The contents of run.yaml. Raises: TrainingError where they are damaged."""
-        with suppress(UnicodeError, yaml.YAMLError):
+        """The contents of run.yaml. Raises: TrainingError where they are damaged or gone."""
+        with suppress(OSError, UnicodeError, yaml.YAMLError):
             found = yaml.safe_load((self.folder / "run.yaml").read_text())
             if isinstance(found, dict) and {"recipe", "data", "versions"} <= found.keys():
                 return found
@@ -200,8 +200,9 @@ class Run:
     def delete(self):
         """Remove the run. What else lies in its folder stays, and then the folder does too.
 
-        Raises: TrainingError while it is running.
+        Raises: TrainingError while it is running, or where it is gone.
         """
+        Run(self.folder)  # raises where it is gone: a lock would make its folder anew
         with alone(self.folder):  # nobody starts it meanwhile
             if self.state == "running":
                 raise TrainingError(f"{self.folder}: running; expected a run that has ended; stop it first")

@@ -249,6 +249,10 @@ def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, finish
     assert capsys.readouterr().out.endswith(f"{run.folder}: removed\n{other.folder}: removed\n")
     assert not run.folder.exists() and {path.name for path in other.folder.iterdir()} == {"mine.txt", "finals"}
     assert main(["runs", "--delete", str(other.folder)]) == 2
+    for ask in (run.delete, lambda: run.recipe):
+        with pytest.raises(TrainingError, match=f"{run.folder}"):
+            ask()
+    assert not run.folder.exists()
 
 
 def test_the_run_that_started_last_is_the_one_attached_to(rows, chosen, no_child, monkeypatch, tmp_path):
