@@ -112,10 +112,15 @@ def read_origin(folder):
     Of an adapter that something else wrote it is {"base": as its adapter_config.json says, "" where it says none}.
     """
     path = Path(folder) / ORIGIN_FILE
-    if not path.exists() and not (path.parent / "config.json").exists():
+    if not path.exists():
         path = path.with_name(ADAPTER_CONFIG)
     if not path.exists():
         return None
+    if path.name == ADAPTER_CONFIG and (path.parent / "config.json").exists():  # transformers would add it in silence
+        raise CheckpointError(
+            f"{folder}: a model (config.json) and an adapter ({ADAPTER_CONFIG}); expected one of them; put the "
+            "adapter's files into a folder of their own, and load that one"
+        )
     origin = read_json(path)
     if path.name == ADAPTER_CONFIG and isinstance(origin, dict):
         origin = {"base": origin.get("base_model_name_or_path") or ""}
