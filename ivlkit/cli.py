@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -260,12 +259,11 @@ def _recipe_from(options, data, **where):
 
 
 def _number(name, text):
-    if text.lower() == "none":
-        return None
-    for read in (json.loads, float):  # .001 is no JSON
-        with suppress(ValueError):
-            return read(text.lower())
-    raise RecipeError(f"--set {name}={text!r}; expected a number, none, or true or false")
+    try:
+        number = "0" * text.startswith(".") + text.lower()  # .001 is no JSON
+        return None if number == "none" else json.loads(number)
+    except ValueError as error:
+        raise RecipeError(f"--set {name}={text!r}; expected a number, none, or true or false") from error
 
 
 def _run_runs(options):

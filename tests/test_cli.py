@@ -46,7 +46,7 @@ def test_every_option_that_is_declared_belongs_to_a_command():
         (["train", "nano-lora", "--set", "lora_rank"], "expected FIELD=VALUE"),
         (["train", "nano-lora", "--set", "lora_rank=many", "--dry-run"], "expected a number"),
         (["train", "nano-lora", "--set", "lora_rank=none", "--dry-run"], "lora_rank=None; expected a whole number"),
-        (["train", "mine.yaml"], "mine.yaml: does not exist; expected a recipe's name, or the YAML of one"),
+        (["train", "mine.yaml"], "mine.yaml: No such file or directory; expected a file"),
         (["train", "a/run.yaml", "--dry-run"], "with --dry-run; expected no other option"),
         (["train", "a/run.yaml", "--epochs", "0"], "with --epochs; expected no other option"),
         (["train", "a/run.yaml", "--per-device-batch-size", "2"], "with --per-device-batch-size; expected no other"),

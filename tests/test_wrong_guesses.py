@@ -210,8 +210,8 @@ class TestCommandLine:
         assert "--set 'lora_rank'; expected" in self.said(["train", "2b-lora", "--set", "lora_rank"], capsys)
 
     def test_an_option_without_a_value_is_typed_without_one(self):
-        said = as_typed("mend it, or train again with skip_unusable=True: it weighs", "train", "--data --skip-unusable")
-        assert said == "mend it, or train again with --skip-unusable: it weighs"
+        said = "mend it, or train again with skip_unusable=True (--skip-unusable): it weighs"
+        assert as_typed(said, "train", "--data --skip-unusable") == said
 
     def test_what_stands_in_a_file_keeps_its_spelling(self):
         said = "gpus=2 in run.yaml, but 1 process started; set gpus=1"

@@ -56,8 +56,7 @@ def find_model(name):
     Raises: CheckpointError with the command that fetches the model.
     """
     if not isinstance(name, (str, os.PathLike)):
-        found = f"a {type(name).__name__} in the model's place"
-        raise CheckpointError(f"{found}; expected a folder or one of {', '.join(FAMILIES)}; of a run write run.load()")
+        raise CheckpointError(f"a {type(name).__name__} in the model's place; expected a key or folder, or run.load()")
     if name == "nano":  # a `Path` is always a folder
         return NANO_FOLDER
     if name in FAMILIES:

@@ -73,7 +73,7 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     if origin is None and base is not None:
         raise CheckpointError(f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out")
     root = released_root(base or folder)  # first of all: a chain may lead back to its start
-    is_adapter = origin is not None and (folder / ADAPTER_CONFIG).exists()
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
     below = find_base(folder, base) if is_adapter else folder
     if quantize and read_origin(below) is not None:
         raise CheckpointError(
@@ -117,10 +117,8 @@ def read_origin(folder):
     if not path.exists():
         return None
     if path.name == ADAPTER_CONFIG and (path.parent / "config.json").exists():  # transformers would add it in silence
-        raise CheckpointError(
-            f"{folder}: a model (config.json) and an adapter ({ADAPTER_CONFIG}); expected one of them; put the "
-            "adapter's files into a folder of their own, and load that one"
-        )
+        found = f"{folder}: a model (config.json) and an adapter ({ADAPTER_CONFIG})"
+        raise CheckpointError(f"{found}; expected one of them; put the adapter's files into a folder of their own")
     origin = read_json(path)
     if path.name == ADAPTER_CONFIG and isinstance(origin, dict):
         origin = {"base": origin.get("base_model_name_or_path") or ""}
@@ -152,9 +150,8 @@ def find_base(folder, given=None):
 def _began_with(folder):
     """The fingerprint of the weights that a run's adapter was trained on, by its run.yaml; None of anything else."""
     path = Path(folder).parent / "run.yaml"
-    if not path.exists() or not (Path(folder) / ADAPTER_CONFIG).exists():
-        return None
-    found = re.search(r"^model_fingerprint: '?(\w{64})", path.read_text(encoding="utf-8"), re.M)
+    is_run = path.exists() and (Path(folder) / ADAPTER_CONFIG).exists()
+    found = re.search(r"^model_fingerprint: '?(\w{64})", path.read_text(encoding="utf-8") if is_run else "", re.M)
     return found and found[1]
 
 

@@ -339,7 +339,7 @@ def recipe(name, /, **changes):
         _check_known(name.name, changes)
         return replace(name, **changes) if changes else name  # a copy would lose its reasons
     if isinstance(name, (str, os.PathLike)) and str(name).endswith((".yaml", ".yml")):
-        return recipe(_read(Path(name)), **changes)
+        return recipe(Recipe.from_yaml(Path(name).read_text(encoding="utf-8")), **changes)
     if not isinstance(name, str) or name.endswith((".json", ".jsonl", ".csv")):
         raise RecipeError(
             f"{str(name)[:80]} in the recipe's place; expected a recipe's name or a `Recipe`; the recipe comes first: "
@@ -349,15 +349,6 @@ def recipe(name, /, **changes):
         raise RecipeError(f"recipe {name!r}; expected one of {', '.join(RECIPES)}{_nearest(name, RECIPES)}")
     _check_known(name, changes)
     return replace(RECIPES[name], **changes)
-
-
-def _read(path):
-    if not path.exists():
-        raise RecipeError(f"{path}: does not exist; expected a recipe's name, or the YAML of one; check the path")
-    try:
-        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error}") from error
 
 
 if recipe.__doc__:  # not under python -OO

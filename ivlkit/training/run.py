@@ -326,10 +326,8 @@ def open_again(run, part="data"):
     path = Path(spec["path"])
     root = spec["root"] if path.suffix != ".json" else None
     if not path.exists():
-        raise TrainingError(
-            f"{path}: not there any more; expected the rows of {run.folder}; put them back, or train again with their "
-            f"new place and folder={str(run.folder)!r} (--to)"
-        )
+        todo = f"put them back, or train again with their new place and folder={str(run.folder)!r} (--to)"
+        raise TrainingError(f"{path}: not there any more; expected the rows of {run.folder}; {todo}")
     data = open_data(path, root=root, seed=spec["seed"], split=spec.get("split", TRAIN))
     if "selection" in spec:
         data = data.select(np.load(run.folder / spec["selection"], mmap_mode="r", allow_pickle=False))

@@ -170,7 +170,7 @@ def test_a_recipe_is_read_from_its_file_and_from_a_run_s(tmp_path):
     assert recipe(tmp_path / "mine.yaml") == recipe(str(tmp_path / "run.yaml")) == mine
     assert recipe(str(tmp_path / "mine.yaml"), seed=1) == recipe(mine, seed=1)
     (tmp_path / "mine.yaml").write_text("name: mine\n")
-    with pytest.raises(RecipeError, match="mine.yaml: a recipe with no `model`"):
+    with pytest.raises(RecipeError, match="a recipe with no `model`"):
         recipe(tmp_path / "mine.yaml")
 
 
