@@ -191,7 +191,7 @@ def _run_train(options):
     from .training import runs
     from .training.engine.distributed import leave
 
-    if (options.what or "").endswith((".yaml", ".yml")):
+    if Path(options.what or "").name == "run.yaml":
         runs.execute(_described(options))
         return leave()
     data = _rows_from(options)
@@ -224,8 +224,6 @@ def _run_train(options):
 def _described(options):
     """The folder of a run.yaml, which says everything: what else is asked for would not be done."""
     path = Path(options.what)
-    if path.name != "run.yaml":
-        raise RecipeError(f"train {path}: expected a recipe's name, or the run.yaml in a run's folder")
     names = [name for name in COMMANDS["train"][2].split() if name.startswith("--")]
     values = {name: getattr(options, destination("train", name)) for name in names}
     given = [name for name, value in values.items() if value is not False and value not in (None, [])]  # 0 is given
@@ -268,7 +266,8 @@ def _recipe_from(options, data, **where):
 
 def _number(name, text):
     try:
-        return None if text.lower() == "none" else json.loads(text.lower())
+        number = "0" * text.startswith(".") + text.lower()  # .001 is no JSON
+        return None if number == "none" else json.loads(number)
     except ValueError as error:
         raise RecipeError(f"--set {name}={text!r}; expected a number, none, or true or false") from error
 

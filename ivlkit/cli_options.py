@@ -80,7 +80,7 @@ OPTIONS = {
     },
     "--split-file": {"help": "where the split is kept; default beside the source, labels.csv.split.csv"},
     "--fetch": {"action": "store_true", "help": "fetch remote pictures; otherwise their rows are rejected"},
-    "what": {"nargs": "?", "help": "a recipe's name; of train also a run.yaml"},
+    "what": {"nargs": "?", "help": "a recipe's name or .yaml, as --dry-run prints it; of train also a run.yaml"},
     "--suggest": {"metavar": "MODEL", "help": "in place of a name: a recipe for this card and these rows"},
     "--data": {"help": "meta .json or .jsonl"},
     "--gpus": {"type": int},
@@ -121,13 +121,13 @@ def declared(command, option):
 def as_typed(text, command, names, settings=()):
     """An error's Python spelling as it is typed: "seed=-1" → "--seed -1", and of a recipe "--set packing=true".
 
-    What stands in run.yaml ("gpus=2 in run.yaml") is read there, not typed.
+    What stands in run.yaml ("gpus=2 in run.yaml") is read there, not typed; an option that is True has no value.
 
     Args: names: of the command's options, as COMMANDS has them; settings: the fields that its --set takes.
     """
     options = {destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
     typed = {name: f"--set {name}=" for name in settings} | options
-    pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!\S+ in run\.yaml)"
+    pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!True\b)(?!\S+ in run\.yaml)"
     return re.sub(pattern, lambda found: typed.get(found[1], found[0]), text)
 
 

@@ -46,7 +46,7 @@ def test_every_option_that_is_declared_belongs_to_a_command():
         (["train", "nano-lora", "--set", "lora_rank"], "expected FIELD=VALUE"),
         (["train", "nano-lora", "--set", "lora_rank=many", "--dry-run"], "expected a number"),
         (["train", "nano-lora", "--set", "lora_rank=none", "--dry-run"], "lora_rank=None; expected a whole number"),
-        (["train", "mine.yaml"], "expected a recipe's name, or the run.yaml in a run's folder"),
+        (["train", "mine.yaml"], "mine.yaml: No such file or directory; expected a file"),
         (["train", "a/run.yaml", "--dry-run"], "with --dry-run; expected no other option"),
         (["train", "a/run.yaml", "--epochs", "0"], "with --epochs; expected no other option"),
         (["train", "a/run.yaml", "--per-device-batch-size", "2"], "with --per-device-batch-size; expected no other"),
@@ -70,6 +70,15 @@ def test_the_guides_command_line_gives_accumulation_8(capsys):
     assert main(["train", "26b-full", "--gpus", "8", "--per-device-batch-size", "2", "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "accumulation: 8 micro-batches" in printed and "total_batch: 128" in printed and "zero_stage: 3" in printed
+
+
+def test_what_a_dry_run_prints_is_a_recipe_to_train_and_plan(capsys, tmp_path):
+    assert main(["train", "nano-lora", "--set", "learning_rate=.002", "name=mine", "--dry-run"]) == 0
+    (tmp_path / "mine.yaml").write_text(printed := capsys.readouterr().out)
+    assert "learning_rate: 0.002" in printed
+    assert main(["train", str(tmp_path / "mine.yaml"), "--dry-run"]) == 0
+    assert capsys.readouterr().out == printed
+    assert main(["plan", str(tmp_path / "mine.yaml")]) == 0
 
 
 def test_settings_that_are_given_one_by_one_all_hold(capsys):

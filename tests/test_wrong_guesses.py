@@ -4,6 +4,7 @@ import pydoc
 from dataclasses import fields
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import ivlkit as ivl
 from ivlkit.cli import main
 from ivlkit.cli_options import as_typed
 from ivlkit.errors import CheckpointError, DataError, RecipeError, TrainingError
+from ivlkit.models.export.export import export
 from ivlkit.models.load import load
 from ivlkit.training.recipes import Recipe
 from ivlkit.training.run import Run
@@ -117,6 +119,21 @@ class TestChat:
                 load(tiny, device="cuda:9", dtype=dtype)
 
 
+class TestLoad:
+    def test_what_is_no_name_of_a_model_is_answered_with_what_to_write(self, run, tiny_vlm, data):
+        for call in (ivl.load, ivl.verify, lambda found: ivl.suggest(found, data)):
+            for found in (run, tiny_vlm, None):
+                with pytest.raises(CheckpointError, match=r"a \w+ in the model's place; expected .*run.load\(\)"):
+                    call(found)
+
+    def test_a_dtype_and_a_device_that_torch_does_not_know_are_named(self, tiny):
+        with pytest.raises(CheckpointError, match="dtype='bf16'; expected a dtype of torch, such as torch.bfloat16"):
+            load(tiny, dtype="bf16")
+        for call in (load, lambda source, **options: export(source, tiny.parent / "never", **options)):
+            with pytest.raises(CheckpointError, match="device='gpu': torch sees no such GPU .*; expected 'cpu'"):
+                call(tiny, device="gpu")
+
+
 class TestData:
     def test_a_part_by_its_name_is_answered_with_split(self, data):
         with pytest.raises(DataError, match=r"data\['train'\]; expected a row's number; .*split='train'\)"):
@@ -159,6 +176,14 @@ class TestRecipe:
             ivl.recipe("26b-full", gpus=7).accumulation  # noqa: B018
         assert ivl.recipe("26b-full", gpus=7, total_batch=126).accumulation == 9
 
+    def test_a_suggestion_with_a_function_or_another_whole_number_is_answered_as_a_recipe_is(self, data):
+        for fixed, expected in (
+            ({"loss": print}, "the name of that function"),
+            ({"total_batch": np.int64(8)}, "whole"),
+        ):
+            with pytest.raises(RecipeError, match=f"expected .*{expected}"):
+                ivl.suggest("nano", data, **fixed)
+
     def test_help_lists_every_field(self):
         text = pydoc.render_doc(ivl.recipe)
         assert all(f"\n        {field.name}: " in text for field in fields(Recipe))
@@ -183,6 +208,10 @@ class TestCommandLine:
         assert "--set packing=true" in said and "--set --set" not in said
         assert "--epochs -1.0; expected more than 0" in self.said(["train", "2b-lora", "--epochs", "-1"], capsys)
         assert "--set 'lora_rank'; expected" in self.said(["train", "2b-lora", "--set", "lora_rank"], capsys)
+
+    def test_an_option_without_a_value_is_typed_without_one(self):
+        said = "mend it, or train again with skip_unusable=True (--skip-unusable): it weighs"
+        assert as_typed(said, "train", "--data --skip-unusable") == said
 
     def test_what_stands_in_a_file_keeps_its_spelling(self):
         said = "gpus=2 in run.yaml, but 1 process started; set gpus=1"

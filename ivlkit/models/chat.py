@@ -132,6 +132,7 @@ def chat_batch(vlm, questions, images=None, *, system_message=None, **options):
         raise DataError(f"{len(questions)} questions but pictures for {len(images)}; expected one entry each")
     conversations = []
     for question, pictures in zip(questions, images, strict=True):
+        check_question(question, pictures)
         pictures = _as_list(pictures)
         conversations.append((_opening(system_message) + (_ask(question, len(pictures)),), pictures))
     return reply_batch(vlm, conversations, **options)
@@ -362,7 +363,7 @@ def _opening(system_message):
 def _ask(question, num_images):
     """The user's turn."""
     found = question.count(IMAGE_PLACEHOLDER)
-    if num_images and found not in (0, num_images):
+    if found not in (0, num_images):
         raise DataError(
             f'{num_images} pictures but {found} "{IMAGE_PLACEHOLDER}" in the question; expected one for each'
         )
@@ -447,7 +448,8 @@ def _generate(vlm, prompts, generation, *, streamer=None, probabilities=False):
             found[number][0].extend(ids)
             found[number][1].extend(chances)
             embeds[number] = _append(vlm, embeds[number], ids)
-        pending = [number for number in pending if end not in found[number][0] and len(found[number][0]) < limit]
+        done = group if max(len(ids) for ids, _ in outputs) < step else ()  # by max_time or a stop string too
+        pending = [n for n in pending if n not in done and end not in found[n][0] and len(found[n][0]) < limit]
     return found
 
 
@@ -469,7 +471,7 @@ def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer, reco
     padded = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])
     lengths = torch.tensor([len(rows) for rows in embeds], device=padded.device)
     mask = (torch.arange(longest, device=padded.device) >= longest - lengths[:, None]).long()
-    generation = generation | prefilled(vlm.model, embeds, generation)
+    generation = {"tokenizer": vlm.tokenizer} | generation | prefilled(vlm.model, embeds, generation)  # of stop_strings
     outputs = vlm.model.generate(
         inputs_embeds=padded,
         attention_mask=mask,

@@ -55,6 +55,8 @@ def find_model(name):
 
     Raises: CheckpointError with the command that fetches the model.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise CheckpointError(f"a {type(name).__name__} in the model's place; expected a key or folder, or run.load()")
     if name == "nano":  # a `Path` is always a folder
         return NANO_FOLDER
     if name in FAMILIES:

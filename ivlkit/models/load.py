@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,8 +60,11 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
         ever run.
     """
     folder = final_folder(find_model(name))
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with gpu_named(device):
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"dtype={dtype!r}; expected a dtype of torch, such as torch.bfloat16; leave it out")
     if quantize not in (None, "4bit", "float8"):
         raise CheckpointError(f"quantize={quantize!r}; expected '4bit', 'float8' or none")
     how = {"device": device, "dtype": dtype, "quantize": quantize, "tower_device": tower_device}
@@ -70,7 +74,7 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     if origin is None and base is not None:
         raise CheckpointError(f"{folder}: a model of its own, no adapter; expected no base={str(base)!r}; leave it out")
     root = released_root(base or folder)  # first of all: a chain may lead back to its start
-    is_adapter = origin is not None and (folder / ADAPTER_CONFIG).exists()
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
     below = find_base(folder, base) if is_adapter else folder
     if quantize and read_origin(below) is not None and not (is_adapter and (below / ADAPTER_CONFIG).exists()):
         raise CheckpointError(
@@ -117,10 +121,13 @@ def read_origin(folder):
     Of an adapter that something else wrote it is {"base": as its adapter_config.json says, "" where it says none}.
     """
     path = Path(folder) / ORIGIN_FILE
-    if not path.exists() and not (path.parent / "config.json").exists():
+    if not path.exists():
         path = path.with_name(ADAPTER_CONFIG)
     if not path.exists():
         return None
+    if path.name == ADAPTER_CONFIG and (path.parent / "config.json").exists():  # transformers would add it in silence
+        found = f"{folder}: a model (config.json) and an adapter ({ADAPTER_CONFIG})"
+        raise CheckpointError(f"{found}; expected one of them; put the adapter's files into a folder of their own")
     origin = read_json(path)
     if path.name == ADAPTER_CONFIG and isinstance(origin, dict):
         origin = {"base": origin.get("base_model_name_or_path") or ""}
@@ -136,14 +143,25 @@ def find_base(folder, given=None):
     """
     origin = read_origin(folder)
     base = final_folder(find_model(given) if given is not None else _named_base(folder, origin))
-    expected = origin.get("base_fingerprint")
-    if expected and fingerprint(read_weight_files(base)) != expected:
+    if expected := origin.get("base_fingerprint"):
+        files = read_weight_files(base)
+    else:
+        expected, files = _began_with(folder), base.glob("*.safetensors")
+    if expected and fingerprint(files) != expected:
         raise CheckpointError(
             f"{folder}: its adapter belongs to other weights than those in {base}; expected the base it was trained "
             f"on ({origin['base']}{', revision ' + origin['base_revision'] if origin.get('base_revision') else ''}); "
             "fetch that one"
         )
     return base
+
+
+def _began_with(folder):
+    """The fingerprint of the weights that a run's adapter was trained on, by its run.yaml; None of anything else."""
+    path = Path(folder).parent / "run.yaml"
+    is_run = path.exists() and (Path(folder) / ADAPTER_CONFIG).exists()
+    found = re.search(r"^model_fingerprint: '?(\w{64})", path.read_text(encoding="utf-8") if is_run else "", re.M)
+    return found and found[1]
 
 
 def _named_base(folder, origin):
@@ -211,7 +229,7 @@ def _check_memory(folder, *, dtype, device, quantize=None):
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return
     gc.collect()  # models that nobody names any more
-    with _gpu_named(device):
+    with gpu_named(device):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free_gib = (torch.cuda.mem_get_info(device)[0] + cached) / GIB
     if total > free_gib:
@@ -237,8 +255,8 @@ def _weights_gib(files, dtype, quantize=None):
 
 
 @contextmanager
-def _gpu_named(device):
-    """A GPU that torch does not see is the user's mistake, not ours."""
+def gpu_named(device):
+    """A GPU that torch does not see, or a device that it does not know, is the user's mistake, not ours."""
     try:
         yield
     except (AssertionError, RuntimeError) as error:
@@ -266,7 +284,7 @@ def default_dtype(device):
     """float32 on the CPU, bfloat16 where the GPU computes with it, else float16."""
     if torch.device(device).type != "cuda":
         return torch.float32
-    with _gpu_named(device):
+    with gpu_named(device):
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 

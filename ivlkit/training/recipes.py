@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from linecache import getlines
@@ -296,9 +297,10 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text):
-        """The recipe that `to_yaml` wrote. Raises: RecipeError with the place where it is no YAML."""
+        """The recipe that `to_yaml` wrote, or a run.yaml's. Raises: RecipeError with the place where it is no YAML."""
         try:
-            return cls.from_dict(yaml.safe_load(text))
+            found = yaml.safe_load(text)
+            return cls.from_dict(found["recipe"] if isinstance(found, dict) and "recipe" in found else found)
         except yaml.YAMLError as error:
             found = " ".join(str(error).split())
             raise RecipeError(f"a recipe that is no YAML: {found}; expected the fields of Recipe") from error
@@ -331,6 +333,8 @@ RELEASED = tuple(name for name in RECIPES if not name.startswith("nano"))
 def recipe(name, /, **changes):
     """A recipe, named or your own, with changes: `recipe("2b-lora", learning_rate=1e-4)`; `name="mine"` renames it.
 
+    A path that ends in .yaml is read: what `to_yaml` or `ivlkit train … --dry-run` wrote, or a run's run.yaml.
+
     A recipe has values of its own, which `print(recipe("2b-lora"))` shows, in place of the defaults below. Where
     `packing` is false, `total_batch` is a multiple of gpus × `per_device_batch`: set both for a smaller one.
 
@@ -339,6 +343,8 @@ def recipe(name, /, **changes):
     if isinstance(name, Recipe):
         _check_known(name.name, changes)
         return replace(name, **changes) if changes else name  # a copy would lose its reasons
+    if isinstance(name, (str, os.PathLike)) and str(name).endswith((".yaml", ".yml")):
+        return recipe(Recipe.from_yaml(Path(name).read_text(encoding="utf-8")), **changes)
     if not isinstance(name, str) or name.endswith((".json", ".jsonl", ".csv")):
         raise RecipeError(
             f"{str(name)[:80]} in the recipe's place; expected a recipe's name or a `Recipe`; the recipe comes first: "

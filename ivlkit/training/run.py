@@ -57,8 +57,8 @@ class Run:
 
     @property
     def spec(self):
-        """The contents of run.yaml. Raises: TrainingError where they are damaged."""
-        with suppress(UnicodeError, yaml.YAMLError):
+        """The contents of run.yaml. Raises: TrainingError where they are damaged or gone."""
+        with suppress(OSError, UnicodeError, yaml.YAMLError):
             found = yaml.safe_load((self.folder / "run.yaml").read_text())
             if isinstance(found, dict) and {"recipe", "data", "versions"} <= found.keys():
                 return found
@@ -200,8 +200,9 @@ class Run:
     def delete(self):
         """Remove the run. What else lies in its folder stays, and then the folder does too.
 
-        Raises: TrainingError while it is running.
+        Raises: TrainingError while it is running, or where it is gone.
         """
+        Run(self.folder)  # raises where it is gone: a lock would make its folder anew
         with alone(self.folder):  # nobody starts it meanwhile
             if self.state == "running":
                 raise TrainingError(f"{self.folder}: running; expected a run that has ended; stop it first")
@@ -310,7 +311,7 @@ def runs(folder=None):
     """All runs under `folder`, the one that started last at the end; default `runs/` here, and the one beside this
     folder, where the notebooks keep theirs."""
     roots = [Path(folder)] if folder else [RUNS_FOLDER, ".." / RUNS_FOLDER]
-    paths = (path for root in roots for path in root.rglob("run.yaml"))
+    paths = (path for root in roots for path in root.rglob("run.yaml") if path.parent.name != "handover")
     return [Run(path.parent) for path in sorted(paths, key=_last_start)]
 
 
@@ -327,6 +328,9 @@ def open_again(run, part="data"):
     spec = run.spec[part]
     path = Path(spec["path"])
     root = spec["root"] if path.suffix != ".json" else None
+    if not path.exists():
+        todo = f"put them back, or train again with their new place and folder={str(run.folder)!r} (--to)"
+        raise TrainingError(f"{path}: not there any more; expected the rows of {run.folder}; {todo}")
     data = open_data(path, root=root, seed=spec["seed"], split=spec.get("split", TRAIN))
     if "selection" in spec:
         data = data.select(np.load(run.folder / spec["selection"], mmap_mode="r", allow_pickle=False))

@@ -51,7 +51,7 @@ def train(
         metric: a function of (reply, truth) that gives a number, higher for better, to choose the best by in place of
             the loss, where at least 64 rows are answered (`eval_samples`); of a module, since another process calls it,
             or its name: "anls" of `ivlkit.evaluation.metrics.METRICS`, "metrics_of_mine:score".
-        folder: default `runs/<recipe>-<hash of recipe and data>`.
+        folder: default `runs/<recipe>-<hash of recipe and data>`; named, it goes on with data that have moved since.
         overfit: so many rows of the data, learned by heart as a test of labels, template and learning rate: the run's
             notices say how many of them it answers at its end.
         report_to: "tensorboard", "wandb" or "trackio": a tracker that gets the numbers of the log too.
@@ -132,7 +132,7 @@ def _settle(recipe, folder, **described):
     settlings = earlier_settlings(recipe)
     for one in settlings if recipe.gpus is None else ():
         path, spec = _identify(one, folder, **described)
-        if (path / "run.yaml").exists() and _own_part(path) == spec:
+        if (path / "run.yaml").exists() and _unplaced(_own_part(path)) == _unplaced(spec):
             return one
     return settlings[0]
 
@@ -157,6 +157,12 @@ def _own_part(folder):
     return {key: existing[key] for key in existing if key not in BESIDE_SPEC}
 
 
+def _unplaced(spec):
+    """The same wherever its data lie: their fingerprint tells them apart."""
+    parts = {part: spec[part] | {"path": None, "root": None} for part in ("data", VALIDATION) if part in spec}
+    return spec | parts
+
+
 def validation_of(data, given=None):
     """Rows apart: those that are given, of a meta file's path its validation split, if it has one; else that of the
     meta file whose training split is trained on, or None.
@@ -175,13 +181,16 @@ def write_run(recipe, data, folder=None, *, validation=None, metric=None):
     folder, spec = _identify(recipe, folder, data=data, validation=validation, metric=metric)
     weights = _model_fingerprint(recipe)
     if (folder / "run.yaml").exists():
-        if _own_part(folder) != spec:
+        own = _own_part(folder)
+        if _unplaced(own) != _unplaced(spec):
             raise RecipeError(f"{folder}: holds a run of another recipe or other data; choose another folder")
         if Run(folder).spec.get("model_fingerprint", weights) != weights:
             raise RecipeError(
                 f"{folder}: holds a run that began with other weights than those that are in {recipe.model} now; "
                 "choose another folder, or delete that run"
             )
+        if own != spec:  # the data have moved
+            rewrite(Run(folder), **spec)
         return Run(folder)
     try:
         _write_new(folder, spec | {"model_fingerprint": weights}, data, validation)

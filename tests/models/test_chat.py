@@ -161,11 +161,20 @@ def test_a_reply_has_at_most_the_tokens_asked_for(tiny_vlm):
     assert len(reply.tokens) <= 3
 
 
+def test_a_reply_ends_where_time_is_up_or_a_stop_string_comes(tiny_vlm):
+    options = {"max_new_tokens": 8, "min_new_tokens": 8}
+    (whole,) = tiny_vlm.chat_batch(["Hello"], probabilities=True, **options)
+    for limit in ({"max_time": 1e-6}, {"stop_strings": [whole.text[0]]}):
+        (reply,) = tiny_vlm.chat_batch(["Hello"], probabilities=True, **options, **limit)
+        assert (len(reply.tokens), reply.is_ended) == (1, False)
+
+
 @pytest.mark.parametrize(
     ("question", "pictures", "message"),
     [
         ("<image> <image>", 1, '1 pictures but 2 "<image>" in the question; expected one for each'),
         ("<image>", 2, '2 pictures but 1 "<image>" in the question'),
+        ("<image> What?", 0, '0 pictures but 1 "<image>" in the question'),
     ],
 )
 def test_placeholders_that_do_not_match_are_refused(tiny_vlm, draw_picture, question, pictures, message):
@@ -394,6 +403,11 @@ def test_a_batch_of_no_rows_is_refused(tiny_vlm, size):
 def test_a_batch_with_too_few_pictures_is_refused(tiny_vlm):
     with pytest.raises(DataError, match="2 questions but pictures for 1; expected one entry each"):
         tiny_vlm.chat_batch(["Q", "R"], [None])
+
+
+def test_a_question_of_a_batch_that_is_no_text_is_refused(tiny_vlm):
+    with pytest.raises(DataError, match="a float in the question's place; expected the question first"):
+        tiny_vlm.chat_batch(["Q", float("nan")])
 
 
 # options -------------------------------------------------------------------------------------------------------------

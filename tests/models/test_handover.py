@@ -16,6 +16,7 @@ from ivlkit.errors import ExportError
 from ivlkit.evaluation.evaluate import evaluate
 from ivlkit.models.export.export import export
 from ivlkit.training.recipes import recipe
+from ivlkit.training.run import runs
 from ivlkit.training.runs import execute, write_run
 
 SECRETS = (b"Secret", b"Exif", "Secret".encode("utf-16-le"))
@@ -77,6 +78,10 @@ def test_it_holds_labels_split_recipe_report_rows_and_a_notebook_of_four_cells(m
         **{"part": "validation", "row": "train.jsonl:4", "pictures": "3.jpg"},
         **{"question": "What is written?", "answer": "3, the"},
     }
+
+
+def test_it_is_no_run_to_be_found_and_gone_on_with(made, rows):
+    assert [run.folder for run in runs(rows)] == [made[0].folder]
 
 
 def test_the_split_is_taken_again_by_whoever_has_the_pictures(made, rows, tmp_path):

@@ -123,6 +123,16 @@ def test_adapters_beside_a_config_that_names_none_are_told_with_their_rank(relea
         load(released_lora)
 
 
+def test_an_adapter_inside_a_model_s_folder_is_refused(folder):
+    """transformers would add it to the model without a word, and an export leave it out."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "nano"}')
+    for use in (load, lambda source: export(source, folder / "never")):
+        with pytest.raises(
+            CheckpointError, match="a model .* and an adapter .*; expected one of them; put the adapter's"
+        ):
+            use(folder)
+
+
 def test_an_adapter_s_folder_is_told_from_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "OpenGVLab/Somewhere"}')
     with pytest.raises(CheckpointError, match="an adapter .* and no model; .*fetch its base, OpenGVLab/Somewhere"):

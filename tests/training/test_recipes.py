@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from transformers import get_scheduler
 
 from ivlkit.errors import RecipeError
@@ -167,6 +168,17 @@ def test_every_scheduler_is_one_that_transformers_makes(scheduler):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     made = get_scheduler(scheduler, optimizer, num_warmup_steps=2, num_training_steps=10)
     assert made.get_last_lr()[0] <= 1.0
+
+
+def test_a_recipe_is_read_from_its_file_and_from_a_run_s(tmp_path):
+    mine = recipe("nano-lora", name="mine", epochs=2)
+    (tmp_path / "mine.yaml").write_text(mine.to_yaml())
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"recipe": mine.to_dict(), "data": {}}))
+    assert recipe(tmp_path / "mine.yaml") == recipe(str(tmp_path / "run.yaml")) == mine
+    assert recipe(str(tmp_path / "mine.yaml"), seed=1) == recipe(mine, seed=1)
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    with pytest.raises(RecipeError, match="a recipe with no `model`"):
+        recipe(tmp_path / "mine.yaml")
 
 
 def test_yaml_without_name_or_model_is_refused():

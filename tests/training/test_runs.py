@@ -249,6 +249,10 @@ def test_a_run_is_removed_but_not_what_others_put_beside_it(rows, chosen, finish
     assert capsys.readouterr().out.endswith(f"{run.folder}: removed\n{other.folder}: removed\n")
     assert not run.folder.exists() and {path.name for path in other.folder.iterdir()} == {"mine.txt", "finals"}
     assert main(["runs", "--delete", str(other.folder)]) == 2
+    for ask in (run.delete, lambda: run.recipe):
+        with pytest.raises(TrainingError, match=f"{run.folder}"):
+            ask()
+    assert not run.folder.exists()
 
 
 def test_the_run_that_started_last_is_the_one_attached_to(rows, chosen, no_child, monkeypatch, tmp_path):
@@ -317,6 +321,24 @@ def test_the_tile_budget_of_the_recipe_is_trained_with_kept_and_exported(rows, t
     run = here(write_run(few, open_data(rows)))
     assert run.load().processor.max_tiles == 1
     assert load(export(run, tmp_path / "merged")).processor.max_tiles == 1
+
+
+def test_an_adapter_is_loaded_onto_no_other_weights_than_it_was_trained_on(chosen, finished, here, tiny):
+    first, rows = finished
+    second = here(write_run(replace(chosen, model=str(first.folder)), open_data(rows)), stop_at=1)
+    checkpoint = second.folder / "checkpoint-1"
+    assert load(checkpoint, base=first.folder).folder == checkpoint
+    with pytest.raises(CheckpointError, match="its adapter belongs to other weights than those in .*; expected the"):
+        load(checkpoint, base=tiny)
+
+
+@pytest.mark.parametrize("name", ["nano-lora", "nano-full"])
+def test_a_checkpoint_is_loaded_as_it_was_trained(rows, tiny, here, name):
+    few = recipe(name, model=str(tiny), max_tiles=1, epochs=2, total_batch=8, per_device_batch=8)
+    run = here(write_run(few, open_data(rows)), stop_at=1)
+    vlm = load(run.folder / "checkpoint-1")
+    assert (run.state, vlm.processor.max_tiles) == ("stopped", 1)
+    assert not torch.equal(logits(vlm), logits(load(tiny)))
 
 
 def test_a_stopped_run_goes_on_after_its_last_checkpoint(rows, chosen, here):
@@ -436,6 +458,22 @@ def test_data_that_changed_is_refused_by_the_child_and_makes_a_new_run(rows, cho
     assert train(chosen, rows).folder != run.folder
     with pytest.raises(RecipeError, match="holds a run of another recipe or other data; choose another folder"):
         train(chosen, rows, folder=run.folder)
+
+
+def test_a_stopped_run_goes_on_with_data_that_have_moved(rows, chosen, here, no_child, tmp_path):
+    first = here(train(chosen, rows, validation=open_data(rows).select([0])), stop_at=3)
+    run = Run(first.folder.rename(tmp_path / "renamed"))
+    moved = shutil.copytree(rows.parent, tmp_path.parent / f"{tmp_path.name} elsewhere") / rows.name
+    rows.unlink()
+    with pytest.raises(TrainingError, match=r"train.jsonl: not there any more; .*folder='.*renamed' \(--to\)$"):
+        here(run)
+    assert "skip_unusable" not in run.error
+    run = train(chosen, moved, validation=open_data(moved).select([0]), folder=run.folder)
+    assert run.spec["validation"]["path"] == str(moved)
+    assert steps(here(run)) == list(range(1, 13))
+    moved.write_text(moved.read_text().replace("word 1", "word 9"))
+    with pytest.raises(RecipeError, match="holds a run of another recipe or other data"):
+        train(chosen, moved, validation=open_data(moved).select([0]), folder=run.folder)
 
 
 def test_another_recipe_or_seed_is_another_run(rows, chosen, tmp_path, monkeypatch):

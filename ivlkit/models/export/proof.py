@@ -9,7 +9,7 @@ from ...data.collate import normalise_tiles
 from ...data.rows.records import Turn
 from ...errors import ExportError
 from ...hardware import GIB
-from ..load import most_copied_gib
+from ..load import gpu_named, most_copied_gib
 
 TOLERANCE = 1e-4  # logits in float32, relative to the largest where that is above 1
 COARSE_TOLERANCE = 0.05  # logits in bfloat16: an adapter beside a weight rounds otherwise than one inside it
@@ -135,7 +135,8 @@ def choose_place(num_parameters, device):
 
     Raises: ExportError if there is room for neither.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with gpu_named(device):
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     copied = most_copied_gib(device) * GIB
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * copied
     if num_parameters * 4 * _ROOM < free and num_parameters * 4 <= copied:

@@ -68,7 +68,7 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
     key = match_family(config).key
     place = find_place(gpu_gib, card)
     asked = [str(model), data.fingerprint, place.name, gpu_gib, sorted(fixed.items())]
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:8]
     kept = Path(folder or RUNS_FOLDER / "suggested") / f"{key}-{digest}.yaml"
     found = _read(kept)
     if found:

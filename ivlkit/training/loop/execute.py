@@ -1,7 +1,6 @@
 """Trains the run of a folder in this process: what the child does, from run.yaml to `final/`."""
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -18,8 +17,8 @@ import torch
 from ...data.files import appearing, write_whole
 from ...errors import DataError, IvlkitError, TrainingError
 from ...hardware import GIB
-from ...models.families import FAMILIES, find_model
-from ...models.load import ORIGIN_FILE, default_dtype, final_folder, load
+from ...models.families import find_model
+from ...models.load import default_dtype, final_folder, load
 from ...models.modeling.attention import use_attention
 from ..checkpoints import check_finite, find_damage, keep_newest, last_whole, tidy, writing_checkpoint
 from ..engine.distributed import broadcast_from_rank0, check_launch, is_initialized, join, loading, rank
@@ -130,7 +129,7 @@ def _execute(run):
             print(f"stopped at step {training.step} of {plan.steps}; train again to go on")
     else:
         best = broadcast_from_rank0(partial(_best, run, training)) if validate else None
-        _write_final(run, training, vlm.processor, best=best)
+        _write_final(run, training, best=best)
         if writes:
             shutil.rmtree(run.folder / FEATURES, ignore_errors=True)
         if writes and run.skipped:
@@ -348,29 +347,19 @@ def _say_overfit(run):
     )
 
 
-def _write_final(run, training, processor, *, best):
+def _write_final(run, training, *, best):
     """`final/` is complete whenever it exists; all ranks help, since a model may be spread over them.
 
     Args: best: of `_best`, whose files are copied; None: the weights as they are.
     """
-    recipe, writes, final = run.recipe, training.accelerator.is_main_process, run.folder / "final"
-    base = recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve())
-    origin = {
-        "base": base,
-        "template": processor.template.name,
-        "system_message": processor.system_message,
-        "max_tiles": processor.max_tiles,
-        "recipe": recipe.name,
-        "step": best["step"] if best else training.step,
-    }
+    writes, final = training.accelerator.is_main_process, run.folder / "final"
     with appearing(final) if writes else nullcontext(final) as aside:
         if best is None:
             training.save_weights(aside)
-        for path in (*best["path"].glob("*.safetensors"), *best["path"].glob("adapter_config.json")) if best else ():
-            if writes:
+        elif writes:
+            for path in (*best["path"].glob("*.safetensors"), *best["path"].glob("adapter_config.json")):
                 shutil.copyfile(path, aside / path.name)
-        if writes:
-            (aside / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False))
+            training.write_origin(aside, step=best["step"])
 
 
 def last_checkpoint(folder):

@@ -8,6 +8,7 @@ import json
 import random
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from ...errors import CheckpointError
+from ...models.families import FAMILIES
+from ...models.load import ORIGIN_FILE
 from ..checkpoints import load_trained, save_trained
 from ..engine.distributed import check_engine, is_sharded, make_accelerator
 from ..methods import part_of
@@ -66,10 +69,24 @@ class Training:
         return any(value.requires_grad for name, value in named if part_of(name) in ("vision", "projector"))
 
     def save_weights(self, folder):
-        """Write what trains into a folder that is there: all ranks help, the first one writes."""
+        """Write what trains into a folder that is there, for `load` too: all ranks help, the first one writes."""
         sharded = self.accelerator.get_state_dict(self.engine) if is_sharded(self.recipe) else None
         if self.accelerator.is_main_process:
             save_trained(self.model, folder, state_dict=sharded)
+            self.write_origin(folder, step=self.step)
+
+    def write_origin(self, folder, *, step):
+        """Write which base the weights in a folder belong to, and how they were asked in training."""
+        recipe, processor = self.recipe, self.micro_batches.processor
+        origin = {
+            "base": recipe.model if recipe.model in FAMILIES else str(Path(recipe.model).resolve()),
+            "template": processor.template.name,
+            "system_message": processor.system_message,
+            "max_tiles": processor.max_tiles,
+            "recipe": recipe.name,
+            "step": step,
+        }
+        (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def save(self, folder):
         """Write all that is needed to go on to the same bits into a folder that is there."""
