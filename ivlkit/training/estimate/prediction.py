@@ -14,7 +14,7 @@ from ..loop.schedule import operations
 from ..tuning import optimizer_bytes
 from . import footprint
 
-# Time: fitted to runs on an H100, within 20 % of them and of `MEASURED`, of which most came later.
+# Time: fitted to runs on an H100, within 20 % of them and 25 % of `MEASURED`, of which most came later.
 MATRIX_SHARE = 0.62  # of a card's measured matrix rate, reached by the products alone
 PASSES = {False: 26, True: 15}  # times a byte that backward needs is moved, eager and compiled; a third more recomputed
 QUANTISING = 3  # bytes as these for a value that a float8 product gives: fitted to the four rows with float8
