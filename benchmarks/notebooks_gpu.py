@@ -66,15 +66,14 @@ LESSONS = {
     "01_download": Lesson(asks=(6, 6, 48), note="The download of 4.4 GB comes first and is not counted."),
     "02_dynamic_tiling": Lesson(
         note="The CPU does the tiling, so every card shows the same. Of the released model only the tokenizer and the "
-        "configuration are read. The replies are nano's with every `MODEL`. The minutes were taken before this "
-        "notebook asked it."
+        "configuration are read. The replies are nano's with every `MODEL`."
     ),
     "03_conversation_to_labels": Lesson(
         {"ROWS": "8"},
         asks=(16, 16, 12),
         note="Every chip is a real token of the released tokenizer, a tile has 256 image tokens, and `<|im_end|>` ends "
         'an answer. With `"4b"` it is `<|end|>`, and a role token swallows the newline after it. '
-        "What is trained is nano with every `MODEL`. The minutes were taken before this notebook trained it.",
+        "What is trained is nano with every `MODEL`.",
     ),
     "04_inside_the_model": Lesson(
         {"PROBE_ROWS": "60"},

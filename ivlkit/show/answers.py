@@ -80,7 +80,7 @@ def slices_figure(report, field, *, before=None):
     axes.set_title(plain_text(f"by {field} (rows)"))
     axes.invert_yaxis()
     if before:
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)  # no bar ends under it
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

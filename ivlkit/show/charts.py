@@ -100,7 +100,7 @@ def learning_curve_figure(curve):
     axes.minorticks_off()
     axes.set(xlabel="training rows", ylabel=plain_text(before.report.metric), title="learning curve")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")  # a curve that rises leaves it free
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 
@@ -130,7 +130,7 @@ def calibration_figure(calibration):
     axes.set(xlim=(0, 100), xlabel="the surest … % of the answers", ylabel="right", title="surest answers first")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 

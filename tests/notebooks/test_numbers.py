@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-WORDS = {"one": 1, "two": 2, "four": 4, "six": 6, "eight": 8, "Forty": 40}
+WORDS = {"one": 1, "two": 2, "four": 4, "five": 5, "six": 6, "eight": 8, "Forty": 40}
 HOLDS = {  # what a text claims → whether a number that was seen bears it out, and one that would not
     "is": (lambda told, seen: seen == told, lambda told: told + 1),
     "about": (lambda told, seen: abs(seen - told) <= 0.05 * told, lambda told: 1.1 * told),
@@ -23,6 +23,8 @@ TOLD = [
     ("02", r"costs as much as the phone's photo, ([\d,]+) tokens", r"phone photo .* ([\d,]+) tokens", "is"),
     ("02", r"500 × 500 stays (\w+) tile", r"500 x 500 .* (\d+) tiles", "is"),
     ("02", r"is at (\d+) % with up to four", r"prices \d+%, \d+%, (\d+)%", "is"),
+    ("02", r"costs: (\S+) tokens become (\S+),", r"6: (\S+) tokens for 40 receipts\n.* (\S+) tokens for 40", "is is"),
+    ("02", r"becomes four, (\w+) with the thumbnail", r"640 x 640 .* (\d+) tiles", "is"),
     ("03", r"of every token falls from above (\d+) to below (\d+)", r"every token from (\S+) to (\S+);", "above below"),
     ("04", r"(\S+) patches and one more.* become (\d+) tokens", r"of 448 px: (\S+) patches, (\d+) tokens", "is is"),
     ("04", r"the same with (\d+) and (\d+)\.", r"of 112 px: (\d+) patches, (\d+) tokens", "is is"),
