@@ -204,6 +204,7 @@ def test_a_checkpoint_holds_no_pickled_arguments(start, tmp_path, changes):
         "scheduler.pt",
         "rng_state.pth",
         "trainer_state.json",
+        "ivlkit.json",
         "checkpoint.json",
     }
 

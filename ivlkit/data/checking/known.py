@@ -49,7 +49,7 @@ class KnownRows:
 
     def store(self, source, index, kind):
         """Keep it beside the file, if that holds anything else and the file is still the one that was read."""
-        if self._is_stored or index.size_bytes < STORED_FROM_BYTES:
+        if self._is_stored or index.size_bytes < STORED_FROM_BYTES or _state(source.annotation) != self.state:
             return
         self.media = np.concatenate([self.media, *(media for media, _ in self._added)], axis=1)
         self.names = [*self.names, *(name for _, names in self._added if names for name in names.split("\0"))]
