@@ -56,7 +56,7 @@ def wrap_layers(model, recipe):
 def _fetch_whole(layers):
     """Have DeepSpeed fetch a layer's weights at once, for its forward and from recomputation to the end of backward.
 
-    Each weight fetched for its own product costs a third of a step. The first layer that trains stays as it is: the end
+    Weights fetched one by one cost the 4B a quarter of its step. The first layer that trains stays as it is: the end
     of a whole layer's backward is told by its input's gradient, and where nothing before it trains, there is none.
     """
     from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
