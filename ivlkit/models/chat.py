@@ -173,17 +173,12 @@ def iterate_replies(
     done, features, at_once = set(done), _Features(vlm), batch_size
     windows = [rows for rows in _windows(len(conversations), batch_size) if not done.issuperset(rows)]
     for numbers, prompts in _prepare_ahead(vlm, conversations, budgets, windows):
-        lengths = [len(prompt.input_ids) for prompt in prompts]
-        for batch in alike_batches(lengths, batch_size, find_short_context(vlm)):
-            if not done.issuperset(numbers[place] for place in batch):
-                asked, replies = features.fill([prompts[place] for place in batch]), []
-                while len(replies) < len(asked):
-                    part = asked[len(replies) : len(replies) + at_once]
-                    with _seeded(vlm, seed, numbers[batch[len(replies)]]):
-                        found = _reply_if_they_fit(vlm, part, generation, probabilities)
-                    at_once = at_once if found else len(part) // 2
-                    replies += found
-                yield list(zip((numbers[place] for place in batch), replies, strict=True))
+        for batch in alike_batches([len(each.input_ids) for each in prompts], batch_size, find_short_context(vlm)):
+            rows = [numbers[place] for place in batch]
+            if not done.issuperset(rows):
+                asked = features.fill([prompts[place] for place in batch])
+                replies, at_once = _reply_in_parts(vlm, asked, rows, at_once, seed, generation, probabilities)
+                yield list(zip(rows, replies, strict=True))
 
 
 def _windows(count, batch_size):
@@ -216,17 +211,22 @@ def _prepare(vlm, turns, images, *, max_tiles):
     return replace(prompt, digests=tuple(hashlib.sha256(tiles.numpy()).digest() for tiles in parts))
 
 
-def _reply_if_they_fit(vlm, prompts, generation, probabilities):
-    """`_reply_all`; [] where the card's memory ended, which is said, and fewer may fit."""
-    try:
-        return _reply_all(vlm, prompts, generation, probabilities)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise
-    torch.cuda.empty_cache()
-    count, device = len(prompts), vlm.model.device
-    warnings.warn(f"{count} replies at once take more memory than {device} has free; now {count // 2}", stacklevel=2)
-    return []
+def _reply_in_parts(vlm, prompts, numbers, at_once, seed, generation, probabilities):
+    """(replies, how many at once the card held): fewer where its memory ended, which is said. One has to fit."""
+    replies = []
+    while len(replies) < len(prompts):
+        part = prompts[len(replies) : len(replies) + at_once]
+        try:
+            with _seeded(vlm, seed, numbers[len(replies)]):
+                replies += _reply_all(vlm, part, generation, probabilities)
+            continue
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+        torch.cuda.empty_cache()
+        count, at_once, device = len(part), len(part) // 2, vlm.model.device
+        warnings.warn(f"{count} replies at once take more memory than {device} has free; now {at_once}", stacklevel=2)
+    return replies, at_once
 
 
 def _reply_all(vlm, prompts, generation, probabilities):

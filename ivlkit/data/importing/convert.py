@@ -97,12 +97,7 @@ def convert(
     """
     _check_shares(shares)
     columns = {name: value for name, value in columns.items() if value is not None}
-    try:
-        detected, rows, root = _open_source(source, images and Path(images), columns)
-    except OSError as error:
-        raise _unreadable(error) from error
-    if not root.is_dir():
-        raise DataError("no folder", "the one that picture paths start from", "name it with images=", where=root)
+    detected, rows, root = _opened(source, images and Path(images), columns)
     is_file = isinstance(source, (str, os.PathLike))
     name = Path(source).name if is_file else "dataset"
     with _writing(Path(to), name, Path(source) if is_file else None) as folder:
@@ -163,6 +158,17 @@ def read_shares(text):
 
 
 # Sources
+
+
+def _opened(source, images, columns):
+    """`_open_source`. Raises: DataError for what can't be read, or if the pictures' folder is not there."""
+    try:
+        detected, rows, root = _open_source(source, images, columns)
+    except OSError as error:
+        raise _unreadable(error) from error
+    if not root.is_dir():
+        raise DataError("no folder", "the one that picture paths start from", "name it with images=", where=root)
+    return detected, rows, root
 
 
 def _open_source(source, images, columns):
@@ -237,10 +243,9 @@ def _writing(to, name, source):
     if to.exists() and not (to.is_dir() and (note.get("source") == name or not any(to.iterdir()))):
         expected = f"a new folder or one of an earlier conversion of {name}"
         raise DataError("holds other files", expected, "name another", where=to)
-    is_new, is_made = not to.exists(), False
+    is_new, here = not to.exists(), to.absolute()
     try:
         to.mkdir(parents=True, exist_ok=True)
-        is_made = True
         try:
             yield to
             _put_in_place(to)
@@ -251,8 +256,8 @@ def _writing(to, name, source):
                 shutil.rmtree(to)
             raise
     except OSError as error:
-        # A full disk names no file.
-        if is_made and error.filename and not Path(error.filename).absolute().is_relative_to(to.absolute()):
+        named = Path(error.filename or to).absolute()  # a full disk names no file
+        if not named.is_relative_to(here) and not here.is_relative_to(named):  # nor a folder above
             raise _unreadable(error) from error
         raise DataError(f"{to}: can't be written ({error.strerror}); name another folder with to=") from error
 
