@@ -61,6 +61,15 @@ class Lesson:
     note: str = ""  # below the table
 
 
+# The 26B where its 51 GB in bf16 don't fit: parameters of the notebooks that have them.
+SMALL = {"LAYOUTS": '["adapter"]', "EPOCHS": "1"}
+FLOAT8 = SMALL | {"CHANGES": '{"weights": "float8"}', "LOADING": '{"quantize": "float8"}'}
+NF4 = SMALL | {
+    "CHANGES": '{"language": "qlora", "vision_offload": True, "bin_tokens": 4096}',
+    "LOADING": '{"quantize": "4bit", "tower_device": "cpu"}',
+}
+FITTING = ((40, NF4), (60, FLOAT8))  # below so many GiB
+
 LESSONS = {
     "00_first_look": Lesson({"ROWS": "12"}, asks=(14, 3, 64)),
     "01_download": Lesson(asks=(6, 6, 48), note="The download of 4.4 GB comes first and is not counted."),
@@ -171,7 +180,8 @@ def measure(options):
     if free_gib is not None:
         hold_ballast(options.work, free_gib)
     places = [(key, card, free_gib, name) for key in options.models for name in options.notebooks]
-    prepared = {place: prepare(place[-1], place[0], cards=len(cards), full=options.full) for place in places}
+    how = {"free_gib": free_gib, "cards": len(cards), "full": options.full}
+    prepared = {place: prepare(place[-1], place[0], **how) for place in places}
     for place in unfinished(places, read_rows(options.out), again=options.again):
         key, _, _, name = place
         if time.monotonic() + expected_seconds(name, read_rows(options.out)) > end:
@@ -204,7 +214,7 @@ def expected_seconds(name, rows):
     return max(took, default=FIRST_SECONDS) + AFTER_SECONDS
 
 
-def prepare(name, key, *, cards=1, full=False):
+def prepare(name, key, *, free_gib=None, cards=1, full=False):
     """(the notebook with this model's and small parameters, {parameter: text of its value}).
 
     A check is about what a trained model does: it may fail. Nothing else may.
@@ -218,6 +228,9 @@ def prepare(name, key, *, cards=1, full=False):
     if own and not on_nano:
         settings["RECIPE"] = f'"{key}-{own[1] if full else "lora"}"'
     settings |= lesson.settings
+    if key == "26b" and free_gib is not None:
+        fitting = next((values for gib, values in FITTING if free_gib < gib), {})
+        settings |= {each: fitting[each] for each in fitting if re.search(rf"^{each} = ", chosen.source, re.MULTILINE)}
     for parameter, text in settings.items():
         pattern = rf"^{re.escape(parameter)} = .*?(?=  #|$)"
         chosen.source, count = re.subn(pattern, f"{parameter} = {text}", chosen.source, flags=re.MULTILINE)
@@ -272,7 +285,7 @@ def run_lesson(place, notebook, settings, work, *, environment, seconds):
         row |= apart(read_runs, copy, card if on_card else None)
     except Exception as error:  # the row keeps what was measured, and says that it is not whole
         row["error"] = row["error"] or f"its runs beside their plans: {first_line(error)}"
-    if on_card and not row["runs"] and LESSONS[name].asks:
+    if on_card and not row["runs"] and LESSONS[name].asks and "LOADING" not in settings:
         row["predicted"] = {other: predict_asking(key, other, *LESSONS[name].asks) for other in PREDICTED_CARDS}
     shutil.rmtree(copy)
     print(f"{name} with {key}: {row['error'] or 'no error'}, {row['minutes']} minutes", flush=True)
@@ -446,7 +459,7 @@ def minutes_of_steps(log, validation):
     first, last = log[0], log[-1]
     if first["step"] == last["step"]:
         return None
-    asked = sum(each["seconds"] for each in validation if first["step"] < each["step"] <= last["step"])
+    asked = sum(each["seconds"] for each in validation if first["step"] <= each["step"] < last["step"])
     pace = (last["seconds"] - first["seconds"] - asked) / (last["step"] - first["step"])
     return pace * last["steps"] / 60
 
@@ -565,11 +578,13 @@ def _cell(value):
 def box(name, rows):
     """The Markdown of a notebook's cell "On your GPU", from rows of released models on a card, without an error."""
     lesson = LESSONS[name]
-    measured = [row for _, row in sorted(rows.items(), key=lambda item: str(item[0])) if row["notebook"] == name]
-    measured = [row for row in measured if row["model"] != "nano" and row["card"] != "CPU" and not row["error"]]
+    measured = [row for row in rows.values() if row["notebook"] == name and not row["error"]]
+    measured = [row for row in measured if row["model"] != "nano" and row["card"] != "CPU"]
+    measured.sort(key=lambda row: (sum(FAMILIES[row["model"]].parts), -(row["free_gib"] or math.inf)))
     said = [
         _what_to_set(name, measured),
         _box_table(lesson, measured) if measured else "Not measured yet.",
+        *map(_how_it_fits, measured),
         _what_is_off(measured),
         lesson.note,
     ]
@@ -583,6 +598,11 @@ def _what_is_off(measured):
     return f"The plan is too fast for steps of few tokens: here they took {off:.1f} times." if off > 1.25 else ""
 
 
+def _how_it_fits(row):
+    said = ", ".join(f"`{key} = {text}`" for key, text in row["settings"].items() if key in NF4)
+    return said and f"`{row['model']}` with {row['free_gib']:g} GiB free: {said}."
+
+
 def _what_to_set(name, measured):
     settings = measured[0]["settings"] if measured else {"MODEL": '"2b"'}
     named = " and ".join(f"`{key} = {settings[key]}`" for key in ("MODEL", "RECIPE") if key in settings)
@@ -592,28 +612,38 @@ def _what_to_set(name, measured):
 
 
 def _box_table(lesson, measured):
-    lines = [["card", "GiB free", "model", "minutes", "GiB on the card", "what it is"]]
-    lines.append(["---", "--:", "---", "--:", "--:", "---"])
+    """A line for a card with so much memory free, a column for a model; what was measured comes first."""
+    cells = {}  # {(card, GiB free, what it is): {model: text}}
     for row in measured:
         used = row["settings"]["MODEL"].strip('"')
         if used == row["model"]:
             free = "all" if row["free_gib"] is None else f"{row['free_gib']:g}"
-            place, gib, what = [row["card"], free, used], f"{row['card_gib']:.1f}", "random weights of true size"
+            place = row["card"], free, "measured, the whole notebook: random weights of true size"
+            cells.setdefault(place, {})[used] = _minutes_and_gib(row["minutes"], row["card_gib"])
         else:
-            place, gib, what = ["none", "–", used], "–", "its own weights, on the CPU beside the card"
-        lines.append([*place, f"{row['minutes']:.1f}", gib, f"measured, the whole notebook: {what}"])
-    newest = {row["model"]: row for row in measured}
-    for key, row in newest.items():
+            place = "none", "–", "measured, the whole notebook: its own weights, on the CPU beside the card"
+            cells.setdefault(place, {})[used] = f"{row['minutes']:.1f} min"
+    for row in {row["model"]: row for row in measured}.values():  # with the least memory
         for card, each in row["predicted"].items():
-            lines.append([card, f"{CARDS[card].gib:g}", key, f"{each['minutes']:.1f}", f"{each['gib']:.1f}"])
-            lines[-1].append(_predicted_what(lesson, row, fits=each["gib"] <= CARDS[card].gib))
+            text = _minutes_and_gib(each["minutes"], each["gib"])
+            fits = "" if each["gib"] <= CARDS[card].gib else ": does not fit"
+            place = card, f"{CARDS[card].gib:g}", _predicted_what(lesson, row)
+            cells.setdefault(place, {})[row["model"]] = text + fits
+    models = list(dict.fromkeys(model for texts in cells.values() for model in texts))
+    lines = [["card", "GiB free", *models, "what it is"], ["---", "--:", *["---"] * len(models), "---"]]
+    for (card, free, what), texts in cells.items():
+        lines.append([card, free, *(texts.get(model, "–") for model in models), what])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _predicted_what(lesson, row, *, fits):
+def _minutes_and_gib(minutes, gib):
+    return f"{minutes:.1f} min, {gib:.1f} GiB"
+
+
+def _predicted_what(lesson, row):
     """What the predicted minutes and GiB are of."""
     if row["runs"]:
-        return "predicted: training alone" + ("" if fits else "; does not fit")
+        return "predicted: training alone"
     _, replies, tokens = lesson.asks
     return f"predicted: {replies} replies of {tokens} tokens, one after another; weights alone"
 

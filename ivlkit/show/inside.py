@@ -15,6 +15,7 @@ from ..errors import DataError
 from ..models.chat import make_prompt
 from ..models.load import meta_copy
 from ..models.shapes import config_of, empty_model
+from ..training.engine.layers import recomputing
 from ..training.recipes import recipe as named_recipe
 from ..training.tuning import prepare, summarise
 from .figure import GREEN, RED, ShownFigure, plain_text
@@ -221,7 +222,7 @@ def _gradients(model, example, places):
     with torch.no_grad():
         features = model.encode_tiles(normalise_tiles(tiles, dtype=model.dtype))
     features.requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), recomputing(model.model.language_model.layers):
         hidden = model.model.language_model(inputs_embeds=model.embed(input_ids, features), use_cache=False)
         logits = model.lm_head(hidden.last_hidden_state[0, torch.as_tensor(places - 1)])  # each token's prediction
         chosen = torch.log_softmax(logits.float(), dim=-1).gather(1, input_ids[0, torch.as_tensor(places)][:, None])

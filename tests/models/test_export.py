@@ -269,6 +269,19 @@ def test_a_small_machine_proves_in_bfloat16_or_says_what_is_missing(tiny, tmp_pa
         export(trained, tmp_path / "again", device="cpu")
 
 
+def test_a_gpu_without_room_leaves_the_proof_to_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 24 * 10**9))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**12, available=10**11))
+    assert proof.choose_place(10**8, None) == (torch.device("cuda"), torch.float32)
+    assert proof.choose_place(10**10, None) == (torch.device("cpu"), torch.float32)
+    assert proof.choose_place(2 * 10**10, None) == (torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(ExportError, match=r"^cuda: 1\.0 GB, cpu: 100\.0 GB of memory free; expected 120\.0 GB"):
+        proof.choose_place(5 * 10**10, None)
+    with pytest.raises(ExportError, match=r"^cuda: 1\.0 GB of memory free"):
+        proof.choose_place(10**10, "cuda")
+
+
 INTERRUPTED = """
 import os, signal, sys
 from ivlkit.data import files

@@ -91,6 +91,16 @@ class TestNotebooks:
         _, settings = notebooks_gpu.prepare("13_many_gpus", "2b", cards=1)
         assert settings == {"MODEL": '"nano"', "ZERO": "0"}
 
+    @pytest.mark.parametrize(
+        ("free_gib", "changes"),
+        [(22.0, '{"language": "qlora", "vision_offload": True, "bin_tokens": 4096}'), (44.0, '{"weights": "float8"}')],
+    )
+    def test_the_26b_is_made_to_fit_where_the_notebook_has_a_parameter_for_it(self, free_gib, changes):
+        _, settings = notebooks_gpu.prepare("10_export_and_share", "26b", free_gib=free_gib)
+        assert (settings["CHANGES"], settings["LAYOUTS"]) == (changes, '["adapter"]') and "LOADING" not in settings
+        for key, gib in (("26b", 140.0), ("26b", None), ("4b", free_gib)):
+            assert "CHANGES" not in notebooks_gpu.prepare("10_export_and_share", key, free_gib=gib)[1]
+
     def test_a_parameter_that_is_missing_is_named(self, monkeypatch):
         monkeypatch.setitem(notebooks_gpu.LESSONS, "00_first_look", notebooks_gpu.Lesson({"LINES": "3"}))
         with pytest.raises(ValueError, match="00_first_look: 0 lines `LINES = …`"):
@@ -102,19 +112,38 @@ class TestBox:
         assert notebooks_gpu.box("07_finetune_lora", {PLACE: ROW}) == (
             "## On your GPU\n\n"
             'Set `MODEL = "2b"` and `RECIPE = "2b-lora"`. The figures are for `TRAIN_ROWS = 160`, `TEST_ROWS = 16`.\n\n'
-            "| card | GiB free | model | minutes | GiB on the card | what it is |\n"
-            "| --- | --: | --- | --: | --: | --- |\n"
-            "| H200 | 22 | 2b | 2.1 | 12.9 | measured, the whole notebook: random weights of true size |\n"
-            "| RTX 3090 | 23.6 | 2b | 3.2 | 9.4 | predicted: training alone |\n"
-            "| L4 | 22.2 | 2b | 2.5 | 22.9 | predicted: training alone; does not fit |"
+            "| card | GiB free | 2b | what it is |\n"
+            "| --- | --: | --- | --- |\n"
+            "| H200 | 22 | 2.1 min, 12.9 GiB | measured, the whole notebook: random weights of true size |\n"
+            "| RTX 3090 | 23.6 | 3.2 min, 9.4 GiB | predicted: training alone |\n"
+            "| L4 | 22.2 | 2.5 min, 22.9 GiB: does not fit | predicted: training alone |"
         )
+
+    def test_a_model_has_a_column_the_smallest_first_and_the_large_one_says_how_it_fits(self):
+        large = ROW | {"model": "26b", "settings": notebooks_gpu.prepare(PLACE[-1], "26b", free_gib=44.0)[1]}
+        rows = {
+            ("26b", "H200", 44.0, PLACE[-1]): large | {"free_gib": 44.0, "minutes": 5.0, "predicted": {}},
+            PLACE: ROW,
+            ("26b", "H200", 22.0, PLACE[-1]): large | {"minutes": 9.0, "predicted": {"L4": {"gib": 18, "minutes": 7}}},
+        }
+        lines = notebooks_gpu.box(PLACE[-1], rows).splitlines()
+        assert lines[2].startswith('Set `MODEL = "2b"`') and lines[-1].startswith("`26b` with 22 GiB free: `CHANGES")
+        assert [line.rpartition(" | ")[0] for line in lines[4:10]] == [
+            "| card | GiB free | 2b | 26b",
+            "| --- | --: | --- | ---",
+            "| H200 | 22 | 2.1 min, 12.9 GiB | 9.0 min, 12.9 GiB",
+            "| H200 | 44 | – | 5.0 min, 12.9 GiB",
+            "| RTX 3090 | 23.6 | 3.2 min, 9.4 GiB | –",
+            "| L4 | 22.2 | 2.5 min, 22.9 GiB: does not fit | 7.0 min, 18.0 GiB",
+        ]
 
     def test_replies_have_their_assumed_length_where_nothing_is_trained(self):
         place = (*PLACE[:3], "00_first_look")
         row = ROW | {"notebook": "00_first_look", "runs": [], "settings": {"MODEL": '"2b"', "ROWS": "12"}}
-        assert "| 2.5 | 22.9 | predicted: 3 replies of 64 tokens, one after another; weights alone |" in (
-            notebooks_gpu.box("00_first_look", {place: row})
+        said = (
+            "| 2.5 min, 22.9 GiB: does not fit | predicted: 3 replies of 64 tokens, one after another; weights alone |"
         )
+        assert said in notebooks_gpu.box("00_first_look", {place: row})
 
     @pytest.mark.parametrize("change", [{"error": "cell 3: ValueError: x"}, {"model": "nano"}, {"card": "CPU"}])
     def test_rows_that_failed_or_are_not_of_a_released_model_on_a_card_are_not_shown(self, change):
@@ -189,8 +218,9 @@ class TestRows:
         run = write_run(recipe("nano-lora"), data, Path("../runs/lesson/run"))
         for step in range(1, 7):
             line = {"step": step, "steps": 6, "loss": 1.0, "memory_gib": 0.1 * step}
-            append_step(run.folder / "log.jsonl", line | {"seconds": 30.0 + step + 2.0 * (step > 3)})
-        append_step(run.folder / "validation.jsonl", {"step": 4, "seconds": 2.0})
+            append_step(run.folder / "log.jsonl", line | {"seconds": 30.0 + step + 2.0 * (step > 4)})
+        for step in (4, 6):  # the log has a step's seconds from before it is looked at
+            append_step(run.folder / "validation.jsonl", {"step": step, "seconds": 2.0})
         found = notebooks_gpu.read_runs(tmp_path, "H200")
         (line,) = found["runs"]
         assert (line["run"], line["recipe"], line["steps"]) == ("lesson/run", "nano-lora", 6)

@@ -1,6 +1,7 @@
 """Inside a model: what trains, the shapes on the way, and gradients that are where and what they say."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from ivlkit.data.encode import encode
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.errors import DataError
 from ivlkit.models.hub.verify import DATA
+from ivlkit.show import inside
 from ivlkit.show.inside import (
     answer_looks,
     looks_figure,
@@ -22,6 +24,7 @@ from ivlkit.show.inside import (
     shapes_html,
     walk_html,
 )
+from ivlkit.training.engine.layers import recomputing
 from ivlkit.training.recipes import recipe
 
 
@@ -131,6 +134,19 @@ class TestLooks:
                 slopes.append(float(log_probability(features + step) - log_probability(features - step)) / 2e-2)
         assert heat.flatten()[0] / heat.flatten()[5] == pytest.approx(slopes[0] / slopes[1], rel=0.05)
         assert heat.shape == (4, 4) and heat.max() == pytest.approx(1)
+
+    def test_layers_keep_their_inputs_alone_and_the_maps_are_the_same(self, tiny_vlm, picture, monkeypatch):
+        """A 26B in 4 bits has no room for what its layers compute of a picture."""
+        found, ran = [], []
+        for how in (nullcontext, recomputing):
+            monkeypatch.setattr(inside, "recomputing", lambda layers, how=how: how(layers))
+            layers = tiny_vlm.model.model.language_model.layers
+            hook = layers[0].mlp.register_forward_pre_hook(lambda *_, how=how: ran.append(how))
+            found.append(answer_looks(tiny_vlm, "What?", picture, "352")[1])
+            hook.remove()
+        assert all(np.array_equal(*maps) for maps in zip(*found, strict=True))
+        assert ran == [nullcontext] + 4 * [recomputing]  # forward, and once more for each token
+        assert not any("forward" in vars(layer) for layer in layers)
 
     def test_one_map_a_token_without_the_closing_one(self, tiny_vlm, picture):
         tokens, maps = answer_looks(tiny_vlm, "What?", picture, "352")

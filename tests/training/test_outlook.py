@@ -36,6 +36,11 @@ def test_one_line_says_how_long_how_much_and_when():
     )
 
 
+def test_an_adapter_is_written_at_once():
+    said = outlook(of_2b("RTX 4090"), rows=59, export="adapter", now=datetime(2026, 1, 1, 15, 30))
+    assert said.startswith("train 7 + ask 3 × 59 rows 2 + export 1 minutes, 0.3 GB, done at about 15:38 (")
+
+
 def test_without_minutes_it_says_what_is_missing():
     assert "name a card" in outlook(of_2b("H200", minutes=None), rows=59)
 

@@ -56,6 +56,14 @@ def test_features_have_the_bits_of_a_tower_that_stays(deep, dtype, count, monkey
         assert found.dtype == dtype and torch.equal(found, expected)
 
 
+def test_it_sees_outside_of_inference_mode_what_it_saw_inside_first(deep):
+    model, pixel_values = frozen(deep), tiles(2)
+    stream_tower(model)
+    with torch.inference_mode():
+        expected = model.encode_tiles(pixel_values)
+    assert torch.equal(model.encode_tiles(pixel_values), expected)
+
+
 class Recorded(Lane):
     """Writes down what is asked; a buffer holds no number before it is filled, and none again once it was read."""
 

@@ -40,7 +40,7 @@ def export(source, to, *, layout="released", scores=None, device=None, handover=
         layout: "released", which the original code and the serving tools read; "adapter" (the 2B's: 69 MB) for someone
             who has the base; "transformers", which plain transformers reads.
         scores: {"what was measured": number} for the model card.
-        device: of the proof; default the GPU if there is one.
+        device: of the proof; default the GPU if there is one with room.
         handover: of a run, also write `handover/` for a colleague: labels and split as tables, run.yaml, the report,
             the test rows with their pictures (PNG, without metadata), and a notebook to load, ask and score.
         test, report: the test rows (what `open_data` gives, or a path), and what `evaluate` found on them.
@@ -173,27 +173,40 @@ def describe_base(folder):
 
 def _prove(opened, aside, reload, device, *, merges):
     """One model in memory at a time: the source answers, then the export."""
-    run, in_float8 = read_run(opened.folder), None
+    trained, in_float8 = _as_trained(read_run(opened.folder)), None
     if opened.vlm:
-        device, dtype = opened.vlm.model.device, opened.vlm.model.dtype
+        place = {"device": opened.vlm.model.device, "dtype": opened.vlm.model.dtype}
         before = ask(opened.vlm.model, opened.processor)
+    elif trained and not merges:
+        place = {"device": device} | trained
+        before = _ask_once(opened, **place)
     else:
-        device, dtype = choose_place(total_bytes(opened.shapes, torch.uint8), device)  # at one byte: parameters
-        before = _ask_once(opened, device=device, dtype=dtype)
-        if run and run["recipe"].get("weights") == "float8":  # as it was trained
-            in_float8 = _ask_once(opened, device=device, dtype=dtype, quantize="float8")
-    model = reload(aside, device, dtype)
+        parameters = total_bytes(opened.shapes, torch.uint8)  # at one byte each
+        place = dict(zip(("device", "dtype"), choose_place(parameters, device), strict=True))
+        before = _ask_once(opened, **place)
+        if trained.get("quantize") == "float8":
+            in_float8 = _ask_once(opened, **place, quantize="float8")
+    model = reload(aside, **place)
     written = ask(model, opened.processor)
     tensors = check_and_unround(model, opened) if merges else 0
     after = ask(model, opened.processor) if merges else written
+    what, where = "merging" if merges else "reloading the adapter", f"{model.dtype} on {model.device.type}"
     return Proof(
-        where=f"{dtype} on {device.type}".replace("torch.", ""),
-        largest_difference=compare(before, after, dtype=dtype, what="merging" if merges else "reloading the adapter"),
+        where=" ".join(filter(None, [place.get("quantize"), where.replace("torch.", "")])),
+        largest_difference=compare(before, after, dtype=model.dtype, what=what),
         equal_replies=count_equal(before, written),
         samples=len(before.replies),
         tensors=tensors,
         from_float8=in_float8 and (largest_difference(in_float8, after), count_equal(in_float8, written)),
     )
+
+
+def _as_trained(run):
+    """How a quantised run's model is loaded, from its run.yaml: as its recipe's `loading`; {} for any other."""
+    recipe = run["recipe"] if run else {}
+    quantize = "4bit" if recipe.get("language") == "qlora" else recipe.get("weights")
+    tower_device = "cpu" if recipe.get("vision_offload") else None
+    return {"quantize": quantize, "tower_device": tower_device} if quantize in ("4bit", "float8") else {}
 
 
 def _ask_once(opened, **options):
@@ -204,11 +217,11 @@ def _ask_once(opened, **options):
     return answers
 
 
-def _reload(folder, device, dtype):
-    return load(folder, device=device, dtype=dtype).model
+def _reload(folder, **options):
+    return load(folder, **options).model
 
 
-def _reload_hf(folder, device, dtype):
+def _reload_hf(folder, *, device, dtype):
     """As anyone would: no class of ours."""
     from transformers import AutoModelForImageTextToText
 

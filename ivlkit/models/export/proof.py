@@ -133,17 +133,20 @@ def choose_place(num_parameters, device):
 
     Float32 counts as copied: `load` widens what a file holds in the computer's memory, for a GPU too.
 
-    Raises: ExportError if there is room for neither.
+    Args: device: None: the GPU if there is one with room, else the CPU. Raises: ExportError if there is no room.
     """
-    with gpu_named(device):
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    copied = most_copied_gib(device) * GIB
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * copied
-    if num_parameters * 4 * _ROOM < free and num_parameters * 4 <= copied:
-        return device, torch.float32
-    if num_parameters * 2 * _ROOM < free:
-        return device, torch.bfloat16
+    seen = []
+    for wanted in [device] if device else ["cuda", "cpu"][not torch.cuda.is_available() :]:
+        with gpu_named(wanted):
+            device = torch.device(wanted)
+        copied = most_copied_gib(device) * GIB
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * copied
+        if num_parameters * 4 * _ROOM < free and num_parameters * 4 <= copied:
+            return device, torch.float32
+        if num_parameters * 2 * _ROOM < free:
+            return device, torch.bfloat16
+        seen.append(f"{device}: {free / 1e9:.1f} GB")
     raise ExportError(
-        f"{device}: {free / 1e9:.1f} GB of memory free; expected {num_parameters * 2 * _ROOM / 1e9:.1f} GB to load the "
-        "export again and compare; free some, or pass another device"
+        f"{', '.join(seen)} of memory free; expected {num_parameters * 2 * _ROOM / 1e9:.1f} GB to load the export "
+        "again and compare; free some, or pass another device"
     )

@@ -88,7 +88,8 @@ class Buffers:
 
     def __init__(self, like, device):
         self.device = device
-        self.flats = [torch.empty_like(like, device=device) for _ in range(SLOTS)]
+        with torch.inference_mode(False):  # for passes outside of it too
+            self.flats = [torch.empty_like(like, device=device) for _ in range(SLOTS)]
         self.lane = CudaLane(device) if device.type == "cuda" else Lane()
 
     def begin(self):

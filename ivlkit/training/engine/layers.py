@@ -5,6 +5,7 @@ layer inside. transformers' own switch also makes the outputs of every embedding
 tower's too, and so back-propagates into it.
 """
 
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 
@@ -85,6 +86,21 @@ def _of_any_size(compiled, varying, hidden_states, **kwargs):
 def _recomputed(forward, options, *args, **kwargs):
     """A layer that keeps its inputs (selective: its products too), and computes the rest again for backward."""
     return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, **options)
+
+
+@contextmanager
+def recomputing(layers):
+    """What layers compute in here is computed again in each backward: of a layer only its inputs are kept."""
+    own = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(_recomputed, layer.forward, {})
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward:
+                layer.forward = forward
 
 
 def _selective(rank):

@@ -20,6 +20,7 @@ class Card:
     gib: float
     bf16: bool = True
     float8: bool = True  # multiplied as it is stored, twice as fast as bf16; else widened first
+    bus_gb_per_second: int = 25  # from the host, as by PCIe 4; by PCIe 5 twice that: assumed, not measured
 
     @property
     def matrix_rate(self):

@@ -13,12 +13,12 @@ EXPORT_GB_PER_SECOND = 0.2  # weights written, loaded again twice and compared: 
 START_MINUTES = 0.3  # a process of its own that imports torch and loads the model
 
 
-def outlook(plan, *, rows, asks=3, reply_tokens=16, export=True, now=None):
+def outlook(plan, *, rows, asks=3, reply_tokens=16, export="released", now=None):
     """One line: "train 6 + ask 3 × 59 rows 2 + export 3 minutes, 4.4 GB, done at about 15:40 (predicted …)".
 
     Args:
         rows: to be asked. asks: how often: before, after, with shuffled pictures.
-        reply_tokens: of a reply, the closing one counted.
+        reply_tokens: of a reply, the closing one counted. export: the layout, or False.
         now: a `datetime`; default the clock's.
     """
     job, case = plan.job, plan.cases[0]
@@ -27,11 +27,12 @@ def outlook(plan, *, rows, asks=3, reply_tokens=16, export=True, now=None):
     weights_gb = 2 * sum(value.numel() for value in job.model.parameters()) / 1e9
     asking = asks * (rows * reply_seconds(plan, reply_tokens) / 60 + START_MINUTES)
     parts = {"train": case.minutes + START_MINUTES, f"ask {asks} × {rows:,} rows": asking}
+    written_gb = weights_gb if export and export != "adapter" else 0.0
     if export:
-        parts["export"] = weights_gb / EXPORT_GB_PER_SECOND / 60 + START_MINUTES
+        parts["export"] = written_gb / EXPORT_GB_PER_SECOND / 60 + START_MINUTES
     end = (now or datetime.now()) + timedelta(minutes=sum(parts.values()))
     minutes = " + ".join(f"{name} {math.ceil(each)}" for name, each in parts.items())
-    disk_gb = plan.disk_gb + (weights_gb if export else 0)
+    disk_gb = plan.disk_gb + written_gb
     return (
         f"{minutes} minutes, {disk_gb:.1f} GB, done at about {end:%H:%M} "
         f"(predicted; replies of {reply_tokens} tokens, a longer one takes longer)"

@@ -34,7 +34,7 @@ from ..tuning import prepare
 from .cards import CARDS, Card, find_measured, match_card, probe_cpu
 from .footprint import features_bytes
 from .outlook import outlook
-from .prediction import BUS_RATE, CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
+from .prediction import CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, needed_gib, predict_seconds
 
 TILE_CASES = (12, 6, 1)
 TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
@@ -360,12 +360,12 @@ def _notes(job, steps, features):
         yield f"no minutes: {place.name} is not listed; name a card: {', '.join(CARDS)}"
     if not place.bf16 and job.recipe.packing:
         yield "a card without bf16: float16, and padded batches in place of bins"
-    seconds = bus_seconds(job.model, job.recipe, place.device_type)
-    if seconds:
+    if seconds := bus_seconds(job.model, job.recipe, place):
+        rate = place.card.bus_gb_per_second
         yield (
-            f"vision_offload: {seconds * BUS_RATE / 1e9:.1f} GB of the host's memory; they cross to the GPU for every "
-            f"batch, {seconds:.2f} s at {BUS_RATE / 1e9:.0f} GB/s (assumed), which minutes add to the rest though both "
-            "happen at once"
+            f"vision_offload: {seconds * rate:.1f} GB of the host's memory; they cross to the GPU for every "
+            f"batch, {seconds:.2f} s at {rate} GB/s (assumed), of which minutes count what the tower's "
+            "products don't hide"
         )
     if features:
         yield f"keep_features: {features / 1e9:.2f} GB of the disk; minutes count the tower in every epoch all the same"

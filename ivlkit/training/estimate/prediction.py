@@ -18,8 +18,7 @@ from . import footprint
 # Time: fitted to runs on an H100, within 23 % of them and of `MEASURED`, of which most came later.
 MATRIX_SHARE = 0.62  # of a card's measured matrix rate, reached by the products alone
 PASSES = {False: 26, True: 15}  # times a byte that backward needs is moved, eager and compiled; a third more recomputed
-QUANTISING = 3  # bytes as these for a value that a float8 product gives: fitted to the four rows with float8
-BUS_RATE = 25e9  # bytes a second from the host to a GPU, as by PCIe 4: assumed, not measured
+QUANTISING = {False: 11, True: 3}  # bytes as these for a value of a float8 product: fitted to a run, and to four rows
 # Memory beside what torch allocates.
 CONTEXT_GIB = 0.6  # CUDA's context and libraries: assumed, not measured
 ALLOCATOR_SLACK = 0.1  # of activations, reserved in pieces that fit nothing: assumed, not measured
@@ -143,8 +142,8 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins):
 
     Computing: every product, at `MATRIX_SHARE` of the card's rate, twice that in float8 where the card has it. Moving:
     the bytes that backward keeps, `PASSES` times, with those of making activations float8; weights that have to be
-    made bf16, three times a bin; and the layers of a tower on the host, copied once a bin. Every epoch counts alike:
-    what `keep_features` spares the later ones is not predicted.
+    made bf16, three times a bin. The layers of a tower on the host, copied once a bin, cost what their products don't
+    hide. Every epoch counts alike: what `keep_features` spares the later ones is not predicted.
     """
     precision, card = footprint.precision_of(recipe, place.device_type), place.card
     how, vision, text = _layers(recipe, precision), config.vision_config, config.text_config
@@ -153,23 +152,26 @@ def predict_seconds(model, config, recipe, place, *, tokens, tiles, bins):
     products = tiles * tile / (1 + ("vision" in fast)) + tokens * token / (1 + ("language" in fast))
     matrices = footprint.frozen_matrices(model)
     moved = tokens * footprint.decoder_layer_bytes(text, how.language) * text.num_hidden_layers
-    moved += tokens * QUANTISING * sum(rows for rows, _ in matrices) if "language" in fast else 0
+    moved += tokens * QUANTISING[recipe.compile] * sum(rows for rows, _ in matrices) if "language" in fast else 0
     trained = recipe.trained_vision_layers(vision.num_hidden_layers)
     moved += tiles * footprint.patches(vision) * footprint.vision_layer_bytes(vision, how.vision) * trained
     moved *= PASSES[recipe.compile] * {"none": 1, "selective": 7 / 6, "full": 4 / 3}[recipe.gradient_checkpointing]
     if recipe.quantize and "language" not in fast:
         each = {"4bit": footprint.NF4_BYTES, "float8": 1}[recipe.quantize] + 4
         moved += 3 * bins * each * sum(rows * columns for rows, columns in matrices)
-    seconds = products / (MATRIX_SHARE * card.matrix_rate) + moved / (card.tb_per_second * 1e12)
-    return float(seconds + bins * bus_seconds(model, recipe, place.device_type)) / recipe.processes
+    rate = MATRIX_SHARE * card.matrix_rate
+    seconds = products / rate + moved / (card.tb_per_second * 1e12)
+    seconds += max(0.0, bins * bus_seconds(model, recipe, place) - tiles * tile / rate)
+    return float(seconds) / recipe.processes
 
 
-def bus_seconds(model, recipe, device_type):
-    """Seconds a bin that a tower on the host takes to cross the bus: 0.44 for the 26B's."""
-    if not recipe.vision_offload or device_type == "cpu":
+def bus_seconds(model, recipe, place):
+    """Seconds a bin that a tower on the host takes to cross the bus to a listed card: 0.44 for the 26B's by PCIe 4."""
+    if not recipe.vision_offload or place.device_type == "cpu" or place.card is None:
         return 0.0
-    layers, _ = footprint.offloaded_bytes(model, frozen_bytes=footprint.precision_of(recipe, device_type).stream)
-    return layers / BUS_RATE
+    precision = footprint.precision_of(recipe, place.device_type)
+    layers, _ = footprint.offloaded_bytes(model, frozen_bytes=precision.stream)
+    return layers / (place.card.bus_gb_per_second * 1e9)
 
 
 def disk_bytes(model, recipe, *, device_type):
