@@ -10,8 +10,9 @@ from trial import Trial
 
 from ivlkit.data.rows.records import Record, Turn
 from ivlkit.models.load import load
+from ivlkit.training.loop import samples
 from ivlkit.training.loop.loss import cross_entropy
-from ivlkit.training.loop.samples import Samples
+from ivlkit.training.loop.samples import Samples, predict_tokens
 from ivlkit.training.loop.schedule import MicroBatches
 from ivlkit.training.loop.state import begin
 from ivlkit.training.recipes import recipe
@@ -53,6 +54,16 @@ def test_four_rows_are_asked_at_the_start_and_after_every_step_of_a_short_run(st
     assert [line["step"] for line in lines] == list(range(9))
     assert [answer["where"] for answer in lines[0]["answers"]] == [f"train.jsonl:{n}" for n in (1, 3, 4, 6)]
     assert [answer["truth"] for answer in lines[0]["answers"]] == ["7", "7", "no", "7"]
+
+
+@pytest.mark.parametrize(("changes", "passes"), [({}, 1), ({"max_seq_length": 100, "per_device_batch": 1}, 4)])
+def test_rows_are_asked_together_where_a_bin_holds_them(start, tmp_path, monkeypatch, changes, passes):
+    asked = []
+    monkeypatch.setattr(samples, "predict_tokens", lambda *given: asked.append(given) or predict_tokens(*given))
+    start(sampled=True, **changes)[0].train()
+    assert len(asked) == 9 * passes
+    texts = [[(each["truth"], each["reply"]) for each in line["answers"]] for line in read(tmp_path / "samples.jsonl")]
+    assert all([truth for truth, _ in line] == ["7", "7", "no", "7"] for line in texts)
 
 
 def test_a_reply_is_right_exactly_if_the_greedy_one_is_the_truth(start, tmp_path, data):

@@ -17,8 +17,9 @@ TIMES = 12  # of a run, the start and the end beside them
 class Samples:
     """Appends {"step", "answers": [{"where", "question", "truth", "reply", "right"}, …]} to a run's samples.
 
-    A reply is made of the most probable token at each place, given the truth before it: one forward pass a row. It is
-    right exactly if the greedy reply is the truth; after a first wrong token the greedy reply may read differently.
+    A reply is made of the most probable token at each place, given the truth before it: one forward pass for all rows,
+    or for each where together they are more than a bin. It is right exactly if the greedy reply is the truth;
+    after a first wrong token the greedy reply may read differently.
     """
 
     gave_up = False  # as `Validate` may
@@ -37,29 +38,31 @@ class Samples:
     def write(self):
         """As the model is now. On several GPUs nothing: one rank can't run a model that is spread over them."""
         if self.training.accelerator.num_processes == 1:
-            answers = [self._ask(row) for row in self.rows]
-            append_step(self.path, {"step": self.training.step, "answers": [one for one in answers if one]})
+            append_step(self.path, {"step": self.training.step, "answers": list(self._answers())})
 
     begin = write
 
-    def _ask(self, row):
-        """None for a row that is masked."""
+    def _answers(self):
+        """Of the rows that are not masked."""
         micro_batches = self.training.micro_batches
-        tokenizer = micro_batches.processor.tokenizer
-        example = micro_batches.encode_row(0, row)
-        if not example.num_supervised:
-            return None
-        record = micro_batches.data[row]
-        batch = micro_batches.collate([example], pad_token_id=tokenizer.pad_token_id)
-        predicted = predict_tokens(self.training, batch)
-        truth = batch["labels"][batch["labels"] >= 0]
-        return {
-            "where": record.where,
-            "question": record.question,
-            "truth": _text(truth, tokenizer),
-            "reply": _text(predicted, tokenizer),
-            "right": bool((predicted == truth).all()),
-        }
+        tokenizer, (most_tokens, _) = micro_batches.processor.tokenizer, micro_batches.recipe.budgets
+        encoded = {row: micro_batches.encode_row(0, row) for row in self.rows}
+        encoded = {row: example for row, example in encoded.items() if example.num_supervised}
+        examples = list(encoded.values())
+        fit_together = len(examples) * max(map(len, examples), default=0) <= most_tokens
+        predicted, parts = [], [examples] if fit_together else [[example] for example in examples]
+        for part in filter(None, parts):
+            batch = micro_batches.collate(part, pad_token_id=tokenizer.pad_token_id)
+            predicted.extend(predict_tokens(self.training, batch).split([example.num_supervised for example in part]))
+        for (row, example), tokens in zip(encoded.items(), predicted, strict=True):
+            record, truth = micro_batches.data[row], torch.from_numpy(example.labels[example.labels >= 0])
+            yield {
+                "where": record.where,
+                "question": record.question,
+                "truth": _text(truth, tokenizer),
+                "reply": _text(tokens, tokenizer),
+                "right": torch.equal(tokens, truth),
+            }
 
 
 @torch.no_grad()

@@ -45,12 +45,15 @@ def train_steps(training):
     """
     accumulation = training.micro_batches.batches.accumulation
     loader = iter(load_micro_batches(training.micro_batches, first=training.step * accumulation))
+    training.engine.train()
+    trained = [module for module in training.engine.modules() if module.training]
     while training.step < training.steps:
         began = time.perf_counter()
         batches = list(islice(loader, accumulation))
         wait_seconds = time.perf_counter() - began
         weight = weigh(training, batches)
-        training.engine.train()
+        if not all(module.training for module in trained):  # as whoever looked at the model left it
+            training.engine.train()  # 20 ms of a small model's step, so not in each
         losses = [backward(training, batch, weight, is_last=batch is batches[-1]) for batch in batches]
         loss, norm = check_numbers(training, batches, losses, clip(training))
         learning_rate = update(training)
