@@ -108,7 +108,7 @@ LESSONS = {
     "10_export_and_share": Lesson(
         {"ROWS": "96"},
         note="Merging reads and writes one tensor after another; most of its time is the proof. A 26B model needs "
-        "another 51 GB of disk, and for its proof a card of 80 GB or as much host memory.",
+        "another 51 GB of disk, and for its proof a card of 80 GB or as much host memory; its adapter alone neither.",
     ),
     "11_finetune_full": Lesson(
         {"TRAIN_ROWS, EPOCHS": "96, 1", "NEW_ROWS, OLD_ROWS": "16, 24"},

@@ -18,7 +18,7 @@ from ..models.shapes import config_of, empty_model
 from ..training.engine.layers import recomputing
 from ..training.recipes import recipe as named_recipe
 from ..training.tuning import prepare, summarise
-from .figure import GREEN, RED, ShownFigure, plain_text
+from .figure import GREEN, RED, ShownFigure, drawn_names, has_letters, plain_text
 from .html import fragment, table_html, text_html
 from .model import PART_COLOURS
 
@@ -186,19 +186,23 @@ def looks_figure(vlm, question, image, *, answer=None):
     tokens, maps = answer_looks(vlm, question, image, answer)
     named = [plain_text(token, 12) for token in tokens[: len(maps)]]
     alt = f"where the tokens {', '.join(named)} of the answer look, by the gradient over the picture"
+    labels, below = drawn_names(named)
+    title = f"{plain_text(question, 60)} → {plain_text(answer, 30)} (gradient)"
+    if not has_letters(title):
+        title, below = "question → answer (gradient)", "; ".join(filter(None, [title, below]))
     size = (2.6 * (len(maps) + 1), 2.6 * image.height / image.width + 0.9)
-    figure = ShownFigure(figsize=size, layout="constrained", alt=alt)
+    figure = ShownFigure(figsize=size, layout="constrained", alt=alt, below=below)
     first, *others = figure.subplots(1, len(maps) + 1, squeeze=False)[0]
     first.imshow(image)
     first.set_title("the picture", fontsize=9)
-    for axis, name, heat in zip(others, named, maps, strict=True):
+    for axis, label, heat in zip(others, labels, maps, strict=True):
         axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
         extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         axis.imshow(heat, cmap="viridis", alpha=0.6, extent=extent, interpolation="bilinear")
-        axis.set_title(f'"{name}"', fontsize=9)
+        axis.set_title(f'"{label}"', fontsize=9)
     for axis in (first, *others):
         axis.axis("off")
-    figure.suptitle(f"{plain_text(question, 60)} → {plain_text(answer, 30)} (gradient)", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

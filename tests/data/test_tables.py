@@ -80,6 +80,7 @@ def test_it_encodes(write_csv, photos, processor):
         ('file,label\np0.jpg,"Größe, 3"\n', "utf-8-sig", "csv, , between cells, utf-8-sig"),
         ("file;label\r\np0.jpg;Größe, 3\r\n", "latin-1", "csv, ; between cells, cp1252"),
         ("file;label\np0.jpg;Größe, 3\n", "utf-16", "csv, ; between cells, utf-16"),
+        ("sep=;\r\nfile;label\r\np0.jpg;Größe, 3\r\n", "utf-8-sig", "csv, ; between cells, utf-8-sig"),
         ("\nfile;label\n\n;\np0.jpg;Größe, 3\n\n", "utf-8", "csv, ; between cells, utf-8"),
     ],
 )

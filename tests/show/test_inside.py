@@ -157,6 +157,12 @@ class TestLooks:
         assert "gradient" in figure.alt and "gradient" in figure.get_suptitle()
         assert figure.to_image().width > 300  # a $ in the answer starts no formula
 
+    def test_letters_that_the_font_lacks_stand_below(self, tiny_vlm, picture, recwarn):
+        figure = looks_figure(tiny_vlm, "这是什么?", picture, answer="7")
+        assert figure.get_suptitle() == "question → answer (gradient)"
+        assert figure.below == "这是什么? → 7 (gradient)" and figure.to_image().width > 300
+        assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
     def test_nothing_to_look_at_is_said(self, tiny_vlm, picture):
         with pytest.raises(DataError, match="empty answer"):
             looks_figure(tiny_vlm, "What?", picture, answer=" ")

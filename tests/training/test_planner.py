@@ -233,6 +233,12 @@ class TestOnData:
             plan("2b-lora", data=mixed_rows, gpu_gib=80)
 
 
+@pytest.mark.parametrize("gib", [-3.0, float("nan")])
+def test_less_than_no_memory_is_refused(gib):
+    with pytest.raises(RecipeError, match="gpu_gib=.*; expected a number of GiB"):
+        plan("2b-lora", gpu_gib=gib)
+
+
 def test_an_unknown_card_is_refused():
     with pytest.raises(RecipeError, match="card 'H999'; expected one of B200, H200, H100"):
         plan("2b-lora", card="H999")

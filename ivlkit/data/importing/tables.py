@@ -239,10 +239,12 @@ def delimiter_of(path, encoding):
 
 
 def _csv_lines(path, encoding, delimiter):
-    """(line, cells or the error) of every row that is not blank."""
+    """(line, cells or the error) of every row that is not blank, nor a first line `sep=;`, which Excel reads."""
     try:
         with open(path, encoding=encoding, errors="surrogateescape", newline="") as file:
             for line, raw, cells in csv_rows(file, delimiter):
+                if line == 1 and re.fullmatch(r"sep=.[\r\n]*", raw):
+                    continue
                 if isinstance(cells, list) and (wrong := _NOT_UTF8.search(raw)):
                     number = next(number for number, cell in enumerate(cells, start=1) if wrong[0] in cell)
                     said = f"byte 0x{ord(wrong[0]) - 0xDC00:02x} in cell {number} is not {encoding}"

@@ -209,9 +209,11 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
 
 
 def find_place(gpu_gib=None, card=None):
-    """Where it is to run, as a `Place`. Raises: RecipeError for an unknown card."""
+    """Where it is to run, as a `Place`. Raises: RecipeError for an unknown card or a negative number."""
     if card is not None and card not in CARDS:
         raise RecipeError(f"card {card!r}; expected one of {', '.join(CARDS)}")
+    if gpu_gib is not None and not gpu_gib >= 0:
+        raise RecipeError(f"gpu_gib={gpu_gib}; expected a number of GiB, such as 24")
     if card is not None or gpu_gib is not None:
         found = CARDS.get(card)
         free_gib = found.gib if gpu_gib is None else gpu_gib
