@@ -619,16 +619,16 @@ def _box_table(lesson, measured):
         if used == row["model"]:
             free = "all" if row["free_gib"] is None else f"{row['free_gib']:g}"
             place = row["card"], free, "measured, the whole notebook: random weights of true size"
-            cells.setdefault(place, {})[used] = _minutes_and_gib(row["minutes"], row["card_gib"])
+            cells.setdefault(place, {})[used] = _minutes_and_gib(minutes=row["minutes"], gib=row["card_gib"])
         else:
             place = "none", "–", "measured, the whole notebook: its own weights, on the CPU beside the card"
             cells.setdefault(place, {})[used] = f"{row['minutes']:.1f} min"
     for row in {row["model"]: row for row in measured}.values():  # with the least memory
         for card, each in row["predicted"].items():
-            text = _minutes_and_gib(each["minutes"], each["gib"])
-            fits = "" if each["gib"] <= CARDS[card].gib else ": does not fit"
+            fits = each["gib"] <= CARDS[card].gib
+            text = _minutes_and_gib(**each) if fits else f"{each['gib']:.1f} GiB: does not fit"
             place = card, f"{CARDS[card].gib:g}", _predicted_what(lesson, row)
-            cells.setdefault(place, {})[row["model"]] = text + fits
+            cells.setdefault(place, {})[row["model"]] = text
     models = list(dict.fromkeys(model for texts in cells.values() for model in texts))
     lines = [["card", "GiB free", *models, "what it is"], ["---", "--:", *["---"] * len(models), "---"]]
     for (card, free, what), texts in cells.items():
@@ -636,7 +636,7 @@ def _box_table(lesson, measured):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _minutes_and_gib(minutes, gib):
+def _minutes_and_gib(*, minutes, gib):
     return f"{minutes:.1f} min, {gib:.1f} GiB"
 
 

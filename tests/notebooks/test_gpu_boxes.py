@@ -116,7 +116,7 @@ class TestBox:
             "| --- | --: | --- | --- |\n"
             "| H200 | 22 | 2.1 min, 12.9 GiB | measured, the whole notebook: random weights of true size |\n"
             "| RTX 3090 | 23.6 | 3.2 min, 9.4 GiB | predicted: training alone |\n"
-            "| L4 | 22.2 | 2.5 min, 22.9 GiB: does not fit | predicted: training alone |"
+            "| L4 | 22.2 | 22.9 GiB: does not fit | predicted: training alone |"
         )
 
     def test_a_model_has_a_column_the_smallest_first_and_the_large_one_says_how_it_fits(self):
@@ -134,15 +134,13 @@ class TestBox:
             "| H200 | 22 | 2.1 min, 12.9 GiB | 9.0 min, 12.9 GiB",
             "| H200 | 44 | – | 5.0 min, 12.9 GiB",
             "| RTX 3090 | 23.6 | 3.2 min, 9.4 GiB | –",
-            "| L4 | 22.2 | 2.5 min, 22.9 GiB: does not fit | 7.0 min, 18.0 GiB",
+            "| L4 | 22.2 | 22.9 GiB: does not fit | 7.0 min, 18.0 GiB",
         ]
 
     def test_replies_have_their_assumed_length_where_nothing_is_trained(self):
         place = (*PLACE[:3], "00_first_look")
         row = ROW | {"notebook": "00_first_look", "runs": [], "settings": {"MODEL": '"2b"', "ROWS": "12"}}
-        said = (
-            "| 2.5 min, 22.9 GiB: does not fit | predicted: 3 replies of 64 tokens, one after another; weights alone |"
-        )
+        said = "| 22.9 GiB: does not fit | predicted: 3 replies of 64 tokens, one after another; weights alone |"
         assert said in notebooks_gpu.box("00_first_look", {place: row})
 
     @pytest.mark.parametrize("change", [{"error": "cell 3: ValueError: x"}, {"model": "nano"}, {"card": "CPU"}])
