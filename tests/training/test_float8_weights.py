@@ -15,6 +15,7 @@ from trial import Trial
 
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.errors import CheckpointError, RecipeError
+from ivlkit.models.export.export import _as_trained as as_trained
 from ivlkit.models.export.export import export
 from ivlkit.models.export.lazy_weights import open_source
 from ivlkit.models.families import NANO_FOLDER
@@ -97,6 +98,17 @@ def test_a_run_loads_as_it_trained(runs):
         (runs["bf16"].load(), False),
     ):
         assert holds_float8(vlm.model) == is_float8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"weights": "float8"}, {"language": "qlora"}, {"language": "qlora", "vision_offload": True}]
+    + [{"language": "qlora", "weights": "float8"}, {"weights": "float8", "vision_offload": True}],
+)
+def test_an_export_knows_from_run_yaml_how_a_recipe_loads(changes):
+    chosen = recipe("26b-lora", **changes)
+    assert as_trained({"recipe": chosen.to_dict()}) == (chosen.loading if chosen.quantize else {})
+    assert as_trained(None) == {}
 
 
 def test_its_adapter_is_proved_on_float8_and_folded_in_by_nothing(runs, tmp_path):

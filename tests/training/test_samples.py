@@ -1,6 +1,7 @@
 """Rows asked while a run trains: the answers are those of the model at that step, and training does not notice."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -62,8 +63,18 @@ def test_rows_are_asked_together_where_a_bin_holds_them(start, tmp_path, monkeyp
     monkeypatch.setattr(samples, "predict_tokens", lambda *given: asked.append(given) or predict_tokens(*given))
     start(sampled=True, **changes)[0].train()
     assert len(asked) == 9 * passes
-    texts = [[(each["truth"], each["reply"]) for each in line["answers"]] for line in read(tmp_path / "samples.jsonl")]
-    assert all([truth for truth, _ in line] == ["7", "7", "no", "7"] for line in texts)
+
+
+def test_rows_asked_together_answer_what_they_answer_alone(start, tmp_path):
+    """Rows of other answers and lengths, so that none can stand for another."""
+    training = start(sampled=True, epochs=30)[0]
+    training.train()
+    training, found = training.training, []
+    for changes in ({}, {"max_seq_length": 100, "per_device_batch": 1}):
+        training.micro_batches.recipe = replace(training.micro_batches.recipe, **changes)
+        Samples(training, tmp_path / "again.jsonl").write()
+        found.append(read(tmp_path / "again.jsonl")[-1]["answers"])
+    assert found[0] == found[1] and len({answer["reply"] for answer in found[0]}) > 1
 
 
 def test_a_reply_is_right_exactly_if_the_greedy_one_is_the_truth(start, tmp_path, data):

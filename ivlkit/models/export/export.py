@@ -181,8 +181,8 @@ def _prove(opened, aside, reload, device, *, merges):
         place = {"device": device} | trained
         before = _ask_once(opened, **place)
     else:
-        parameters = total_bytes(opened.shapes, torch.uint8)  # at one byte each
-        place = dict(zip(("device", "dtype"), choose_place(parameters, device), strict=True))
+        device, dtype = choose_place(total_bytes(opened.shapes, torch.uint8), device)  # at one byte: parameters
+        place = {"device": device, "dtype": dtype}
         before = _ask_once(opened, **place)
         if trained.get("quantize") == "float8":
             in_float8 = _ask_once(opened, **place, quantize="float8")

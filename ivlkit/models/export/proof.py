@@ -1,6 +1,7 @@
 """An export proves itself: what was written is loaded again and asked the same stored questions as its source."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -133,12 +134,16 @@ def choose_place(num_parameters, device):
 
     Float32 counts as copied: `load` widens what a file holds in the computer's memory, for a GPU too.
 
-    Args: device: None: the GPU if there is one with room, else the CPU. Raises: ExportError if there is no room.
+    Args: device: None: the GPU if there is one with room, else the CPU, which a warning says.
+    Raises: ExportError if there is no room.
     """
     seen = []
     for wanted in [device] if device else ["cuda", "cpu"][not torch.cuda.is_available() :]:
         with gpu_named(wanted):
             device = torch.device(wanted)
+        if seen:
+            said = f"{seen[0]} of memory free, too little to load the export again: the CPU does it, which takes longer"
+            warnings.warn(said, stacklevel=2)
         copied = most_copied_gib(device) * GIB
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * copied
         if num_parameters * 4 * _ROOM < free and num_parameters * 4 <= copied:

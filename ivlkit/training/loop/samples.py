@@ -46,23 +46,22 @@ class Samples:
         """Of the rows that are not masked."""
         micro_batches = self.training.micro_batches
         tokenizer, (most_tokens, _) = micro_batches.processor.tokenizer, micro_batches.recipe.budgets
-        encoded = {row: micro_batches.encode_row(0, row) for row in self.rows}
-        encoded = {row: example for row, example in encoded.items() if example.num_supervised}
-        examples = list(encoded.values())
-        fit_together = len(examples) * max(map(len, examples), default=0) <= most_tokens
-        predicted, parts = [], [examples] if fit_together else [[example] for example in examples]
-        for part in filter(None, parts):
-            batch = micro_batches.collate(part, pad_token_id=tokenizer.pad_token_id)
-            predicted.extend(predict_tokens(self.training, batch).split([example.num_supervised for example in part]))
-        for (row, example), tokens in zip(encoded.items(), predicted, strict=True):
-            record, truth = micro_batches.data[row], torch.from_numpy(example.labels[example.labels >= 0])
-            yield {
-                "where": record.where,
-                "question": record.question,
-                "truth": _text(truth, tokenizer),
-                "reply": _text(tokens, tokenizer),
-                "right": torch.equal(tokens, truth),
-            }
+        encoded = [(row, micro_batches.encode_row(0, row)) for row in self.rows]
+        encoded = [(row, example) for row, example in encoded if example.num_supervised]
+        longest = max((len(example) for _, example in encoded), default=0)
+        at_once = ROWS if len(encoded) * longest <= most_tokens else 1
+        for part in (encoded[place : place + at_once] for place in range(0, len(encoded), at_once)):
+            batch = micro_batches.collate([example for _, example in part], pad_token_id=tokenizer.pad_token_id)
+            predicted = predict_tokens(self.training, batch).split([example.num_supervised for _, example in part])
+            for (row, example), tokens in zip(part, predicted, strict=True):
+                record, truth = micro_batches.data[row], torch.from_numpy(example.labels[example.labels >= 0])
+                yield {
+                    "where": record.where,
+                    "question": record.question,
+                    "truth": _text(truth, tokenizer),
+                    "reply": _text(tokens, tokenizer),
+                    "right": torch.equal(tokens, truth),
+                }
 
 
 @torch.no_grad()
