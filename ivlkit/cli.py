@@ -139,7 +139,11 @@ def _run_check(options):
 def _run_chat(options):
     from .training.run import loaded
 
-    vlm = loaded(options.model, "chat", device=options.device)
+    with loaded(options.model, "chat", device=options.device) as vlm:
+        return _chat(vlm, options)
+
+
+def _chat(vlm, options):
     generation = _named(options, "max_tiles max_new_tokens")
     if options.question and options.json:
         reply = vlm.chat(options.question, options.image, video=options.video, **generation)

@@ -76,12 +76,12 @@ def evaluate(
     name = metric_name(metric)
     check_options(generation, "evaluate", evaluate)
     check_seed(seed)
-    vlm = loaded(vlm, "evaluate")
-    data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
-    records = _usable_records(data, vlm.processor, metric, progress=progress)
-    asked = arrange(records, pictures, seed=seed)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
-    replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
+    with loaded(vlm, "evaluate") as vlm:
+        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
+        records = _usable_records(data, vlm.processor, metric, progress=progress)
+        asked = arrange(records, pictures, seed=seed)
+        replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)
     rows, numbers = _score(metric, records, asked, replies)
     details = {"data": name_of_data(data)} | details | not_shuffled(records, asked, pictures)
     if source := metric_source(metric):

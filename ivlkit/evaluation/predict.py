@@ -138,11 +138,11 @@ def predict(
     records, home = questions_of(data, question=question, root=root)
     if not records:
         raise DataError("no rows to answer; expected at least one")
-    vlm = loaded(model, "predict")
-    check_media(records, vlm.processor)
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress, **generation}
-    calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
-    replies, details = ask_all(vlm, records, folder=journal, **options)
+    with loaded(model, "predict") as vlm:
+        check_media(records, vlm.processor)
+        calibration = None if validation is None else _calibrate(vlm, validation, records, journal, options)
+        replies, details = ask_all(vlm, records, folder=journal, **options)
     rows = tuple(_row(record, reply, home) for record, reply in zip(records, replies, strict=True))
     details = {"data": name_of_data(data)} | details
     if aside := left_aside(data):

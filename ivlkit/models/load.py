@@ -1,7 +1,6 @@
 """Weights + processor → a model that answers."""
 
 import copy
-import gc
 import math
 import re
 import warnings
@@ -15,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_utils import set_zero3_state
 
 from ..errors import CheckpointError
-from ..hardware import GIB, read_ram_gib
+from ..hardware import GIB, give_back_gpu_memory, read_ram_gib
 from .families import find_model, model_roots
 from .layouts.configuration import has_lora, hf_config, plain, read_json, read_released_config
 from .layouts.key_map import register_with_transformers, to_released
@@ -228,7 +227,7 @@ def _check_memory(folder, *, dtype, device, quantize=None):
         )
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return
-    gc.collect()  # models that nobody names any more
+    give_back_gpu_memory()
     with gpu_named(device):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free_gib = (torch.cuda.mem_get_info(device)[0] + cached) / GIB

@@ -1,6 +1,5 @@
 """A loaded model with ways to ask it."""
 
-import gc
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from ..data.processor import Processor
 from ..errors import CheckpointError
+from ..hardware import give_back_gpu_memory
 from ..views import shown
 from . import chat
 from .families import NANO_FOLDER, Family
@@ -68,21 +68,23 @@ class VLM:
             self.model, self.adapter = self.adapter.merge_and_unload(), None
 
     def release(self):
-        """Give the memory back; the object can't answer afterwards."""
+        """Give the memory back; the object can't answer afterwards, nor can a module that a notebook still names."""
+        for value in (*self.model.parameters(), *self.model.buffers()) if self.model is not None else ():
+            value.data = value.data.new_empty(0)
         self.model = self.adapter = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back_gpu_memory()
 
     @shown("inside:parts_figure")
     def show(self, recipe):
         """The parts to scale and what a recipe would train of each, by its name or a `Recipe`; changes nothing."""
 
     @shown("ask:ask_live")
-    def ask(self, question=None, image=None):
+    def ask(self, question=None, image=None, **generation):
         """A cell to ask in: upload a picture, type a question, see the answer as it is written.
 
-        Args: question, image: asked at once, so that the cell shows an answer without a click.
+        Args:
+            question, image: asked at once, so that the cell shows an answer without a click.
+            generation: options of `chat`, such as max_new_tokens.
         """
 
     def __repr__(self):

@@ -255,7 +255,7 @@ class Run:
         Args:
             question, image: asked at once: without a widget too, and a saved notebook keeps the answers.
             checkpoints: also those that the run's folder still holds.
-            options: of `ivlkit.load`, such as quantize.
+            options: `max_new_tokens` of an answer, and those of `ivlkit.load`, such as `quantize`.
         Returns: what a notebook draws; its `answers` are {"base": text, "trained": text}.
         Raises: TrainingError for a run that has not finished.
         """
@@ -339,8 +339,11 @@ def open_again(run, part="data"):
     return data
 
 
+@contextmanager
 def loaded(model, caller, **options):
-    """A model as it may be given: loaded, a key or a folder, a finished run or its folder.
+    """A context with a model as it may be given: loaded, a key or a folder, a finished run or its folder.
+
+    What it loads is released at its end.
 
     Args: options: of `load`, for what is not loaded yet.
     Raises: DataError for anything else.
@@ -348,11 +351,16 @@ def loaded(model, caller, **options):
     from ..models.load import load
     from ..models.options import check_loaded
 
-    if isinstance(model, (str, os.PathLike)):
-        model = Run(Path(model)) if (Path(model) / "run.yaml").exists() else load(model, **options)
-    if isinstance(model, Run):
-        return model.load(**options)
-    if not hasattr(model, "processor"):
-        raise DataError(f"{caller}: a {type(model).__name__} in the model's place; expected {caller}(model, data)")
-    check_loaded(model)
-    return model
+    vlm = model
+    if isinstance(vlm, (str, os.PathLike)):
+        vlm = Run(Path(vlm)) if (Path(vlm) / "run.yaml").exists() else load(vlm, **options)
+    if isinstance(vlm, Run):
+        vlm = vlm.load(**options)
+    if not hasattr(vlm, "processor"):
+        raise DataError(f"{caller}: a {type(vlm).__name__} in the model's place; expected {caller}(model, data)")
+    check_loaded(vlm)
+    try:
+        yield vlm
+    finally:
+        if vlm is not model:
+            vlm.release()

@@ -20,7 +20,7 @@ from ..data.datasets.mixture import TRAIN, read_meta
 from ..data.datasets.opening import open_data
 from ..data.files import flush, write_whole
 from ..errors import RecipeError, TrainingError
-from ..hardware import package_version
+from ..hardware import give_back_gpu_memory, package_version
 from ..models.families import find_model
 from . import functions
 from .engine.distributed import earlier_settlings, find_missing, visible_cards
@@ -283,6 +283,7 @@ def _start(run):
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = cards
     (run.folder / "error.txt").unlink(missing_ok=True)
+    give_back_gpu_memory()
     with open(run.folder / "output.txt", "ab") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         child = subprocess.Popen(command, **streams, start_new_session=True, env=environment)

@@ -22,6 +22,7 @@ from ivlkit.evaluation.predict import predict
 from ivlkit.evaluation.report import Report
 from ivlkit.models.chat import Reply
 from ivlkit.models.load import ORIGIN_FILE
+from ivlkit.models.vlm import alive
 
 NEW = {"progress": False, "max_new_tokens": 4}
 
@@ -51,6 +52,14 @@ class TestEvaluate:
         found = evaluate(tiny_vlm, records, progress=False, max_new_tokens=6)
         asked = [tiny_vlm.chat(one.question, max_new_tokens=6).text for one in records]
         assert [row.reply for row in found.rows] == asked
+
+    def test_a_model_that_it_loads_is_released_and_another_is_not(self, tiny, tiny_vlm):
+        rows, before = [record(0, "Hi", "x")], {vlm for vlm in alive if vlm.model is not None}
+        assert evaluate(str(tiny), rows, **NEW).rows == evaluate(tiny_vlm, rows, **NEW).rows
+        predict(str(tiny), rows, **NEW)
+        with pytest.raises(DataError, match="metric broken: gave"):
+            evaluate(str(tiny), rows, metric=broken, **NEW)
+        assert {vlm for vlm in alive if vlm.model is not None} == before
 
     def test_earlier_turns_are_given_as_written(self, tiny_vlm, monkeypatch):
         asked = []

@@ -413,8 +413,10 @@ def test_released_memory_can_not_be_asked(tiny):
     before = sum(one.numel() for one in vlm.model.parameters())
     vlm.model.register_parameter("packed", weight)
     assert f": {(before + 1_000_000) / 1e6:,.1f} M parameters" in repr(vlm)
+    model = vlm.model  # as a notebook may name it still
     vlm.release()
     assert repr(vlm).endswith("released)")
+    assert {value.numel() for value in (*model.parameters(), *model.buffers())} == {0}
 
 
 class TestATowerElsewhere:

@@ -277,9 +277,18 @@ def test_who_holds_the_gpu_is_named(monkeypatch):
     lines = f"{os.getpid()}, python3, 5120\n77, /usr/bin/blender, 2048\n78, secret, [N/A]\n"
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=0, stdout=lines))
     assert hardware.holders_of_gpu() == (
-        f"this notebook itself (pid {os.getpid()}): 5,120 MiB; vlm.release() gives a loaded model's back",
+        f"this process (pid {os.getpid()}): 5,120 MiB; vlm.release() gives a loaded model's back",
         "pid 77 blender: 2,048 MiB",
         "pid 78 secret: an unknown amount",
+    )
+
+
+def test_of_a_run_the_program_that_began_it_is_named(monkeypatch):
+    lines = f"{os.getpid()}, python3, 518\n{os.getppid()}, python3, 12104\n"
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=0, stdout=lines))
+    assert hardware.holders_of_gpu() == (
+        f"this process (pid {os.getpid()}): 518 MiB",
+        f"the program that began this run (pid {os.getppid()}): 12,104 MiB; vlm.release() gives a loaded model's back",
     )
 
 

@@ -293,5 +293,6 @@ def review_report(report, vlm=None, *, order="loss", folds=None, data=None, batc
         origin = report.details.get("model")
         vlm = vlm or ("nano" if origin == "the package" else origin)
         records = records_of(report) if data is None else list(data)
-        losses = truth_losses(loaded(vlm, "review"), records, batch_size=batch_size, progress=True)
+        with loaded(vlm, "review") as vlm:
+            losses = truth_losses(vlm, records, batch_size=batch_size, progress=True)
     return Review(report, _in_order(report, order, losses, seed), order, losses)

@@ -9,7 +9,7 @@ import torch
 from ...data.collate import normalise_tiles
 from ...data.rows.records import Turn
 from ...errors import ExportError
-from ...hardware import GIB
+from ...hardware import GIB, give_back_gpu_memory
 from ..load import gpu_named, most_copied_gib
 
 TOLERANCE = 1e-4  # logits in float32, relative to the largest where that is above 1
@@ -138,6 +138,7 @@ def choose_place(num_parameters, device):
     Raises: ExportError if there is no room.
     """
     seen = []
+    give_back_gpu_memory()
     for wanted in [device] if device else ["cuda", "cpu"][not torch.cuda.is_available() :]:
         with gpu_named(wanted):
             device = torch.device(wanted)
