@@ -23,10 +23,12 @@ class Asking:
     Args:
         voices: {name: a function that opens a context, in which the `VLM` that it gives answers as this name}.
         note: a line below the answers.
+        generation: options of `generate`, for every answer.
     """
 
-    def __init__(self, voices, note=""):
+    def __init__(self, voices, note="", **generation):
         self.voices, self.note, self.image, self.question = voices, note, None, ""
+        self.generation = generation
         self.answers = dict.fromkeys(voices, "")
 
     def ask(self, question, source, *, redraw=lambda: None):
@@ -42,7 +44,7 @@ class Asking:
                 self.image = self.image if source is None else open_image(source, "your picture")
                 source = None
                 with speaking() as vlm:
-                    for piece in vlm.chat(question, images=self.image, stream=True):
+                    for piece in vlm.chat(question, images=self.image, stream=True, **self.generation):
                         self.answers[name] += piece
                         if time.monotonic() - last > REDRAWN_EVERY_SECONDS:
                             redraw()
@@ -61,17 +63,18 @@ class Asking:
         return fragment(f'{asked}{cards_html(said)}<div class="dim">{self.note}</div>')
 
 
-def ask_live(vlm, question=None, image=None):
+def ask_live(vlm, question=None, image=None, **generation):
     """An upload button, a question and a button to ask; below them picture, question and the streamed answer.
 
     A question that is given, with its picture, is answered before it is shown.
     """
-    return _live(Asking({vlm.family.key: partial(nullcontext, vlm)}), question, image)
+    return _live(Asking({vlm.family.key: partial(nullcontext, vlm)}, **generation), question, image)
 
 
-def ask_run(run, question=None, image=None, *, checkpoints=False, **options):
+def ask_run(run, question=None, image=None, *, checkpoints=False, max_new_tokens=None, **options):
     """The same for a run: what it began with, its checkpoints if wanted, and what it trained. See `Run.ask`."""
-    return _live(Asking(*_voices(run, checkpoints, options)), question, image)
+    generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    return _live(Asking(*_voices(run, checkpoints, options), **generation), question, image)
 
 
 def _voices(run, checkpoints, options):

@@ -57,6 +57,9 @@ def test_base_checkpoint_and_run_answer_as_each_does_alone(make_run, tiny, draw_
         name: load(folder).chat(question, images=picture, max_tiles=2).text for name, folder in alone.items()
     }
     assert len(set(answers.values())) == 3
+    short = run.ask(question, picture, max_new_tokens=2).answers["trained"]
+    assert short == load(run.folder / "final").chat(question, images=picture, max_tiles=2, max_new_tokens=2).text
+    assert short != answers["trained"]
 
 
 @pytest.mark.parametrize(("parts", "models"), [(ADAPTER, 1), (FULL, 2)], ids=["adapter", "full"])
