@@ -24,10 +24,10 @@ def data(write_rows, turns):
 
 
 @pytest.fixture
-def run(tmp_path, tiny_vlm, monkeypatch):
-    """A finished run whose model is `tiny_vlm`."""
+def run(tmp_path, tiny, monkeypatch):
+    """A finished run whose model is the tiny one."""
     (tmp_path / "run.yaml").write_text("{}")
-    monkeypatch.setattr(Run, "load", lambda self, **_: tiny_vlm)
+    monkeypatch.setattr(Run, "load", lambda self, **_: load(tiny))
     return Run(tmp_path)
 
 
