@@ -58,7 +58,7 @@ def evaluate(
     Each row of the report has the confidence of its reply; `Report.calibration` says what it is worth.
 
     Args:
-        vlm: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
+        vlm: a loaded model; or a key such as "nano", a folder or a finished run, which is loaded and released again.
         data: what `open_data` gives, a path, or a list of records.
         metric: "exact_match", "anls", "vqa_accuracy", "number", "ap50", …: a name of METRICS or CORPUS_METRICS in
             `ivlkit.evaluation.metrics`; or a function of (reply, truth) that gives 0 to 1; the truth is a text, for

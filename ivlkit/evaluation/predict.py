@@ -113,7 +113,7 @@ def predict(
     such an answer is right is another question: `validation` answers it, and without it the confidences only rank.
 
     Args:
-        model: a loaded model, or what `load` takes (a key such as "nano", a folder), or a finished run.
+        model: a loaded model; or a key such as "nano", a folder or a finished run, which is loaded and released again.
         data: a folder, all of whose pictures and videos are asked about; one of them; a table or a JSONL, whose answers
             are not read if it has any; what `open_data` takes; a list of records.
         question: for pictures alone; of a table also the name of a column, default "question".
