@@ -26,6 +26,17 @@ def bootstrap_interval(values, groups=None, *, seed=0):
     return float(low), float(high)
 
 
+def score_interval(scores, groups=None):
+    """95 % interval (low, high) of the mean of scores from 0 to 1: `bootstrap_interval`, of the same arguments.
+
+    Where all are 0, or all are 1, any draw is like another: then `share_interval` of as many rows, or groups.
+    """
+    if (only := set(scores)) in ({0}, {1}):
+        count = len(scores) if groups is None else len(set(groups))
+        return share_interval(count * only.pop(), count)
+    return bootstrap_interval(scores, groups)
+
+
 def share_interval(hits, count):
     """95 % interval (low, high) of a share, after Wilson (1927): 31 of 31 → (0.89, 1.0), where draws would give 1 to 1.
 

@@ -15,7 +15,7 @@ from ..data.rows.records import Video
 from ..errors import DataError
 from ..views import shown
 from .confidence import SCORES, calibrate, known_scores
-from .intervals import bootstrap_interval
+from .intervals import score_interval
 from .metrics import CORPUS_METRICS, EXACT_METRICS, METRICS, lenient_match, score_rows
 from .normalise import collapse
 from .pictures import media_key
@@ -89,8 +89,8 @@ class Report:
 
     @property
     def interval(self):
-        """95 % interval of the score: 2,000 bootstrap draws of the rows, seed 0."""
-        return bootstrap_interval([row.score for row in self.rows])
+        """95 % interval of the score: 2,000 bootstrap draws of the rows, seed 0; Wilson's where all are 0, or all 1."""
+        return score_interval([row.score for row in self.rows])
 
     def interval_by(self, name):
         """95 % interval of the score when all rows with one value of a field are drawn together.
@@ -98,7 +98,7 @@ class Report:
         Use it where rows depend on each other: `report.interval_by("images")` for questions about the same pictures,
         `report.interval_by("writer")` for a field of the rows.
         """
-        return bootstrap_interval([row.score for row in self.rows], self.groups(name))
+        return score_interval([row.score for row in self.rows], self.groups(name))
 
     def groups(self, name):
         """The value of a field for each row, or for "images" what the row shows.

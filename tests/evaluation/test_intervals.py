@@ -2,12 +2,22 @@ import numpy as np
 import pytest
 
 from ivlkit.evaluation import intervals
-from ivlkit.evaluation.intervals import bootstrap_interval
+from ivlkit.evaluation.intervals import bootstrap_interval, score_interval
 
 
 def test_equal_values_give_a_point():
     assert bootstrap_interval([0.25] * 40) == (0.25, 0.25)
     assert bootstrap_interval([1.0]) == (1.0, 1.0)
+
+
+def test_none_right_of_twelve_may_be_a_quarter():
+    """Wilson's upper end z² / (n + z²), where every draw would be 0; questions about one picture are one fact."""
+    z2 = 1.96**2
+    assert score_interval([0.0] * 12) == pytest.approx((0, z2 / (12 + z2)))
+    assert score_interval([1.0] * 12) == pytest.approx((12 / (12 + z2), 1))
+    assert score_interval([0.0] * 12, [number // 4 for number in range(12)]) == pytest.approx((0, z2 / (3 + z2)))
+    mixed = [0.0, 0.5, 1.0, 1.0]
+    assert score_interval(mixed) == bootstrap_interval(mixed) and score_interval([0.5] * 9) == (0.5, 0.5)
 
 
 def test_it_is_as_wide_as_the_normal_approximation_says():

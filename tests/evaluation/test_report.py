@@ -26,8 +26,8 @@ class TestScore:
     def test_score_is_the_mean_of_the_rows(self):
         assert report(1, 1, 1, 0).score == 0.75
 
-    def test_interval_is_a_point_when_all_rows_agree_and_holds_the_score_otherwise(self):
-        assert report(1, 1, 1).interval == (1.0, 1.0)
+    def test_interval_holds_the_score_and_is_wide_for_three_rows_that_agree(self):
+        assert report(1, 1, 1).interval == pytest.approx((3 / (3 + 1.96**2), 1))
         low, high = report(*[1, 0] * 50).interval
         assert 0.35 < low < 0.5 < high < 0.65
 
