@@ -33,6 +33,7 @@ import nbformat
 import psutil
 
 from ivlkit.data.files import appearing, write_whole
+from ivlkit.errors import TrainingError
 from ivlkit.hardware import GIB
 from ivlkit.models.families import FAMILIES
 from ivlkit.training.estimate.cards import CARDS, match_card
@@ -407,20 +408,21 @@ def card_key(cards):
 def read_runs(copy, card):
     """Each run of an executed notebook: its log beside its plan; of the longest, what other cards need and take.
 
+    Not those whose rows have changed since, as a table does in which labels are still written.
+
     Args: card: key in CARDS of the one it ran on; None: the CPU, whose logged memory is the whole process's.
     Returns: {"runs": [a dict a run], "predicted": {card: {"gib", "minutes"}}}; other cards only beside a card.
     """
     from ivlkit.training.run import runs
 
     os.chdir(copy / "notebooks")  # a run names its model as seen from here
-    found = [run for run in runs("../runs") if run.history]
-    plans = [_plan(run, card) for run in found]
+    planned = [(run, plan) for run in runs("../runs") if run.history and (plan := _plan(run, card))]
     predicted = {}
-    if card and found:
-        longest, _ = max(zip(found, plans, strict=True), key=lambda pair: pair[1].minutes)
+    if card and planned:
+        longest, _ = max(planned, key=lambda pair: pair[1].minutes)
         predicted = {other: _plan(longest, other) for other in PREDICTED_CARDS}
     return {
-        "runs": [compare_run(run, plan, with_memory=bool(card)) for run, plan in zip(found, plans, strict=True)],
+        "runs": [compare_run(run, plan, with_memory=bool(card)) for run, plan in planned],
         "predicted": {
             other: {"gib": round(plan.needed_gib, 2), "minutes": round(plan.minutes, 2)}
             for other, plan in predicted.items()
@@ -429,11 +431,13 @@ def read_runs(copy, card):
 
 
 def _plan(run, card):
+    """The run's plan, or None if its rows have changed."""
     from ivlkit.training.estimate.planner import plan
     from ivlkit.training.run import open_again
 
     unlimited = {"card": card, "gpu_gib": math.inf} if card else {}  # no advice is wanted
-    return plan(run.recipe, data=open_again(run), **unlimited)
+    with suppress(TrainingError):
+        return plan(run.recipe, data=open_again(run), **unlimited)
 
 
 def compare_run(run, plan, *, with_memory):
