@@ -408,7 +408,7 @@ def card_key(cards):
 def read_runs(copy, card):
     """Each run of an executed notebook: its log beside its plan; of the longest, what other cards need and take.
 
-    Not those whose rows have changed since, as a table does in which labels are still written.
+    Those whose rows have changed since, as a table in which labels are still written, stand there without a plan.
 
     Args: card: key in CARDS of the one it ran on; None: the CPU, whose logged memory is the whole process's.
     Returns: {"runs": [a dict a run], "predicted": {card: {"gib", "minutes"}}}; other cards only beside a card.
@@ -416,13 +416,13 @@ def read_runs(copy, card):
     from ivlkit.training.run import runs
 
     os.chdir(copy / "notebooks")  # a run names its model as seen from here
-    planned = [(run, plan) for run in runs("../runs") if run.history and (plan := _plan(run, card))]
-    predicted = {}
+    found = [(run, _plan(run, card)) for run in runs("../runs") if run.history]
+    predicted, planned = {}, [pair for pair in found if pair[1]]
     if card and planned:
         longest, _ = max(planned, key=lambda pair: pair[1].minutes)
         predicted = {other: _plan(longest, other) for other in PREDICTED_CARDS}
     return {
-        "runs": [compare_run(run, plan, with_memory=bool(card)) for run, plan in planned],
+        "runs": [compare_run(run, plan, with_memory=bool(card)) for run, plan in found],
         "predicted": {
             other: {"gib": round(plan.needed_gib, 2), "minutes": round(plan.minutes, 2)}
             for other, plan in predicted.items()
@@ -436,8 +436,11 @@ def _plan(run, card):
     from ivlkit.training.run import open_again
 
     unlimited = {"card": card, "gpu_gib": math.inf} if card else {}  # no advice is wanted
-    with suppress(TrainingError):
-        return plan(run.recipe, data=open_again(run), **unlimited)
+    try:
+        data = open_again(run)
+    except TrainingError:
+        return None
+    return plan(run.recipe, data=data, **unlimited)
 
 
 def compare_run(run, plan, *, with_memory):
@@ -448,9 +451,9 @@ def compare_run(run, plan, *, with_memory):
         "run": "/".join(run.folder.parts[2:]),
         "recipe": run.recipe.name,
         "steps": log[-1]["step"],
-        "plan_gib": round(plan.cases[0].allocated_gib, 2) if with_memory else None,
+        "plan_gib": round(plan.cases[0].allocated_gib, 2) if plan and with_memory else None,
         "log_gib": round(max(line["memory_gib"] for line in log), 2) if with_memory else None,
-        "plan_minutes": round(plan.minutes, 3),
+        "plan_minutes": round(plan.minutes, 3) if plan else None,
         "log_minutes": None if minutes is None else round(minutes, 3),
     }
 

@@ -1,7 +1,8 @@
 """What a new user writes with only `ivl.<tab>`: what can be meant works, the rest is answered with what to write."""
 
 import pydoc
-from dataclasses import fields
+from dataclasses import fields, replace
+from itertools import product
 from unittest.mock import Mock
 
 import numpy as np
@@ -104,10 +105,12 @@ class TestChat:
 
     def test_a_released_model_says_how_it_is_loaded_again(self, tiny, data):
         vlm = load(tiny)
+        beside = replace(vlm)
         vlm.release()
-        for ask in (lambda: vlm.chat("Hi"), lambda: vlm.chat_batch(["Hi"]), lambda: ivl.evaluate(vlm, data)):
+        asks = (lambda vlm: vlm.chat("Hi"), lambda vlm: vlm.chat_batch(["Hi"]), lambda vlm: ivl.evaluate(vlm, data))
+        for ask, one in product(asks, (vlm, beside)):
             with pytest.raises(CheckpointError, match=r"released; expected a loaded model; .*ivlkit.load\('"):
-                ask()
+                ask(one)
 
     @pytest.mark.parametrize("dtype", [None, torch.float32])
     def test_a_gpu_that_torch_does_not_see_is_named_before_anything_is_read(self, tiny, dtype, monkeypatch):

@@ -76,9 +76,9 @@ def evaluate(
     name = metric_name(metric)
     check_options(generation, "evaluate", evaluate)
     check_seed(seed)
+    data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
     options = {"max_tiles": max_tiles, "batch_size": batch_size, "seed": seed, "progress": progress}
     with loaded(vlm, "evaluate") as vlm:
-        data = open_data(data) if isinstance(data, (str, os.PathLike)) else data
         records = _usable_records(data, vlm.processor, metric, progress=progress)
         asked = arrange(records, pictures, seed=seed)
         replies, details = ask_all(vlm, asked, folder=to, pictures=pictures, **options, **generation)

@@ -8,6 +8,7 @@ from numbers import Integral
 from transformers import GenerationConfig, GenerationMixin
 
 from ..errors import CheckpointError, DataError
+from .modeling.quantize import count_values
 
 ASK_ONE = 'vlm.chat("What is this?", "a.png")'
 ASK_MANY = 'vlm.chat_batch(["What is this?", "And this?"], ["a.png", "b.png"])'
@@ -19,7 +20,7 @@ _MEANT = {  # what other libraries call it
 
 def check_loaded(vlm):
     """Raises: CheckpointError if its memory was given back."""
-    if vlm.model is None:
+    if vlm.model is None or not count_values(next(vlm.model.parameters())):  # the second: by another of this module
         raise CheckpointError(
             f"{vlm.folder}: released; expected a loaded model; load it again: ivlkit.load({str(vlm.folder)!r})"
         )

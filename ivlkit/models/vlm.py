@@ -68,9 +68,10 @@ class VLM:
             self.model, self.adapter = self.adapter.merge_and_unload(), None
 
     def release(self):
-        """Give the memory back; the object can't answer afterwards, nor can a module that a notebook still names."""
-        for value in (*self.model.parameters(), *self.model.buffers()) if self.model is not None else ():
-            value.data = value.data.new_empty(0)
+        """Give the memory back; neither this object nor another of the same module can answer afterwards."""
+        if self.model is not None:
+            for value in (*self.model.parameters(), *self.model.buffers()):  # a notebook may still name the module
+                value.data = value.data.new_empty(0)
         self.model = self.adapter = None
         give_back_gpu_memory()
 

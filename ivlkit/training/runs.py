@@ -283,7 +283,7 @@ def _start(run):
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = cards
     (run.folder / "error.txt").unlink(missing_ok=True)
-    give_back_gpu_memory()
+    give_back_gpu_memory()  # the run's now
     with open(run.folder / "output.txt", "ab") as output:
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         child = subprocess.Popen(command, **streams, start_new_session=True, env=environment)

@@ -22,7 +22,7 @@ from ivlkit.evaluation.predict import predict
 from ivlkit.evaluation.report import Report
 from ivlkit.models.chat import Reply
 from ivlkit.models.load import ORIGIN_FILE
-from ivlkit.models.vlm import alive
+from ivlkit.models.vlm import VLM
 
 NEW = {"progress": False, "max_new_tokens": 4}
 
@@ -53,13 +53,15 @@ class TestEvaluate:
         asked = [tiny_vlm.chat(one.question, max_new_tokens=6).text for one in records]
         assert [row.reply for row in found.rows] == asked
 
-    def test_a_model_that_it_loads_is_released_and_another_is_not(self, tiny, tiny_vlm):
-        rows, before = [record(0, "Hi", "x")], {vlm for vlm in alive if vlm.model is not None}
+    def test_a_model_that_it_loads_is_released_and_another_is_not(self, tiny, tiny_vlm, monkeypatch):
+        rows, released = [record(0, "Hi", "x")], []
+        monkeypatch.setattr(VLM, "release", lambda vlm: released.append(vlm))
         assert evaluate(str(tiny), rows, **NEW).rows == evaluate(tiny_vlm, rows, **NEW).rows
         predict(str(tiny), rows, **NEW)
-        with pytest.raises(DataError, match="metric broken: gave"):
-            evaluate(str(tiny), rows, metric=broken, **NEW)
-        assert {vlm for vlm in alive if vlm.model is not None} == before
+        predict(tiny_vlm, rows, **NEW)
+        with pytest.raises(DataError, match="no rows to evaluate"):
+            evaluate(str(tiny), [], **NEW)
+        assert len(released) == 3 and tiny_vlm not in released
 
     def test_earlier_turns_are_given_as_written(self, tiny_vlm, monkeypatch):
         asked = []

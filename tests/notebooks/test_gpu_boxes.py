@@ -230,7 +230,8 @@ class TestRows:
         assert {each["gib"] for each in found["predicted"].values()} == {round(planned.needed_gib, 2)}
         rows = data.path
         rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n")  # as who labels on
-        assert notebooks_gpu.read_runs(tmp_path, "H200") == {"runs": [], "predicted": {}}
+        unplanned = {"runs": [line | {"plan_gib": None, "plan_minutes": None}], "predicted": {}}
+        assert notebooks_gpu.read_runs(tmp_path, "H200") == unplanned
 
     def test_a_single_step_has_no_pace(self):
         assert notebooks_gpu.minutes_of_steps([{"step": 1, "steps": 1, "seconds": 9.0}], []) is None

@@ -88,9 +88,9 @@ def fold_losses(run, data, *, folds, batch_size=16, seed=0):
         left_out, others = np.flatnonzero(part_of == fold), np.flatnonzero(part_of != fold)
         print(f"{fold + 1} of {folds}: a model that has not seen {len(left_out):,} of the {len(data):,} rows")
         folder = run.folder / f"folds-{folds}" / f"seed-{seed}-without-{fold}"
-        vlm = train(run.recipe, data.select(others), validation=validation, folder=folder).wait().load()
-        losses[left_out] = truth_losses(vlm, data.select(left_out), batch_size=batch_size, progress=True)
-        vlm.release()
+        trained = train(run.recipe, data.select(others), validation=validation, folder=folder).wait()
+        with loaded(trained, "review") as vlm:
+            losses[left_out] = truth_losses(vlm, data.select(left_out), batch_size=batch_size, progress=True)
     return losses.tolist()
 
 

@@ -39,7 +39,7 @@ from .prediction import CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, neede
 TILE_CASES = (12, 6, 1)
 TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
 # Optimizer, log and the launches that small bins wait for: fitted to fourteen runs of the three models on one H200, of
-# 2 to 16 steps of 4,000 to 20,000 tokens, which it meets within 22 %, one more within 33 %: launches wait for the host.
+# 2 to 16 steps of 4,000 to 20,000 tokens, which it meets within 15 %, one more within 34 %: launches wait for the host.
 # Steps of 100,000 tokens don't show it.
 STEP_SECONDS = 0.2
 

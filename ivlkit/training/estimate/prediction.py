@@ -19,7 +19,7 @@ from . import footprint
 MATRIX_SHARE = 0.62  # of a card's measured matrix rate, reached by the products alone
 PASSES = {False: 26, True: 15}  # times a byte that backward needs is moved, eager and compiled; a third more recomputed
 # Bytes as these for a value of a float8 product: fitted eager to a run of six steps, which one of ten steps met within
-# 8 % later, and compiled to the four rows with float8.
+# 9 % later, and compiled to the four rows with float8.
 QUANTISING = {False: 11, True: 3}
 # Memory beside what torch allocates.
 CONTEXT_GIB = 0.6  # CUDA's context and libraries: assumed, not measured
