@@ -92,8 +92,8 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
 
 def _load_by_way(folder, base, *, device, dtype, quantize, tower_device):
     """Load on the CPU, where weights stay in their file, or on the tower's device; then move the rest to `device`."""
-    if quantize and tower_device is None:
-        _check_memory(released_root(base or folder), dtype=dtype, device=device, quantize=quantize)
+    root = released_root(base or folder)
+    _check_memory(root, dtype=dtype, device=device, quantize=quantize, tower_device=tower_device)
     vlm = load(folder, base=base, device=tower_device or "cpu", dtype=dtype)
     if quantize:
         to_float8(vlm.model, device=device, tower=tower_device is None)  # matrix by matrix
@@ -213,17 +213,18 @@ def most_copied_gib(device):
     return math.inf if free_gib is None else free_gib / (2 if device.type == "cpu" else 1)
 
 
-def _check_memory(folder, *, dtype, device, quantize=None):
+def _check_memory(folder, *, dtype, device, quantize=None, tower_device=None):
     """Refuse weights that would end in a killed process or in CUDA's own error, before they are read."""
     device = torch.device(device)
-    total, copied = _weights_gib(read_weight_files(folder), dtype, quantize)
+    elsewhere = () if tower_device is None or torch.device(tower_device).type == device.type else _TOWER
+    total, copied = _weights_gib(read_weight_files(folder), dtype, quantize, elsewhere)
     if quantize and device.type != "cpu":
         copied = 0  # one tensor after the other, straight to the device
     kind = {None: str(dtype).removeprefix("torch."), "4bit": "4 bits"}.get(quantize, quantize)
     if copied > (most := most_copied_gib(device)):
         raise CheckpointError(
             f"{folder}: needs {copied:.1f} GiB of the computer's memory in {kind}, but {read_ram_gib()[1]:.1f} GiB are "
-            f"free; expected at most {most:.1f}; {_ways_to_fit('cpu')}"
+            f"free; expected at most {most:.1f}; {_ways_to_fit('cpu', quantize)}"
         )
     if device.type != "cuda" or is_deepspeed_zero3_enabled():  # which gives each GPU a share
         return
@@ -234,12 +235,12 @@ def _check_memory(folder, *, dtype, device, quantize=None):
     if total > free_gib:
         raise NoGpuMemory(
             f"{folder}: needs {total:.1f} GiB of {device} in {kind}, but {free_gib:.1f} GiB are free; expected more; "
-            f"{_ways_to_fit('cuda')}"
+            f"{_ways_to_fit('cuda', quantize)}"
         )
 
 
-def _weights_gib(files, dtype, quantize=None):
-    """(GiB of the weights as they are loaded, GiB of them that are new to the computer's memory).
+def _weights_gib(files, dtype, quantize=None, elsewhere=()):
+    """(GiB of the weights on their device, without the keys elsewhere; GiB that are new to the computer's memory).
 
     A tensor that has this dtype already stays in its file, which is mapped: 4.1 and 0 for the 2B in bfloat16, 8.2 and
     8.2 in float32.
@@ -248,7 +249,7 @@ def _weights_gib(files, dtype, quantize=None):
     for key, (shape, kind) in read_headers(files).items():
         small = quantize and len(shape) == 2 and key.startswith(QUANTISED_KEYS[quantize])
         size = math.prod(shape) * (QUANTISED_BYTES[quantize] if small else dtype.itemsize) / GIB
-        total += size
+        total += 0 if key.startswith(elsewhere) else size
         copied += size if small or kind != DTYPES.get(dtype) else 0
     return total, copied
 
@@ -266,7 +267,7 @@ def gpu_named(device):
         ) from error
 
 
-def _ways_to_fit(device_type):
+def _ways_to_fit(device_type, quantize):
     """What to do, as text. Models of this process that hold memory there come first."""
     held = {}  # by model: two `VLM`s may share one
     for vlm in alive:
@@ -275,8 +276,8 @@ def _ways_to_fit(device_type):
         if size > GIB / 10:
             held[id(vlm.model)] = f"{vlm.family.key} from {vlm.origin} ({size / GIB:.1f} GiB)"
     first = f"call release() of what this process still holds, {' and '.join(held.values())}; or " if held else ""
-    options = [*(["dtype=torch.bfloat16"] if device_type == "cpu" else []), 'quantize="4bit"', "another device"]
-    return f"{first}load with {', '.join(options)}, or take a smaller model"
+    fewer = (["dtype=torch.bfloat16"] if device_type == "cpu" else []) + ([] if quantize else ['quantize="4bit"'])
+    return f"{first}load with {', '.join([*fewer, 'another device'])}, or take a smaller model"
 
 
 def default_dtype(device):
@@ -320,9 +321,8 @@ def _load_whole(root, folder, *, device, dtype, quantize, tower_device):
         return VLM(model, processor, config, folder)
     check_released_shapes(folder, config, hf)
     built = copy.deepcopy(hf)
-    if tower_device is None:
-        _check_memory(folder, dtype=dtype, device=device, quantize=quantize)
-    else:
+    _check_memory(folder, dtype=dtype, device=device, quantize=quantize, tower_device=tower_device)
+    if tower_device is not None:
         built.vision_config.num_hidden_layers = 0
     options = {"quantization_config": nf4_config(dtype), "device_map": {"": device}} if quantize else {}
     model = build_model(folder, built, dtype=dtype, device=device, **options)

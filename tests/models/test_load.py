@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from importlib import import_module
 from types import SimpleNamespace
@@ -527,6 +528,20 @@ class TestMemory:
         free(ram=0.1, gpu=0.1)
         with pytest.raises(CheckpointError, match=r"GiB of cuda in 4 bits, but 0\.1 GiB are free"):
             load(tiny, device="cuda", dtype=torch.float16, quantize="4bit")
+
+    @pytest.mark.parametrize(("quantize", "value_bytes"), [(None, 2), ("4bit", 2), ("float8", 1)])
+    def test_layers_of_the_tower_that_stay_elsewhere_are_not_asked_of_the_gpu(
+        self, tiny, tiny_vlm, free, monkeypatch, quantize, value_bytes
+    ):
+        needed = {}
+        for tower_device in (None, "cpu"):
+            free()
+            monkeypatch.setattr("ivlkit.models.load.GIB", 1)
+            with pytest.raises(CheckpointError, match=r"GiB of cuda in .*, but 0\.0 GiB are free") as caught:
+                load(tiny, device="cuda", dtype=torch.bfloat16, quantize=quantize, tower_device=tower_device)
+            needed[tower_device] = float(re.search(r"needs ([\d.]+) GiB", str(caught.value))[1])
+        values = sum(value.numel() for value in tiny_vlm.model.model.vision_tower.encoder.parameters())
+        assert needed[None] - needed["cpu"] == pytest.approx(values * value_bytes, rel=0.1)  # vectors keep 2 bytes
 
     def test_a_gpu_with_less_than_the_weights_is_named_before_anything_is_read(self, tiny, free):
         free(gpu=1.9)
