@@ -602,7 +602,7 @@ def _what_is_off(measured):
     """How far the plan's minutes were from those of the steps, where it was more than a quarter."""
     runs = [run for row in measured for run in row["runs"] if run["plan_minutes"] and run["log_minutes"]]
     off = max((run["log_minutes"] / run["plan_minutes"] for run in runs), default=1)
-    return f"The plan is too fast for steps of few tokens: here they took {off:.1f} times." if off > 1.25 else ""
+    return f"One run's steps took {off:.1f} times the minutes of its plan." if off > 1.25 else ""
 
 
 def _how_it_fits(row):
