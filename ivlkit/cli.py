@@ -3,12 +3,13 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import ivlkit as ivl
 
-from .cli_options import OTHER_NAMES, as_typed, declared, destination
+from .cli_options import OTHER_NAMES, as_typed, declared, destination, recipe_fields
 from .data.files import check_writable
 from .errors import DataError, IvlkitError, RecipeError, ended
 
@@ -27,16 +28,9 @@ def _run(arguments):
         return options.run(options) or 0
     except IvlkitError as error:
         names = COMMANDS[options.command][2]
-        settings = _recipe_fields() if "--set" in names else ()
+        settings = recipe_fields() if "--set" in names else ()
         print(f"ivlkit: {as_typed(str(error), options.command, names, settings)}", file=sys.stderr)
         return 2
-
-
-def _recipe_fields():
-    """{name: type} of what --set takes."""
-    from .training.recipes import Recipe
-
-    return {field.name: field.type for field in fields(Recipe)}
 
 
 def _parse(arguments):
@@ -136,10 +130,17 @@ def _run_check(options):
     return int(not report.ok or options.strict and report.count("warning") > 0)
 
 
+def _model(options):
+    """What a command asks, loaded once the rest of what was typed is read."""
+    from .training.run import open_model
+
+    return partial(open_model, options.model, **_named(options, "base device quantize"))
+
+
 def _run_chat(options):
     from .training.run import loaded
 
-    with loaded(options.model, "chat", device=options.device) as vlm:
+    with loaded(_model(options), "chat") as vlm:
         return _chat(vlm, options)
 
 
@@ -255,7 +256,7 @@ def _recipe_from(options, data, **where):
 
     named = _named(options, "gpus per_device_batch epochs learning_rate")
     changes = {name: value for name, value in named.items() if value is not None}
-    kinds = _recipe_fields()
+    kinds = recipe_fields()
     for pair in options.set:
         name, found, text = pair.partition("=")
         if not found:
@@ -300,7 +301,7 @@ def _run_evaluate(options):
     is_control = options.data == TEXT_CONTROL
     data = text_control() if is_control else ivl.open_data(options.data, root=options.root)
     report = ivl.evaluate(
-        options.model,
+        _model(options),
         data,
         metric=options.metric or ("contains" if is_control else "exact_match"),
         **_named(options, "pictures max_tiles to batch_size max_new_tokens"),
@@ -312,7 +313,7 @@ def _run_evaluate(options):
 
 def _run_predict(options):
     named = _named(options, "question to root max_tiles batch_size max_new_tokens")
-    found = ivl.predict(options.model, options.data, validation=_validation_of(options), **named)
+    found = ivl.predict(_model(options), options.data, validation=_validation_of(options), **named)
     if options.html:
         found.save_html(options.html)
     _print(found.table() if options.json else found, options.json)
@@ -333,7 +334,7 @@ def _run_benchmark(options):
         task.check_submission()
     elif not task.has_truth:
         raise DataError(f"{task.name}: only the benchmark's server has the truths; expected --submission FILE for it")
-    report = task.evaluate(options.model, to=options.to, batch_size=options.batch_size)
+    report = task.evaluate(_model(options), to=options.to, batch_size=options.batch_size)
     if options.submission:
         print(task.save_submission(report, options.submission), file=sys.stderr)
     if task.has_truth:
@@ -373,6 +374,7 @@ def _run_demo(options):
     run_demo(options.to)
 
 
+_BATCHES, _LOADING = "--batch-size --max-new-tokens", "--base --device --quantize"
 _RECIPE = "what --suggest --data --root --gpus --per-device-batch-size --epochs --learning-rate --set"
 COMMANDS = {  # its function, its help, its options in the order of the help, examples
     "machine": (_run_machine, "What this machine has; the block for a bug report.", "--json", "ivlkit machine --json"),
@@ -394,7 +396,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "chat": (
         _run_chat,
         "Ask a model about pictures; without a question, talk to it.",
-        "model question --image --video --max-tiles --max-new-tokens --device --json",
+        f"model question --image --video --max-tiles --max-new-tokens {_LOADING} --json",
         'ivlkit chat nano --image strip.png "What number is written here?"',
         "ivlkit chat 2b --image a.jpg --image b.jpg",
     ),
@@ -452,7 +454,7 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "evaluate": (
         _run_evaluate,
         "Score greedy replies to every row of a data set.",
-        "model data --root --metric --pictures --max-tiles --to --html --coco --batch-size --max-new-tokens --json",
+        f"model data --root --metric --pictures --max-tiles --to --html --coco {_BATCHES} {_LOADING} --json",
         "ivlkit evaluate nano test.jsonl --html report.html",
         "ivlkit evaluate runs/demo/run test.jsonl --json",
         "ivlkit evaluate runs/demo/run text-control   # questions without pictures: what was forgotten?",
@@ -460,14 +462,14 @@ COMMANDS = {  # its function, its help, its options in the order of the help, ex
     "predict": (
         _run_predict,
         "Answer every picture of a folder, or every row; a table with the confidence of each answer.",
-        "model data --question --to --html --root --validation --max-tiles --batch-size --max-new-tokens --json",
+        f"model data --question --to --html --root --validation --max-tiles {_BATCHES} {_LOADING} --json",
         'ivlkit predict runs/demo/run new_photos/ --question "What number is written here?" --to answers.csv',
         "ivlkit predict runs/demo/run rows.jsonl --to answers.jsonl --html answers.html --validation validation.jsonl",
     ),
     "benchmark": (
         _run_benchmark,
         "Score a model on a public benchmark that you have downloaded, beside the published scores.",
-        "name model folder --split --images --rows --to --submission --batch-size --json",
+        f"name model folder --split --images --rows --to --submission --batch-size {_LOADING} --json",
         "ivlkit benchmark                # which there are",
         "ivlkit benchmark docvqa         # what to download, and where it goes",
         "ivlkit benchmark docvqa 2b data/docvqa --to runs/docvqa",

@@ -1,6 +1,7 @@
 """Every option of the command line, as argparse takes it; `COMMANDS` of cli.py says which command has which."""
 
 import re
+from dataclasses import fields
 
 OPTIONS = {
     # Names that mean several things: with a command before it, what the option is there; without, everywhere else.
@@ -16,7 +17,12 @@ OPTIONS = {
         "COCO, YOLO, Pascal VOC or Label Studio"
     },
     "export source": {"help": "a run or a model folder"},
+    "--base": {"help": "key or folder of an adapter's base, where the one that it names is not here"},
     "--device": {"help": "default the GPU if there is one"},
+    "--quantize": {
+        "choices": ["4bit", "float8"],
+        "help": "weights in few bits, for a card that is too small; a run's are as they trained",
+    },
     "check --html": {"help": "write a page with figures and pictures"},
     "predict --html": {"help": "write a page with the least sure answers"},
     "evaluate --html": {"help": "write a page with examples"},
@@ -118,6 +124,13 @@ def declared(command, option):
     return OPTIONS[own if own in OPTIONS else option]
 
 
+def recipe_fields():
+    """{name: type} of what --set takes."""
+    from .training.recipes import Recipe
+
+    return {field.name: field.type for field in fields(Recipe)}
+
+
 def as_typed(text, command, names, settings=()):
     """An error's Python spelling as it is typed: "seed=-1" → "--seed -1", and of a recipe "--set packing=true".
 
@@ -127,6 +140,7 @@ def as_typed(text, command, names, settings=()):
     """
     options = {destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
     typed = {name: f"--set {name}=" for name in settings} | options
+    text = re.sub(r"ivlkit\.load\(…, (.*?)\)", r"\1", text)
     pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!True\b)(?!\S+ in run\.yaml)"
     return re.sub(pattern, lambda found: typed.get(found[1], found[0]), text)
 

@@ -11,6 +11,7 @@ import pytest
 from ivlkit.cli import COMMANDS as DECLARED
 from ivlkit.cli import main
 from ivlkit.cli_options import OPTIONS
+from ivlkit.errors import CheckpointError
 from ivlkit.training.run import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
@@ -132,6 +133,24 @@ def test_families_are_readable_by_a_program(capsys):
     found = {family["key"]: family for family in json.loads(capsys.readouterr().out)}
     assert list(found) == ["26b", "2b", "4b", "nano"]
     assert found["4b"]["hub_id"] == "OpenGVLab/Mini-InternVL-Chat-4B-V1-5"
+
+
+@pytest.mark.parametrize(
+    "command", [("chat", "m", "Q"), ("evaluate", "m", "text-control"), ("predict", "m", "rows.jsonl")]
+)
+def test_how_a_model_is_loaded_can_be_typed(command, write_rows, turns, tmp_path, monkeypatch, capsys):
+    write_rows([{"conversations": turns("Q", "A")}], "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def refuse(name, **how):
+        asked.append((name, how))
+        raise CheckpointError("m: its base is not here; expected it; name it: ivlkit.load(…, base=…)")
+
+    monkeypatch.setattr("ivlkit.models.load.load", refuse)
+    assert main([*command]) == main([*command, "--base", "b", "--device", "cpu", "--quantize", "4bit"]) == 2
+    assert asked == [("m", {}), ("m", {"base": "b", "device": "cpu", "quantize": "4bit"})]
+    assert capsys.readouterr().err.endswith("name it: --base …\n")
 
 
 def test_chat_answers_and_tells_its_tiles_as_json(tiny_vlm, capsys, tmp_path):

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -339,23 +340,30 @@ def open_again(run, part="data"):
     return data
 
 
+def open_model(model, **options):
+    """A model as it may be given, loaded: a key or a folder, a finished run or its folder; a loaded one as it is.
+
+    Args: options: of `load`; one that is None counts as not given.
+    """
+    from ..models.load import load
+
+    options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, (str, os.PathLike)):
+        model = Run(Path(model)) if (Path(model) / "run.yaml").exists() else load(model, **options)
+    return model.load(**options) if isinstance(model, Run) else model
+
+
 @contextmanager
-def loaded(model, caller, **options):
-    """A context with a model as it may be given: loaded, a key or a folder, a finished run or its folder.
+def loaded(model, caller):
+    """A context with a model as `open_model` takes it, or as a `partial` of that, which says how it is loaded.
 
     What it loads is released at its end.
 
-    Args: options: of `load`, for what is not loaded yet.
     Raises: DataError for anything else.
     """
-    from ..models.load import load
     from ..models.options import check_loaded
 
-    vlm = model
-    if isinstance(vlm, (str, os.PathLike)):
-        vlm = Run(Path(vlm)) if (Path(vlm) / "run.yaml").exists() else load(vlm, **options)
-    if isinstance(vlm, Run):
-        vlm = vlm.load(**options)
+    vlm = model() if isinstance(model, partial) else open_model(model)
     if not hasattr(vlm, "processor"):
         raise DataError(f"{caller}: a {type(vlm).__name__} in the model's place; expected {caller}(model, data)")
     check_loaded(vlm)
