@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import median
 
 from ..errors import TrainingError
+from ..training.run import BEGINNING
 from .figure import BLUE, GREEN, ORANGE, PINK, ShownFigure
 from .html import escape_text, fragment, table_html, text_html
 from .live import Live, make_controls
@@ -121,7 +122,7 @@ def run_html(run):
         parts.append(run_figure(run.folder.name, history, validation).to_html())
     parts += [_answers_html(lines, *said) for lines, said in ((validation, FREE), (samples, FORCED)) if lines]
     if len(history) < 2 and state == "running":
-        parts.append("<div>reading the data and the model; the first steps follow</div>")
+        parts.append(f"<div>{BEGINNING}</div>")
     return fragment("".join(parts))
 
 

@@ -45,6 +45,7 @@ FILES = {  # beside checkpoints and final/
 FOLDERS = rf"({FEATURES}|final|(checkpoint|best)-\d+)(\..*)?"  # a damaged one, or one half written, has an ending
 VALIDATION = "validation"  # the split of a meta file
 RUNS_FOLDER = Path("runs")
+BEGINNING = "reading the data and the model; the first steps follow"
 children = {}  # folder → Popen of runs this process started
 
 
@@ -159,6 +160,8 @@ class Run:
                     bar.write(notice, file=sys.stderr)
                     written += 1
                 history = self.history
+                if running and not history:
+                    bar.set_postfix_str(BEGINNING)
                 if history:
                     bar.total = history[-1]["steps"]
                     bar.set_postfix(loss=f"{history[-1]['loss']:.4f}", refresh=False)

@@ -28,7 +28,7 @@ from ivlkit.training import runs as runs_module
 from ivlkit.training.log import append_step, read_steps
 from ivlkit.training.loop import execute as child_module
 from ivlkit.training.recipes import recipe
-from ivlkit.training.run import Run, attach, open_again, runs
+from ivlkit.training.run import BEGINNING, Run, attach, open_again, runs
 from ivlkit.training.runs import execute, train, write_run
 
 
@@ -436,6 +436,14 @@ def test_a_failed_run_says_why_and_goes_on_when_it_is_mended(rows, chosen, here,
     assert len(no_child) == 2
     assert here(run).state == "finished"
     assert run.error is None
+
+
+def test_a_bar_says_what_is_done_before_the_first_step(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.yaml").touch()
+    states = iter(["running", "finished", "finished"])
+    monkeypatch.setattr(Run, "state", property(lambda run: next(states)))
+    Run(tmp_path).wait()
+    assert BEGINNING in capsys.readouterr().err
 
 
 def test_a_child_that_dies_without_a_word_has_failed(rows, chosen, tmp_path, monkeypatch):
