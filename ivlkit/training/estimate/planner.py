@@ -38,10 +38,10 @@ from .prediction import CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, neede
 
 TILE_CASES = (12, 6, 1)
 TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
-# Optimizer, log and the launches that small bins wait for: fitted to fourteen runs of the three models on one H200, of
-# 2 to 16 steps of 4,000 to 20,000 tokens, which it meets within 15 %, one more within 34 %: launches wait for the host.
-# Steps of 100,000 tokens don't show it.
-STEP_SECONDS = 0.2
+# Optimizer, log and the launches that small bins wait for: fitted to thirteen runs of the three models on H200s of three
+# hosts, of 2 to 26 steps of 4,000 to 20,000 tokens, which it meets within 21 %. A slower host launches more slowly: 0.35
+# there, 0.15 on another. Steps of 100,000 tokens don't show it.
+STEP_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
