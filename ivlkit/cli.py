@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
 import ivlkit as ivl
 
-from .cli_options import OTHER_NAMES, as_typed, declared, destination, recipe_fields
+from .cli_options import OTHER_NAMES, as_typed, declared, destination
 from .data.files import check_writable
 from .errors import DataError, IvlkitError, RecipeError, ended
 
@@ -28,9 +29,16 @@ def _run(arguments):
         return options.run(options) or 0
     except IvlkitError as error:
         names = COMMANDS[options.command][2]
-        settings = recipe_fields() if "--set" in names else ()
+        settings = _recipe_fields() if "--set" in names else ()
         print(f"ivlkit: {as_typed(str(error), options.command, names, settings)}", file=sys.stderr)
         return 2
+
+
+def _recipe_fields():
+    """{name: type} of what --set takes."""
+    from .training.recipes import Recipe
+
+    return {field.name: field.type for field in fields(Recipe)}
 
 
 def _parse(arguments):
@@ -140,26 +148,19 @@ def _model(options):
 def _run_chat(options):
     from .training.run import loaded
 
-    with loaded(_model(options), "chat") as vlm:
-        return _chat(vlm, options)
-
-
-def _chat(vlm, options):
     generation = _named(options, "max_tiles max_new_tokens")
-    if options.question and options.json:
-        reply = vlm.chat(options.question, options.image, video=options.video, **generation)
-        return _print({"reply": reply.text, "tiles": list(reply.num_tiles)}, True)
     reply, images, video = None, options.image, options.video
     questions = [options.question] if options.question else iter(lambda: input("> "), "")
-    try:
+    with loaded(_model(options), "chat") as vlm, suppress(EOFError):
+        if options.question and options.json:
+            reply = vlm.chat(options.question, images, video=video, **generation)
+            return _print({"reply": reply.text, "tiles": list(reply.num_tiles)}, True)
         for question in questions:
             stream = vlm.chat(question, images, video=video, history=reply, stream=True, **generation)
             for piece in stream:
                 print(piece, end="", flush=True)
             print()
             reply, images, video = stream.reply, [], None
-    except EOFError:
-        pass
 
 
 def _run_convert(options):
@@ -253,10 +254,9 @@ def _validation_of(options):
 def _recipe_from(options, data, **where):
     if bool(options.what) == bool(options.suggest) or options.suggest and data is None:
         raise RecipeError("expected a recipe's name, or --suggest MODEL with --data")
-
     named = _named(options, "gpus per_device_batch epochs learning_rate")
     changes = {name: value for name, value in named.items() if value is not None}
-    kinds = recipe_fields()
+    kinds = _recipe_fields()
     for pair in options.set:
         name, found, text = pair.partition("=")
         if not found:

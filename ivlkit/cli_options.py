@@ -1,7 +1,6 @@
 """Every option of the command line, as argparse takes it; `COMMANDS` of cli.py says which command has which."""
 
 import re
-from dataclasses import fields
 
 OPTIONS = {
     # Names that mean several things: with a command before it, what the option is there; without, everywhere else.
@@ -122,13 +121,6 @@ def declared(command, option):
     """What argparse takes for an option of a command."""
     own = f"{command} {option}"
     return OPTIONS[own if own in OPTIONS else option]
-
-
-def recipe_fields():
-    """{name: type} of what --set takes."""
-    from .training.recipes import Recipe
-
-    return {field.name: field.type for field in fields(Recipe)}
 
 
 def as_typed(text, command, names, settings=()):

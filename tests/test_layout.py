@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -187,10 +188,28 @@ def views() -> list[str]:
     return sorted({ast.literal_eval(node.args[0]) for node in named})
 
 
+def view_of(function) -> str | None:
+    """What the `shown` above a method names."""
+    calls = (node for node in function.decorator_list if isinstance(node, ast.Call))
+    return next((ast.literal_eval(node.args[0]) for node in calls if getattr(node.func, "id", "") == "shown"), None)
+
+
 class TestViews:
     @pytest.mark.parametrize("where", views())
     def test_what_a_class_shows_is_there(self, where):
         assert callable(shown(where).function)
+
+    def test_what_a_class_documents_can_be_called_so(self):
+        """A method above which `shown` stands takes by position what the function of `show` takes by position."""
+        for path, file in MODULES.items():
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.FunctionDef) and (where := view_of(node)):
+                    taken = [
+                        one.name
+                        for one in signature(shown(where).function).parameters.values()
+                        if one.kind is one.POSITIONAL_OR_KEYWORD
+                    ]
+                    assert len(taken) == len(node.args.args), f"{path}: {node.name}"
 
     def test_every_class_that_a_notebook_shows_names_its_view(self):
         assert {"dataset:gallery_html", "run:watch", "model:vlm_html"} <= set(views())

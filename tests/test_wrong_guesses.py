@@ -1,13 +1,17 @@
 """What a new user writes with only `ivl.<tab>`: what can be meant works, the rest is answered with what to write."""
 
+import ast
 import pydoc
+import re
 from dataclasses import fields, replace
+from importlib.resources import files
 from itertools import product
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import ivlkit as ivl
 from ivlkit.cli import main
@@ -120,6 +124,8 @@ class TestChat:
             monkeypatch.setattr("torch.cuda.mem_get_info", Mock(side_effect=error))
             with pytest.raises(CheckpointError, match="device='cuda:9': torch sees no such GPU .*; expected 'cpu'"):
                 load(tiny, device="cuda:9", dtype=dtype)
+            with pytest.raises(CheckpointError, match="torch sees no such GPU"):
+                load(tiny, device=0, dtype=dtype)
 
 
 class TestLoad:
@@ -161,11 +167,26 @@ class TestRecipe:
             ("early_stopping", "patience"),
             ("max_steps", "epochs"),
             ("projector_lr", "projector_learning_rate"),
+            ("freeze_llm", "language='frozen'"),
+            ("load_in_4bit", "language='qlora' for 4 bits, or weights='float8'"),
+            ("target_modules", "nothing"),
+            ("system_prompt", "nothing"),
         ],
     )
     def test_another_trainers_name_is_answered_with_what_to_write(self, field, meant):
         with pytest.raises(RecipeError, match=f"unknown field {field!r}; .*; write {meant}"):
             ivl.recipe("nano-lora", **{field: 1})
+
+    def test_what_is_to_be_written_can_be_written(self):
+        told = yaml.safe_load(files("ivlkit.training").joinpath("recipes.yaml").read_text())["elsewhere"]
+        known = {field.name for field in fields(Recipe)}
+        begins = {name: re.match(r"\w+", text)[0] for name, text in told.items()}
+        assert {begin for begin in begins.values() if begin not in known} == {"nothing", "train"}
+        assert not known.intersection(begins)
+        values = [pair for text in told.values() for pair in re.findall(r"(\w+)=('\w+'|1)(?!\w)", text)]
+        for field, value in values:
+            assert ivl.recipe("nano-lora", **{field: ast.literal_eval(value)})
+        assert len(values) >= 8
 
     def test_a_name_without_its_model_is_answered_with_all_that_hold_it(self):
         with pytest.raises(RecipeError, match="did you mean '2b-lora' or '4b-lora' or '26b-lora' or 'nano-lora'"):
@@ -178,6 +199,14 @@ class TestRecipe:
         with pytest.raises(RecipeError, match="such as total_batch=126$"):
             ivl.recipe("26b-full", gpus=7).accumulation  # noqa: B018
         assert ivl.recipe("26b-full", gpus=7, total_batch=126).accumulation == 9
+
+    def test_a_suggestion_begins_with_the_model(self, data):
+        with pytest.raises(CheckpointError, match="a Data in the model's place"):
+            ivl.suggest(data, "nano")
+
+    def test_memory_is_a_number(self):
+        with pytest.raises(RecipeError, match="gpu_gib='24GB'; expected a number of GiB"):
+            ivl.plan("2b-lora", gpu_gib="24GB")
 
     def test_a_suggestion_with_a_function_or_another_whole_number_is_answered_as_a_recipe_is(self, data):
         for fixed, expected in (

@@ -114,8 +114,8 @@ def predict(
 
     Args:
         model: a loaded model; or a key such as "nano", a folder or a finished run, which is loaded and released again.
-        data: a folder, all of whose pictures and videos are asked about; one of them; a table or a JSONL, whose answers
-            are not read if it has any; what `open_data` takes; a list of records.
+        data: a folder, all of whose pictures and videos are asked about; one of them, or a list of such; a table or a
+            JSONL, whose answers are not read if it has any; what `open_data` takes; a list of records.
         question: for pictures alone; of a table also the name of a column, default "question".
         to: a .csv or .jsonl. The replies are kept in a folder beside it, answers.csv.replies: called again, also after
             a kill, it goes on where it stopped, and writes the same file.

@@ -60,7 +60,8 @@ def load(name, *, base=None, device=None, dtype=None, quantize=None, tower_devic
     """
     folder = final_folder(find_model(name))
     with gpu_named(device):
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(found if device is None else device)
     dtype = dtype or default_dtype(device)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"dtype={dtype!r}; expected a dtype of torch, such as torch.bfloat16; leave it out")

@@ -37,7 +37,7 @@ def gallery_html(data, *, rows=8, start=0, report=None):
     return fragment(f"<b>{text_html(data)}</b>{overview}{cards_html(cards)}")
 
 
-def gallery_live(data, *, rows=8, start=0, report=None):
+def gallery_live(data, rows=8, *, start=0, report=None):
     """`gallery_html` under a picker of the first row."""
     start = row_number(data, start)
     limits = {"value": start, "min": 0, "max": len(data) - 1, "step": rows}

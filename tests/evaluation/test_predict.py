@@ -64,6 +64,16 @@ class TestWhatIsAskedAbout:
         (record,), home = questions_of(photos / "b.png", question="What?")
         assert (record.turns, record.images, home) == ((Turn("user", "<image>\nWhat?"),), (photos / "b.png",), photos)
 
+    def test_pictures_by_their_names_in_the_order_given(self, tiny_vlm, photos):
+        names = [str(photos / name) for name in ("b.png", "a.PNG")]
+        found = predict(tiny_vlm, [photos / "b.png", names[1]], **ASKED)
+        assert [row.extra["file"] for row in found] == names
+        assert found[0].reply == tiny_vlm.chat("What is it?", names[0], max_new_tokens=4).text
+        with pytest.raises(DataError, match=r"b\.png: no question"):
+            predict(tiny_vlm, names, **NEW)
+        with pytest.raises(DataError, match=r"none\.png"):
+            predict(tiny_vlm, [*names, "none.png"], **ASKED)
+
     def test_a_picture_in_the_row_itself_is_no_file(self, tiny_vlm, photos, tmp_path):
         uri = "data:image/png;base64," + base64.b64encode((photos / "b.png").read_bytes()).decode()
         row = {"image": uri, "question": "What is it?"}

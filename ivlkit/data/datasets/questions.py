@@ -19,11 +19,14 @@ def questions_of(data, *, question=None, root=None):
 
     Args:
         data: a folder, all of whose pictures and videos are asked about, also those in its sub-folders; one picture or
-            video; a table (.csv, .tsv, .xlsx) or a JSONL, with answers or without; what `open_data` takes; records.
+            video, or a list of such; a table (.csv, .tsv, .xlsx) or a JSONL, with answers or without; what `open_data`
+            takes; records.
         question: for pictures alone; of a table or of rows without turns also the name of a column.
         root: folder that the names in a table or JSONL start from; default its own.
     Raises: DataError that names the row, and for pictures without a question.
     """
+    if isinstance(data, (list, tuple)) and data and all(isinstance(one, (str, os.PathLike)) for one in data):
+        return [_of_file(Path(one), os.fspath(one), question) for one in data], None
     if not isinstance(data, (str, os.PathLike)):
         records = records_in(data)
         _no_question(question, "records")

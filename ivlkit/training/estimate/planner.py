@@ -38,9 +38,9 @@ from .prediction import CONTEXT_GIB, batch_parts, bus_seconds, disk_bytes, neede
 
 TILE_CASES = (12, 6, 1)
 TEXT_TOKENS = 256  # of a row beside its tiles, where there is no data
-# Optimizer, log and the launches that small bins wait for: fitted to thirteen runs of the three models on H200s of three
-# hosts, of 2 to 26 steps of 4,000 to 20,000 tokens, which it meets within 21 %. A slower host launches more slowly: 0.35
-# there, 0.15 on another. Steps of 100,000 tokens don't show it.
+# Optimizer, log and the launches that small bins wait for: fitted to thirteen runs of the three models on H200s of
+# three hosts, 2 to 26 steps of 4,000 to 20,000 tokens, which it meets within 21 %. Launches wait for the host: 0.35
+# would fit the slowest, 0.15 another. Steps of 100,000 tokens don't show it.
 STEP_SECONDS = 0.25
 
 
@@ -213,8 +213,8 @@ def find_place(gpu_gib=None, card=None):
     """Where it is to run, as a `Place`. Raises: RecipeError for an unknown card or a negative number."""
     if card is not None and card not in CARDS:
         raise RecipeError(f"card {card!r}; expected one of {', '.join(CARDS)}")
-    if gpu_gib is not None and not gpu_gib >= 0:
-        raise RecipeError(f"gpu_gib={gpu_gib}; expected a number of GiB, such as 24")
+    if gpu_gib is not None and not (isinstance(gpu_gib, (int, float)) and gpu_gib >= 0):
+        raise RecipeError(f"gpu_gib={gpu_gib!r}; expected a number of GiB, such as 24")
     if card is not None or gpu_gib is not None:
         found = CARDS.get(card)
         free_gib = found.gib if gpu_gib is None else gpu_gib

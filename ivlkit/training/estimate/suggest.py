@@ -63,8 +63,8 @@ def suggest(model, data, *, gpu_gib=None, card=None, folder=None, **fixed):
     Returns: a `Recipe`. Tiles, rank and data are never changed to save memory.
     Raises: RecipeError where only fewer tiles would fit, with the line that asks for them, or where nothing would.
     """
-    data = open_data(data)
     config, _ = config_of(model)
+    data = open_data(data)
     key = match_family(config).key
     place = find_place(gpu_gib, card)
     asked = [str(model), data.fingerprint, place.name, gpu_gib, sorted(fixed.items())]
