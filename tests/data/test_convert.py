@@ -291,11 +291,23 @@ def test_remote_pictures_are_fetched_only_when_asked_for(tmp_path, write_rows, s
         convert(path, tmp_path / "small", fetch=fetch_url)
 
 
+def test_the_address_of_a_file_is_its_path(write_rows, turns, draw_picture, tmp_path):
+    draw_picture().save(tmp_path / "a photo.png")
+    rows = write_rows([{"image": (tmp_path / "a photo.png").as_uri(), "conversations": turns("<image>\nQ", "A")}])
+    assert "a%20photo" in rows.read_text()
+    assert open_data(convert(rows, tmp_path / "out").meta)[0].images == (tmp_path / "a photo.png",)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.json", "{}", "a.json: a dict of 0; expected a list of rows; a meta file is opened as it is"),
         ("a.json", "[]", "a.json: a list of 0; expected a list of rows"),
+        (
+            "a.json",
+            '{"name": "x", "data": [{}]}',
+            "a dict of 2; expected a list of rows; write the list in 'data' alone",
+        ),
         ("a.json", "[1]", "none of 1 rows can be used:\n  a.json: row 1: a int; expected an object"),
         ("a.txt", "x", "a.txt: suffix '.txt'; expected .jsonl, .json, .csv"),
         ("a.csv", "image,question,answer\n", "a.csv: none of 0 rows can be used: it has none; expected one at least"),

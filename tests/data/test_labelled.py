@@ -624,6 +624,11 @@ def test_an_xml_with_a_document_type_is_refused_before_it_is_expanded(save, tmp_
         ("data.yaml", "nc: 2\n", "data.yaml: no `names` .KeyError.; expected a name for each class"),
         ("data.yaml", "names: [a]\ntrain: nowhere\n", "data.yaml: train: nowhere is not there; expected a folder"),
         ("a.xml", "<annotation><object>", r"a.xml: no VOC file \(no element found"),
+        (
+            "a.xml",
+            "<annotations><image/></annotations>",
+            r"a.xml: no VOC file \(<annotations>\); expected <annotation>",
+        ),
     ],
 )
 def test_a_damaged_file_is_said(name, content, said, save, tmp_path):

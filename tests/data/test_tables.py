@@ -421,6 +421,9 @@ def test_parts_beside_other_folders_are_refused_unless_they_are_classes(fruit, d
 def test_a_folder_without_classes_is_refused(photos):
     with pytest.raises(DataError, match="sub: no sub-folders; expected one a class, sub/cat/1.jpg"):
         open_data(photos / "sub")
+    (photos / "sub" / "metadata.jsonl").touch()
+    with pytest.raises(DataError, match="or name the table, .*sub/metadata.jsonl"):
+        open_data(photos / "sub")
 
 
 class Labels:

@@ -224,7 +224,9 @@ def _json_rows(path):
         raise DataError(f"{path}: broken JSON ({error}); expected a list of rows") from error
     if not isinstance(rows, list) or not rows:
         found = f"a {type(rows).__name__} of {len(rows) if isinstance(rows, (list, dict)) else 1}"
-        raise DataError(found, "a list of rows", "a meta file is opened as it is", where=path)
+        lists = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
+        todo = f"write the list in {lists[0]!r} alone" if len(lists) == 1 else "a meta file is opened as it is"
+        raise DataError(found, "a list of rows", todo, where=path)
     for number, row in enumerate(rows, start=1):
         where = f"{path.name}: row {number}"
         yield where, row if isinstance(row, dict) else DataError(f"{where}: a {type(row).__name__}; expected an object")

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.parse import urlsplit
+from urllib.request import url2pathname, urlopen
 
 from ...errors import DataError
 from ..files import write_if_changed
@@ -117,7 +118,7 @@ class PictureTaker:
 
     def find(self, name, where):
         """The file of this name below the root; backslashes, another case and a missing suffix are seen through."""
-        name = name.strip()
+        name = url2pathname(urlsplit(name).path) if name.startswith("file:/") else name.strip()
         if not name:
             raise DataError(f"{where}: a picture without a name; expected a path; fill it or remove the row")
         for written in dict.fromkeys((name, name.replace("\\", "/"))):

@@ -337,7 +337,9 @@ def folder_rows(folder, *, question=FOLDER_QUESTION):
     if not classes:
         found = "no class folders in those of the split" if parts else "no sub-folders"
         expected = f"one a class, {'/'.join([folder.name, *list(parts)[:1]])}/cat/1.jpg"
-        raise DataError(found, expected, "with a table of labels use from_csv(table, images=folder)", where=folder)
+        rows = sorted(path for path in folder.iterdir() if path.suffix.lower() in {*TABLE_SUFFIXES, ".jsonl"})
+        todo = f"or name the table, {rows[0]}" if rows else "with a table of labels use from_csv(table, images=folder)"
+        raise DataError(found, expected, todo, where=folder)
     if classes <= DETECTION_FOLDERS:
         found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks"
         todo = "add the tool's own file: data.yaml, _annotations.coco.json, …"

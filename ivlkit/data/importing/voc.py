@@ -23,13 +23,15 @@ def read_voc(path, name):
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, _refuse
         parser.Parse(path.read_bytes(), True)
         root = builder.close()
+        if root.tag != "annotation":
+            raise ValueError(f"<{root.tag}>")
         size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         boxes = []
         for thing in root.iter("object"):
             box = [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES]
             boxes.append((thing.findtext("name") or "", box))
     except (expat.ExpatError, ValueError, OverflowError) as error:
-        said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it"
+        said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it, or export as Pascal VOC"
         yield DataError(*said, where=name)
         return
     picture = beside(name, (root.findtext("filename") or f"{path.stem}.jpg").strip())
