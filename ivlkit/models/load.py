@@ -277,7 +277,8 @@ def _ways_to_fit(device_type, quantize):
         if size > GIB / 10:
             held[id(vlm.model)] = f"{vlm.family.key} from {vlm.origin} ({size / GIB:.1f} GiB)"
     first = f"call release() of what this process still holds, {' and '.join(held.values())}; or " if held else ""
-    fewer = (["dtype=torch.bfloat16"] if device_type == "cpu" else []) + ([] if quantize else ['quantize="4bit"'])
+    fewer = ["dtype=torch.bfloat16"] if device_type == "cpu" else []
+    fewer += [] if quantize == "4bit" else ['quantize="4bit"']
     return f"{first}load with {', '.join([*fewer, 'another device'])}, or take a smaller model"
 
 

@@ -9,6 +9,7 @@ import os
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,7 +214,7 @@ def find_place(gpu_gib=None, card=None):
     """Where it is to run, as a `Place`. Raises: RecipeError for an unknown card or a negative number."""
     if card is not None and card not in CARDS:
         raise RecipeError(f"card {card!r}; expected one of {', '.join(CARDS)}")
-    if gpu_gib is not None and not (isinstance(gpu_gib, (int, float)) and gpu_gib >= 0):
+    if gpu_gib is not None and not (isinstance(gpu_gib, Real) and gpu_gib >= 0):
         raise RecipeError(f"gpu_gib={gpu_gib!r}; expected a number of GiB, such as 24")
     if card is not None or gpu_gib is not None:
         found = CARDS.get(card)
