@@ -1,6 +1,7 @@
 """What a new user writes with only `ivl.<tab>`: what can be meant works, the rest is answered with what to write."""
 
 import ast
+import operator
 import pydoc
 import re
 from dataclasses import fields, replace
@@ -53,6 +54,13 @@ class TestEvaluate:
         with pytest.raises(DataError, match="unknown option 'metrics'; .*write metric="):
             ivl.evaluate(tiny_vlm, data, metrics="f1")
 
+    def test_a_metric_of_other_arguments_is_answered_before_a_question_is_asked(self, data):
+        for metric in (lambda row: 1.0, lambda reply, truth, weight: 1.0):
+            with pytest.raises(DataError, match=r"metric <lambda>: .*; expected a function of \(reply, truth\)"):
+                ivl.evaluate(None, data, metric=metric)
+        with pytest.raises(DataError, match="a NoneType in the model's place"):  # operator.eq tells no parameters
+            ivl.evaluate(None, data, metric=operator.eq)
+
     def test_runs_are_compared_by_their_reports(self, run):
         with pytest.raises(DataError, match=r"a Run in a report's place; .*compare\(evaluate\(before, data\)"):
             ivl.compare(run, run)
@@ -84,6 +92,8 @@ class TestChat:
             ("system_prompt", "system_message"),
             ("max_tokens", "max_new_tokens"),
             ("max_tile", "max_tiles"),
+            ("max_length", "max_new_tokens"),
+            ("stop", "stop_strings"),
             ("temprature", "temperature"),
         ],
     )
@@ -129,6 +139,12 @@ class TestChat:
 
 
 class TestLoad:
+    @pytest.mark.parametrize("name", ["2B", "OpenGVLab/Mini-InternVL-Chat-2B-V1-5", "mini-internvl-chat-2b-v1-5"])
+    def test_a_released_model_by_its_other_names_is_answered_with_its_key(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError, match=f"{name}: no such folder; .*; write '2b'$"):
+            ivl.load(name)
+
     def test_what_is_no_name_of_a_model_is_answered_with_what_to_write(self, run, tiny_vlm, data):
         for call in (ivl.load, ivl.verify, lambda found: ivl.suggest(found, data)):
             for found in (run, tiny_vlm, None):
@@ -144,6 +160,13 @@ class TestLoad:
 
 
 class TestData:
+    def test_a_row_is_encoded_with_a_processor_or_a_model(self, tiny_vlm, data):
+        assert ivl.encode(data[0], tiny_vlm).input_ids.tolist() == (
+            ivl.encode(data[0], tiny_vlm.processor).input_ids.tolist()
+        )
+        with pytest.raises(DataError, match=r"a dict in the record's place; expected one, such as data\[0\]"):
+            ivl.encode({"question": "x"}, tiny_vlm)
+
     def test_a_part_by_its_name_is_answered_with_split(self, data):
         with pytest.raises(DataError, match=r"data\['train'\]; expected a row's number; .*split='train'\)"):
             data["train"]

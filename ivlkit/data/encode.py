@@ -17,6 +17,7 @@ from ..errors import DataError
 from .rows.conversation import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from .rows.formats import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 from .rows.media import OpenPicture, degrade_jpeg, image_size
+from .rows.records import Record
 from .rows.video import sample_frames, video_sizes
 
 IGNORE_INDEX = -100
@@ -59,13 +60,16 @@ def encode(record, processor, *, max_length=None, draw=(0, 0)):
 
     Args:
         record: a `Record`.
-        processor: template, tokenizer and tile settings of a model (`ivlkit.load_processor`).
+        processor: template, tokenizer and tile settings of a model (`ivlkit.load_processor`), or the loaded model.
         max_length: tokens at most; None for no limit. The guide's `max_seq_length`, image tokens included.
         draw: (seed, epoch); with the row's own place it keys every random draw, whichever worker makes it. None takes
             the middle frames of a video, as an evaluation does.
     Returns: `Example`.
     Raises: DataError with file and line if the row is too long, has no supervised token, or types image tokens.
     """
+    if not isinstance(record, Record):
+        raise DataError(f"encode: a {type(record).__name__} in the record's place; expected one, such as data[0]")
+    processor = getattr(processor, "processor", processor)
     rules = processor.picture_rules
     with ExitStack() as files:
         opened = [files.enter_context(OpenPicture(image, record.where, rules=rules)) for image in record.images]

@@ -422,6 +422,12 @@ def metric_name(metric):
     known = METRICS | CORPUS_METRICS
     if callable(metric):
         name = getattr(metric, "__name__", "score")
+        try:
+            inspect.signature(metric).bind("reply", "truth")
+        except TypeError as error:  # not once every reply is there
+            raise DataError(f"metric {name}: {error}; expected a function of (reply, truth)") from error
+        except ValueError:  # of a function in C, whose parameters are not known
+            pass
         return name if known.get(name, metric) is metric else f"{metric.__module__}.{name}"
     if not isinstance(metric, str) or metric not in known:
         names = ", ".join(known)

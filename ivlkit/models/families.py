@@ -63,8 +63,18 @@ def find_model(name):
         return _find_released(FAMILIES[name])
     folder = Path(name)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; expected one, or a name: {', '.join(FAMILIES)}")
+        meant = find_family(str(name))
+        todo = f"; write {meant.key!r}" if meant else ""
+        raise CheckpointError(f"{folder}: no such folder; expected one, or a name: {', '.join(FAMILIES)}{todo}")
     return folder
+
+
+def find_family(name):
+    """The family of a key, a released name or a hub id, in small letters or large ones; None if it is none of them."""
+    for family in FAMILIES.values():
+        if name.casefold() in {str(one).casefold() for one in (family.key, family.name, family.hub_id)}:
+            return family
+    return None
 
 
 def model_roots():

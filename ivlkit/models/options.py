@@ -14,7 +14,7 @@ ASK_ONE = 'vlm.chat("What is this?", "a.png")'
 ASK_MANY = 'vlm.chat_batch(["What is this?", "And this?"], ["a.png", "b.png"])'
 _MEANT = {  # what other libraries call it
     **{"system": "system_message", "system_prompt": "system_message"},
-    **{"max_tokens": "max_new_tokens", "temp": "temperature"},
+    **{"max_tokens": "max_new_tokens", "temp": "temperature", "stop": "stop_strings", "max_length": "max_new_tokens"},
 }
 
 
@@ -57,7 +57,7 @@ def check_options(generation, where, function):
         if generation.get(name, most) not in (None, most):
             raise DataError(f"{where}: {name}={generation[name]!r}; expected one text a question; leave it out")
     for name in generation:
-        if name not in known:
+        if name not in known or name in _MEANT:
             near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, [*own, *known], n=1)
             raise DataError(
                 f"{where}: unknown option {name!r}; expected one of {', '.join(own)}, or of transformers' generate; "

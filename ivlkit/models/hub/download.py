@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...data.files import write_whole
 from ...errors import CheckpointError
 from ...hardware import free_bytes
-from ..families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, model_roots
+from ..families import DOWNLOAD_FILE, FAMILIES, NANO_FOLDER, find_family, model_roots
 from ..layouts.weight_files import read_weight_files
 from . import files as hub
 
@@ -82,11 +82,9 @@ def download(name, *, revision=None, to=None):
 
 def _family(name):
     """The family of a key, a released name or a hub id; None for a folder."""
-    for family in FAMILIES.values():
-        if name in (family.key, family.name, family.hub_id):
-            return family
-    if Path(name).is_dir():
-        return None
+    family = find_family(str(name))
+    if family or Path(name).is_dir():
+        return family
     raise CheckpointError(f"{name}: no folder and no released model; expected a folder or one of {', '.join(FAMILIES)}")
 
 
