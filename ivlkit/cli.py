@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ivlkit as ivl
 
-from .cli_options import OTHER_NAMES, as_typed, declared, destination
+from .cli_options import add_command, as_typed, destination, unknown
 from .data.files import check_writable
 from .errors import DataError, IvlkitError, RecipeError, ended
 
@@ -21,8 +21,10 @@ def main(arguments=None):
 
 
 def _run(arguments):
-    options = _parse(arguments)
+    options, rest = _parse(arguments)
     try:
+        if rest:
+            _refuse(options.command, rest[0])
         for name in ("html", "csv", "submission"):  # not only once every reply is there
             if path := getattr(options, name, None):
                 check_writable(path)
@@ -47,9 +49,18 @@ def _parse(arguments):
     options, rest = parser.parse_known_args(arguments)
     if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "question", "") is None:
         options.question, rest = rest[0], []
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options
+    return options, rest
+
+
+def _refuse(command, word):
+    """Raise DataError for what the command does not take, with what to write instead."""
+    names, hint = COMMANDS[command][2], ""
+    if "--set" in names and word.startswith("--"):
+        from .training.recipes import meant
+
+        hint = meant(word[2:].partition("=")[0].replace("-", "_"))
+        hint += "=…" if hint.removeprefix("write ") in _recipe_fields() else ""
+    raise DataError(unknown(command, names, word, hint))
 
 
 def _parser():
@@ -58,25 +69,12 @@ def _parser():
         description="Fine-tune the InternVL 1.5 family on your own data.",
         epilog="Start with: ivlkit demo",
     )
+    parser.add_argument("--version", action="version", version=f"ivlkit {ivl.__version__}")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # what the deepspeed launcher adds
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        _add_command(commands, name)
+    for name, entry in COMMANDS.items():
+        add_command(commands, name, *entry)
     return parser
-
-
-def _add_command(commands, name):
-    run, about, options, *examples = COMMANDS[name]
-    parser = commands.add_parser(
-        name,
-        help=about,
-        description=about,
-        epilog="\n  ".join(["examples:", *examples]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run, command=name)
-    for option in options.split():
-        parser.add_argument(option, *OTHER_NAMES.get(option, ()), **declared(name, option))
 
 
 def _print(value, as_json):

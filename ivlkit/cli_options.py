@@ -1,5 +1,7 @@
 """Every option of the command line, as argparse takes it; `COMMANDS` of cli.py says which command has which."""
 
+import argparse
+import difflib
 import re
 
 OPTIONS = {
@@ -123,6 +125,30 @@ def declared(command, option):
     return OPTIONS[own if own in OPTIONS else option]
 
 
+def add_command(commands, name, run, about, options, *examples):
+    """Tell argparse of a command, as COMMANDS of cli.py describes it."""
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog="\n  ".join(["examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, command=name)
+    for option in options.split():
+        parser.add_argument(option, *OTHER_NAMES.get(option, ()), **declared(name, option))
+
+
+def unknown(command, names, word, hint=""):
+    """What to say of a word that a command does not take. Args: hint: what to do; "": write the nearest option."""
+    options = [name for name in names.split() if name.startswith("--")]
+    near = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+    if not word.startswith("-"):  # a file, most likely
+        near = [f"{name} {word}" for name in ("--data", "--image") if name in options]
+    todo = hint or (f"write {near[0]}" if near else f"`ivlkit {command} --help` explains them")
+    return f"{word}: nothing that {command} takes; expected one of {', '.join(options)}; {todo}"
+
+
 def as_typed(text, command, names, settings=()):
     """An error's Python spelling as it is typed: "seed=-1" → "--seed -1", and of a recipe "--set packing=true".
 
@@ -132,7 +158,7 @@ def as_typed(text, command, names, settings=()):
     """
     options = {destination(command, name): f"{name} " for name in names.split() if name.startswith("--")}
     typed = {name: f"--set {name}=" for name in settings} | options
-    text = re.sub(r"ivlkit\.load\(…, (.*?)\)", r"\1", text)
+    text = re.sub(r"(?:ivlkit\.load|train)\(…, (.*?)\)", r"\1", text)
     pattern = r"(?<![\w-])(?<!--set )(\w+)=(?=\S)(?!True\b)(?!\S+ in run\.yaml)"
     return re.sub(pattern, lambda found: typed.get(found[1], found[0]), text)
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from ivlkit import __version__
 from ivlkit.cli import COMMANDS as DECLARED
 from ivlkit.cli import main
 from ivlkit.cli_options import OPTIONS
@@ -16,6 +17,12 @@ from ivlkit.training.run import Run
 
 COMMANDS = ["machine", "families", "download", "verify", "chat", "convert", "check"]
 COMMANDS += ["train", "runs", "evaluate", "predict", "benchmark", "compare", "export", "notebooks", "demo"]
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"ivlkit {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -50,6 +57,16 @@ def test_every_option_that_is_declared_belongs_to_a_command():
         (["train", "mine.yaml"], "mine.yaml: No such file or directory; expected a file"),
         (["train", "a/run.yaml", "--dry-run"], "with --dry-run; expected no other option"),
         (["train", "a/run.yaml", "--epochs", "0"], "with --epochs; expected no other option"),
+        (["train", "2b-lora", "--lr", "1e-4"], "--lr: nothing that train takes; expected one of --suggest, --data"),
+        (["train", "2b-lora", "--lr", "1e-4"], "; write --learning-rate …"),
+        (["train", "2b-lora", "--lora-rank=8"], "; write --set lora_rank=…"),
+        (["train", "2b-lora", "--output_dir", "x"], "; write folder=…, on the command line --to"),
+        (["train", "2b-lora", "--metric_for_best_model", "x"], "; write --metric …"),
+        (["plan", "2b-lora", "mine.jsonl"], "; write --data mine.jsonl"),
+        (["evaluate", "nano", "x.jsonl", "--metrics", "f1"], "; write --metric"),
+        (["chat", "nano", "What?", "a.png"], "; write --image a.png"),
+        (["compare", "a", "b", "--zzz"], "; `ivlkit compare --help` explains them"),
+        (["chat", "nano", __file__], "chat: a picture in the question's place; expected the question first"),
         (["train", "a/run.yaml", "--per-device-batch-size", "2"], "with --per-device-batch-size; expected no other"),
         (["train", "nano-lora", "--set", "lora_rnk=8", "--dry-run"], "did you mean 'lora_rank'?"),
         (["chat", "nowhere", "Hi"], "nowhere: no such folder"),

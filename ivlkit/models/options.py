@@ -29,8 +29,9 @@ def check_loaded(vlm):
 def check_question(question, images):
     """Raises: DataError for pictures in the question's place, and for what is no text."""
     swapped = isinstance(images, str) and " " in images and not os.path.exists(images)
-    if not isinstance(question, str) or swapped and os.path.exists(question):
-        found = "a picture" if swapped else f"a {type(question).__name__}"
+    is_file = isinstance(question, str) and (os.path.isfile(question) or swapped and os.path.exists(question))
+    if is_file or not isinstance(question, str):
+        found = "a picture" if is_file else f"a {type(question).__name__}"
         raise DataError(f"chat: {found} in the question's place; expected the question first; write {ASK_ONE}")
 
 

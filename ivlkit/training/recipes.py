@@ -403,9 +403,15 @@ def _check_known(name, keys):
     known = {field.name for field in fields(Recipe)}
     for key in keys:
         if key not in known:
-            ours = _TABLES["elsewhere"].get(key)
-            meant = f"; write {ours}" if ours else _nearest(key, known)
-            raise RecipeError(f"recipe {name}: unknown field {key!r}; help(ivlkit.recipe) lists the fields{meant}")
+            todo = f"; {found}" if (found := meant(key)) else ""
+            raise RecipeError(f"recipe {name}: unknown field {key!r}; help(ivlkit.recipe) lists the fields{todo}")
+
+
+def meant(key):
+    """What to write for a field as another trainer calls it, as text; "" where nothing is near."""
+    known = {field.name for field in fields(Recipe)}
+    ours = key if key in known else _TABLES["elsewhere"].get(key)
+    return f"write {ours}" if ours else _nearest(key, known).removeprefix("; ")
 
 
 def _nearest(word, known):

@@ -422,8 +422,10 @@ def test_a_folder_without_classes_is_refused(photos):
     with pytest.raises(DataError, match="sub: no sub-folders; expected one a class, sub/cat/1.jpg"):
         open_data(photos / "sub")
     (photos / "sub" / "metadata.jsonl").touch()
-    with pytest.raises(DataError, match="or name the table, .*sub/metadata.jsonl"):
-        open_data(photos / "sub")
+    for folder in (".", "images"):
+        (photos / "sub" / folder).mkdir(exist_ok=True)
+        with pytest.raises(DataError, match="or name the table, .*sub/metadata.jsonl"):
+            open_data(photos / "sub")
 
 
 class Labels:

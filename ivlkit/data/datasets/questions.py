@@ -25,7 +25,7 @@ def questions_of(data, *, question=None, root=None):
         root: folder that the names in a table or JSONL start from; default its own.
     Raises: DataError that names the row, and for pictures without a question.
     """
-    if isinstance(data, (list, tuple)) and data and all(isinstance(one, (str, os.PathLike)) for one in data):
+    if _are_files(data):
         return [_of_file(Path(one), os.fspath(one), question) for one in data], None
     if not isinstance(data, (str, os.PathLike)):
         records = records_in(data)
@@ -46,6 +46,12 @@ def questions_of(data, *, question=None, root=None):
         return [_asking(record) for record in _of_rows(path, root, question)], root
     _no_question(question, path)
     return list(open_data(path)), None
+
+
+def _are_files(data):
+    """Whether all are names and one of a file at least; another that is missing is named where it is opened."""
+    named = isinstance(data, (list, tuple)) and all(isinstance(one, (str, os.PathLike)) for one in data)
+    return named and any(map(os.path.exists, data))
 
 
 def records_in(data):

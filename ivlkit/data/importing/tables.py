@@ -334,16 +334,17 @@ def folder_rows(folder, *, question=FOLDER_QUESTION):
         raise DataError(found, expected, "move the others elsewhere", where=folder)
     parts = {} if others else parts
     classes = {name for part in parts or [""] for name in _folders_in(folder / part)}
+    rows = sorted(path for path in folder.iterdir() if path.suffix.lower() in {*TABLE_SUFFIXES, ".jsonl"})
+    table = f"or name the table, {rows[0]}" if rows else ""
     if not classes:
         found = "no class folders in those of the split" if parts else "no sub-folders"
         expected = f"one a class, {'/'.join([folder.name, *list(parts)[:1]])}/cat/1.jpg"
-        rows = sorted(path for path in folder.iterdir() if path.suffix.lower() in {*TABLE_SUFFIXES, ".jsonl"})
-        todo = f"or name the table, {rows[0]}" if rows else "with a table of labels use from_csv(table, images=folder)"
-        raise DataError(found, expected, todo, where=folder)
+        todo = "with a table of labels use from_csv(table, images=folder)"
+        raise DataError(found, expected, table or todo, where=folder)
     if classes <= DETECTION_FOLDERS:
         found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks"
         todo = "add the tool's own file: data.yaml, _annotations.coco.json, …"
-        raise DataError(found, "one a class", todo, where=folder)
+        raise DataError(found, "one a class", table or todo, where=folder)
     said = f", split into {', '.join(parts)}" if parts else ""
     return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, parts)
 
