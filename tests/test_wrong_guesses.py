@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import GenerationConfig
 
 import ivlkit as ivl
 from ivlkit.cli import main
@@ -53,6 +54,26 @@ class TestEvaluate:
     def test_metrics_is_answered_with_metric(self, tiny_vlm, data):
         with pytest.raises(DataError, match="unknown option 'metrics'; .*write metric="):
             ivl.evaluate(tiny_vlm, data, metrics="f1")
+        with pytest.raises(DataError, match="unknown option 'prompt'; .*write question="):
+            ivl.predict(tiny_vlm, data, prompt="Hi")
+
+    def test_a_generation_config_holds_also_where_there_is_a_default(self, tiny_vlm, data):
+        expected = ivl.evaluate(tiny_vlm, data, **self.OPTIONS).rows
+        for config in ({"max_new_tokens": 2}, GenerationConfig(max_new_tokens=2, temperature=0.5, max_length=9)):
+            assert ivl.evaluate(tiny_vlm, data, progress=False, generation_config=config).rows == expected
+
+    def test_a_metric_of_another_range_is_warned_of(self, tiny_vlm, data):
+        for score, warned in ((1, []), (100, ["4 rows have a score that is not from 0 to 1, such as 100."])):
+            found = ivl.evaluate(tiny_vlm, data, metric=lambda reply, truth, score=score: score, **self.OPTIONS)
+            assert [said.split(" A ")[0] for said in found.warnings] == warned
+
+    def test_a_page_takes_the_path_of_the_report_before(self, tiny_vlm, data, tmp_path):
+        found = ivl.evaluate(tiny_vlm, data, **self.OPTIONS)
+        pages = [
+            found.save_html(tmp_path / f"{name}.html", before=before).read_text()
+            for name, before in (("a", found), ("b", found.save_json(tmp_path / "before.json")))
+        ]
+        assert pages[0] == pages[1]
 
     def test_a_metric_of_other_arguments_is_answered_before_a_question_is_asked(self, data):
         for metric in (lambda row: 1.0, lambda reply, truth, weight: 1.0):
@@ -92,7 +113,8 @@ class TestChat:
             ("system_prompt", "system_message"),
             ("max_tokens", "max_new_tokens"),
             ("max_tile", "max_tiles"),
-            ("max_length", "max_new_tokens"),
+            ("max_num", "max_tiles"),
+            ("max_dynamic_patch", "max_tiles"),
             ("stop", "stop_strings"),
             ("temprature", "temperature"),
         ],
@@ -104,6 +126,22 @@ class TestChat:
     def test_what_resembles_nothing_is_to_be_left_out(self, tiny_vlm):
         with pytest.raises(DataError, match="unknown option 'zzz'; expected one of images.*; leave it out"):
             tiny_vlm.chat("Hi", zzz=1)
+        for option in ("num_frames", "prompt"):  # near num_beams; another function's
+            with pytest.raises(DataError, match="; leave it out$"):
+                tiny_vlm.chat("Hi", **{option: 1})
+
+    def test_an_option_that_would_change_nothing_is_refused(self, tiny_vlm):
+        for options in ({"temperature": 0.5}, {"top_p": 0.9, "generation_config": {"max_new_tokens": 2}}):
+            with pytest.raises(DataError, match="changes nothing, since replies are greedy; .*write do_sample=True, "):
+                tiny_vlm.chat("Hi", **options)
+        with pytest.raises(DataError, match="max_length=9 changes nothing; write max_new_tokens="):
+            tiny_vlm.chat("Hi", max_length=9)
+        for options in ({"temperature": 0}, {"do_sample": False, "temperature": 0.5}):
+            assert tiny_vlm.chat("Hi", max_new_tokens=2, **options).text == tiny_vlm.chat("Hi", max_new_tokens=2).text
+
+    def test_frames_in_a_list_are_answered_with_images(self, tiny_vlm):
+        with pytest.raises(DataError, match=r"a list in the video's place; .*images=\[…\]"):
+            tiny_vlm.chat("Hi", video=["a.png"])
 
     def test_the_picture_first_is_answered_with_the_order(self, tiny_vlm, draw_picture, tmp_path):
         draw_picture().save(tmp_path / "a.png")
@@ -174,6 +212,35 @@ class TestData:
     def test_shares_without_names_are_answered_with_names(self, data):
         with pytest.raises(DataError, match=r"split\(0.8,\); expected names; write data.split\(train=0.8"):
             data.split(0.8)
+        for parts in ({"test_size": 0.2}, {"train": 0.8, "test": 0.2, "by": "task"}):
+            with pytest.raises(DataError, match=r"sum to 1; write data.split\(train=0.8, test=0.2\)"):
+                data.split(**parts)
+
+    def test_what_is_no_rows_number_is_answered_with_select(self, data):
+        with pytest.raises(DataError, match=r"expected a row's number; write data.select\(range\(0, 3, 1\)\)$"):
+            data[:3]
+        for chosen in (10, 0.5, len):
+            with pytest.raises(DataError, match=r"select\(.*\); expected a list of row numbers; write data.select\("):
+                data.select(chosen)
+
+    def test_a_part_of_a_file_that_has_none_is_not_all_of_its_rows(self, data):
+        said = "split='test' of one file of rows, which has no parts; open that part's own"
+        with pytest.raises(DataError, match=said):
+            ivl.open_data(data.path, split="test")
+        assert len(ivl.open_data(data.path, split="all")) == 4
+
+    def test_a_loaded_model_is_checked_with_and_what_is_none_is_named(self, tiny_vlm, data):
+        stats = [ivl.check(data, model).stats | {"seconds": 0} for model in (tiny_vlm, tiny_vlm.processor)]
+        assert stats[0] == stats[1] != ivl.check(data).stats | {"seconds": 0}
+        with pytest.raises(CheckpointError, match="a Recipe in the model's place"):
+            ivl.check(data, ivl.recipe("nano-lora"))
+        with pytest.raises(DataError, match="a list in the data's place"):
+            ivl.check([data[0]])
+
+    def test_a_path_is_no_picture_to_cut(self):
+        for picture in ("a.png", np.zeros((4, 4, 3), np.uint8)):
+            with pytest.raises(TypeError, match=r"expected a PIL image; write Image.open\(path\)"):
+                ivl.split_into_tiles(picture)
 
 
 class TestRecipe:
@@ -214,6 +281,8 @@ class TestRecipe:
     def test_a_name_without_its_model_is_answered_with_all_that_hold_it(self):
         with pytest.raises(RecipeError, match="did you mean '2b-lora' or '4b-lora' or '26b-lora' or 'nano-lora'"):
             ivl.recipe("lora")
+        with pytest.raises(RecipeError, match="did you mean '2b-full' or '2b-lora'"):
+            ivl.recipe("2b")
 
     def test_a_batch_that_does_not_divide_is_answered_with_one_that_does(self):
         with pytest.raises(RecipeError, match="change one of the three, such as per_device_batch=4$"):
@@ -230,6 +299,12 @@ class TestRecipe:
     def test_memory_is_a_number(self):
         with pytest.raises(RecipeError, match="gpu_gib='24GB'; expected a number of GiB"):
             ivl.plan("2b-lora", gpu_gib="24GB")
+        with pytest.raises(RecipeError, match="expected one of B200"):
+            ivl.plan("2b-lora", card=["L4"])
+
+    def test_a_file_in_the_texts_place_is_answered_with_what_reads_it(self):
+        with pytest.raises(RecipeError, match=r'a recipe that is a str; .*ivlkit.recipe\("mine.yaml"\)'):
+            Recipe.from_yaml("mine.yaml")
 
     def test_a_suggestion_with_a_function_or_another_whole_number_is_answered_as_a_recipe_is(self, data):
         for fixed, expected in (

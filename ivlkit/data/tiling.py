@@ -84,6 +84,10 @@ def split_into_tiles(image, max_tiles=MAX_TILES, *, min_tiles=1, tile_px=TILE_PX
 
     Args: as in `cut_tiles`.
     Returns: list of PIL images of tile_px × tile_px: 13 for 640 × 480.
+    Raises: TypeError for what is no PIL image.
     """
+    if not isinstance(image, Image.Image):
+        found = f"split_into_tiles: a picture of type {type(image).__name__}"
+        raise TypeError(f"{found}; expected a PIL image; write Image.open(path), or Image.fromarray(array)")
     limits = {"max_tiles": max_tiles, "min_tiles": min_tiles, "tile_px": tile_px}
     return [Image.fromarray(tile) for tile in cut_tiles(image, use_thumbnail=use_thumbnail, **limits)]

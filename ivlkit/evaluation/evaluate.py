@@ -25,7 +25,7 @@ from ..errors import CheckpointError, DataError
 from ..hardware import package_version
 from ..models.chat import iterate_replies
 from ..models.load import read_origin
-from ..models.options import check_count, check_options
+from ..models.options import as_options, check_count, check_options
 from ..training.run import loaded
 from .confidence import scored
 from .journal import open_journal
@@ -174,7 +174,8 @@ def ask_all(vlm, records, *, folder, max_tiles, batch_size, seed, progress, pict
     """
     _check_as_trained(vlm, max_tiles)
     started = time.monotonic()
-    generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
+    if "max_new_tokens" not in as_options(generation):
+        generation = {"max_new_tokens": MAX_NEW_TOKENS} | generation
     settings = _settings(vlm, generation, pictures=pictures, seed=seed)
     budgets = [max_tiles or record.max_tiles for record in records]
     journaled = settings | {"questions": _questions_digest(records, budgets)} if folder else {}

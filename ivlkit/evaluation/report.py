@@ -206,6 +206,9 @@ class Report:
                     f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
                     f"{lenient_match.__name__}."
                 )
+        if outside := [row.score for row in self.rows if not 0 <= row.score <= 1]:
+            found = f"{len(outside)} rows have a score that is not from 0 to 1, such as {outside[0]:g}."
+            said.append(f"{found} A score of 1 is shown as 100%: let the metric divide.")
         said += [said_of_agreement(**self.labellers)] if self.labellers else []
         return said + [
             f"With {'shuffled' if kind == 'shuffled' else 'no'} pictures the score is {score:.1%}, only "
@@ -223,7 +226,8 @@ class Report:
         return self._live(before=before and beside(before, self), rows=rows)
 
     def save_html(self, path, *, before=None, title="Evaluation"):
-        """Write one self-contained page; with `before`, a report of the same rows, both replies are shown."""
+        """Write one self-contained page; `before`, a report of the same rows or its path, gives both replies."""
+        before = Report.load(before) if isinstance(before, (str, os.PathLike)) else before
         return write_whole(path, self._page(before=before and beside(before, self), title=title))
 
     def save_json(self, path):

@@ -29,7 +29,7 @@ from ..errors import DataError
 from ..views import shown
 from .decoding import Probabilities, decode, prefilled, with_ends
 from .modeling.attention import rope_limits
-from .options import check_count, check_loaded, check_options, check_question, check_questions
+from .options import as_options, check_count, check_loaded, check_options, check_question, check_questions
 
 MAX_NEW_TOKENS = 1024
 WINDOW_BATCHES = 4  # batches that are formed together, by length; they are prepared while the last window is answered
@@ -105,6 +105,9 @@ def make_prompt(vlm, question, images=None, *, video=None, history=None, max_til
         asked = _ask(question, len(pictures))
     elif pictures:
         raise DataError("chat: pictures and a video; expected one of them; ask about them one after the other")
+    elif not isinstance(video, (str, os.PathLike, Video)):
+        found = f"chat: a {type(video).__name__} in the video's place"
+        raise DataError(f"{found}; expected a file or a folder of frames; frames one by one: images=[…]")
     else:
         asked = Turn("user", with_places(question, place=VIDEO_PLACEHOLDER))
         pictures = video if isinstance(video, Video) else Video(Path(video))
@@ -427,7 +430,7 @@ def _generate(vlm, prompts, generation, *, streamer=None, probabilities=False):
     both factors there, and gives this without a cache.
     """
     check_options(generation, "chat", chat)
-    generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | _as_options(generation)
+    generation = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | as_options(generation)
     limit, boundary = generation.pop("max_new_tokens"), find_short_context(vlm)
     check_count("max_new_tokens", limit)
     probabilities = probabilities and generation.get("num_beams") in (None, 1)  # beams change places as they grow
@@ -451,15 +454,6 @@ def _generate(vlm, prompts, generation, *, streamer=None, probabilities=False):
         done = group if max(len(ids) for ids, _ in outputs) < step else ()  # by max_time or a stop string too
         pending = [n for n in pending if n not in done and end not in found[n][0] and len(found[n][0]) < limit]
     return found
-
-
-def _as_options(generation):
-    """A caller's `generation_config` (object or dict) as plain options, other options on top; nothing is changed."""
-    given = generation.get("generation_config") or {}
-    given = dict(given) if isinstance(given, dict) else given.to_diff_dict()
-    options = given | {key: value for key, value in generation.items() if key != "generation_config"}
-    fixed = ("eos_token_id", "pad_token_id")  # the template's
-    return {key: value for key, value in options.items() if key not in fixed}
 
 
 def _generate_group(vlm, embeds, max_new_tokens, end, generation, streamer, record):

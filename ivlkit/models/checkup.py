@@ -12,12 +12,13 @@ def check(data, model=None, **options):
 
     Args:
         data: a meta JSON, a JSONL, or what `open_data` gives.
-        model: a key, a folder in the released layout, or a processor.
+        model: a key, a folder in the released layout, a loaded model, or a processor.
         options: as `ivlkit.data.checking.doctor.diagnose` has them: max_length=4096, pictures="header", workers, …
     Returns: `DataReport` with `.ok`, `.problems` (file:line, what, what to do), `.stats`, `.save_html(path)`.
     Raises: DataError if there is nothing to check, CheckpointError if the model's files are not there.
     """
-    processor = load_processor(model) if isinstance(model, str) or hasattr(model, "__fspath__") else model
+    model = getattr(model, "processor", model)
+    processor = model if model is None or hasattr(model, "tokenizer") else load_processor(model)
     return diagnose(data, processor, **options)
 
 

@@ -292,7 +292,7 @@ class Recipe:
         return {key: value for key, value in values.items() if YOUNGER.get(key, ...) != value}
 
     def to_yaml(self):
-        """YAML text; `Recipe.from_yaml` gives the same object back."""
+        """YAML text, to be kept by `Path("mine.yaml").write_text(…)`; `ivlkit.recipe("mine.yaml")` reads it back."""
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
     @classmethod
@@ -312,7 +312,10 @@ class Recipe:
         `vision_int8` of earlier versions is a tower in float8 beside NF4; beside a decoder as loaded it says nothing.
         """
         if not isinstance(values, dict):
-            raise RecipeError(f"a recipe that is a {type(values).__name__}; expected its fields, name and model first")
+            raise RecipeError(
+                f"a recipe that is a {type(values).__name__}; expected its fields, name and model first; "
+                'a file is read by ivlkit.recipe("mine.yaml")'
+            )
         for key in ("name", "model"):
             if key not in values:
                 raise RecipeError(f"a recipe with no `{key}`; expected it beside the other fields")
@@ -415,6 +418,7 @@ def meant(key):
 
 
 def _nearest(word, known):
-    holding = [name for name in known if f"-{word}" in name]  # "lora" is no nearer to one model than to another
+    parts = f"-{word}", f"{word}-"
+    holding = [name for name in known if name.endswith(parts[0]) or name.startswith(parts[1])]  # none is nearer
     match = holding or difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {' or '.join(map(repr, match))}?" if match else ""

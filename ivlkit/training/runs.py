@@ -72,7 +72,7 @@ def few_rows(recipe, data, rows):
     """(the recipe that learns them by heart, rows spread over the data)."""
     recipe = named_recipe(recipe)
     data = open_data(data)
-    if not isinstance(rows, int) or rows < 1:
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise RecipeError(f"overfit={rows!r}; expected a number of rows, such as 8")
     rows = min(rows, len(data))
     return overfitting(recipe, rows), data.select(np.linspace(0, len(data) - 1, rows).round().astype(int))

@@ -8,11 +8,13 @@ start from the working directory, as in the guide, or else from the meta file's 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 import warnings
 from collections import Counter, namedtuple
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +100,11 @@ class Data:
     def place(self, number):
         """(source, row of its file) of a row; numbers count repeated rows each time."""
         if not isinstance(number, (int, np.integer)):
-            todo = f"a part of a meta file: open_data({str(self.path)!r}, split={number!r}); "
-            todo += "rows of your own choice: data.select(numbers)"
+            todo = "rows of your own choice: data.select(numbers)"
+            if isinstance(number, slice):
+                todo = f"write data.select(range({', '.join(map(str, number.indices(len(self))))}))"
+            elif isinstance(number, str):
+                todo = f"a part of a meta file: open_data({str(self.path)!r}, split={number!r}); {todo}"
             raise DataError(f"data[{number!r}]", "a row's number", todo, where=self.path)
         if not -len(self) <= number < len(self):
             raise IndexError(f"row {number} of {len(self)}")
@@ -144,7 +149,9 @@ class Data:
     def select(self, numbers):
         """The same data with only these rows, in this order: `data.select([0, 5])` has two."""
         numbers, said = np.asarray(numbers), None
-        if not len(numbers):
+        if not numbers.ndim:
+            said = f"select({numbers.item()!r})", "a list of row numbers", "write data.select(range(8)) for the first 8"
+        elif not len(numbers):
             said = "a selection of no rows", "one row at least"
         elif numbers.dtype.kind not in "iu":  # a mask of bool would give rows 0 and 1 again and again
             said = f"a selection of {numbers.dtype}", "row numbers", "use np.flatnonzero"
@@ -185,8 +192,10 @@ class Data:
             todo = "write data.split(train=0.8, validation=0.1, test=0.1)"
             raise DataError(f"split{unnamed}", "names", todo, where=self.path)
         parts = parts or SHARES
-        if not abs(sum(parts.values()) - 1) < 1e-6 or min(parts.values()) <= 0:
-            raise DataError(f"shares {parts}; expected numbers above 0 that sum to 1")
+        shares = [share if isinstance(share, Real) else math.nan for share in parts.values()]
+        if not abs(sum(shares) - 1) < 1e-6 or min(shares) <= 0:
+            todo = "write data.split(train=0.8, test=0.2), and seed=, group=, alike=, file= beside them"
+            raise DataError(f"shares {parts}", "numbers above 0 that sum to 1", todo)
         kept_in = Path(file) if file else self._split_file()
         how = {"seed": seed, "group": group, "alike": alike, "others": () if file else splits_beside(kept_in)}
         placement = place_rows(row_keys(self, group=group), parts, file=kept_in, where=self.where, **how)

@@ -25,12 +25,11 @@ def open_data(path, *, root=None, seed=0, split=TRAIN):
     """
     if isinstance(path, Data) and (root, seed, split) == (None, 0, TRAIN):
         return path
-    if not isinstance(path, (str, os.PathLike)):
-        todo = "name several files in one meta .json; "
-        todo += "rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
-        raise DataError(f"a {type(path).__name__} in the data's place", "a path", todo, where="open_data")
     path, root = openable(path, root)
     if path.suffix != ".json":
+        if split not in (TRAIN, ALL):
+            todo = f"open that part's own file, or cut this one: data.split(train=0.8, {split}=0.2)"
+            raise DataError(f"split={split!r} of one file of rows, which has no parts", None, todo, where=path)
         return Data([Source(path.stem, path, root)], path=path, seed=seed)
     sources = read_meta(path)
     chosen = [source for source in sources if split in (source.split, ALL)]
@@ -91,6 +90,10 @@ def openable(path, root=None):
     Tables, folders and JSON lists are converted: written anew, beside themselves, at every call. A folder that holds a
     meta.json is that meta file. Raises: DataError if there is nothing, or a root beside a meta file.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        todo = "name several files in one meta .json; "
+        todo += "rows in memory: ivlkit.data.datasets.opening.from_dataset(rows, to=folder)"
+        raise DataError(f"a {type(path).__name__} in the data's place", "a path", todo, where="open_data")
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a meta .json or a .jsonl; check the path")

@@ -212,7 +212,7 @@ def plan(recipe, *, data=None, gpu_gib=None, card=None):
 
 def find_place(gpu_gib=None, card=None):
     """Where it is to run, as a `Place`. Raises: RecipeError for an unknown card or a negative number."""
-    if card is not None and card not in CARDS:
+    if card is not None and card not in tuple(CARDS):
         raise RecipeError(f"card {card!r}; expected one of {', '.join(CARDS)}")
     if gpu_gib is not None and not (isinstance(gpu_gib, Real) and gpu_gib >= 0):
         raise RecipeError(f"gpu_gib={gpu_gib!r}; expected a number of GiB, such as 24")
