@@ -416,6 +416,8 @@ def test_boxes_of_a_picture_that_is_turned_or_resized_are_listed_unless_its_size
         ({"bbox": []}, r"annotation 0 has the bbox \[\]; 'cup' of this picture can't be asked about"),
         ({"bbox": [1, 2, 3, float("nan")]}, "of 'cup' in a picture of 200 x 100"),
         ({"category_id": 9}, "annotation 0 is of category 9, which the file does not name; this picture's boxes"),
+        ({"attributes": {"rotation": 30.0}}, "annotation 0 is turned by 30.0 degrees; 'cup' of this picture"),
+        ({"bbox": [0.25, 0.2, 0.25, 0.6]}, "in a picture of 200 x 100 pixels; it looks like shares of 1; 'cup'"),
     ],
 )
 def test_a_box_that_cannot_be_used_is_listed_and_what_it_belongs_to_is_not_asked(change, said, save, tmp_path):
@@ -616,10 +618,31 @@ def test_an_xml_with_a_document_type_is_refused_before_it_is_expanded(save, tmp_
     assert "Annotations/a.xml: no VOC file (a document type 'a', which labels never need)" in done.first_rejects[0]
 
 
+@pytest.mark.parametrize(("turn", "rows"), [("0.0", 3), ("30.0", 2)])
+def test_a_turned_rectangle_of_an_xml_is_listed(turn, rows, save, tmp_path):
+    folder = write_voc(save)
+    about = f"<attributes><attribute><name>rotation</name><value>{turn}</value></attribute></attributes></object>"
+    path = folder / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("</object>", about, 1))
+    done = convert(folder, tmp_path / "out", shares={"rows": 1})
+    assert (done.rows, done.rejected) == ({"rows": rows}, 3 - rows)
+    assert all("a rectangle turned by 30.0 degrees; 'cup' of" in said for said in done.first_rejects)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.json", '{"images": [], "annotations": 3', "a.json: no COCO file"),
+        (
+            "a.json",
+            '{"images": [], "annotations": [{"caption": "A cup."}]}',
+            "KeyError: 'categories'.*a table of file names and captions",
+        ),
+        (
+            "a.json",
+            coco(categories=[{"id": 0, "name": "cup"}, {"id": 0, "name": "pen"}]),
+            "an id with two names in `categories`",
+        ),
         ("a.json", '{"images": [{}], "annotations": [], "categories": []}', r"a.json: no COCO file \(KeyError: 'id'\)"),
         ("data.yaml", "nc: 2\n", "data.yaml: no `names` .KeyError.; expected a name for each class"),
         ("data.yaml", "names: [a]\ntrain: nowhere\n", "data.yaml: train: nowhere is not there; expected a folder"),

@@ -18,6 +18,8 @@ def read_coco(path, name):
         of_image = {entry["id"]: [] for entry in content["images"]}
         if len(of_image) < len(content["images"]):
             raise ValueError("an id twice in `images`")
+        if any(names[entry["id"]] != str(entry["name"]).strip() for entry in content["categories"]):
+            raise ValueError("an id with two names in `categories`")
         lost = defaultdict(int)
         for entry in content["annotations"]:
             if entry["image_id"] in of_image:
@@ -27,7 +29,8 @@ def read_coco(path, name):
         found = [_labelled(entry, of_image[entry["id"]], names, name) for entry in content["images"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = f"no COCO file ({type(error).__name__}: {error})", "images, annotations and categories, all with ids"
-        raise DataError(*said, "export it again", where=name) from error
+        todo = "export it again; captions without boxes go in as a table of file names and captions"
+        raise DataError(*said, todo, where=name) from error
     for image, number in lost.items():
         said = f"{number} annotations of a picture {image!r}", "an id of `images`", "remove them"
         yield DataError(*said, where=name)
@@ -37,6 +40,8 @@ def read_coco(path, name):
 def _labelled(image, entries, names, name):
     boxes = []
     for entry in entries:
+        about = entry.get("attributes")  # CVAT keeps a rectangle as it was before it was turned
+        turn = about.get("rotation") if isinstance(about, dict) else None
         thing, place = names.get(entry.get("category_id")), f"annotation {entry.get('id')}"
         box = entry.get("bbox")
         if not isinstance(box, list) or [isinstance(number, (int, float)) for number in box] != [True] * 4:
@@ -45,6 +50,8 @@ def _labelled(image, entries, names, name):
             boxes.append((None, f"{place} is of category {entry.get('category_id')!r}, which the file does not name"))
         elif entry.get("iscrowd"):
             boxes.append((thing, f"{place} is a crowd"))
+        elif turn:
+            boxes.append((thing, f"{place} is turned by {turn} degrees"))
         else:
             boxes.append((thing, (box[0], box[1], box[0] + box[2], box[1] + box[3])))
     size = (image.get("width"), image.get("height"))

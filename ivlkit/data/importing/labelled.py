@@ -171,11 +171,13 @@ def _usable(record, path):
         shares = [number / side for number, side in zip(box, sides * 2, strict=True)]
         is_inside = all(math.isfinite(share) and -SLACK <= share <= 1 + SLACK for share in shares)
         corners = [round(1000 * min(max(share, 0), 1)) for share in shares] if is_inside else [0] * 4
-        if name and corners[0] < corners[2] and corners[1] < corners[3]:  # left of right, above and apart
+        is_share = not record.per and max(box) <= 1  # in pixels it would be within the first one
+        if name and not is_share and corners[0] < corners[2] and corners[1] < corners[3]:  # left of right, above
             boxes[name].append(corners)
         else:
             said = [round(number, 4) for number in box]
-            faults.append((name or None, f"the box {said} of {name!r} in a picture of {sides[0]} x {sides[1]}"))
+            unit = " pixels; it looks like shares of 1" if is_share else ""
+            faults.append((name or None, f"the box {said} of {name!r} in a picture of {sides[0]} x {sides[1]}{unit}"))
     return boxes, faults
 
 

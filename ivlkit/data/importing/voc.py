@@ -29,6 +29,9 @@ def read_voc(path, name):
         boxes = []
         for thing in root.iter("object"):
             box = [float(thing.findtext(f"bndbox/{side}") or "nan") for side in SIDES]
+            about = {each.findtext("name"): each.findtext("value") or "" for each in thing.iter("attribute")}
+            if (turn := about.get("rotation", "")).strip("0."):  # CVAT keeps the box as it was before it was turned
+                box = f"a rectangle turned by {turn} degrees"
             boxes.append((thing.findtext("name") or "", box))
     except (expat.ExpatError, ValueError, OverflowError) as error:
         said = f"no VOC file ({error})", "<annotation> with numbers in <bndbox>", "mend it, or export as Pascal VOC"
