@@ -15,6 +15,7 @@ from ivlkit.data.checking.findings import KINDS
 from ivlkit.data.datasets.opening import open_data
 from ivlkit.data.encode import encode
 from ivlkit.data.importing.convert import convert
+from ivlkit.data.importing.tables import choose_columns, row_from_cells
 from ivlkit.data.rows.records import Turn, parse_line
 from ivlkit.errors import DataError
 
@@ -112,6 +113,14 @@ def test_pictures_in_both_fields_are_all_read(name):
 def test_turns_under_two_names_are_refused():
     row = talk("openai", "Q", "A") | talk("released", "Q", "B")
     assert refusal(row).startswith("both `conversations` and `messages`; expected one of them")
+
+
+def test_a_column_that_is_the_answer_is_used_and_a_history_is_said(root):
+    cells = {"image": "0.png", "query": "Q", "weight": 1.5, "n": 2, "history": [["Q0", "A0"]]}
+    for answer in ("weight", ["weight", "n"]):
+        columns = choose_columns(list(cells), "a", question="query", answer=answer)
+        assert codes([row_from_cells({**cells, "history": None}, columns, "a")], root) == {}
+        assert codes([row_from_cells(cells, columns, "a")], root) == {"unused_field": 1}
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -262,6 +262,12 @@ def test_an_excel_file_is_read_as_it_is_shown(tmp_path, photos):
     book.save(tmp_path / "labels.xlsx")
     data = ivl.from_csv(tmp_path / "labels.xlsx", images=photos, question=QUESTION, answer="label")
     assert answers(data) == ["0.123456789012346"] and "xlsx, sheet 'Now'" in repr(data)
+    sheet = book.worksheets[1]
+    sheet["B2"].value, sheet["B2"].number_format = 12, "00000"
+    book.save(tmp_path / "labels.xlsx")
+    assert answers(ivl.from_csv(tmp_path / "labels.xlsx", images=photos, question=QUESTION, answer="label")) == [
+        "00012"
+    ]
 
 
 def test_an_excel_file_that_is_none_is_refused(write_csv):
@@ -390,6 +396,36 @@ def test_folders_of_a_set_with_boxes_are_no_classes(fruit):
         (fruit / part / "lime").rename(fruit / part / "labels")
     with pytest.raises(DataError, match="fruit: folders 'images', 'labels' are those of a set with boxes or masks"):
         ivl.from_folder(fruit)
+
+
+@pytest.mark.parametrize("names", [("train_images", "test_images"), ("Train2017", "val2017"), ("JPEGImages", "ann")])
+def test_folders_called_after_parts_and_kinds_of_files_are_no_classes(names, draw_picture, tmp_path):
+    for name in names:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        draw_picture().save(tmp_path / "set" / name / "1.png")
+    with pytest.raises(
+        DataError, match="or parts of a split; expected one a class; .* call parts train, valid and test"
+    ):
+        ivl.from_folder(tmp_path / "set")
+    (tmp_path / "set" / names[0]).rename(tmp_path / "set" / "with_masks")  # a face with one
+    assert "with_masks" in answers(ivl.from_folder(tmp_path / "set"))
+
+
+def test_a_table_without_a_header_is_refused(write_csv):
+    path = write_csv("p0.jpg,What?,red\np1.jpg,What?,blue\n")
+    with pytest.raises(
+        DataError, match="labels.csv:1: the first line names a picture, 'p0.jpg'; expected column names"
+    ):
+        ivl.from_csv(path, image="p0.jpg", question=QUESTION, answer="red")
+
+
+def test_a_nan_of_a_row_in_memory_is_an_empty_cell(photos, tmp_path):
+    row, nan = {"image": open_image(photos / "p0.jpg"), "answer": "a", "n": 3}, float("nan")
+    how = {"to": tmp_path / "out", "question": QUESTION, "rejects": "list"}
+    assert answers(from_dataset([row, row | {"answer": nan}], **how)) == ["a"]
+    assert "the cell 'answer' is empty" in (tmp_path / "out" / "rejects.jsonl").read_text()
+    data = from_dataset([row | {"n": nan, "system": nan}], answer=["answer", "n"], **how)
+    assert answers(data) == ['{"answer": "a", "n": null}'] and "n" not in data[0].extra
 
 
 @pytest.mark.parametrize("name", ["Training", "VAL", "dev", "testing"])

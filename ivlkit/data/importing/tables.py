@@ -15,7 +15,7 @@ from itertools import islice, tee
 from pathlib import Path
 
 from ...errors import DataError
-from ..rows.fields import REFUSED_IN_ROW
+from ..rows.fields import REFUSED_IN_ROW, UNUSED_IN_ROW
 from ..rows.formats import ANSWER_COLUMNS, QUESTION_COLUMNS, VIDEO_PLACEHOLDER, is_nothing, with_places
 from ..rows.video import FRAME_SUFFIXES
 
@@ -32,7 +32,8 @@ FOLDER_QUESTION = "What is it?"
 PARTS = ("train", "validation", "test")
 PART_OF = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
 PART_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-DETECTION_FOLDERS = {"images", "labels", "annotations", "masks"}  # never an answer where there are no others
+_KINDS_OF_FILES = {"images", "image", "imgs", "img", "labels", "annotations", "ann", "masks", "data", "set"}
+_KINDS_OF_FILES |= {"jpegimages", "pngimages", "segmentationclass", "segmentationobject", "imagesets"}
 HIDDEN_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -91,6 +92,8 @@ def row_from_cells(cells, columns, where):
 
     Raises: DataError naming the column of an empty cell. In a JSON answer an empty cell is null, but not all of them.
     """
+    # pandas has NaN where nothing is written
+    cells = {name: None if isinstance(cell, float) and cell != cell else cell for name, cell in cells.items()}
     images = [name for column in columns.images for name in _listed(_filled(cells, column, where))]
     images = [str(name) if isinstance(name, (int, float)) else name for name in images]  # a spreadsheet's 0017
     question = columns.question if columns.is_constant else _text(cells, columns.question, where)
@@ -113,7 +116,8 @@ def row_from_cells(cells, columns, where):
     if "system" not in used.union(columns.answer) and str(cells.get("system") or "").strip():
         row["system"] = _text(cells, "system", where)
     used |= RESERVED | _OF_ROWS
-    others = {key: value for key, value in cells.items() if key and key not in used and isinstance(value, plain)}
+    kept = {key: value for key, value in cells.items() if isinstance(value, plain) or key in UNUSED_IN_ROW}
+    others = {key: value for key, value in kept.items() if key and key not in used}
     others |= {"answers": cells["answers"]} if isinstance(cells.get("answers"), list) else {}  # all are right
     return others | row  # a report can be sliced by them
 
@@ -167,6 +171,9 @@ def table_cells(path, name):
     twice = sorted({column for column in header if column and header.count(column) > 1})
     if twice:
         raise DataError(f"{name}:1: column {twice[0]!r} twice; expected every name once; rename one")
+    if pictures := [column for column in header if column.lower().endswith(tuple(PICTURE_SUFFIXES))]:
+        found = f"the first line names a picture, {pictures[0]!r}"
+        raise DataError(found, "column names", "write them above, image,answer or the like", where=f"{name}:1")
     return said, header, _cells(name, header, lines)
 
 
@@ -291,7 +298,7 @@ def xlsx_table(path):
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         sheet, *others = shown_sheets(book)
-        rows = [(number, list(cells)) for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1)]
+        rows = [(number, [*map(_shown, cells)]) for number, cells in enumerate(sheet.iter_rows(), start=1)]
     except Exception as error:  # a damaged archive raises whatever its parser meets first
         raise DataError(f"{path}: can't be read ({error}); expected an Excel file; save it anew or as CSV") from error
     lines = ((number, [_plain(cell) for cell in cells]) for number, cells in rows if any(c is not None for c in cells))
@@ -305,6 +312,12 @@ def xlsx_table(path):
 def shown_sheets(book):
     """The sheets of a workbook that a person sees; the first one is the table."""
     return [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+
+
+def _shown(cell):
+    """What a cell holds; of a number that the format "00000" shows as 00012 that text."""
+    padded = type(cell.value) is int and cell.value >= 0 and re.fullmatch("00+", cell.number_format)
+    return f"{cell.value:0{len(cell.number_format)}d}" if padded else cell.value
 
 
 def _plain(cell):
@@ -341,12 +354,18 @@ def folder_rows(folder, *, question=FOLDER_QUESTION):
         expected = f"one a class, {'/'.join([folder.name, *list(parts)[:1]])}/cat/1.jpg"
         todo = "with a table of labels use from_csv(table, images=folder)"
         raise DataError(found, expected, table or todo, where=folder)
-    if classes <= DETECTION_FOLDERS:
-        found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks"
-        todo = "add the tool's own file: data.yaml, _annotations.coco.json, …"
+    if all(map(_is_no_class, classes)):
+        found = f"folders {_names(sorted(classes))} are those of a set with boxes or masks, or parts of a split"
+        todo = "add the tool's own file: data.yaml, _annotations.coco.json, …; or call parts train, valid and test"
         raise DataError(found, "one a class", table or todo, where=folder)
     said = f", split into {', '.join(parts)}" if parts else ""
     return f"folder of {len(classes)} classes{said}, asked {question!r}", _folder_rows(folder, question, parts)
+
+
+def _is_no_class(name):
+    """Whether a folder is called after its kind of files or part alone, as "train_images" and "val2017" are."""
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    return bool(words) and all(word in _KINDS_OF_FILES or word in PART_OF for word in words)
 
 
 def _folders_in(folder):

@@ -67,8 +67,9 @@ def read_trained(turn, role, number):
 
 def unused_fields(turns, extra):
     """(name, what to do) of each field of a released row and its turns that other kits use and nothing here reads."""
+    said = turns[-1].get("value", "") if turns else ""  # a table's column may have such a name and be its answer
     for name in sorted(extra.keys() & UNUSED_IN_ROW.keys()):
-        if extra[name]:
+        if extra[name] and str(extra[name]) != said and f'"{name}": ' not in said:
             yield f"`{name}`", UNUSED_IN_ROW[name]
     for number, turn in enumerate(turns, start=1):
         if len(turn) > 2:
