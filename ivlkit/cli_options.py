@@ -43,7 +43,7 @@ OPTIONS = {
     "evaluate --pictures": {"default": "right", "help": "right, shuffled or none: does it look?"},
     "convert --split": {
         "default": "80/10/10",
-        "help": "shares of train/validation/test by picture, or none; later ones move nothing",
+        "help": "shares of train/validation/test by picture, none, or a column that says it; later ones move nothing",
     },
     "benchmark --split": {"help": "default the one that scores are usually given for"},
     "predict --to": {"help": "a .csv or .jsonl; called again, it goes on where it stopped"},

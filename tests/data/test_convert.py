@@ -308,6 +308,12 @@ def test_the_address_of_a_file_is_its_path(write_rows, turns, draw_picture, tmp_
             '{"name": "x", "data": [{}]}',
             "a dict of 2; expected a list of rows; write the list in 'data' alone",
         ),
+        (
+            "a.json",
+            '{"id": 1}\n{"id": 2}',
+            "Extra data.*expected a list of rows; .*if each line is a row, name it .jsonl",
+        ),
+        ("a.jsonl", '[{"id": 1}]', "a.jsonl:1: a list; .*; a file that is one list is named .json"),
         ("a.json", "[1]", "none of 1 rows can be used:\n  a.json: row 1: a int; expected an object"),
         ("a.txt", "x", "a.txt: suffix '.txt'; expected .jsonl, .json, .csv"),
         ("a.csv", "image,question,answer\n", "a.csv: none of 0 rows can be used: it has none; expected one at least"),
@@ -390,3 +396,20 @@ def test_the_command(llava, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["rows"] == {"rows": 20}
     assert main(["convert", str(llava), "--to", str(tmp_path / "x"), "--split", "a/b"]) == 2
     assert "--split 'a/b'; expected three shares like 80/10/10, or none" in capsys.readouterr().err
+
+
+def test_a_column_that_says_each_rows_part_is_kept_where_it_is_named(tmp_path, draw_picture, capsys):
+    parts = ["train", "test", "Val", "train", "extra"]
+    for number in range(len(parts)):
+        draw_picture(60, 40, seed=number).save(tmp_path / f"{number}.png")
+    lines = [f"{number}.png,What?,a{number},{part}\n" for number, part in enumerate(parts)]
+    (tmp_path / "a.csv").write_text("image,question,answer,split\n" + "".join(lines))
+    command = ["convert", str(tmp_path / "a.csv"), "--to", str(tmp_path / "out"), "--alike", "apart"]
+    assert main(command) == 0
+    said = "the rows' own field `split` (test, train, validation) was not used; --split split keeps it"
+    assert said in capsys.readouterr().out
+    assert main([*command[:-2], "--split", "split"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 train, 1 validation, 1 test, 1 rejected" in printed and said not in printed
+    assert "a.csv:6: `split` is 'extra'; expected train, validation or test; correct it" in printed
+    assert [record.answer for record in open_data(tmp_path / "out", split="validation")] == ["a2"]

@@ -8,8 +8,10 @@ with the reason.
 import filecmp
 import json
 import os
+import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import tee
@@ -23,7 +25,7 @@ from ..rows.records import numbered_rows, read_released
 from ..splits import default_file, place_rows, splits_beside
 from .gather import PictureTaker
 from .labelled import labelled_rows
-from .tables import PARTS, TABLE_SUFFIXES, dataset_rows, folder_rows, rows_of_cells, table_rows
+from .tables import PART_OF, PARTS, TABLE_SUFFIXES, dataset_rows, folder_rows, rows_of_cells, table_rows
 from .tools import find_tool, home_of, read_labelled
 
 TRAIN = "train"
@@ -86,7 +88,7 @@ def convert(
         to: a new folder, or one that this function wrote.
         images: folder that picture paths start from; default the source's own.
         format: format of JSON rows, a name of `formats.FORMATS`; default: detected, row by row.
-        shares: {split: share}; {"rows": 1} for one file, rows.jsonl.
+        shares: {split: share}; {"rows": 1} for one file, rows.jsonl; the name of a field that says each row's part.
         seed, group, alike: as in `Data.split`; a row without a value in the field `group` is rejected.
         split_file: as its `file`.
         fetch: function of an address that gives a picture's bytes (`fetch_url`); without it such rows are rejected.
@@ -95,6 +97,7 @@ def convert(
     Returns: `Conversion`, e.g. of 97 rows: {"train": 78, "validation": 10, "test": 9}, 3 rejected.
     Raises: DataError if the source can't be read, no row is left, or `to` holds other files.
     """
+    field, shares = (shares, SHARES) if isinstance(shares, str) else (None, shares)
     _check_shares(shares)
     columns = {name: value for name, value in columns.items() if value is not None}
     detected, rows, root = _opened(source, images and Path(images), columns)
@@ -102,6 +105,7 @@ def convert(
     name = Path(source).name if is_file else "dataset"
     with _writing(Path(to), name, Path(source) if is_file else None) as folder:
         taker = PictureTaker(root, folder, fetch=fetch)
+        rows = _in_parts(rows, field) if field else rows
         sorted_out = _sort_out(rows, folder, taker, format=format, group=group)
         if not sorted_out.keys.own:
             listed = listed_text(sorted_out.first_rejects, sorted_out.rejected) or " it has none; expected one at least"
@@ -134,6 +138,9 @@ def _split(sorted_out, shares, *, beside, file, **how):
     placement = place_rows(sorted_out.keys, {name: shares[name] for name in names}, **how)
     missing = [(name, placement.missing(number)) for number, name in enumerate(names)]
     said = [f"no row for {name!r}; {why}" for name, why in missing if why]
+    if len(sorted_out.named) > 1:
+        own = ", ".join(sorted(sorted_out.named))
+        said.append(f'the rows\' own field `split` ({own}) was not used; --split split keeps it (shares="split")')
     return [names[part] for part in placement.part_of], (*said, *placement.keep())
 
 
@@ -146,14 +153,16 @@ def _check_shares(shares):
 
 
 def read_shares(text):
-    """Shares as they are typed: "80/10/10", of train, validation and test, or "none" for one file of all rows."""
+    """Shares as they are typed: "80/10/10", of train, validation and test, "none" for one file, or a field's name."""
     if text == "none":
         return ALL
+    if re.fullmatch(r"[^/\d][^/]*", text):
+        return text
     try:
         parts = [float(part) for part in text.split("/")]
         train, validation, test = (part / sum(parts) for part in parts)
     except (ValueError, ZeroDivisionError) as error:
-        raise DataError(f"--split {text!r}; expected three shares like 80/10/10, or none") from error
+        raise DataError(f"--split {text!r}; expected three shares like 80/10/10, or none, or a field") from error
     return {TRAIN: train, "validation": validation, "test": test}
 
 
@@ -200,6 +209,16 @@ def _open_source(source, images, columns):
     raise DataError(f"suffix {path.suffix!r}", expected, "save it as one of these", where=path)
 
 
+def _in_parts(rows, field):
+    """The rows with the part that a field of theirs names: "train", "val", …; others are DataErrors."""
+    for where, row, *_ in rows:
+        name = row.get(field) if isinstance(row, Mapping) else None
+        part = PART_OF.get(str(name).strip().casefold())
+        if not part and not isinstance(row, Exception):
+            row = DataError(f"`{field}` is {name!r:.60}", "train, validation or test", "correct it", where=where)
+        yield where, row, part
+
+
 def _only(columns, allowed, what):
     for name in columns.keys() - allowed:
         where = "labels of things" if name == "ask" else "a table"
@@ -221,7 +240,10 @@ def _json_rows(path):
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: broken JSON ({error}); expected a list of rows") from error
+        found = f"broken JSON ({error})"
+        raise DataError(
+            found, "a list of rows", "mend it; if each line is a row, name it .jsonl", where=path
+        ) from error
     if not isinstance(rows, list) or not rows:
         found = f"a {type(rows).__name__} of {len(rows) if isinstance(rows, (list, dict)) else 1}"
         lists = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
@@ -297,6 +319,7 @@ class _SortedOut:
     def __init__(self):
         self.keys, self.places, self.formats = RowKeys(), [], Counter()  # of the accepted ones: "labels.csv:17"
         self.parts = []  # theirs, None for no split of the source's own
+        self.named = set()  # parts in a field `split`, which only says something if it was asked for
         self.rejected, self.first_rejects = 0, []
 
 
@@ -316,6 +339,7 @@ def _sort_out(rows, folder, taker, *, format, group):
                 accepted.write(_json_line(_accept(row, where, taker, found, format=format, group=group)))
                 found.places.append(where)
                 found.parts.append(part[0] if part else None)
+                found.named |= {PART_OF.get(str(row.get("split")).strip().casefold())} - {None}
             except DataError as error:
                 found.rejected += 1
                 found.first_rejects += [str(error)] if len(found.first_rejects) < LISTED else []

@@ -298,10 +298,10 @@ def xlsx_table(path):
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         sheet, *others = shown_sheets(book)
-        rows = [(number, [*map(_shown, cells)]) for number, cells in enumerate(sheet.iter_rows(), start=1)]
+        rows = [(number, [*map(_plain, cells)]) for number, cells in enumerate(sheet.iter_rows(), start=1)]
     except Exception as error:  # a damaged archive raises whatever its parser meets first
         raise DataError(f"{path}: can't be read ({error}); expected an Excel file; save it anew or as CSV") from error
-    lines = ((number, [_plain(cell) for cell in cells]) for number, cells in rows if any(c is not None for c in cells))
+    lines = ((number, cells) for number, cells in rows if any(cell is not None for cell in cells))
     _, header = next(lines, (1, None))
     if header is None:
         raise DataError(f"{path.name}:1: no header (the sheet is empty); expected column names")
@@ -314,19 +314,19 @@ def shown_sheets(book):
     return [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
 
 
-def _shown(cell):
-    """What a cell holds; of a number that the format "00000" shows as 00012 that text."""
-    padded = type(cell.value) is int and cell.value >= 0 and re.fullmatch("00+", cell.number_format)
-    return f"{cell.value:0{len(cell.number_format)}d}" if padded else cell.value
-
-
 def _plain(cell):
-    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day, 0.3 for a computed 0.30000000000000004."""
-    if isinstance(cell, float):  # 15 digits are those that a spreadsheet shows
-        return int(cell) if cell.is_integer() else float(f"{cell:.15g}")
-    if isinstance(cell, (datetime.date, datetime.time)):
-        return cell.isoformat().removesuffix("T00:00:00")
-    return cell if cell is None or isinstance(cell, (str, int, float, bool)) else str(cell)
+    """A cell as JSON can hold it: 3 for 3.0, "2024-05-01" for a day, 0.3 for a computed 0.30000000000000004.
+
+    A number that the format "00000" shows with zeros in front has them: "00012".
+    """
+    value = cell.value
+    if type(value) is int and value >= 0 and re.fullmatch("00+", cell.number_format):
+        return str(value).zfill(len(cell.number_format))
+    if isinstance(value, float):  # 15 digits are those that a spreadsheet shows
+        return int(value) if value.is_integer() else float(f"{value:.15g}")
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat().removesuffix("T00:00:00")
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
 # A folder with one sub-folder a class, or with one a part that has these
