@@ -66,6 +66,7 @@ class TestEvaluate:
         for score, warned in ((1, []), (100, ["4 rows have a score that is not from 0 to 1, such as 100."])):
             found = ivl.evaluate(tiny_vlm, data, metric=lambda reply, truth, score=score: score, **self.OPTIONS)
             assert [said.split(" A ")[0] for said in found.warnings] == warned
+        assert replace(found, metric="cider").warnings == []  # 0 to 10
 
     def test_a_page_takes_the_path_of_the_report_before(self, tiny_vlm, data, tmp_path):
         found = ivl.evaluate(tiny_vlm, data, **self.OPTIONS)

@@ -206,7 +206,8 @@ class Report:
                     f"{100 * (risen - self.score):.1f} points more. If they don't matter, use the metric "
                     f"{lenient_match.__name__}."
                 )
-        if outside := [row.score for row in self.rows if not 0 <= row.score <= 1]:
+        outside = [row.score for row in self.rows if not 0 <= row.score <= 1]
+        if outside and self.has_own_metric:  # CIDEr goes to 10
             found = f"{len(outside)} rows have a score that is not from 0 to 1, such as {outside[0]:g}."
             said.append(f"{found} A score of 1 is shown as 100%: let the metric divide.")
         said += [said_of_agreement(**self.labellers)] if self.labellers else []
